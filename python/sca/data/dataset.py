@@ -1,0 +1,145 @@
+"""The in-memory data set: uint8 images and labels, batches drawn by seed and position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and their labels.
+
+    Attributes:
+        images: uint8 ``[N, H, W, C]``: rows of pixels, so that a batch is a channels_last view.
+        labels: int64 ``[N]``, in ``[0, num_classes)``.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            raise ValueError(f"images: expected uint8 [N, H, W, C], got {self.images.dtype} {list(self.images.shape)}")
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels: expected int64 [{len(self.images)}], got {self.labels.dtype} {list(self.labels.shape)}"
+            )
+        if not len(self.labels):
+            raise ValueError("images: expected at least one, got none")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, limit: int | None) -> Split:
+        """The first ``limit`` examples (all of them when None)."""
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit: expected at least 1 example, got {limit}")
+        return Split(self.images[:limit], self.labels[:limit])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A labelled image data set that stays resident on one device.
+
+    Attributes:
+        name: its name in the registry.
+        train, test: the two splits.
+        num_classes: number of labels.
+        mean, std: per channel, in units of ``full_scale``.
+        full_scale: the pixel value that stands for 1.0.
+        shift: augmentation: each training image is moved by up to this many pixels (zero padding, then a random crop).
+        mirror: augmentation: mirror half of the training images.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    full_scale: float = 255.0
+    shift: int = 0
+    mirror: bool = False
+
+    @property
+    def in_channels(self) -> int:
+        return self.train.images.shape[3]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.train.images.shape[1], self.train.images.shape[2]
+
+    def limited(self, train: int | None = None, test: int | None = None) -> Dataset:
+        """The same data set with the first ``train`` and ``test`` examples only (None = all)."""
+        return replace(self, train=self.train.first(train), test=self.test.first(test))
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data set with its tensors on ``device``."""
+        train, test = (Split(s.images.to(device), s.labels.to(device)) for s in (self.train, self.test))
+        return replace(self, train=train, test=test)
+
+    def train_batches(
+        self, batch_size: int, *, seed: int, epoch: int, start: int = 0, augment: bool = True
+    ) -> Iterator[Batch]:
+        """The batches ``start, start + 1, ...`` of one shuffled epoch.
+
+        A batch depends on ``(seed, epoch, its position)`` alone, so an interrupted epoch continues where it stopped with the same
+        batches and the same augmentation.
+
+        Returns:
+            Iterator of ``(images, labels)``: float32 ``[N, C, H, W]`` channels_last, normalised; int64 ``[N]``. The last batch of an
+            epoch may be smaller.
+        """
+        order = torch.randperm(len(self.train), generator=_generator(seed, epoch))
+        for position, index in enumerate(order.split(batch_size)[start:], start):
+            index = index.to(self.train.images.device)
+            images = self.train.images[index]
+            if augment and (self.shift or self.mirror):
+                images = shift_and_mirror(images, self.shift, self.mirror, _generator(seed, epoch, position + 1))
+            yield self._normalised(images), self.train.labels[index]
+
+    def test_batches(self, batch_size: int) -> Iterator[Batch]:
+        """The test split in its own order, without augmentation; shapes and types as in :meth:`train_batches`."""
+        for images, labels in zip(self.test.images.split(batch_size), self.test.labels.split(batch_size), strict=True):
+            yield self._normalised(images), labels
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        mean, std = torch.tensor([self.mean, self.std], device=images.device)
+        return ((images / self.full_scale - mean) / std).permute(0, 3, 1, 2)
+
+
+def shift_and_mirror(images: Tensor, shift: int, mirror: bool, generator: torch.Generator) -> Tensor:
+    """Move each image by up to ``shift`` pixels (zeros come in) and mirror half of them, all in one gather.
+
+    Args:
+        images: any dtype ``[N, H, W, C]``.
+        generator: a CPU generator; three draws of N numbers.
+
+    Returns:
+        A new tensor of the same shape and dtype.
+    """
+    n, height, width, _ = images.shape
+    top, left = torch.randint(2 * shift + 1, (2, n, 1), generator=generator).to(images.device)
+    mirrored = (torch.rand(n, 1, generator=generator) < (0.5 if mirror else 0.0)).to(images.device)
+    column = torch.arange(width, device=images.device)
+    rows = top + torch.arange(height, device=images.device)
+    columns = left + torch.where(mirrored, width - 1 - column, column)
+    sample = torch.arange(n, device=images.device)[:, None, None]
+    return pad(images, (0, 0, shift, shift, shift, shift))[sample, rows[:, :, None], columns[:, None, :]]
+
+
+def _generator(seed: int, *position: int) -> torch.Generator:
+    """A CPU generator for one place in the run; neighbouring seeds and positions give unrelated streams."""
+    mixed = seed
+    for value in position:
+        # splitmix64's increment and first multiplier: an odd multiplier keeps different positions apart
+        mixed = ((mixed + 0x9E3779B97F4A7C15) * 0xBF58476D1CE4E5B9 + value) % 2**64
+    return torch.Generator().manual_seed(mixed - 2**63)

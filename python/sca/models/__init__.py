@@ -1,0 +1,27 @@
+"""Model families: one file each, found by its ``MODELS`` entries."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import nn
+
+from ..registry import collect, lookup
+
+__all__ = ["MODELS", "build"]
+
+MODELS = collect(sys.modules[__name__], "MODELS")
+
+
+def build(name: str, **arguments: Any) -> nn.Module:
+    """Build a model by name; ``build(**model.config)`` rebuilds any of them (without its weights).
+
+    Args:
+        name: one of ``MODELS``.
+        arguments: what the family takes; see its class, for example :class:`sca.models.vgg.VGG`.
+
+    Raises:
+        ValueError: unknown name (the message lists the known ones), or an argument that the family refuses.
+    """
+    return lookup(MODELS, name, "model")(name=name, **arguments)

@@ -1,0 +1,194 @@
+"""Spiking VGG: convolution - batch norm - neuron, and max-pools, which keep spikes 0 or 1 (Simonyan & Zisserman, ICLR 2015).
+
+VGG-16 is that of the SCA paper (Li et al., ICML 2024, section 5): 13 convolutions 3x3 without bias, five max-pools, two hidden layers of
+512 neurons with batch norm, a linear classifier. The others follow the same pattern; the number counts the layers with weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sca_kernels import nn as snn
+
+HIDDEN_WIDTH = 512
+
+# family member: (convolutions between pools, hidden fully-connected layers)
+_LAYOUTS: dict[str, tuple[tuple[tuple[int, ...], ...], int]] = {
+    "vgg5": (((64,), (128, 128)), 1),
+    "vgg9": (((64, 64), (128, 128), (256, 256, 256)), 1),
+    "vgg11": (((64,), (128,), (256, 256), (512, 512), (512, 512)), 2),
+    "vgg16": (((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3), 2),
+    "vgg19": (((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4), 2),
+}
+_NEURONS = {"if": snn.BatchNormIF, "lif": snn.BatchNormLIF, "plif": snn.BatchNormPLIF}
+
+
+class ConvBlock(nn.Module):
+    """Convolution 3x3, batch norm + neuron, and the max-pool behind them if there is one; all at the active width."""
+
+    def __init__(self, conv: snn.ChannelConv2d, neuron: nn.Module, pool: bool) -> None:
+        super().__init__()
+        self.conv, self.neuron = conv, neuron
+        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
+
+    def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
+        """``[T, N, C, H, W]`` -> spikes ``[T, N, C', H', W']``; with ``time_steps``, one step in and that many out."""
+        current = self.conv(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        spikes = self.neuron(current, time_steps=time_steps)
+        return self.pool(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2])
+
+
+class HiddenBlock(nn.Module):
+    """Fully-connected layer, batch norm + neuron."""
+
+    def __init__(self, linear: snn.ChannelLinear, neuron: nn.Module) -> None:
+        super().__init__()
+        self.linear, self.neuron = linear, neuron
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, N, features]`` -> spikes ``[T, N, features']``."""
+        return self.neuron(self.linear(x))
+
+
+class VGG(nn.Module):
+    """Spiking VGG with one :class:`sca_kernels.nn.ChannelGroup` per hidden layer, named after it (``conv1``, ..., ``fc1``, ...).
+
+    Args:
+        name: ``vgg5``, ``vgg9``, ``vgg11``, ``vgg16`` or ``vgg19``.
+        num_classes: number of labels.
+        in_channels: channels of the images.
+        time_steps: T, the number of steps that a still image is presented for (direct encoding).
+        neuron: ``if``, ``lif`` or ``plif``.
+        image_size: side in pixels, or (height, width). A pool whose map would vanish is left out.
+        width: factor on all hidden widths.
+        widths: number of channels of the groups named here, for a physically smaller network (:func:`sca.compact`).
+        neuron_arguments: passed to the batch-norm neurons (``tau``, ``v_threshold``, ``surrogate``, ``detach_reset``, ...).
+
+    Attributes:
+        config: plain dict with all of the above; ``sca.models.build(**config)`` makes the same architecture.
+
+    Raises:
+        ValueError: an argument is out of range, or ``widths`` names a group that does not exist.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        time_steps: int = 4,
+        neuron: str = "lif",
+        image_size: int | tuple[int, int] = 32,
+        width: float = 1.0,
+        widths: dict[str, int] | None = None,
+        **neuron_arguments: Any,
+    ) -> None:
+        super().__init__()
+        height, columns = (image_size, image_size) if isinstance(image_size, int) else image_size
+        numbers = {"num_classes": num_classes, "in_channels": in_channels, "time_steps": time_steps}
+        for argument, value in (numbers | {"image_size": min(height, columns)}).items():
+            if value < 1:
+                raise ValueError(f"{argument}: expected at least 1, got {value}")
+        if neuron not in _NEURONS:
+            raise ValueError(f"neuron: expected one of {', '.join(_NEURONS)}, got {neuron!r}")
+        if width <= 0:
+            raise ValueError(f"width: expected a factor > 0, got {width}")
+        self.time_steps = time_steps
+        self.config = {
+            "name": name,
+            **numbers,
+            "neuron": neuron,
+            "image_size": [height, columns],
+            "width": width,
+            "widths": widths,
+            **neuron_arguments,
+        }
+
+        stages, num_hidden = _LAYOUTS[name]
+        remaining = dict(widths or {})
+
+        def new_group(group_name: str, full_width: int) -> snn.ChannelGroup:
+            channels = remaining.pop(group_name, max(1, round(full_width * width)))
+            return snn.ChannelGroup(channels, name=group_name)
+
+        def new_neuron(group: snn.ChannelGroup) -> nn.Module:
+            return _NEURONS[neuron](group.num_channels, group=group, **neuron_arguments)
+
+        previous: snn.ChannelGroup | None = None
+        self.features = nn.ModuleList()
+        for stage in stages:
+            pooled = min(height, columns) >= 2
+            for position, channels in enumerate(stage, 1):
+                group = new_group(f"conv{len(self.features) + 1}", channels)
+                conv = snn.ChannelConv2d(
+                    in_channels if previous is None else previous.num_channels,
+                    group.num_channels,
+                    kernel_size=3,
+                    padding=1,
+                    bias=False,
+                    in_group=previous,
+                    out_group=group,
+                    spike_input=previous is not None,
+                )
+                self.features.append(ConvBlock(conv, new_neuron(group), pool=pooled and position == len(stage)))
+                previous = group
+            if pooled:
+                height, columns = height // 2, columns // 2
+
+        positions = height * columns
+        self.hidden = nn.ModuleList()
+        for number in range(1, num_hidden + 1):
+            group = new_group(f"fc{number}", HIDDEN_WIDTH)
+            linear = self._linear(previous, positions, group.num_channels, bias=False, out_group=group)
+            self.hidden.append(HiddenBlock(linear, new_neuron(group)))
+            previous, positions = group, 1
+        self.classifier = self._linear(previous, positions, num_classes)
+
+        if remaining:
+            raise ValueError(f"widths: {name} has no group named {', '.join(remaining)}")
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        self.to(memory_format=torch.channels_last)
+
+    @staticmethod
+    def _linear(group: snn.ChannelGroup, positions: int, out_features: int, **arguments: Any) -> snn.ChannelLinear:
+        return snn.ChannelLinear(
+            group.num_channels * positions,
+            out_features,
+            in_group=group,
+            features_per_channel=positions,
+            spike_input=True,
+            **arguments,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of every time step; their mean over the first dimension predicts.
+
+        Args:
+            x: ``[N, C, H, W]``: a still image, presented for ``time_steps`` steps (the first convolution is computed once), or
+                ``[T, N, C, H, W]``: a sequence. float32 or bfloat16; channels_last is fastest.
+
+        Returns:
+            ``[T, N, num_classes]``.
+
+        Raises:
+            ValueError: x has another rank.
+        """
+        if x.dim() not in (4, 5):
+            raise ValueError(f"x: expected [N, C, H, W] or [T, N, C, H, W], got {list(x.shape)}")
+        still = x.dim() == 4
+        first, *others = self.features
+        spikes = first(x.unsqueeze(0), self.time_steps) if still else first(x)
+        for block in others:
+            spikes = block(spikes)
+        spikes = spikes.flatten(2)
+        for block in self.hidden:
+            spikes = block(spikes)
+        return self.classifier(spikes)
+
+
+MODELS = {name: VGG for name in _LAYOUTS}
