@@ -1,0 +1,65 @@
+"""Backends and the choice between them.
+
+One backend is one module of this package that defines ``BACKEND``; it is imported at the first choice, never at ``import sca_kernels``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import pkgutil
+
+import torch
+
+from .base import Backend
+
+_log = logging.getLogger(__name__)
+
+
+@functools.cache
+def registry() -> dict[str, Backend]:
+    """All backends by name, the preferred first."""
+    modules = (
+        importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__) if m.name != "base"
+    )
+    return {b.name: b for b in sorted((module.BACKEND() for module in modules), key=lambda b: -b.priority)}
+
+
+@functools.cache
+def _default(device_type: str, dtype: torch.dtype) -> Backend:
+    device = torch.device(device_type)
+    for backend in registry().values():
+        ok, reason = backend.supports(device, dtype)
+        if ok:
+            return backend
+        if backend.priority and not reason.startswith("device"):
+            _log.warning("backend %s is off for %s on %s: %s", backend.name, dtype, device_type, reason)
+    raise TypeError(f"x: no backend runs {dtype} on {device_type}")
+
+
+def choose(name: str, op: str, x: torch.Tensor) -> Backend:
+    """The backend that runs ``op`` on tensors like x: the named one, or, for an empty name, the best that can.
+
+    Raises:
+        ValueError: the named backend does not exist, or can't run this; the message says why not and what else there is.
+    """
+    if not name:
+        backend = _default(x.device.type, x.dtype)
+    else:
+        check_name(name)
+        backend = registry()[name]
+        ok, reason = backend.supports(x.device, x.dtype)
+        if not ok:
+            others = [b.name for b in registry().values() if b is not backend and b.supports(x.device, x.dtype)[0]]
+            raise ValueError(
+                f"backend: {name!r} can't run {x.dtype} on {x.device}: {reason}. Others that can: {', '.join(others) or 'none'}"
+            )
+    backend.calls[op] += 1
+    return backend
+
+
+def check_name(name: str) -> None:
+    """ValueError unless a backend of that name exists."""
+    if name not in registry():
+        raise ValueError(f"backend: expected one of {', '.join(registry())} or None, got {name!r}")

@@ -1,0 +1,153 @@
+"""What a backend is: one object that runs every operator of :mod:`sca_kernels.ops` on some devices and dtypes.
+
+Arguments arrive checked. x is an activation [T, N, C, *S] with T = time_steps, or [1, N, C, *S] presented ``time_steps`` times. Per-channel vectors
+(scale, shift, rate, mask, weight, bias, mean, var) are contiguous [C]; all are in the state's dtype (float32, or float64 for float64 x), the mask bool.
+v_init, grad_v are [N, C, *S] in the state's dtype. Outputs are dense in the memory layout of x.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..neurons import NeuronConfig
+from ..reference import channel_conv
+from ..reference.channel_conv import Channels, Geometry
+
+
+class Forward(NamedTuple):
+    """Spikes [T, N, C, *S] in x's dtype, final v [N, C, *S] (None unless asked for), spike_count int64 [C], membrane_l1 float32 [C].
+
+    A channel whose mask is False integrates, is counted, and emits zeros.
+    """
+
+    spikes: Tensor
+    v: Tensor | None
+    spike_count: Tensor
+    membrane_l1: Tensor
+
+
+class NeuronGradients(NamedTuple):
+    """Gradients of ``neuron_forward``; x in x's dtype and shape, the others None where the input was None."""
+
+    x: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
+    rate: Tensor | None
+    v_init: Tensor | None
+
+
+class BatchNormGradients(NamedTuple):
+    """Gradients of ``batch_norm_forward``; weight and bias None where the input was None."""
+
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    rate: Tensor | None
+    v_init: Tensor | None
+
+
+class Backend:
+    """Base of all backends. ``calls`` counts how often each operator ran here, so that a test can tell which path was taken."""
+
+    name: str
+    priority: int
+    """Backends of a device are tried from the highest priority down."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+
+    def supports(self, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+        """Whether tensors of this kind can run here; if not, the reason, with the fix where there is one."""
+        raise NotImplementedError
+
+    def neuron_forward(
+        self,
+        x: Tensor,
+        time_steps: int,
+        config: NeuronConfig,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        rate: Tensor | None,
+        v_init: Tensor | None,
+        mask: Tensor | None,
+        return_v: bool,
+    ) -> Forward:
+        """Integrate ``y = x * scale + shift``; an absent scale is 1, an absent shift 0 (no operation at all)."""
+        raise NotImplementedError
+
+    def neuron_backward(
+        self,
+        grad_spikes: Tensor | None,
+        grad_v: Tensor | None,
+        x: Tensor,
+        time_steps: int,
+        config: NeuronConfig,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        rate: Tensor | None,
+        v_init: Tensor | None,
+    ) -> NeuronGradients:
+        """Adjoint of :meth:`neuron_forward`, the mask passed straight through. grad_spikes may have any strides."""
+        raise NotImplementedError
+
+    def batch_norm_forward(
+        self,
+        x: Tensor,
+        time_steps: int,
+        config: NeuronConfig,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        rate: Tensor | None,
+        v_init: Tensor | None,
+        mask: Tensor | None,
+        return_v: bool,
+    ) -> tuple[Forward, Tensor, Tensor]:
+        """Training batch norm in front of the neuron: also returns the batch mean and biased variance [C].
+
+        Both are rounded to the state's dtype first; scale and shift follow from the rounded values, in float64, rounded once.
+        """
+        raise NotImplementedError
+
+    def batch_norm_backward(
+        self,
+        grad_spikes: Tensor | None,
+        grad_v: Tensor | None,
+        x: Tensor,
+        time_steps: int,
+        config: NeuronConfig,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        rate: Tensor | None,
+        v_init: Tensor | None,
+    ) -> BatchNormGradients:
+        """Adjoint of :meth:`batch_norm_forward`."""
+        raise NotImplementedError
+
+    def pack_spikes(self, spikes: Tensor) -> Tensor:
+        """Flat zeros and ones to bits: uint8 [ceil(n / 8)], bit i of byte j is element 8 j + i. ValueError on any other value."""
+        raise NotImplementedError
+
+    def unpack_spikes(self, packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
+        """Inverse of :meth:`pack_spikes`: a flat tensor of ``numel`` elements."""
+        raise NotImplementedError
+
+    def channel_conv2d(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, channels: Channels
+    ) -> Tensor:
+        """Convolution at the active width; by default on gathered weights, through torch's own convolution."""
+        return channel_conv.forward(x, weight, bias, geometry, channels)
+
+    def channel_conv2d_backward(
+        self, grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, channels: Channels, needed: Sequence[bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Adjoint of :meth:`channel_conv2d`; weight and bias gradients are full size, zero for dormant channels."""
+        return channel_conv.backward(grad, x, weight, geometry, channels, needed)

@@ -1,0 +1,81 @@
+"""The reference backend: plain PyTorch on any device and dtype. Slow, memory-hungry, and the definition of correct."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..layout import empty_activation, empty_state
+from ..neurons import NeuronConfig
+from ..reference import batch_norm, bitpack, multistep
+from ..reference.multistep import Prelude
+from .base import Backend, BatchNormGradients, Forward, NeuronGradients
+
+
+class ReferenceBackend(Backend):
+    name = "reference"
+    priority = 0
+
+    def supports(self, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+        if not dtype.is_floating_point:
+            return False, f"dtype {dtype} is not a floating-point dtype"
+        return True, "plain PyTorch"
+
+    def neuron_forward(self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v) -> Forward:
+        spikes, v, count, l1 = multistep.forward(x, time_steps, config, Prelude(scale, shift), rate, v_init)
+        if mask is not None:
+            spikes = spikes * multistep.per_channel(mask, spikes[0])
+        return Forward(
+            empty_activation(x, time_steps).copy_(spikes),
+            empty_state(x, v.dtype).copy_(v) if return_v else None,
+            count,
+            l1,
+        )
+
+    def neuron_backward(
+        self, grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init
+    ) -> NeuronGradients:
+        g = multistep.backward(grad_spikes, grad_v, x, time_steps, config, Prelude(scale, shift), rate, v_init)
+        dims = [d for d in range(x.dim()) if d != 2]
+        g_x = g.y if scale is None else g.y * multistep.per_channel(scale, g.y[0])
+        return NeuronGradients(
+            _dense(g_x, x),
+            None if scale is None else (g.y.double() * x.double()).sum(dims).to(scale.dtype),
+            None if shift is None else g.y.double().sum(dims).to(shift.dtype),
+            g.rate,
+            None if v_init is None else g.v_init,
+        )
+
+    def batch_norm_forward(
+        self, x, time_steps, config: NeuronConfig, weight, bias, eps, rate, v_init, mask, return_v
+    ) -> tuple[Forward, Tensor, Tensor]:
+        mean, var = batch_norm.moments(x)
+        scale, shift = batch_norm.prelude(mean, var, weight, bias, eps)
+        return self.neuron_forward(x, time_steps, config, scale, shift, rate, v_init, mask, return_v), mean, var
+
+    def batch_norm_backward(
+        self, grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
+    ) -> BatchNormGradients:
+        prelude = batch_norm.prelude(mean, var, weight, bias, eps)
+        g = multistep.backward(grad_spikes, grad_v, x, time_steps, config, prelude, rate, v_init)
+        g_x, g_weight, g_bias = batch_norm.input_gradient(g.y, x, mean, var, weight, eps, time_steps // x.shape[0])
+        return BatchNormGradients(
+            _dense(g_x, x),
+            None if weight is None else g_weight,
+            None if bias is None else g_bias,
+            g.rate,
+            None if v_init is None else g.v_init,
+        )
+
+    def pack_spikes(self, spikes: Tensor) -> Tensor:
+        return bitpack.pack(spikes)
+
+    def unpack_spikes(self, packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
+        return bitpack.unpack(packed, numel, dtype)
+
+
+def _dense(g: Tensor, x: Tensor) -> Tensor:
+    return empty_activation(x, x.shape[0]).copy_(g)
+
+
+BACKEND = ReferenceBackend

@@ -1,0 +1,437 @@
+"""Checked, documented entry points.
+
+Shapes: activations are time-major ``[T, N, C, *S]`` (T time steps, N samples, C channels, S any number of spatial sizes), contiguous or
+channels_last; other layouts are copied once. dtypes: float32, bfloat16, float16 (float64 on the reference backend); membrane potentials and sums are float32
+(float64 for float64 input). Every argument error is a TypeError or ValueError raised before anything is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .layout import collapse, dense_strides, spatial_size
+from .neurons import NeuronConfig
+from .reference.batch_norm import prelude as affine_prelude
+from .sync import synchronized_moments
+from .surrogates import Surrogate, resolve
+
+__all__ = [
+    "NeuronOutput",
+    "batch_norm_lif",
+    "batch_norm_neuron",
+    "channel_conv2d",
+    "if_neuron",
+    "lif",
+    "neuron",
+    "pack_spikes",
+    "plif",
+    "unpack_spikes",
+]
+
+
+class NeuronOutput(NamedTuple):
+    """What a multi-step neuron returns.
+
+    Attributes:
+        spikes: [T, N, C, *S], 0 or 1, in the dtype and memory layout of x.
+        v: membrane potential after the last step, [N, C, *S], float32 (float64 for float64 x); None with ``return_v=False``.
+        spike_count: int64 [C], exact sum of the spikes over T, N and S.
+        membrane_l1: float32 [C], sum of ``|v[t] - v_reset|`` after each reset over T, N and S; bit-identical from run to run.
+    """
+
+    spikes: Tensor
+    v: Tensor | None
+    spike_count: Tensor
+    membrane_l1: Tensor
+
+
+def neuron(
+    x: Tensor,
+    neuron: str = "lif",
+    *,
+    tau: float = 2.0,
+    w: Tensor | None = None,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    decay_input: bool = True,
+    detach_reset: bool = False,
+    surrogate: str | Surrogate = "atan",
+    alpha: float | None = None,
+    v_init: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    channel_mask: Tensor | None = None,
+    time_steps: int | None = None,
+    return_v: bool = True,
+    backend: str | None = None,
+) -> NeuronOutput:
+    """All time steps of a spiking neuron in one pass, with per-channel activity (method: Li et al., ICML 2024; equations: module ``sca_kernels.neurons``).
+
+    Equivalent to, for each t: ``h = charge(v, x[t] * scale + shift)``; ``s[t] = h >= v_threshold``; ``v = v_reset if s[t] else h``
+    (``v_reset=None``: ``v = h - v_threshold * s[t]``). Only x is kept for the backward pass, which recomputes h.
+
+    Args:
+        x: input current [T, N, C, *S].
+        neuron: "if", "lif" or "plif".
+        tau: time constant in steps, > 1; LIF only.
+        w: PLIF's parameter, ``1 / tau = sigmoid(w)``; one element, or [C].
+        v_threshold: fires where ``h >= v_threshold``.
+        v_reset: potential after a spike (hard reset); None subtracts the threshold (soft reset).
+        decay_input: whether the input is divided by tau as well.
+        detach_reset: whether the gradient ignores the reset's dependence on the spike.
+        surrogate: derivative used for the spike: a name of ``sca_kernels.surrogates.TABLE`` or a ``Surrogate``.
+        alpha: the surrogate's slope; None takes its default.
+        v_init: potential before the first step, [N, C, *S]; None starts from v_reset (0 for a soft reset).
+        scale, shift: per-channel affine prelude, [C] each; x itself where None. Differentiable.
+        channel_mask: bool [C]; a False channel emits zeros, while its gradient passes as if it emitted (straight-through).
+            spike_count and membrane_l1 describe the neuron before this mask.
+        time_steps: with x [1, N, C, *S]: present that one step so many times. None: T = x.shape[0].
+        return_v: whether the last potential is wanted.
+        backend: None for the best available, or the name of one (which then runs or raises).
+
+    Raises:
+        TypeError, ValueError: an argument is off; the message names it.
+    """
+    config = check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
+    x, steps = _check_input(x, time_steps)
+    vectors = {"scale": scale, "shift": shift}
+    scale, shift = (None if p is None else _vector(name, p, x) for name, p in vectors.items())
+    outputs = ops.neuron_forward(
+        x,
+        steps,
+        scale,
+        shift,
+        _rate(w, config, x),
+        _check_v_init(v_init, x),
+        _check_mask(channel_mask, x),
+        return_v,
+        backend or "",
+        *config,
+    )
+    return _output(outputs, return_v)
+
+
+def lif(x: Tensor, tau: float = 2.0, **arguments) -> NeuronOutput:
+    """Leaky integrate-and-fire: :func:`neuron` with ``neuron="lif"``. ``tau`` is the time constant in steps, > 1."""
+    return neuron(x, "lif", tau=tau, **arguments)
+
+
+def if_neuron(x: Tensor, **arguments) -> NeuronOutput:
+    """Integrate-and-fire: :func:`neuron` with ``neuron="if"``; tau and decay_input do not apply."""
+    return neuron(x, "if", **arguments)
+
+
+def plif(x: Tensor, w: Tensor, **arguments) -> NeuronOutput:
+    """Parametric LIF (Fang et al., ICCV 2021): :func:`neuron` with ``neuron="plif"``, ``1 / tau = sigmoid(w)``, w one element or [C]."""
+    return neuron(x, "plif", w=w, **arguments)
+
+
+def batch_norm_neuron(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    channel_mask: Tensor | None = None,
+    neuron: str = "lif",
+    *,
+    tau: float = 2.0,
+    w: Tensor | None = None,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    decay_input: bool = True,
+    detach_reset: bool = False,
+    surrogate: str | Surrogate = "atan",
+    alpha: float | None = None,
+    v_init: Tensor | None = None,
+    time_steps: int | None = None,
+    return_v: bool = True,
+    process_group=None,
+    backend: str | None = None,
+) -> NeuronOutput:
+    """Batch norm over (T, N, S) and a neuron in one operator; the normalised current is never written to memory.
+
+    Equivalent to ``neuron(torch.nn.functional.batch_norm(x.flatten(0, 1), ...).view_as(x))``. In training (or without running
+    statistics) batch statistics are used and the running ones, if given, are updated in place as torch does (unbiased variance); otherwise this is
+    the neuron behind the affine prelude that the running statistics give.
+
+    Args:
+        x: [T, N, C, *S], a convolution's output; with ``time_steps``, [1, N, C, *S].
+        weight, bias: [C] or None (gamma 1, beta 0).
+        running_mean, running_var: [C] or None; updated in place when training.
+        training: whether to use (and track) batch statistics.
+        momentum: weight of the new batch in the running statistics.
+        eps: added to the variance.
+        process_group: a torch.distributed group (True: the default one) over whose ranks batch statistics are taken.
+        channel_mask, and all others: see :func:`neuron`.
+
+    Raises:
+        ValueError: also when training with one value per channel, as torch.nn.functional.batch_norm.
+    """
+    config = check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
+    x, steps = _check_input(x, time_steps)
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean, running_var: expected both or neither")
+    if not training and running_mean is None:
+        training = True
+    vectors = {"weight": weight, "bias": bias}
+    weight, bias = (None if p is None else _vector(name, p, x) for name, p in vectors.items())
+    common = (
+        _rate(w, config, x),
+        _check_v_init(v_init, x),
+        _check_mask(channel_mask, x),
+        return_v,
+        backend or "",
+        *config,
+    )
+    if training:
+        count = steps * x.shape[1] * spatial_size(x)
+        if count == 1:
+            raise ValueError(f"x: expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
+        if process_group is None:
+            *outputs, mean, var = ops.batch_norm_forward(x, steps, weight, bias, eps, *common)
+        else:
+            mean, var, count = synchronized_moments(x, count, process_group)
+            outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
+        if running_mean is not None:
+            with torch.no_grad():
+                running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+                running_var.lerp_((var * (count / max(count - 1, 1))).to(running_var.dtype), momentum)
+    else:
+        mean, var = (_vector(n, p, x) for n, p in (("running_mean", running_mean), ("running_var", running_var)))
+        outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
+    return _output(outputs, return_v)
+
+
+def batch_norm_lif(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    channel_mask: Tensor | None = None,
+    **lif_arguments,
+) -> NeuronOutput:
+    """:func:`batch_norm_neuron` with ``neuron="lif"``."""
+    statistics = (running_mean, running_var, training, momentum, eps)
+    return batch_norm_neuron(x, weight, bias, *statistics, channel_mask, "lif", **lif_arguments)
+
+
+def channel_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    in_channels: Tensor | None = None,
+    out_channels: Tensor | None = None,
+    full_input: bool = False,
+    full_output: bool = False,
+    spike_input: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """2-D convolution that computes active channels alone.
+
+    Equivalent to ``conv2d(x, weight[out_channels][:, in_channels], bias[out_channels])``, with the gradients of weight and bias full size and
+    exactly zero for dormant channels. Under autocast it runs in the autocast dtype, as conv2d does.
+
+    Args:
+        x: [M, A, H, W] or time-major [T, N, A, H, W], A the number of active input channels (all C_in of them with ``full_input``).
+        weight: [C_out, C_in / groups, kh, kw], full size.
+        bias: [C_out], full size, or None.
+        stride, padding, dilation: one int or two.
+        groups: 1, or any number while all channels are active, or C_in = C_out (depthwise: in_channels must equal out_channels).
+        in_channels, out_channels: sorted unique int64 indices of the active channels; None = all.
+        full_input: x holds all input channels; the active ones are selected first.
+        full_output: the result holds all output channels, dormant ones zero.
+        spike_input: x holds zeros and ones only; one bit each is kept for the backward pass. ValueError if that is not so.
+        backend: see :func:`neuron`.
+
+    Returns:
+        [M, B, H', W'] or [T, N, B, H', W'], B active output channels (C_out with ``full_output``), in the layout of x.
+    """
+    if not isinstance(x, Tensor) or x.dim() not in (4, 5):
+        raise ValueError(f"x: expected [M, C, H, W] or [T, N, C, H, W], got {_describe(x)}")
+    if weight.dim() != 4:
+        raise ValueError(f"weight: expected [C_out, C_in / groups, kh, kw], got {_describe(weight)}")
+    depthwise = groups > 1 and weight.shape[1] == 1 and weight.shape[0] == groups
+    sizes = {"in_channels": weight.shape[1] * groups, "out_channels": weight.shape[0]}
+    for name, index in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if index is not None:
+            _check_index(name, index, sizes[name])
+            if groups > 1 and not depthwise:
+                raise ValueError(
+                    f"{name}: expected None for a grouped convolution that is not depthwise, got {index.numel()} indices"
+                )
+    if depthwise and not _same_index(in_channels, out_channels):
+        raise ValueError("in_channels, out_channels: expected the same indices for a depthwise convolution")
+    if bias is not None and bias.shape != (weight.shape[0],):
+        raise ValueError(f"bias: expected [{weight.shape[0]}], got {_describe(bias)}")
+
+    time_major = x.dim() == 5
+    frames = x.flatten(0, 1) if time_major else x
+    if full_input and in_channels is not None:
+        frames = frames.index_select(1, in_channels)
+    expected = sizes["in_channels"] if in_channels is None else in_channels.numel()
+    if frames.shape[1] != expected:
+        raise ValueError(f"x: expected {expected} active input channels in dimension {x.dim() - 3}, got {_describe(x)}")
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        frames, weight, bias = frames.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    for name, p in (("weight", weight), ("bias", bias)):
+        if p is not None and p.dtype != frames.dtype:
+            raise TypeError(f"{name}: expected the dtype of x, {frames.dtype}, got {p.dtype}")
+    frames = _dense_frames(frames)
+    pack = spike_input and torch.is_grad_enabled() and weight.requires_grad
+    geometry = (_pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation), groups)
+    y, _ = ops.channel_conv2d(frames, weight, bias, *geometry, in_channels, out_channels, pack, backend or "")
+    if full_output and out_channels is not None:
+        y = y.new_zeros(y.shape[0], weight.shape[0], *y.shape[2:]).index_copy(1, out_channels, y)
+    return y.unflatten(0, x.shape[:2]) if time_major else y
+
+
+def pack_spikes(s: Tensor, backend: str | None = None) -> Tensor:
+    """Spikes as bits: uint8 [ceil(numel / 8)], bit i of byte j is element 8 j + i in row-major order. ValueError if a value is neither 0 nor 1."""
+    return ops.pack_spikes(s.detach(), backend or "")
+
+
+def unpack_spikes(
+    packed: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32, backend: str | None = None
+) -> Tensor:
+    """Inverse of :func:`pack_spikes`: a contiguous tensor of that shape and dtype."""
+    numel = torch.Size(shape).numel()
+    if packed.dtype != torch.uint8 or packed.shape != ((numel + 7) // 8,):
+        raise ValueError(
+            f"packed: expected uint8 [{(numel + 7) // 8}] for shape {tuple(shape)}, got {_describe(packed)}"
+        )
+    return ops.unpack_spikes(packed, numel, dtype, backend or "").view(shape)
+
+
+# --- checks ------------------------------------------------------------------------------------------------------------
+
+
+def _describe(z: object) -> str:
+    return f"{z.dtype} {tuple(z.shape)} on {z.device}" if isinstance(z, Tensor) else type(z).__name__
+
+
+def check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha) -> NeuronConfig:
+    """Check the arguments of :func:`neuron` that don't depend on x; modules call it when they are built."""
+    s = resolve(surrogate, alpha)
+    return NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, *s).checked()
+
+
+def _check_input(x: Tensor, time_steps: int | None) -> tuple[Tensor, int]:
+    """x in a layout that kernels take (copied only where its spatial dimensions don't collapse), and T."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor [T, N, C, *S], got {_describe(x)}")
+    if x.dim() < 3:
+        raise ValueError(f"x: expected at least three dimensions [T, N, C, *S], got {_describe(x)}")
+    if not x.is_floating_point():
+        raise TypeError(f"x: expected a floating-point dtype, got {_describe(x)}")
+    if x.shape[0] == 0 or x.shape[2] == 0:
+        raise ValueError(f"x: expected at least one time step and one channel, got {_describe(x)}")
+    if time_steps is not None and (time_steps < 1 or x.shape[0] not in (1, time_steps)):
+        raise ValueError(f"time_steps: expected {x.shape[0]} or, with x of one step, any number >= 1, got {time_steps}")
+    strides = collapse(x)
+    if strides is None or (strides.s != 1 and strides.c != 1 and x[0, 0].numel() > 1):
+        x = torch.empty_strided(x.shape, dense_strides(x.shape, False), dtype=x.dtype, device=x.device).copy_(x)
+    return x, x.shape[0] if time_steps is None else time_steps
+
+
+def _state_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _vector(name: str, p: Tensor, x: Tensor) -> Tensor:
+    """A contiguous [C] vector in the state's dtype."""
+    if not isinstance(p, Tensor) or p.shape != (x.shape[2],) or not p.is_floating_point():
+        raise ValueError(f"{name}: expected a floating-point tensor [{x.shape[2]}], got {_describe(p)}")
+    _check_device(name, p, x)
+    return p.to(_state_dtype(x)).contiguous()
+
+
+def _check_device(name: str, p: Tensor, x: Tensor) -> None:
+    if p.device != x.device:
+        raise ValueError(f"{name}: expected a tensor on {x.device}, where x is, got one on {p.device}")
+
+
+def _rate(w: Tensor | None, config: NeuronConfig, x: Tensor) -> Tensor | None:
+    """1 / tau per channel from PLIF's w."""
+    if (config.neuron == "plif") != (w is not None):
+        raise ValueError(
+            f"w: expected {'a tensor' if w is None else 'None'} for neuron {config.neuron!r}, got {_describe(w)}"
+        )
+    if w is None:
+        return None
+    if not isinstance(w, Tensor) or w.numel() not in (1, x.shape[2]) or not w.is_floating_point():
+        raise ValueError(f"w: expected a floating-point tensor with 1 or {x.shape[2]} elements, got {_describe(w)}")
+    _check_device("w", w, x)
+    return w.to(_state_dtype(x)).sigmoid().flatten().expand(x.shape[2]).contiguous()
+
+
+def _check_v_init(v: Tensor | None, x: Tensor) -> Tensor | None:
+    if v is None:
+        return None
+    if not isinstance(v, Tensor) or v.shape != x.shape[1:] or not v.is_floating_point():
+        raise ValueError(f"v_init: expected a floating-point tensor {tuple(x.shape[1:])}, got {_describe(v)}")
+    _check_device("v_init", v, x)
+    return v.to(_state_dtype(x))
+
+
+def _check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.shape != (x.shape[2],) or mask.dtype != torch.bool:
+        raise ValueError(f"channel_mask: expected a bool tensor [{x.shape[2]}], got {_describe(mask)}")
+    _check_device("channel_mask", mask, x)
+    return mask.contiguous()
+
+
+def _check_index(name: str, index: Tensor, size: int) -> None:
+    if not isinstance(index, Tensor) or index.dim() != 1 or index.dtype != torch.int64:
+        raise TypeError(f"{name}: expected a 1-D int64 tensor or None, got {_describe(index)}")
+    if torch.compiler.is_compiling() or index.is_cuda:
+        return  # reading the values would break the graph, or wait for the device
+    if index.numel() == 0:
+        raise ValueError(f"{name}: expected at least one channel, got none")
+    if not bool((index[1:] > index[:-1]).all()) or int(index[0]) < 0 or int(index[-1]) >= size:
+        raise ValueError(f"{name}: expected sorted unique indices in [0, {size}), got {index.tolist()}")
+
+
+def _same_index(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a is b or a.is_cuda or torch.compiler.is_compiling() or torch.equal(a, b)
+
+
+def _pair(name: str, value: int | Sequence[int]) -> list[int]:
+    pair = [value, value] if isinstance(value, int) else list(value)
+    if len(pair) != 2 or not all(isinstance(v, int) for v in pair):
+        raise ValueError(f"{name}: expected one int or two, got {value!r}")
+    return pair
+
+
+def _dense_frames(frames: Tensor) -> Tensor:
+    """Frames [M, C, H, W] as they are where dense in either layout, else a copy in the layout they come closest to."""
+    if frames.is_contiguous() or frames.is_contiguous(memory_format=torch.channels_last):
+        return frames
+    last = frames.stride(1) == 1 and frames.shape[1] > 1
+    return frames.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _output(outputs: Sequence[Tensor], return_v: bool) -> NeuronOutput:
+    spikes, v, count, l1 = outputs
+    return NeuronOutput(spikes, v if return_v else None, count, l1)

@@ -1,0 +1,37 @@
+"""What a neuron model is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Leak(NamedTuple):
+    """The membrane's leak: ``1 / tau`` as a division by a number, or, when learnable, as a factor ``rate`` per channel.
+
+    A division and a multiplication by the rounded reciprocal differ in the last bit, hence in spikes; backends must use the one
+    that the equation has. (Where tau is a power of two, both are the same number.)
+    """
+
+    tau: float
+    rate: Tensor | None
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return z / self.tau if self.rate is None else z * self.rate
+
+
+class Neuron(Protocol):
+    """Charge equation ``h = charge(v, x)`` and its adjoint; v, x, h are tensors of one shape, ``v_rest`` a number."""
+
+    name: str
+    learnable_leak: bool
+
+    def charge(self, v: Tensor, x: Tensor, leak: Leak, v_rest: float, decay_input: bool) -> Tensor:
+        """Membrane potential before the spike."""
+
+    def adjoint(self, grad_h: Tensor, leak: Leak, decay_input: bool) -> tuple[Tensor, Tensor]:
+        """``(dL/dv, dL/dx)`` from ``dL/dh``."""
+
+    def leak_gradient(self, grad_h: Tensor, v: Tensor, x: Tensor, v_rest: float, decay_input: bool) -> Tensor:
+        """``dL/d(1/tau)`` per element; only for neurons with a learnable leak."""

@@ -1,0 +1,113 @@
+"""Batch norm + neuron as one module (method.md section 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import nn as tnn
+
+from .. import functional as F
+from .group import gathered
+from .neuron import NeuronModule, ParametricLeak
+
+
+class BatchNormNeuron(NeuronModule):
+    """Batch norm over (T, N, S) followed by a neuron; equivalent to ``neuron(BatchNorm2d(x.flatten(0, 1)))``, in one operator.
+
+    Parameters and buffers have the names, shapes and meaning of torch.nn.BatchNorm2d and are full size. With a group, the input has the active channels,
+    and those alone are normalised, tracked and trained.
+
+    Args:
+        num_features: C, full width.
+        eps, momentum, affine, track_running_stats: as in torch.nn.BatchNorm2d (momentum=None: cumulative average).
+        process_group: average the batch statistics over the ranks of this torch.distributed group (``True``: the default group) when training,
+            as torch.nn.SyncBatchNorm does.
+        group, stateful, backend and the neuron's arguments: see :class:`NeuronModule`.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        process_group=None,
+        **arguments,
+    ) -> None:
+        super().__init__(**arguments)
+        if self.group is not None and self.group.num_channels != num_features:
+            raise ValueError(
+                f"num_features: expected the {self.group.num_channels} channels of {self.group}, got {num_features}"
+            )
+        self.num_features, self.eps, self.momentum, self.process_group = num_features, eps, momentum, process_group
+        self.affine, self.track_running_stats = affine, track_running_stats
+        for name, value in (("weight", torch.ones(num_features)), ("bias", torch.zeros(num_features))):
+            self.register_parameter(name, tnn.Parameter(value) if affine else None)
+        self.register_buffer("running_mean", torch.zeros(num_features) if track_running_stats else None)
+        self.register_buffer("running_var", torch.ones(num_features) if track_running_stats else None)
+        self.register_buffer("num_batches_tracked", torch.tensor(0) if track_running_stats else None)
+
+    def _next_momentum(self) -> float | Tensor:
+        """Weight of the new batch, counting it; ``1 / batches`` for the cumulative average."""
+        self.num_batches_tracked.add_(1)
+        return 1.0 / self.num_batches_tracked.float() if self.momentum is None else self.momentum
+
+    def integrate(self, x: Tensor, time_steps: int | None) -> F.NeuronOutput:
+        group = self.group
+        probing = group is not None and group.probing
+        mean, var = gathered(self.running_mean, group), gathered(self.running_var, group)
+        track = self.training and self.track_running_stats and not probing
+        out = F.batch_norm_neuron(
+            x,
+            gathered(self.weight, group),
+            gathered(self.bias, group),
+            # Batch statistics that must not be tracked are asked for without running ones.
+            mean if track or not self.training else None,
+            var if track or not self.training else None,
+            self.training,
+            self._next_momentum() if track else 0.0,
+            self.eps,
+            None if group is None else group.probe_mask(x.device),
+            self.neuron,
+            w=self.leak_parameter(),
+            time_steps=time_steps,
+            process_group=self.process_group,
+            **self.call_arguments(x),
+        )
+        index = None if group is None else group.index(x.device)
+        if track and index is not None:  # gathered copies were updated
+            self.running_mean.index_copy_(0, index, mean)
+            self.running_var.index_copy_(0, index, var)
+        return out
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, {super().extra_repr()}"
+
+
+class BatchNormIF(BatchNormNeuron):
+    """Batch norm + :class:`IF`."""
+
+    neuron = "if"
+
+
+class BatchNormLIF(BatchNormNeuron):
+    """Batch norm + :class:`LIF`; ``tau`` > 1 among the keyword arguments."""
+
+    neuron = "lif"
+
+
+class BatchNormPLIF(ParametricLeak, BatchNormNeuron):
+    """Batch norm + :class:`PLIF`, with one learnable tau per layer, or, with ``per_channel``, per channel.
+
+    Args:
+        tau: initial time constant, > 1.
+        per_channel: whether each channel learns its own.
+    """
+
+    neuron = "plif"
+
+    def __init__(self, num_features: int, *arguments, tau: float = 2.0, per_channel: bool = False, **named) -> None:
+        super().__init__(num_features, *arguments, **named)
+        self.init_leak(tau, num_features if per_channel else None)

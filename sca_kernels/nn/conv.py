@@ -1,0 +1,72 @@
+"""Convolution that skips dormant channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import nn as tnn
+
+from .. import functional as F
+from .group import ChannelGroup
+
+
+class ChannelConv2d(tnn.Conv2d):
+    """torch.nn.Conv2d that computes the active channels of its groups alone; same parameters, same state_dict, full size.
+
+    Args:
+        in_group, out_group: channel groups of the input and the output; None: all channels, always.
+        spike_input: the input holds zeros and ones only (checked): one bit each is kept for the backward pass.
+        backend: see :func:`sca_kernels.functional.neuron`.
+        All others as in torch.nn.Conv2d.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *arguments,
+        in_group: ChannelGroup | None = None,
+        out_group: ChannelGroup | None = None,
+        spike_input: bool = False,
+        backend: str | None = None,
+        **named,
+    ) -> None:
+        super().__init__(in_channels, out_channels, *arguments, **named)
+        for name, group, size in (("in_group", in_group, in_channels), ("out_group", out_group, out_channels)):
+            if group is not None and group.num_channels != size:
+                raise ValueError(f"{name}: expected a group of {size} channels, got {group}")
+        self.in_group, self.out_group = in_group, out_group
+        self.spike_input, self.backend = spike_input, backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [M, A, H, W] or [T, N, A, H, W], A the active input channels (or all: the active ones are then selected) -> the same with the active output channels."""
+        index = None if self.in_group is None else self.in_group.index(x.device)
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            mode = self.padding_mode
+            frames = tnn.functional.pad(x.flatten(0, -4), self._reversed_padding_repeated_twice, mode=mode)
+            x, padding = frames.unflatten(0, x.shape[:-3]), 0
+        elif isinstance(padding, str):
+            left_right_top_bottom = self._reversed_padding_repeated_twice
+            if left_right_top_bottom[0::2] == left_right_top_bottom[1::2]:
+                padding = left_right_top_bottom[2::-2]
+            else:
+                x, padding = tnn.functional.pad(x, left_right_top_bottom), 0
+        return F.channel_conv2d(
+            x,
+            self.weight,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            index,
+            None if self.out_group is None else self.out_group.index(x.device),
+            full_input=index is not None and x.shape[-3] == self.in_channels,
+            spike_input=self.spike_input,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        groups = {"in_group": self.in_group, "out_group": self.out_group}
+        return ", ".join([super().extra_repr(), *(f"{k}={g}" for k, g in groups.items() if g is not None)])

@@ -1,0 +1,129 @@
+"""Channel groups: the channels that live or die together, shared by all modules they pass through."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+
+class ChannelGroup:
+    """Which channels of a convolution, its batch norm and neurons, and its consumers' inputs are active (method.md section 1).
+
+    A plain object that modules share by reference: it has no parameters and does not appear in a state_dict. Copying or pickling a model keeps the
+    sharing within the copy.
+
+    Args:
+        num_channels: all channels, active and dormant.
+        name: how reports and checkpoints call it.
+        prunable: whether a scheduler may change it.
+    """
+
+    def __init__(self, num_channels: int, name: str = "", prunable: bool = True) -> None:
+        if num_channels < 1:
+            raise ValueError(f"num_channels: expected at least 1, got {num_channels}")
+        self.num_channels = num_channels
+        self.name = name
+        self.prunable = prunable
+        self.probing = False
+        self.version = 0
+        self._adopt(torch.arange(num_channels))
+
+    def _adopt(self, active: Tensor) -> None:
+        self.active = active
+        self._on_device = {active.device: active}
+        self._mask_on_device: dict[torch.device, Tensor] = {}
+
+    @property
+    def num_active(self) -> int:
+        return self.active.numel()
+
+    @property
+    def all_active(self) -> bool:
+        return self.num_active == self.num_channels
+
+    @property
+    def density(self) -> float:
+        """Active / all channels."""
+        return self.num_active / self.num_channels
+
+    @property
+    def width(self) -> int:
+        """Channels that activations of this group have now: the active ones, or all while probing."""
+        return self.num_channels if self.probing else self.num_active
+
+    @property
+    def dormant(self) -> Tensor:
+        """Sorted indices of the channels that are not active; int64, CPU."""
+        return (~self.mask()).nonzero().flatten()
+
+    def mask(self, device: torch.device | str = "cpu") -> Tensor:
+        """bool [num_channels], True where active."""
+        device = torch.device(device)
+        if device not in self._mask_on_device:
+            mask = torch.zeros(self.num_channels, dtype=torch.bool).index_fill_(0, self.active, True)
+            self._mask_on_device[device] = mask.to(device)
+        return self._mask_on_device[device]
+
+    def set_active(self, indices: Tensor | Iterable[int]) -> None:
+        """Make exactly these channels active.
+
+        Raises:
+            ValueError: none, a duplicate, or an index outside [0, num_channels).
+        """
+        index = (
+            torch.as_tensor(indices if isinstance(indices, Tensor) else list(indices), dtype=torch.int64)
+            .cpu()
+            .flatten()
+        )
+        index = index.sort().values
+        if index.numel() == 0:
+            raise ValueError(f"indices: expected at least one active channel in group {self.name!r}, got none")
+        if int(index[0]) < 0 or int(index[-1]) >= self.num_channels or not bool((index[1:] > index[:-1]).all()):
+            raise ValueError(
+                f"indices: expected unique channels in [0, {self.num_channels}) for group {self.name!r}, got {index.tolist()}"
+            )
+        self._adopt(index)
+        self.version += 1
+
+    def index(self, device: torch.device) -> Tensor | None:
+        """Active indices on a device; None where nothing is to be gathered (all active, or probing)."""
+        if self.all_active or self.probing:
+            return None
+        if device not in self._on_device:
+            self._on_device[device] = self.active.to(device)
+        return self._on_device[device]
+
+    def probe_mask(self, device: torch.device) -> Tensor | None:
+        """The mask that stands behind the neuron while probing; None otherwise."""
+        return self.mask(device) if self.probing and not self.all_active else None
+
+    def __repr__(self) -> str:
+        return f"ChannelGroup({self.name!r}, {self.num_active}/{self.num_channels} active)"
+
+
+@contextlib.contextmanager
+def probing(groups: Iterable[ChannelGroup]) -> Iterator[None]:
+    """Run the modules of these groups at full width (method.md section 6, "probe").
+
+    Dormant channels are computed from their stored parameters, their spikes reach the next layer as zeros, so the output is that of the pruned
+    network, and the gradient passes that gate as if it were open. Running statistics and activity stay as they are.
+    """
+    groups = list(groups)
+    for group in groups:
+        group.probing = True
+    try:
+        yield
+    finally:
+        for group in groups:
+            group.probing = False
+
+
+def gathered(p: Tensor | None, group: ChannelGroup | None) -> Tensor | None:
+    """A [num_channels] vector at the group's width; differentiable."""
+    if p is None or group is None:
+        return p
+    index = group.index(p.device)
+    return p if index is None else p.index_select(0, index)

@@ -1,0 +1,69 @@
+"""Linear layer that skips dormant channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import nn as tnn
+
+from .group import ChannelGroup
+
+
+class ChannelLinear(tnn.Linear):
+    """torch.nn.Linear that computes the active channels of its groups alone; same parameters, same state_dict, full size.
+
+    Args:
+        in_group: channel group of the input, ``in_features = in_group.num_channels * features_per_channel``.
+        out_group: channel group of the output, one feature per channel.
+        features_per_channel: input features that each channel contributes, side by side (what flattening [C, H, W] gives: H * W).
+        All others as in torch.nn.Linear.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *arguments,
+        in_group: ChannelGroup | None = None,
+        out_group: ChannelGroup | None = None,
+        features_per_channel: int = 1,
+        **named,
+    ) -> None:
+        super().__init__(in_features, out_features, *arguments, **named)
+        if in_group is not None and in_group.num_channels * features_per_channel != in_features:
+            raise ValueError(
+                f"in_features: expected {features_per_channel} features for each channel of {in_group}, got {in_features}"
+            )
+        if out_group is not None and out_group.num_channels != out_features:
+            raise ValueError(f"out_group: expected a group of {out_features} channels, got {out_group}")
+        self.in_group, self.out_group, self.features_per_channel = in_group, out_group, features_per_channel
+
+    def input_index(self, device: torch.device) -> Tensor | None:
+        """Active input features; None for all."""
+        index = None if self.in_group is None else self.in_group.index(device)
+        if index is None or self.features_per_channel == 1:
+            return index
+        offsets = torch.arange(self.features_per_channel, device=device)
+        return (index[:, None] * self.features_per_channel + offsets).flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [*, active input features] (or all: the active ones are then selected) -> [*, active output channels]."""
+        weight, bias = self.weight, self.bias
+        out_index = None if self.out_group is None else self.out_group.index(x.device)
+        if out_index is not None:
+            weight = weight.index_select(0, out_index)
+            bias = None if bias is None else bias.index_select(0, out_index)
+        in_index = self.input_index(x.device)
+        if in_index is not None:
+            weight = weight.index_select(1, in_index)
+            if x.shape[-1] == self.in_features:
+                x = x.index_select(-1, in_index)
+        if x.shape[-1] != weight.shape[1]:
+            raise ValueError(
+                f"x: expected {weight.shape[1]} active features in the last dimension, got {tuple(x.shape)}"
+            )
+        return tnn.functional.linear(x, weight, bias)
+
+    def extra_repr(self) -> str:
+        groups = {"in_group": self.in_group, "out_group": self.out_group}
+        return ", ".join([super().extra_repr(), *(f"{k}={g}" for k, g in groups.items() if g is not None)])

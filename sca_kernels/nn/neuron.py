@@ -1,0 +1,180 @@
+"""Multi-step spiking neurons as modules."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch import nn as tnn
+
+from .. import functional as F
+from ..surrogates import Surrogate
+from .activity import Activity
+from .group import ChannelGroup, gathered
+
+
+class NeuronModule(tnn.Module):
+    """Base of all neuron modules: arguments, membrane state, activity. See :func:`sca_kernels.functional.neuron` for the arguments.
+
+    Args:
+        group: the channel group this neuron belongs to; its input then has the group's active channels.
+        stateful: keep the last potential and start the next call from it, until :func:`reset`. Off by default: every
+            call starts from v_reset. The state is not in the state_dict, stays float32 (float64 for float64 input) whatever the module is converted to,
+            and keeps its graph: call :func:`detach` to cut it.
+
+    Attributes:
+        activity: an :class:`Activity` that forward passes add to, or None.
+        v: the state, [N, C, *S] or None.
+    """
+
+    neuron: str
+
+    def __init__(
+        self,
+        *,
+        tau: float = 2.0,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        decay_input: bool = True,
+        detach_reset: bool = False,
+        surrogate: str | Surrogate = "atan",
+        alpha: float | None = None,
+        group: ChannelGroup | None = None,
+        stateful: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        F.check_neuron(self.neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
+        self.arguments = {
+            "v_threshold": v_threshold,
+            "v_reset": v_reset,
+            "decay_input": decay_input,
+            "detach_reset": detach_reset,
+            "surrogate": surrogate,
+            "alpha": alpha,
+            "backend": backend,
+        }
+        if self.neuron == "lif":
+            self.arguments["tau"] = tau
+        self.group = group
+        self.stateful = stateful
+        self.activity: Activity | None = None
+        self.v: Tensor | None = None
+
+    def leak_parameter(self) -> Tensor | None:
+        """PLIF's w at the active width; None for neurons without one."""
+        return None
+
+    def integrate(self, x: Tensor, time_steps: int | None) -> F.NeuronOutput:
+        """The functional call; what a subclass replaces."""
+        mask = None if self.group is None else self.group.probe_mask(x.device)
+        return F.neuron(
+            x, self.neuron, w=self.leak_parameter(), channel_mask=mask, time_steps=time_steps, **self.call_arguments(x)
+        )
+
+    def call_arguments(self, x: Tensor) -> dict:
+        """Keyword arguments common to all functional calls, the state among them."""
+        if self.v is not None and self.v.shape != x.shape[1:]:
+            raise ValueError(
+                f"x: expected [T, {', '.join(map(str, self.v.shape))}] to go on from the state of the last call, got {tuple(x.shape)}; "
+                "call reset() first"
+            )
+        return {"v_init": self.v, "return_v": self.stateful, **self.arguments}
+
+    def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
+        """x [T, N, C, *S] (or [1, N, C, *S], presented ``time_steps`` times) -> spikes [T, N, C, *S]."""
+        if self.group is not None and x.dim() > 2 and x.shape[2] != self.group.width:
+            raise ValueError(
+                f"x: expected {self.group.width} channels in dimension 2 ({self.group}), got {tuple(x.shape)}"
+            )
+        out = self.integrate(x, time_steps)
+        if self.stateful:
+            self.v = out.v
+        if self.is_recording():
+            self.activity.record(out, self.group)
+        return out.spikes
+
+    def is_recording(self) -> bool:
+        """Whether this forward pass adds to the activity: not while probing, nor when activation checkpointing repeats it in the backward pass."""
+        if self.activity is None or (self.activity.training_only and not self.training):
+            return False
+        if self.group is not None and self.group.probing:
+            return False
+        return torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
+
+    def reset(self) -> None:
+        """Forget the state: the next call starts as a fresh module does."""
+        self.v = None
+
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        if self.v is not None:  # follow the device, never the dtype
+            self.v = self.v.to(fn(self.v).device)
+        return self
+
+    def extra_repr(self) -> str:
+        shown = {k: v for k, v in self.arguments.items() if k not in ("alpha", "backend") or v is not None}
+        parts = [f"{k}={v}" for k, v in shown.items()]
+        if self.group is not None:
+            parts.append(f"group={self.group}")
+        return ", ".join(parts)
+
+
+class IF(NeuronModule):
+    """Integrate-and-fire: ``h[t] = v[t-1] + x[t]``. Takes the arguments of :class:`LIF` but for tau and decay_input."""
+
+    neuron = "if"
+
+    def __init__(self, **arguments) -> None:
+        super().__init__(**arguments)
+
+
+class LIF(NeuronModule):
+    """Leaky integrate-and-fire with time constant ``tau`` > 1 (in steps); arguments of :func:`sca_kernels.functional.lif`, and of :class:`NeuronModule`."""
+
+    neuron = "lif"
+
+    def __init__(self, tau: float = 2.0, **arguments) -> None:
+        super().__init__(tau=tau, **arguments)
+
+
+class ParametricLeak(tnn.Module):
+    """Mixin that owns PLIF's learnable ``w``, with ``1 / tau = sigmoid(w)``."""
+
+    def init_leak(self, tau: float, channels: int | None) -> None:
+        if tau <= 1:
+            raise ValueError(f"tau: expected a time constant > 1 (in steps), got {tau}")
+        self.w = tnn.Parameter(torch.full(() if channels is None else (channels,), -math.log(tau - 1)))
+
+    def leak_parameter(self) -> Tensor:
+        return self.w if self.w.dim() == 0 else gathered(self.w, self.group)
+
+
+class PLIF(ParametricLeak, NeuronModule):
+    """Parametric LIF (Fang et al., ICCV 2021): LIF that learns ``w``, ``1 / tau = sigmoid(w)``.
+
+    Args:
+        tau: initial time constant, > 1.
+        channels: None learns one tau for the layer; C learns one per channel.
+    """
+
+    neuron = "plif"
+
+    def __init__(self, tau: float = 2.0, channels: int | None = None, **arguments) -> None:
+        super().__init__(**arguments)
+        self.init_leak(tau, channels)
+
+
+def reset(module: tnn.Module) -> None:
+    """Reset every stateful neuron in this tree, and nothing outside it."""
+    for m in module.modules():
+        if isinstance(m, NeuronModule):
+            m.reset()
+
+
+def detach(module: tnn.Module) -> None:
+    """Cut the gradient through the states of this tree (truncated backpropagation through time); the states stay."""
+    for m in module.modules():
+        if isinstance(m, NeuronModule) and m.v is not None:
+            m.v = m.v.detach()

@@ -1,0 +1,20 @@
+"""torch.library operators ``sca_kernels::*``: schema, fake implementation, autograd and the choice of backend, inside the operator.
+
+Arguments arrive checked (:mod:`sca_kernels.functional` does that). An empty backend name means the best one that can run.
+"""
+
+from .batch_norm import batch_norm_backward, batch_norm_forward
+from .bitpack import pack_spikes, unpack_spikes
+from .channel_conv import channel_conv2d, channel_conv2d_backward
+from .neuron import neuron_backward, neuron_forward
+
+__all__ = [
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "channel_conv2d",
+    "channel_conv2d_backward",
+    "neuron_backward",
+    "neuron_forward",
+    "pack_spikes",
+    "unpack_spikes",
+]

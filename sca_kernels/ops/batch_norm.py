@@ -1,0 +1,111 @@
+"""``sca_kernels::batch_norm_forward`` and its backward: training batch norm fused in front of a neuron."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..backends import choose
+from ..layout import empty_activation, empty_state
+from ..neurons import NeuronConfig
+from .common import fake_forward, fake_gradient, forward_outputs, no_second_order, or_empty, state_dtype
+
+
+@torch.library.custom_op("sca_kernels::batch_norm_forward", mutates_args=())
+def batch_norm_forward(
+    x: Tensor,
+    time_steps: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    rate: Tensor | None,
+    v_init: Tensor | None,
+    mask: Tensor | None,
+    return_v: bool,
+    backend: str,
+    neuron: str,
+    tau: float,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    detach_reset: bool,
+    surrogate: str,
+    alpha: float,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
+    run = choose(backend, "batch_norm_forward", x).batch_norm_forward
+    out, mean, var = run(x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v)
+    return *forward_outputs(out, x), mean, var
+
+
+@batch_norm_forward.register_fake
+def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, backend, *config):
+    stats = [x.new_empty(x.shape[2], dtype=state_dtype(x)) for _ in range(2)]
+    return *fake_forward(x, time_steps, return_v), *stats
+
+
+@torch.library.custom_op("sca_kernels::batch_norm_backward", mutates_args=())
+def batch_norm_backward(
+    grad_spikes: Tensor | None,
+    grad_v: Tensor | None,
+    x: Tensor,
+    time_steps: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    rate: Tensor | None,
+    v_init: Tensor | None,
+    backend: str,
+    neuron: str,
+    tau: float,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    detach_reset: bool,
+    surrogate: str,
+    alpha: float,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
+    run = choose(backend, "batch_norm_backward", x).batch_norm_backward
+    g = run(grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init)
+    return g.x, or_empty(g.weight, x), or_empty(g.bias, x), or_empty(g.rate, x), or_empty(g.v_init, x)
+
+
+@batch_norm_backward.register_fake
+def _(grad_spikes, grad_v, x, time_steps, weight, bias, mean, var, eps, rate, v_init, backend, *config):
+    return (
+        empty_activation(x, x.shape[0]),
+        fake_gradient(weight, x),
+        fake_gradient(bias, x),
+        fake_gradient(rate, x),
+        or_empty(None, x) if v_init is None else empty_state(x, state_dtype(x)),
+    )
+
+
+def _setup(ctx, inputs, output):
+    x, time_steps, weight, bias, eps, rate, v_init, _mask, _return_v, *rest = inputs
+    ctx.save_for_backward(x, weight, bias, rate, v_init, output[4], output[5])
+    ctx.time_steps, ctx.eps, ctx.rest = time_steps, eps, rest
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_spikes, grad_v, *_):
+    x, weight, bias, rate, v_init, mean, var = ctx.saved_tensors
+    grads = [None] * 19
+    if grad_spikes is not None or grad_v is not None:
+        g = batch_norm_backward(
+            grad_spikes, grad_v, x, ctx.time_steps, weight, bias, mean, var, ctx.eps, rate, v_init, *ctx.rest
+        )
+        grads[0] = g[0]
+        for slot, given, z in zip((2, 3, 5, 6), (weight, bias, rate, v_init), g[1:], strict=True):
+            grads[slot] = None if given is None else z
+    return tuple(grads)
+
+
+batch_norm_forward.register_autograd(_backward, setup_context=_setup)
+no_second_order(batch_norm_backward)

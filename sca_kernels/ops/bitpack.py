@@ -1,0 +1,29 @@
+"""``sca_kernels::pack_spikes`` and ``unpack_spikes``: one bit per spike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..backends import choose
+
+
+@torch.library.custom_op("sca_kernels::pack_spikes", mutates_args=())
+def pack_spikes(spikes: Tensor, backend: str) -> Tensor:
+    return choose(backend, "pack_spikes", spikes).pack_spikes(spikes.flatten())
+
+
+@pack_spikes.register_fake
+def _(spikes, backend):
+    return spikes.new_empty((spikes.numel() + 7) // 8, dtype=torch.uint8)
+
+
+@torch.library.custom_op("sca_kernels::unpack_spikes", mutates_args=())
+def unpack_spikes(packed: Tensor, numel: int, dtype: torch.dtype, backend: str) -> Tensor:
+    like = torch.empty(0, dtype=dtype, device=packed.device)
+    return choose(backend, "unpack_spikes", like).unpack_spikes(packed, numel, dtype)
+
+
+@unpack_spikes.register_fake
+def _(packed, numel, dtype, backend):
+    return packed.new_empty(numel, dtype=dtype)

@@ -1,0 +1,103 @@
+"""``sca_kernels::neuron_forward`` and its backward: all time steps of a neuron behind an optional per-channel affine prelude."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..backends import choose
+from ..layout import empty_activation, empty_state
+from ..neurons import NeuronConfig
+from .common import fake_forward, fake_gradient, forward_outputs, no_second_order, or_empty, state_dtype
+
+
+@torch.library.custom_op("sca_kernels::neuron_forward", mutates_args=())
+def neuron_forward(
+    x: Tensor,
+    time_steps: int,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    rate: Tensor | None,
+    v_init: Tensor | None,
+    mask: Tensor | None,
+    return_v: bool,
+    backend: str,
+    neuron: str,
+    tau: float,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    detach_reset: bool,
+    surrogate: str,
+    alpha: float,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
+    run = choose(backend, "neuron_forward", x).neuron_forward
+    return forward_outputs(run(x, time_steps, config, scale, shift, rate, v_init, mask, return_v), x)
+
+
+@neuron_forward.register_fake
+def _(x, time_steps, scale, shift, rate, v_init, mask, return_v, backend, *config):
+    return fake_forward(x, time_steps, return_v)
+
+
+@torch.library.custom_op("sca_kernels::neuron_backward", mutates_args=())
+def neuron_backward(
+    grad_spikes: Tensor | None,
+    grad_v: Tensor | None,
+    x: Tensor,
+    time_steps: int,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    rate: Tensor | None,
+    v_init: Tensor | None,
+    backend: str,
+    neuron: str,
+    tau: float,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    detach_reset: bool,
+    surrogate: str,
+    alpha: float,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
+    run = choose(backend, "neuron_backward", x).neuron_backward
+    g = run(grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init)
+    return g.x, or_empty(g.scale, x), or_empty(g.shift, x), or_empty(g.rate, x), or_empty(g.v_init, x)
+
+
+@neuron_backward.register_fake
+def _(grad_spikes, grad_v, x, time_steps, scale, shift, rate, v_init, backend, *config):
+    return (
+        empty_activation(x, x.shape[0]),
+        fake_gradient(scale, x),
+        fake_gradient(shift, x),
+        fake_gradient(rate, x),
+        or_empty(None, x) if v_init is None else empty_state(x, state_dtype(x)),
+    )
+
+
+def _setup(ctx, inputs, output):
+    x, time_steps, scale, shift, rate, v_init, _mask, _return_v, *rest = inputs
+    ctx.save_for_backward(x, scale, shift, rate, v_init)
+    ctx.time_steps, ctx.rest = time_steps, rest
+    ctx.mark_non_differentiable(output[2], output[3])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_spikes, grad_v, _count, _l1):
+    x, scale, shift, rate, v_init = ctx.saved_tensors
+    grads = [None] * 18
+    if grad_spikes is not None or grad_v is not None:
+        g = neuron_backward(grad_spikes, grad_v, x, ctx.time_steps, scale, shift, rate, v_init, *ctx.rest)
+        grads[0] = g[0]
+        for slot, given, z in zip((2, 3, 4, 5), (scale, shift, rate, v_init), g[1:], strict=True):
+            grads[slot] = None if given is None else z
+    return tuple(grads)
+
+
+neuron_forward.register_autograd(_backward, setup_context=_setup)
+no_second_order(neuron_backward)

@@ -1,0 +1,169 @@
+"""Surrogate derivatives: what the backward pass puts in place of the derivative of the spike.
+
+The names, formulas and default slopes are those of SpikingJelly 2.0, so that models carry over. One row of :data:`TABLE` is one
+surrogate: its derivative here, its primitive (whose finite difference the tests compare it with) and a struct of the same name in
+``csrc/include/sca/surrogates.h``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_Function = Callable[[Tensor, float, float], Tensor]
+
+
+class Row(NamedTuple):
+    """One surrogate: default slope parameters, ``derivative(u, alpha, beta)`` and ``primitive(u, alpha, beta)``, u = h - v_threshold."""
+
+    alpha: float
+    beta: float
+    derivative: _Function
+    primitive: _Function
+
+
+def _sigmoid(u: Tensor, alpha: float, beta: float) -> Tensor:
+    s = torch.sigmoid(alpha * u)
+    return alpha * s * (1 - s)
+
+
+def _atan(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return (alpha / 2) / (1 + (math.pi / 2 * alpha * u).square())
+
+
+def _atan_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return torch.atan(math.pi / 2 * alpha * u) / math.pi + 0.5
+
+
+def _piecewise_quadratic(u: Tensor, alpha: float, beta: float) -> Tensor:
+    a = u.abs()
+    return torch.where(a > 1 / alpha, 0.0, alpha - alpha * alpha * a)
+
+
+def _piecewise_quadratic_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
+    c = u.clamp(-1 / alpha, 1 / alpha)
+    return -0.5 * alpha * alpha * c.abs() * c + alpha * c + 0.5
+
+
+def _rectangular(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return alpha * (u.abs() < 0.5 / alpha).to(u.dtype)
+
+
+def _rectangular_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return (alpha * u + 0.5).clamp(0, 1)
+
+
+def _soft_sign(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return 1 / (2 * alpha * (1 / alpha + u.abs()).square())
+
+
+def _soft_sign_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return 0.5 * (u / (1 / alpha + u.abs()) + 1)
+
+
+def _super_spike(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return alpha / (1 + u.abs()).square()
+
+
+def _super_spike_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return alpha * u / (1 + u.abs())
+
+
+def _erf(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return alpha / math.sqrt(math.pi) * torch.exp(-(alpha * u).square())
+
+
+def _erf_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return 0.5 * (1 + torch.erf(alpha * u))
+
+
+def _leaky_k_relu(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return torch.where(u >= 0, alpha, beta).to(u.dtype)
+
+
+def _leaky_k_relu_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return torch.where(u >= 0, alpha * u, beta * u)
+
+
+def _s2nn(u: Tensor, alpha: float, beta: float) -> Tensor:
+    # The clamp keeps the branch that is not taken finite.
+    return torch.where(u < 0, _sigmoid(u, alpha, beta), beta / (u.clamp(min=0) + 1))
+
+
+def _s2nn_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return torch.where(u < 0, torch.sigmoid(alpha * u), 0.5 + beta * torch.log1p(u.clamp(min=0)))
+
+
+def _q_pseudo_spike(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return (1 + 2 / (alpha - 1) * u.abs()).pow(-alpha)
+
+
+def _q_pseudo_spike_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
+    tail = 0.5 * (1 + 2 / (alpha - 1) * u.abs()).pow(1 - alpha)
+    return torch.where(u < 0, tail, 1 - tail)
+
+
+TABLE: dict[str, Row] = {
+    "sigmoid": Row(4.0, 0.0, _sigmoid, lambda u, a, b: torch.sigmoid(a * u)),
+    "atan": Row(2.0, 0.0, _atan, _atan_primitive),
+    "piecewise_quadratic": Row(1.0, 0.0, _piecewise_quadratic, _piecewise_quadratic_primitive),
+    "rectangular": Row(1.0, 0.0, _rectangular, _rectangular_primitive),
+    "soft_sign": Row(2.0, 0.0, _soft_sign, _soft_sign_primitive),
+    "super_spike": Row(1.0, 0.0, _super_spike, _super_spike_primitive),
+    "erf": Row(2.0, 0.0, _erf, _erf_primitive),
+    "leaky_k_relu": Row(1.0, 0.0, _leaky_k_relu, _leaky_k_relu_primitive),
+    "s2nn": Row(4.0, 1.0, _s2nn, _s2nn_primitive),
+    "q_pseudo_spike": Row(2.0, 0.0, _q_pseudo_spike, _q_pseudo_spike_primitive),
+}
+
+ALIASES = {"triangle": "piecewise_quadratic", "fast_sigmoid": "super_spike"}
+
+
+class Surrogate(NamedTuple):
+    """A surrogate with its slope parameters, accepted wherever a surrogate's name is.
+
+    Args:
+        name: a key of :data:`TABLE` (``triangle`` and ``fast_sigmoid`` are aliases).
+        alpha: slope. ``leaky_k_relu``: k.
+        beta: second parameter of ``leaky_k_relu`` (the leak) and ``s2nn``; unused by the others.
+    """
+
+    name: str
+    alpha: float
+    beta: float = 0.0
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """Surrogate derivative at ``u = h - v_threshold``; any shape and floating dtype, kept."""
+        return TABLE[self.name].derivative(u, self.alpha, self.beta)
+
+
+def resolve(surrogate: str | Surrogate, alpha: float | None = None) -> Surrogate:
+    """Turn a name (and an optional slope) into a checked :class:`Surrogate`.
+
+    Raises:
+        TypeError: ``surrogate`` is neither a name nor a :class:`Surrogate`, or ``alpha`` is not a number.
+        ValueError: unknown name, ``alpha`` given twice, or a slope for which the surrogate is not defined.
+    """
+    if not isinstance(surrogate, str | Surrogate):
+        raise TypeError(f"surrogate: expected a name or a Surrogate, got {type(surrogate).__name__}")
+    given = surrogate if isinstance(surrogate, Surrogate) else None
+    if given is not None and alpha is not None:
+        raise ValueError("alpha: expected None, since surrogate is a Surrogate with its own alpha")
+    name = given.name if given is not None else surrogate
+    name = ALIASES.get(name, name)
+    if name not in TABLE:
+        raise ValueError(f"surrogate: expected one of {', '.join([*TABLE, *ALIASES])}, got {name!r}")
+    row = TABLE[name]
+    slope, beta = (given.alpha, given.beta) if given is not None else (row.alpha if alpha is None else alpha, row.beta)
+    if isinstance(slope, bool) or not isinstance(slope, int | float):
+        raise TypeError(f"alpha: expected a number, got {type(slope).__name__}")
+    least = 1.0 if name == "q_pseudo_spike" else 0.0
+    if not (math.isfinite(slope) and slope > least and math.isfinite(beta)):
+        raise ValueError(
+            f"alpha: {name} expects a finite number > {least:g} (and a finite beta), got {slope} (beta {beta})"
+        )
+    return Surrogate(name, float(slope), float(beta))

@@ -1,0 +1,29 @@
+"""Batch statistics over the ranks of a torch.distributed group."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def synchronized_moments(x: Tensor, count: int, process_group) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance [C] of x [T, N, C, *S] over all ranks, and the number of values per channel; differentiable.
+
+    Args:
+        count: values per channel on this rank (a step presented T times counts T times).
+        process_group: a torch.distributed group, or True for the default one.
+    """
+    from torch.distributed.nn.functional import all_reduce
+
+    group = None if process_group is True else process_group
+    options = {} if group is None else {"group": group}
+    dims = [d for d in range(x.dim()) if d != 2]
+    z = x.double()
+    n = torch.full((1,), float(count), dtype=torch.float64, device=x.device)
+    # Two rounds: the sum of squares about the common mean does not cancel.
+    total = all_reduce(torch.cat([z.mean(dims) * n, n]), **options)
+    mean, n_all = total[:-1] / total[-1], total[-1]
+    centred = (z - mean.view(-1, *[1] * (x.dim() - 3))).square().mean(dims) * n
+    var = all_reduce(centred, **options) / n_all
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return mean.to(dtype), var.to(dtype), n_all.detach()
