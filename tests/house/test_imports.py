@@ -1,0 +1,160 @@
+"""Who may import whom, and what importing costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from .tree import all_imports, imports, inside
+
+# Top to bottom: a module imports its own package and lower layers, never a neighbour in the same layer, never upward.
+KERNEL_LAYERS = [
+    {"doctor", "testing"},
+    {"nn"},
+    {"functional"},
+    {"ops"},
+    {"backends"},
+    {"reference", "triton_kernels"},
+    {"neurons"},
+    {"surrogates"},
+    {"layout", "memory", "version"},
+]
+COMPILED = {"sca_kernels._cpu": "sca_kernels.backends.cpu", "sca_kernels._cuda": "sca_kernels.backends.cuda"}
+
+# What each room of sca may use of its neighbours; python/sca/__init__.py only names what it loads lazily.
+COMMON = {"registry"}  # open to every room
+SCA_ROOMS = {
+    "pruning": set(),
+    "models": set(),
+    "data": set(),
+    "report": {"pruning"},
+    "training": {"pruning", "models", "data", "report"},
+    "convert": {"models"},
+    "export": {"pruning", "models"},
+    "cli": {"pruning", "models", "data", "report", "training", "convert", "export"},
+}
+SCA_SEES_OF_KERNELS = {"functional", "nn", "doctor", "surrogates"}
+
+
+def layer(part: str) -> int | None:
+    return next((depth for depth, names in enumerate(KERNEL_LAYERS) if part in names), None)
+
+
+def upward(module: str, imported: set[str]) -> list[str]:
+    """What a module of sca_kernels imports against the order of the layers."""
+    if module.count(".") == 0:
+        return []
+    own = module.split(".")[1]
+    depth = layer(own)
+    if depth is None:
+        return [f"{module} has no place in KERNEL_LAYERS"]
+    parts = {name.split(".")[1] for name in imported if name.startswith("sca_kernels.")} - {own}
+    return [f"{module} imports {part}" for part in sorted(parts) if layer(part) is not None and layer(part) <= depth]
+
+
+def test_sca_kernels_imports_only_downward():
+    wrong = [
+        line
+        for module, names in all_imports().items()
+        if inside(module, "sca_kernels")
+        for line in upward(module, names)
+    ]
+    assert wrong == []
+
+
+def test_upward_finds_a_planted_violation():
+    planted = imports(
+        "sca_kernels.ops.neuron", "def f():\n    from ..nn import LIF\n    from .. import functional", False
+    )
+    assert upward("sca_kernels.ops.neuron", planted) == [
+        "sca_kernels.ops.neuron imports functional",
+        "sca_kernels.ops.neuron imports nn",
+    ]
+    assert upward(
+        "sca_kernels.reference.a", imports("sca_kernels.reference.a", "from ..triton_kernels import b", False)
+    )
+
+
+def test_backends_do_not_import_each_other():
+    backends = {m: names for m, names in all_imports().items() if m.startswith("sca_kernels.backends.")}
+    wrong = [
+        f"{module} imports {name}"
+        for module, names in backends.items()
+        for name in sorted(names)
+        if inside(name, "sca_kernels.backends") and not inside(name, "sca_kernels.backends.base")
+    ]
+    assert wrong == []
+
+
+def test_only_the_backend_of_a_compiled_module_imports_it():
+    wrong = [
+        f"{module} imports {name}"
+        for module, names in all_imports().items()
+        for name in names
+        for compiled, owner in COMPILED.items()
+        if inside(name, compiled) and module != owner
+    ]
+    assert wrong == []
+
+
+def test_sca_kernels_knows_nothing_of_sca_or_of_tests():
+    for module, names in all_imports().items():
+        if inside(module, "sca_kernels"):
+            assert not [name for name in names if inside(name, "sca")], module
+        assert not [name for name in names if inside(name, "tests") or inside(name, "benchmarks")], module
+
+
+def test_rooms_of_sca_import_only_what_they_may():
+    wrong = []
+    for module, names in all_imports().items():
+        if not module.startswith("sca."):
+            continue
+        room = module.split(".")[1]
+        assert room in SCA_ROOMS or room in COMMON, f"{module}: add its room to SCA_ROOMS"
+        allowed = {room} | COMMON | SCA_ROOMS.get(room, set())
+        wrong += [
+            f"{module} imports {n}" for n in sorted(names) if n.startswith("sca.") and n.split(".")[1] not in allowed
+        ]
+    assert wrong == []
+
+
+def test_sca_uses_only_the_public_part_of_sca_kernels():
+    packages = {name.split(".")[1] for name in all_imports() if name.startswith("sca_kernels.")}
+    wrong = [
+        f"{module} imports {name}"
+        for module, names in all_imports().items()
+        if inside(module, "sca")
+        for name in sorted(names)
+        if inside(name, "sca_kernels")
+        and name.count(".")
+        and name.split(".")[1] in packages
+        and name.split(".")[1] not in SCA_SEES_OF_KERNELS
+    ]
+    assert wrong == []
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_sca_kernels_loads_no_native_code_and_probes_no_device():
+    out = run(
+        "import sys, torch\n"
+        "def probe(*args): raise AssertionError('a device was probed')\n"
+        "for name in ('is_available', 'device_count', 'current_device', 'get_device_properties', 'init'):\n"
+        "    setattr(torch.cuda, name, probe)\n"
+        "before = set(sys.modules)\n"
+        "import sca_kernels, sca_kernels.nn, sca_kernels.functional\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    loaded = out.split()
+    heavy = ("triton", "cupy", "sca_kernels._cpu", "sca_kernels._cuda", "sca_kernels.triton_kernels", "torch._dynamo")
+    assert [name for name in loaded if any(inside(name, package) for package in heavy)] == []
+    assert "sca_kernels.functional" in loaded
+
+
+def test_import_sca_loads_no_room():
+    out = run("import sys, sca\nprint(*sys.modules)")
+    assert [name for name in out.split() if name.startswith("sca.")] == []
