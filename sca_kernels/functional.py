@@ -1,8 +1,9 @@
 """Checked, documented entry points.
 
-Shapes: activations are time-major ``[T, N, C, *S]`` (T time steps, N samples, C channels, S any number of spatial sizes), contiguous or
-channels_last; other layouts are copied once. dtypes: float32, bfloat16, float16 (float64 on the reference backend); membrane potentials and sums are float32
-(float64 for float64 input). Every argument error is a TypeError or ValueError raised before anything is computed.
+Shapes: activations are time-major ``[T, N, C, *S]`` (T time steps, N samples, C channels, S any number of spatial
+sizes), contiguous or channels_last; other layouts are copied once. dtypes: float32, bfloat16, float16 (float64 on the
+reference backend); membrane potentials and sums are float32 (float64 for float64 input). Every argument error is a
+TypeError or ValueError raised before anything is computed.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from . import ops
 from .layout import collapse, dense_strides, spatial_size
 from .neurons import NeuronConfig
 from .reference.batch_norm import prelude as affine_prelude
-from .sync import synchronized_moments
 from .surrogates import Surrogate, resolve
+from .sync import synchronized_moments
 
 __all__ = [
     "NeuronOutput",
@@ -39,9 +40,11 @@ class NeuronOutput(NamedTuple):
 
     Attributes:
         spikes: [T, N, C, *S], 0 or 1, in the dtype and memory layout of x.
-        v: membrane potential after the last step, [N, C, *S], float32 (float64 for float64 x); None with ``return_v=False``.
+        v: membrane potential after the last step, [N, C, *S], float32 (float64 for float64 x); None with
+            ``return_v=False``.
         spike_count: int64 [C], exact sum of the spikes over T, N and S.
-        membrane_l1: float32 [C], sum of ``|v[t] - v_reset|`` after each reset over T, N and S; bit-identical from run to run.
+        membrane_l1: float32 [C], sum of ``|v[t] - v_reset|`` after each reset over T, N and S; bit-identical from run
+        to run.
     """
 
     spikes: Tensor
@@ -70,10 +73,12 @@ def neuron(
     return_v: bool = True,
     backend: str | None = None,
 ) -> NeuronOutput:
-    """All time steps of a spiking neuron in one pass, with per-channel activity (method: Li et al., ICML 2024; equations: module ``sca_kernels.neurons``).
+    """All time steps of a spiking neuron in one pass, with per-channel activity (method: Li et al., ICML 2024;
+    equations: module ``sca_kernels.neurons``).
 
-    Equivalent to, for each t: ``h = charge(v, x[t] * scale + shift)``; ``s[t] = h >= v_threshold``; ``v = v_reset if s[t] else h``
-    (``v_reset=None``: ``v = h - v_threshold * s[t]``). Only x is kept for the backward pass, which recomputes h.
+    Equivalent to, for each t: ``h = charge(v, x[t] * scale + shift)``; ``s[t] = h >= v_threshold``;
+    ``v = v_reset if s[t] else h`` (``v_reset=None``: ``v = h - v_threshold * s[t]``). Only x is kept for the backward
+    pass, which recomputes h.
 
     Args:
         x: input current [T, N, C, *S].
@@ -88,8 +93,8 @@ def neuron(
         alpha: the surrogate's slope; None takes its default.
         v_init: potential before the first step, [N, C, *S]; None starts from v_reset (0 for a soft reset).
         scale, shift: per-channel affine prelude, [C] each; x itself where None. Differentiable.
-        channel_mask: bool [C]; a False channel emits zeros, while its gradient passes as if it emitted (straight-through).
-            spike_count and membrane_l1 describe the neuron before this mask.
+        channel_mask: bool [C]; a False channel emits zeros, while its gradient passes as if it emitted
+            (straight-through). spike_count and membrane_l1 describe the neuron before this mask.
         time_steps: with x [1, N, C, *S]: present that one step so many times. None: T = x.shape[0].
         return_v: whether the last potential is wanted.
         backend: None for the best available, or the name of one (which then runs or raises).
@@ -127,7 +132,8 @@ def if_neuron(x: Tensor, **arguments) -> NeuronOutput:
 
 
 def plif(x: Tensor, w: Tensor, **arguments) -> NeuronOutput:
-    """Parametric LIF (Fang et al., ICCV 2021): :func:`neuron` with ``neuron="plif"``, ``1 / tau = sigmoid(w)``, w one element or [C]."""
+    """Parametric LIF (Fang et al., ICCV 2021): :func:`neuron` with ``neuron="plif"``, ``1 / tau = sigmoid(w)``, w one
+    element or [C]."""
     return neuron(x, "plif", w=w, **arguments)
 
 
@@ -159,9 +165,9 @@ def batch_norm_neuron(
 ) -> NeuronOutput:
     """Batch norm over (T, N, S) and a neuron in one operator; the normalised current is never written to memory.
 
-    Equivalent to ``neuron(torch.nn.functional.batch_norm(x.flatten(0, 1), ...).view_as(x))``. In training (or without running
-    statistics) batch statistics are used and the running ones, if given, are updated in place as torch does (unbiased variance); otherwise this is
-    the neuron behind the affine prelude that the running statistics give.
+    Equivalent to ``neuron(torch.nn.functional.batch_norm(x.flatten(0, 1), ...).view_as(x))``. In training (or without
+    running statistics) batch statistics are used and the running ones, if given, are updated in place as torch does
+    (unbiased variance); otherwise this is the neuron behind the affine prelude that the running statistics give.
 
     Args:
         x: [T, N, C, *S], a convolution's output; with ``time_steps``, [1, N, C, *S].
@@ -245,19 +251,23 @@ def channel_conv2d(
 ) -> Tensor:
     """2-D convolution that computes active channels alone.
 
-    Equivalent to ``conv2d(x, weight[out_channels][:, in_channels], bias[out_channels])``, with the gradients of weight and bias full size and
-    exactly zero for dormant channels. Under autocast it runs in the autocast dtype, as conv2d does.
+    Equivalent to ``conv2d(x, weight[out_channels][:, in_channels], bias[out_channels])``, with the gradients of weight
+    and bias full size and exactly zero for dormant channels. Under autocast it runs in the autocast dtype, as conv2d
+    does.
 
     Args:
-        x: [M, A, H, W] or time-major [T, N, A, H, W], A the number of active input channels (all C_in of them with ``full_input``).
+        x: [M, A, H, W] or time-major [T, N, A, H, W], A the number of active input channels (all C_in of them with
+            ``full_input``).
         weight: [C_out, C_in / groups, kh, kw], full size.
         bias: [C_out], full size, or None.
         stride, padding, dilation: one int or two.
-        groups: 1, or any number while all channels are active, or C_in = C_out (depthwise: in_channels must equal out_channels).
+        groups: 1, or any number while all channels are active, or C_in = C_out (depthwise: in_channels must equal
+            out_channels).
         in_channels, out_channels: sorted unique int64 indices of the active channels; None = all.
         full_input: x holds all input channels; the active ones are selected first.
         full_output: the result holds all output channels, dormant ones zero.
-        spike_input: x holds zeros and ones only; one bit each is kept for the backward pass. ValueError if that is not so.
+        spike_input: x holds zeros and ones only; one bit each is kept for the backward pass. ValueError if that is not
+            so.
         backend: see :func:`neuron`.
 
     Returns:
@@ -274,7 +284,7 @@ def channel_conv2d(
             _check_index(name, index, sizes[name])
             if groups > 1 and not depthwise:
                 raise ValueError(
-                    f"{name}: expected None for a grouped convolution that is not depthwise, got {index.numel()} indices"
+                    f"{name}: expected None for a grouped, not depthwise convolution, got {index.numel()} indices"
                 )
     if depthwise and not _same_index(in_channels, out_channels):
         raise ValueError("in_channels, out_channels: expected the same indices for a depthwise convolution")
@@ -304,7 +314,8 @@ def channel_conv2d(
 
 
 def pack_spikes(s: Tensor, backend: str | None = None) -> Tensor:
-    """Spikes as bits: uint8 [ceil(numel / 8)], bit i of byte j is element 8 j + i in row-major order. ValueError if a value is neither 0 nor 1."""
+    """Spikes as bits: uint8 [ceil(numel / 8)], bit i of byte j is element 8 j + i in row-major order. ValueError if a
+    value is neither 0 nor 1."""
     return ops.pack_spikes(s.detach(), backend or "")
 
 
@@ -320,7 +331,7 @@ def unpack_spikes(
     return ops.unpack_spikes(packed, numel, dtype, backend or "").view(shape)
 
 
-# --- checks ------------------------------------------------------------------------------------------------------------
+# --- checks --------------------------------------------------------------------------------
 
 
 def _describe(z: object) -> str:

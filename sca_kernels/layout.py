@@ -1,4 +1,5 @@
-"""Memory layouts of time-major activations [T, N, C, *S]: contiguous, channels_last, and what slicing or expanding makes of them."""
+"""Memory layouts of time-major activations [T, N, C, *S]: contiguous, channels_last, and what slicing or expanding
+makes of them."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def empty_state(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def collapse(x: Tensor) -> Strides | None:
-    """Strides of x [T, N, C, *S] with its spatial dimensions collapsed to one; None where they don't collapse to one stride."""
+    """Strides of x [T, N, C, *S] with its spatial dimensions collapsed to one; None where they don't collapse to one
+    stride."""
     step, inner = 1, None
     for size, stride in zip(reversed(x.shape[3:]), reversed(x.stride()[3:]), strict=True):
         if size == 1:
@@ -70,7 +72,8 @@ def collapse(x: Tensor) -> Strides | None:
 
 
 def in_layout_of(z: Tensor, x: Tensor) -> Tensor:
-    """z [T, N, C, *S] as it is where its spatial dimensions collapse and it runs along the same innermost dimension as x, else a dense copy."""
+    """z [T, N, C, *S] as it is where its spatial dimensions collapse and it runs along the same innermost dimension as
+    x, else a dense copy."""
     last = is_channels_last(x)
     strides = collapse(z)
     if strides is not None and (strides.c == 1 or z.shape[2] == 1 if last else strides.s == 1):

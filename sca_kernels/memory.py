@@ -18,10 +18,10 @@ _active = False
 def reuse_host_memory() -> bool:
     """Make the C library keep freed memory instead of handing it back to the kernel.
 
-    glibc serves every allocation above 32 MiB by ``mmap`` and unmaps it when it is freed; each use of such a tensor then pays one
-    page fault per 4 KiB, several times what the kernels themselves cost. This call switches that off for the
-    whole process (all libraries): the process keeps its peak memory until it ends. It cannot be undone. Call it once,
-    before the first large tensor; ``sca train`` and the benchmarks do.
+    glibc serves every allocation above 32 MiB by ``mmap`` and unmaps it when it is freed; each use of such a tensor
+    then pays one page fault per 4 KiB, several times what the kernels themselves cost. This call switches that off for
+    the whole process (all libraries): the process keeps its peak memory until it ends. It cannot be undone. Call it
+    once, before the first large tensor; ``sca train`` and the benchmarks do.
 
     Returns:
         True when the setting took effect; False where the C library has no ``mallopt`` (musl, macOS, Windows).

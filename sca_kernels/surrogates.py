@@ -1,8 +1,8 @@
 """Surrogate derivatives: what the backward pass puts in place of the derivative of the spike.
 
-The names, formulas and default slopes are those of SpikingJelly 2.0, so that models carry over. One row of :data:`TABLE` is one
-surrogate: its derivative here, its primitive (whose finite difference the tests compare it with) and a struct of the same name in
-``csrc/include/sca/surrogates.h``.
+The names, formulas and default slopes are those of SpikingJelly 2.0, so that models carry over. One row of
+:data:`TABLE` is one surrogate: its derivative here, its primitive (whose finite difference the tests compare it with)
+and a struct of the same name in ``csrc/include/sca/surrogates.h``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Function = Callable[[Tensor, float, float], Tensor]
 
 
 class Row(NamedTuple):
-    """One surrogate: default slope parameters, ``derivative(u, alpha, beta)`` and ``primitive(u, alpha, beta)``, u = h - v_threshold."""
+    """One surrogate: default slopes, ``derivative(u, alpha, beta)``, ``primitive(u, alpha, beta)``; u = h - threshold."""
 
     alpha: float
     beta: float

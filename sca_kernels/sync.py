@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def synchronized_moments(x: Tensor, count: int, process_group) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance [C] of x [T, N, C, *S] over all ranks, and the number of values per channel; differentiable.
+    """Mean and biased variance [C] of x [T, N, C, *S] over all ranks, and the number of values per channel;
+    differentiable.
 
     Args:
         count: values per channel on this rank (a step presented T times counts T times).

@@ -1,6 +1,7 @@
 """Backends and the choice between them.
 
-One backend is one module of this package that defines ``BACKEND``; it is imported at the first choice, never at ``import sca_kernels``.
+One backend is one module of this package that defines ``BACKEND``; it is imported at the first choice, never at
+``import sca_kernels``.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def choose(name: str, op: str, x: torch.Tensor) -> Backend:
     """The backend that runs ``op`` on tensors like x: the named one, or, for an empty name, the best that can.
 
     Raises:
-        ValueError: the named backend does not exist, or can't run this; the message says why not and what else there is.
+        ValueError: the named backend does not exist, or can't run this; the message says why not and what else there
+        is.
     """
     if not name:
         backend = _default(x.device.type, x.dtype)
@@ -53,7 +55,8 @@ def choose(name: str, op: str, x: torch.Tensor) -> Backend:
         if not ok:
             others = [b.name for b in registry().values() if b is not backend and b.supports(x.device, x.dtype)[0]]
             raise ValueError(
-                f"backend: {name!r} can't run {x.dtype} on {x.device}: {reason}. Others that can: {', '.join(others) or 'none'}"
+                f"backend: {name!r} can't run {x.dtype} on {x.device}: {reason}. "
+                f"Others that can: {', '.join(others) or 'none'}"
             )
     backend.calls[op] += 1
     return backend

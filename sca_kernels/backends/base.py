@@ -1,8 +1,9 @@
 """What a backend is: one object that runs every operator of :mod:`sca_kernels.ops` on some devices and dtypes.
 
-Arguments arrive checked. x is an activation [T, N, C, *S] with T = time_steps, or [1, N, C, *S] presented ``time_steps`` times. Per-channel vectors
-(scale, shift, rate, mask, weight, bias, mean, var) are contiguous [C]; all are in the state's dtype (float32, or float64 for float64 x), the mask bool.
-v_init, grad_v are [N, C, *S] in the state's dtype. Outputs are dense in the memory layout of x.
+Arguments arrive checked. x is an activation [T, N, C, *S] with T = time_steps, or [1, N, C, *S] presented
+``time_steps`` times. Per-channel vectors (scale, shift, rate, mask, weight, bias, mean, var) are contiguous [C]; all
+are in the state's dtype (float32, or float64 for float64 x), the mask bool. v_init, grad_v are [N, C, *S] in the
+state's dtype. Outputs are dense in the memory layout of x.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from ..reference.channel_conv import Channels, Geometry
 
 
 class Forward(NamedTuple):
-    """Spikes [T, N, C, *S] in x's dtype, final v [N, C, *S] (None unless asked for), spike_count int64 [C], membrane_l1 float32 [C].
+    """Spikes [T, N, C, *S] in x's dtype, final v [N, C, *S] (None unless asked for), spike_count int64 [C], membrane_l1
+    float32 [C].
 
     A channel whose mask is False integrates, is counted, and emits zeros.
     """
@@ -52,7 +54,8 @@ class BatchNormGradients(NamedTuple):
 
 
 class Backend:
-    """Base of all backends. ``calls`` counts how often each operator ran here, so that a test can tell which path was taken."""
+    """Base of all backends. ``calls`` counts how often each operator ran here, so that a test can tell which path was
+    taken."""
 
     name: str
     priority: int
@@ -110,7 +113,8 @@ class Backend:
     ) -> tuple[Forward, Tensor, Tensor]:
         """Training batch norm in front of the neuron: also returns the batch mean and biased variance [C].
 
-        Both are rounded to the state's dtype first; scale and shift follow from the rounded values, in float64, rounded once.
+        Both are rounded to the state's dtype first; scale and shift follow from the rounded values, in float64, rounded
+        once.
         """
         raise NotImplementedError
 
@@ -133,7 +137,8 @@ class Backend:
         raise NotImplementedError
 
     def pack_spikes(self, spikes: Tensor) -> Tensor:
-        """Flat zeros and ones to bits: uint8 [ceil(n / 8)], bit i of byte j is element 8 j + i. ValueError on any other value."""
+        """Flat zeros and ones to bits: uint8 [ceil(n / 8)], bit i of byte j is element 8 j + i. ValueError on any other
+        value."""
         raise NotImplementedError
 
     def unpack_spikes(self, packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,8 @@
-"""Neuron models: the charge equation and its adjoint. Fire, reset, time and sums are the same for all and live elsewhere.
+"""Neuron models: the charge equation and its adjoint. Fire, reset, time and sums are the same for all and live
+elsewhere.
 
-One neuron is one module of this package that defines ``NEURON``; the registry finds it by its file. Its C++ twin is a struct in
-``csrc/include/sca/neurons.h``.
+One neuron is one module of this package that defines ``NEURON``; the registry finds it by its file. Its C++ twin is a
+struct in ``csrc/include/sca/neurons.h``.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from torch import Tensor
 class Leak(NamedTuple):
     """The membrane's leak: ``1 / tau`` as a division by a number, or, when learnable, as a factor ``rate`` per channel.
 
-    A division and a multiplication by the rounded reciprocal differ in the last bit, hence in spikes; backends must use the one
-    that the equation has. (Where tau is a power of two, both are the same number.)
+    A division and a multiplication by the rounded reciprocal differ in the last bit, hence in spikes; backends must use
+    the one that the equation has. (Where tau is a power of two, both are the same number.)
     """
 
     tau: float

@@ -1,4 +1,5 @@
-"""Parametric LIF (Fang et al., ICCV 2021): LIF whose leak ``1/tau = sigmoid(w)`` is learned, per layer or per channel."""
+"""Parametric LIF (Fang et al., ICCV 2021): LIF whose leak ``1/tau = sigmoid(w)`` is learned, per layer or per
+channel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Modules over :mod:`sca_kernels.functional`: neurons, batch norm + neuron, channel-sparse convolution and linear layers."""
+"""Modules over :mod:`sca_kernels.functional`: neurons, batch norm + neuron, channel-sparse convolution and linear
+layers."""
 
 from .activity import Activity
 from .batch_norm import BatchNormIF, BatchNormLIF, BatchNormPLIF

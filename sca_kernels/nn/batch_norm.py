@@ -12,16 +12,17 @@ from .neuron import NeuronModule, ParametricLeak
 
 
 class BatchNormNeuron(NeuronModule):
-    """Batch norm over (T, N, S) followed by a neuron; equivalent to ``neuron(BatchNorm2d(x.flatten(0, 1)))``, in one operator.
+    """Batch norm over (T, N, S) followed by a neuron; equivalent to ``neuron(BatchNorm2d(x.flatten(0, 1)))``, in one
+    operator.
 
-    Parameters and buffers have the names, shapes and meaning of torch.nn.BatchNorm2d and are full size. With a group, the input has the active channels,
-    and those alone are normalised, tracked and trained.
+    Parameters and buffers have the names, shapes and meaning of torch.nn.BatchNorm2d and are full size. With a group,
+    the input has the active channels, and those alone are normalised, tracked and trained.
 
     Args:
         num_features: C, full width.
         eps, momentum, affine, track_running_stats: as in torch.nn.BatchNorm2d (momentum=None: cumulative average).
-        process_group: average the batch statistics over the ranks of this torch.distributed group (``True``: the default group) when training,
-            as torch.nn.SyncBatchNorm does.
+        process_group: average the batch statistics over the ranks of this torch.distributed group (``True``: the
+            default group) when training, as torch.nn.SyncBatchNorm does.
         group, stateful, backend and the neuron's arguments: see :class:`NeuronModule`.
     """
 

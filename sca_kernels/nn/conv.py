@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch import nn as tnn
 
@@ -11,7 +10,8 @@ from .group import ChannelGroup
 
 
 class ChannelConv2d(tnn.Conv2d):
-    """torch.nn.Conv2d that computes the active channels of its groups alone; same parameters, same state_dict, full size.
+    """torch.nn.Conv2d that computes the active channels of its groups alone; same parameters, same state_dict, full
+    size.
 
     Args:
         in_group, out_group: channel groups of the input and the output; None: all channels, always.
@@ -39,7 +39,8 @@ class ChannelConv2d(tnn.Conv2d):
         self.spike_input, self.backend = spike_input, backend
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [M, A, H, W] or [T, N, A, H, W], A the active input channels (or all: the active ones are then selected) -> the same with the active output channels."""
+        """x [M, A, H, W] or [T, N, A, H, W], A the active input channels (or all: the active ones are then selected) ->
+        the same with the active output channels."""
         index = None if self.in_group is None else self.in_group.index(x.device)
         padding = self.padding
         if self.padding_mode != "zeros":

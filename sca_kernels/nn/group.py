@@ -10,10 +10,11 @@ from torch import Tensor
 
 
 class ChannelGroup:
-    """Which channels of a convolution, its batch norm and neurons, and its consumers' inputs are active (method.md section 1).
+    """Which channels of a convolution, its batch norm and neurons, and its consumers' inputs are active (method.md
+    section 1).
 
-    A plain object that modules share by reference: it has no parameters and does not appear in a state_dict. Copying or pickling a model keeps the
-    sharing within the copy.
+    A plain object that modules share by reference: it has no parameters and does not appear in a state_dict. Copying or
+    pickling a model keeps the sharing within the copy.
 
     Args:
         num_channels: all channels, active and dormant.
@@ -83,7 +84,8 @@ class ChannelGroup:
             raise ValueError(f"indices: expected at least one active channel in group {self.name!r}, got none")
         if int(index[0]) < 0 or int(index[-1]) >= self.num_channels or not bool((index[1:] > index[:-1]).all()):
             raise ValueError(
-                f"indices: expected unique channels in [0, {self.num_channels}) for group {self.name!r}, got {index.tolist()}"
+                f"indices: expected unique channels in [0, {self.num_channels}) for group {self.name!r}, "
+                f"got {index.tolist()}"
             )
         self._adopt(index)
         self.version += 1
@@ -108,8 +110,9 @@ class ChannelGroup:
 def probing(groups: Iterable[ChannelGroup]) -> Iterator[None]:
     """Run the modules of these groups at full width (method.md section 6, "probe").
 
-    Dormant channels are computed from their stored parameters, their spikes reach the next layer as zeros, so the output is that of the pruned
-    network, and the gradient passes that gate as if it were open. Running statistics and activity stay as they are.
+    Dormant channels are computed from their stored parameters, their spikes reach the next layer as zeros, so the
+    output is that of the pruned network, and the gradient passes that gate as if it were open. Running statistics and
+    activity stay as they are.
     """
     groups = list(groups)
     for group in groups:

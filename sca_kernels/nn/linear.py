@@ -10,12 +10,14 @@ from .group import ChannelGroup
 
 
 class ChannelLinear(tnn.Linear):
-    """torch.nn.Linear that computes the active channels of its groups alone; same parameters, same state_dict, full size.
+    """torch.nn.Linear that computes the active channels of its groups alone; same parameters, same state_dict, full
+    size.
 
     Args:
         in_group: channel group of the input, ``in_features = in_group.num_channels * features_per_channel``.
         out_group: channel group of the output, one feature per channel.
-        features_per_channel: input features that each channel contributes, side by side (what flattening [C, H, W] gives: H * W).
+        features_per_channel: input features that each channel contributes, side by side (what flattening [C, H, W]
+            gives: H * W).
         All others as in torch.nn.Linear.
     """
 
@@ -32,7 +34,7 @@ class ChannelLinear(tnn.Linear):
         super().__init__(in_features, out_features, *arguments, **named)
         if in_group is not None and in_group.num_channels * features_per_channel != in_features:
             raise ValueError(
-                f"in_features: expected {features_per_channel} features for each channel of {in_group}, got {in_features}"
+                f"in_features: expected {features_per_channel} for each channel of {in_group}, got {in_features}"
             )
         if out_group is not None and out_group.num_channels != out_features:
             raise ValueError(f"out_group: expected a group of {out_features} channels, got {out_group}")

@@ -15,13 +15,14 @@ from .group import ChannelGroup, gathered
 
 
 class NeuronModule(tnn.Module):
-    """Base of all neuron modules: arguments, membrane state, activity. See :func:`sca_kernels.functional.neuron` for the arguments.
+    """Base of all neuron modules: arguments, membrane state, activity. See :func:`sca_kernels.functional.neuron` for
+    the arguments.
 
     Args:
         group: the channel group this neuron belongs to; its input then has the group's active channels.
         stateful: keep the last potential and start the next call from it, until :func:`reset`. Off by default: every
-            call starts from v_reset. The state is not in the state_dict, stays float32 (float64 for float64 input) whatever the module is converted to,
-            and keeps its graph: call :func:`detach` to cut it.
+            call starts from v_reset. The state is not in the state_dict, stays float32 (float64 for float64 input)
+            whatever the module is converted to, and keeps its graph: call :func:`detach` to cut it.
 
     Attributes:
         activity: an :class:`Activity` that forward passes add to, or None.
@@ -77,7 +78,7 @@ class NeuronModule(tnn.Module):
         """Keyword arguments common to all functional calls, the state among them."""
         if self.v is not None and self.v.shape != x.shape[1:]:
             raise ValueError(
-                f"x: expected [T, {', '.join(map(str, self.v.shape))}] to go on from the state of the last call, got {tuple(x.shape)}; "
+                f"x: expected [T, *{list(self.v.shape)}] to go on from the state of the last call, got {list(x.shape)}; "
                 "call reset() first"
             )
         return {"v_init": self.v, "return_v": self.stateful, **self.arguments}
@@ -96,7 +97,8 @@ class NeuronModule(tnn.Module):
         return out.spikes
 
     def is_recording(self) -> bool:
-        """Whether this forward pass adds to the activity: not while probing, nor when activation checkpointing repeats it in the backward pass."""
+        """Whether this forward pass adds to the activity: not while probing, nor when activation checkpointing repeats
+        it in the backward pass."""
         if self.activity is None or (self.activity.training_only and not self.training):
             return False
         if self.group is not None and self.group.probing:
@@ -131,7 +133,8 @@ class IF(NeuronModule):
 
 
 class LIF(NeuronModule):
-    """Leaky integrate-and-fire with time constant ``tau`` > 1 (in steps); arguments of :func:`sca_kernels.functional.lif`, and of :class:`NeuronModule`."""
+    """Leaky integrate-and-fire with time constant ``tau`` > 1 (in steps); arguments of
+    :func:`sca_kernels.functional.lif`, and of :class:`NeuronModule`."""
 
     neuron = "lif"
 

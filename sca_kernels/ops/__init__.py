@@ -1,6 +1,8 @@
-"""torch.library operators ``sca_kernels::*``: schema, fake implementation, autograd and the choice of backend, inside the operator.
+"""torch.library operators ``sca_kernels::*``: schema, fake implementation, autograd and the choice of backend, inside
+the operator.
 
-Arguments arrive checked (:mod:`sca_kernels.functional` does that). An empty backend name means the best one that can run.
+Arguments arrive checked (:mod:`sca_kernels.functional` does that). An empty backend name means the best one that can
+run.
 """
 
 from .batch_norm import batch_norm_backward, batch_norm_forward

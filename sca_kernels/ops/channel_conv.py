@@ -31,7 +31,8 @@ def channel_conv2d(
     pack: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Returns y [M, C_out, H', W'] at the active width, and x as bits (empty unless ``pack``), kept for the backward in place of x."""
+    """Returns y [M, C_out, H', W'] at the active width, and x as bits (empty unless ``pack``), kept for the backward in
+    place of x."""
     run = choose(backend, "channel_conv2d", x)
     y = run.channel_conv2d(
         x, weight, bias, Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)

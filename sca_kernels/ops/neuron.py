@@ -1,4 +1,5 @@
-"""``sca_kernels::neuron_forward`` and its backward: all time steps of a neuron behind an optional per-channel affine prelude."""
+"""``sca_kernels::neuron_forward`` and its backward: all time steps of a neuron behind an optional per-channel affine
+prelude."""
 
 from __future__ import annotations
 

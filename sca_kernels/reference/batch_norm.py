@@ -1,7 +1,7 @@
 """Batch norm in front of a neuron, in plain PyTorch (method.md section 4).
 
-Statistics are taken in float64 and rounded once to float32 (scale and shift alike), so that every backend integrates the same numbers
-whatever the order of its sums, and spikes can be compared bit for bit.
+Statistics are taken in float64 and rounded once to float32 (scale and shift alike), so that every backend integrates
+the same numbers whatever the order of its sums, and spikes can be compared bit for bit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def prelude(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Prelude:
-    """scale = weight / sqrt(var + eps), shift = bias - mean * scale, in float64, rounded once to the dtype of ``mean``."""
+    """scale = weight / sqrt(var + eps), shift = bias - mean * scale, in float64, rounded once to the dtype of
+    ``mean``."""
     scale = (var.double() + eps).rsqrt()
     if weight is not None:
         scale = scale * weight.double()

@@ -1,4 +1,5 @@
-"""Convolution on the active channels alone: gather the weights, let the library convolve at the active width, scatter the gradients.
+"""Convolution on the active channels alone: gather the weights, let the library convolve at the active width, scatter
+the gradients.
 
 Runs on any device: the convolution itself is torch's (oneDNN, cuDNN). x and y are [M, C, H, W] at the active width.
 """
@@ -65,7 +66,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
 def backward(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, channels: Channels, needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients for x (active width), weight and bias (full size, exactly zero for dormant channels); ``needed`` says which."""
+    """Gradients for x (active width), weight and bias (full size, exactly zero for dormant channels); ``needed`` says
+    which."""
     geometry, channels = _depthwise(geometry, channels)
     active = gather(weight, channels)
     g_x, g_weight, g_bias = torch.ops.aten.convolution_backward(

@@ -1,4 +1,5 @@
-"""THE definition of correct: all time steps of a neuron in plain PyTorch, forward and adjoint, in any dtype (method.md, sections 2 and 3).
+"""THE definition of correct: all time steps of a neuron in plain PyTorch, forward and adjoint, in any dtype (method.md,
+sections 2 and 3).
 
 Half-precision inputs are integrated in float32, float64 in float64. Per-channel vectors have shape [C].
 """
@@ -34,7 +35,8 @@ def state_dtype(x: Tensor) -> torch.dtype:
 
 
 def per_channel(p: Tensor, like: Tensor) -> Tensor:
-    """View a [C] vector so that it broadcasts against ``like`` [..., C, *S] of one time step [N, C, *S], in its dtype."""
+    """View a [C] vector so that it broadcasts against ``like`` [..., C, *S] of one time step [N, C, *S], in its
+    dtype."""
     return p.to(like.dtype).view(-1, *[1] * (like.dim() - 2))
 
 
@@ -85,7 +87,8 @@ def forward(
 
 
 class Gradients(NamedTuple):
-    """What the adjoint yields: ``y`` [T or 1, N, C, *S] with respect to the neuron's input current, the rest per name."""
+    """What the adjoint yields: ``y`` [T or 1, N, C, *S] with respect to the neuron's input current, the rest per
+    name."""
 
     y: Tensor
     v_init: Tensor
