@@ -1,4 +1,4 @@
-"""What the documents say is so: their code runs, their commands, files, links and variables exist, their figures are measured."""
+"""What the documents say is so: code runs; commands, files, links and variables exist; figures were measured."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from benchmarks import results
 
 from .tree import ROOT, modules

@@ -17,7 +17,7 @@ KERNEL_LAYERS = [
     {"reference", "triton_kernels"},
     {"neurons"},
     {"surrogates"},
-    {"layout", "memory", "version"},
+    {"layout", "memory", "sync", "version"},
 ]
 COMPILED = {"sca_kernels._cpu": "sca_kernels.backends.cpu", "sca_kernels._cuda": "sca_kernels.backends.cuda"}
 

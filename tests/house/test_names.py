@@ -19,14 +19,14 @@ CALL = f"x {STEPPING} v_init scale shift backend"
 BATCH_NORM = "x weight bias running_mean running_var training momentum eps channel_mask"
 MODULE = f"{STEPPING} group stateful backend"
 BATCH_NORM_MODULE = "num_features eps momentum affine track_running_stats group"
-CONVOLUTION = "stride padding dilation groups bias"
+CONVOLUTION = "in_channels out_channels stride padding dilation groups bias"
 NAMES = {
     "sca_kernels.functional.lif": f"{CALL} tau decay_input",
     "sca_kernels.functional.if_neuron": CALL,
     "sca_kernels.functional.plif": f"{CALL} w decay_input",
     "sca_kernels.functional.batch_norm_lif": BATCH_NORM,
     "sca_kernels.functional.batch_norm_neuron": f"{BATCH_NORM} neuron",
-    "sca_kernels.functional.channel_conv2d": f"x weight {CONVOLUTION} in_channels out_channels full_input full_output backend",
+    "sca_kernels.functional.channel_conv2d": f"x weight {CONVOLUTION} full_input full_output backend",
     "sca_kernels.functional.pack_spikes": "",
     "sca_kernels.functional.unpack_spikes": "packed shape dtype",
     "sca_kernels.nn.LIF": f"{MODULE} tau decay_input",
@@ -35,7 +35,7 @@ NAMES = {
     "sca_kernels.nn.BatchNormLIF": BATCH_NORM_MODULE,
     "sca_kernels.nn.BatchNormIF": BATCH_NORM_MODULE,
     "sca_kernels.nn.BatchNormPLIF": BATCH_NORM_MODULE,
-    "sca_kernels.nn.ChannelConv2d": f"in_channels out_channels kernel_size {CONVOLUTION} in_group out_group spike_input backend",
+    "sca_kernels.nn.ChannelConv2d": f"kernel_size {CONVOLUTION} in_group out_group spike_input backend",
     "sca_kernels.nn.ChannelLinear": "in_features out_features bias in_group out_group features_per_channel spike_input",
     "sca_kernels.nn.ChannelGroup": "num_channels name prunable",
     "sca_kernels.nn.Activity": "training_only",

@@ -1,0 +1,61 @@
+"""Take every figure of every case. pytest-benchmark drives the rounds: a round's setup runs the peers, right before ours."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+from .cases import CASES, Case, label
+from .measure import ratio, summary
+from .results import NOT_MEASURED
+
+FIGURES_TO_TAKE = [
+    pytest.param(case, variant, id="-".join([case.id, *map(str, variant.values())]))
+    for case in CASES.values()
+    for variant in case.variants
+]
+
+
+@pytest.mark.parametrize(("case", "variant"), FIGURES_TO_TAKE)
+def test_case(case: Case, variant: dict[str, Any], benchmark, figures, pytestconfig) -> None:
+    rounds = pytestconfig.getoption("rounds") or case.rounds
+    parties = case.build(**variant)
+    present = [name for name, party in parties.items() if party is not None]
+    samples: dict[str, list[float]] = defaultdict(list)
+
+    def take(name: str) -> None:
+        samples[name].append(case.sample(parties[name]))
+
+    ours, *peers = present
+    benchmark.group = case.id
+    benchmark.pedantic(
+        take,
+        args=(ours,),
+        setup=lambda: [take(peer) for peer in peers] and None,
+        rounds=rounds,
+        warmup_rounds=case.warmup,
+        iterations=1,
+    )
+    if benchmark.disabled:
+        return
+
+    taken = {name: values[-rounds:] for name, values in samples.items()}
+    bars = {bar.peer: bar for bar in case.bars(**variant)}
+    upward = {name: name not in bars or bars[name].at_most is None for name in peers}
+    ratios = {
+        name: ratio(taken[name], taken[ours]) if upward[name] else ratio(taken[ours], taken[name]) for name in peers
+    }
+    figures[case.id].append(
+        {
+            "shape": label(variant) or case.work,
+            "variant": variant,
+            "parties": {name: summary(taken[name]) if name in taken else NOT_MEASURED for name in parties},
+            "ratios": ratios,
+            "bars": {
+                name: {"text": bar.text(), "reached": bar.reached(ratios[name]["median"]) if name in ratios else None}
+                for name, bar in bars.items()
+            },
+        }
+    )

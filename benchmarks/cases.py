@@ -1,0 +1,333 @@
+"""What is measured, as data: shapes, parties and bars. Building a case checks that all parties compute the same thing.
+
+A party is a function without arguments; the first one is ours. None stands for a peer that is not installed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, cross_entropy
+
+import sca
+from sca_kernels import functional as F
+from sca_kernels import nn as snn
+
+from . import peers
+from .measure import Party, clock, flip_rate, forward_backward, relative_error, require, saved_bytes
+
+OURS = "sca_kernels"
+SPIKINGJELLY = "SpikingJelly 2.0.0"
+SNNTORCH = "snnTorch 1.0"
+COMPILE = "torch.compile"
+PASSES = "five copies"
+DENSE = "oneDNN dense"
+TORCH = "import torch"
+
+ACTIVATION = (4, 32, 64, 32, 32)
+"""[T, N, C, H, W] of A1, A2 and A5."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """``peer / ours >= at_least``, or ``ours / peer <= at_most``."""
+
+    peer: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def text(self) -> str:
+        return f">= {self.at_least:g} x" if self.at_most is None else f"<= {self.at_most:.3g}"
+
+    def reached(self, ratio: float) -> bool:
+        """Whether a measured ratio, taken in this bar's direction, reaches it."""
+        return ratio >= self.at_least if self.at_most is None else ratio <= self.at_most
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of work: its figures (one per variant), who takes part, and what must be reached.
+
+    Attributes:
+        build: ``build(**variant)`` -> the parties.
+        bars: ``bars(**variant)`` -> the bars of that figure.
+        sample: party -> one sample; by default the milliseconds that it takes.
+    """
+
+    id: str
+    work: str
+    unit: str
+    variants: Sequence[dict[str, Any]]
+    build: Callable[..., dict[str, Party | None]]
+    bars: Callable[..., list[Bar]]
+    sample: Callable[[Party], float] = clock
+    rounds: int = 25
+    warmup: int = 3
+
+
+def label(variant: dict[str, Any]) -> str:
+    """``channels=64, density=0.5`` for a variant."""
+    return ", ".join(f"{key}={value}" for key, value in variant.items())
+
+
+def activation(layout: str) -> Tensor:
+    """Input currents that make a fifth of the LIF neurons spike."""
+    x = torch.randn(ACTIVATION) * 1.5 + 0.3
+    if layout == "channels_last":
+        x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+    return x.requires_grad_()
+
+
+def spikes_like(*shape: int, rate: float = 0.15) -> Tensor:
+    """Spikes at a realistic rate, [T * N, C, H, W], channels_last."""
+    return (torch.rand(shape) < rate).float().contiguous(memory_format=torch.channels_last)
+
+
+def build_neuron(layout: str) -> dict[str, Party | None]:
+    x = activation(layout)
+    grad = torch.randn_like(x)
+    functions = {
+        OURS: lambda x: F.lif(x).spikes,
+        SPIKINGJELLY: peers.spikingjelly_lif(),
+        COMPILE: peers.compiled(peers.eager_lif),
+        SNNTORCH: peers.snntorch_lif(),
+    }
+    parties = {name: function and forward_backward(function, [x], grad) for name, function in functions.items()}
+    reference = peers.eager_lif(x)
+    (gradient,) = torch.autograd.grad(reference, x, grad)
+    require(0.05 < reference.mean() < 0.4, "the neurons spike at a realistic rate")
+    for name, party in parties.items():
+        if party:
+            # snnTorch adds the halves of x and v where the others halve the difference: another rounding
+            exact = name != SNNTORCH
+            spikes, value = functions[name](x), (party(), x.grad)[1]
+            require(flip_rate(spikes, reference) <= (0 if exact else 1e-6), f"{name} and eager torch spike alike")
+            require(relative_error(value, gradient) <= (1e-6 if exact else 1e-3), f"{name} has eager torch's gradient")
+    return parties | {PASSES: five_passes(x.detach())}
+
+
+def five_passes(x: Tensor) -> Party:
+    target = torch.empty_like(x)
+
+    def party() -> None:
+        for _ in range(5):
+            target.copy_(x)
+
+    return party
+
+
+def build_batch_norm_neuron(layout: str) -> dict[str, Party | None]:
+    x = activation(layout)
+    grad = torch.randn_like(x)
+    norm = nn.BatchNorm2d(x.shape[2])
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.uniform_(norm.bias, 0.0, 1.0)
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor, backend: str | None = None) -> Tensor:
+        return F.batch_norm_lif(
+            x, weight, bias, norm.running_mean, norm.running_var, training=True, momentum=0.1, eps=1e-5, backend=backend
+        ).spikes
+
+    def before(lif: Callable[[Tensor], Tensor] | None) -> Callable[..., Tensor] | None:
+        return lif and (lambda x, weight, bias: lif(norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])))
+
+    functions = {
+        OURS: ours,
+        SPIKINGJELLY: before(peers.spikingjelly_lif()),
+        COMPILE: peers.compiled(before(peers.eager_lif)),
+    }
+    inputs = [x, norm.weight, norm.bias]
+    parties = {name: function and forward_backward(function, inputs, grad) for name, function in functions.items()}
+    reference = before(peers.eager_lif)(*inputs)
+    gradients = torch.autograd.grad(reference, inputs, grad)
+    require(0.05 < reference.mean() < 0.4, "the neurons spike at a realistic rate")
+    for name, party in parties.items():
+        if party:
+            # Batch norm rounds differently, so a potential within a few ulp of the threshold may cross it.
+            require(flip_rate(functions[name](*inputs), reference) <= 1e-5, f"{name} and eager torch spike alike")
+            party()
+            for tensor, gradient in zip(inputs, gradients, strict=True):
+                require(relative_error(tensor.grad, gradient) <= 1e-2, f"{name} has eager torch's gradients")
+    return parties | {PASSES: five_passes(x.detach())}
+
+
+def build_channel_conv(channels: int, size: int, density: float) -> dict[str, Party | None]:
+    x = spikes_like(4 * 32, channels, size, size)
+    weight = (torch.randn(channels, channels, 3, 3) / (9 * channels) ** 0.5).contiguous(
+        memory_format=torch.channels_last
+    )
+    weight.requires_grad_()
+    active = round(density * channels)
+    index = None if active == channels else torch.randperm(channels)[:active].sort().values
+    narrow = x if index is None else x[:, index].contiguous(memory_format=torch.channels_last)
+    grad = torch.randn_like(x)
+    narrow_grad = grad if index is None else grad[:, index].contiguous(memory_format=torch.channels_last)
+    for tensor in (x, narrow):
+        tensor.requires_grad_()
+
+    def ours(x: Tensor, weight: Tensor) -> Tensor:
+        return F.channel_conv2d(x, weight, padding=1, in_channels=index, out_channels=index)
+
+    def dense(x: Tensor, weight: Tensor) -> Tensor:
+        return conv2d(x, weight, padding=1)
+
+    parties = {
+        OURS: forward_backward(ours, [narrow, weight], narrow_grad),
+        DENSE: forward_backward(dense, [x, weight], grad),
+    }
+    rows = slice(None) if index is None else index
+    reference = conv2d(narrow, weight[rows][:, rows], padding=1)
+    gradients = torch.autograd.grad(reference, [narrow, weight], narrow_grad)
+    require(relative_error(ours(narrow, weight), reference) <= 1e-5, "the convolution of the active channels")
+    parties[OURS]()
+    for tensor, gradient in zip((narrow, weight), gradients, strict=True):
+        require(relative_error(tensor.grad, gradient) <= 1e-5, "its gradients, zero for dormant channels")
+    return parties
+
+
+def groups_of(model: nn.Module) -> list[snn.ChannelGroup]:
+    """The prunable channel groups of a model, in order."""
+    found = {id(m.group): m.group for m in model.modules() if getattr(m, "group", None) is not None}
+    return [group for group in found.values() if group.prunable]
+
+
+def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+    """Forward, cross-entropy of the mean logits, backward, SGD with momentum; returns the loss."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = cross_entropy(model(images).mean(0), labels)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def build_vgg_step(density: float) -> dict[str, Party | None]:
+    images = torch.randn(32, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (32,))
+    model = sca.models.build("vgg16", num_classes=10, in_channels=3, time_steps=4, neuron="lif")
+    twin = peers.spikingjelly_vgg(model)
+    if twin is not None:
+        # Rounding flips a few spikes per layer and batch norm passes that on; the first loss tells a wrong layer apart.
+        losses = [cross_entropy(net(images).mean(0), labels).item() for net in (model, twin)]
+        require(abs(losses[0] - losses[1]) <= 0.05 * losses[1], f"both networks start at the same loss, {losses}")
+    if density < 1:
+        for group in groups_of(model):
+            group.set_active(torch.randperm(group.num_channels)[: round(density * group.num_channels)])
+    return {OURS: training_step(model, images, labels), SPIKINGJELLY: twin and training_step(twin, images, labels)}
+
+
+def build_saved_bytes() -> dict[str, Party | None]:
+    x = spikes_like(4 * 32, *ACTIVATION[2:]).unflatten(0, ACTIVATION[:2]).requires_grad_()
+    channels = ACTIVATION[2]
+    ours = nn.Sequential(
+        snn.ChannelConv2d(channels, channels, 3, padding=1, bias=False, spike_input=True), snn.BatchNormLIF(channels)
+    )
+    plain = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+    lif = peers.spikingjelly_lif()
+
+    def theirs(x: Tensor) -> Tensor:
+        return lif(plain(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+
+    return {
+        OURS: lambda: saved_bytes(lambda: ours(x), list(ours.parameters())) / 2**20,
+        SPIKINGJELLY: lif and (lambda: saved_bytes(lambda: theirs(x), list(plain.parameters())) / 2**20),
+    }
+
+
+def build_import() -> dict[str, Party | None]:
+    def importing(package: str) -> Party:
+        code = f"import time; start = time.perf_counter(); import {package}; print((time.perf_counter() - start) * 1e3)"
+
+        def party() -> float:
+            return float(
+                subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+            )
+
+        return party
+
+    return {OURS: importing("sca_kernels"), TORCH: importing("torch")}
+
+
+def returned(party: Party) -> float:
+    """The sample of a party that measures itself."""
+    return party()
+
+
+LAYOUTS = [{"layout": layout} for layout in ("contiguous", "channels_last")]
+STEP_BARS = {1.0: 1.25, 0.5: 4.0, 0.3: 8.0}
+
+CASES = {
+    case.id: case
+    for case in (
+        Case(
+            "A1",
+            f"LIF forward + backward with activity, float32 {list(ACTIVATION)}",
+            "ms",
+            LAYOUTS,
+            build_neuron,
+            lambda layout: [Bar(SPIKINGJELLY, at_least=12), Bar(COMPILE, at_least=3), Bar(PASSES, at_most=1.6)],
+        ),
+        Case(
+            "A2",
+            f"training batch norm + LIF forward + backward, float32 {list(ACTIVATION)}",
+            "ms",
+            LAYOUTS,
+            build_batch_norm_neuron,
+            lambda layout: [Bar(SPIKINGJELLY, at_least=10)],
+        ),
+        Case(
+            "A3",
+            "channel_conv2d 3x3 forward + backward, float32 [128, C, H, H] channels_last, 15 % spikes",
+            "ms",
+            [
+                {"channels": channels, "size": size, "density": density}
+                for channels, size in ((64, 32), (128, 16), (256, 8))
+                for density in (1.0, 0.75, 0.5, 0.3, 0.1)
+            ],
+            build_channel_conv,
+            lambda channels, size, density: [Bar(DENSE, at_most=min(1.25 * density**2 + 0.03, 1.02))],
+        ),
+        Case(
+            "A4",
+            "VGG-16 training step, 32x32 images, T = 4, batch 32, float32",
+            "ms",
+            [{"density": density} for density in STEP_BARS],
+            build_vgg_step,
+            lambda density: [Bar(SPIKINGJELLY, at_least=STEP_BARS[density])],
+            rounds=15,
+            warmup=2,
+        ),
+        Case(
+            "A5",
+            f"saved for backward by convolution, batch norm, LIF, float32 {list(ACTIVATION)}",
+            "MiB",
+            [{}],
+            build_saved_bytes,
+            lambda: [Bar(SPIKINGJELLY, at_most=0.35)],
+            returned,
+            rounds=1,
+            warmup=0,
+        ),
+        Case(
+            "A6",
+            "import, in a fresh interpreter",
+            "ms",
+            [{}],
+            build_import,
+            lambda: [Bar(TORCH, at_most=1.2)],
+            returned,
+            rounds=15,
+            warmup=1,
+        ),
+    )
+}

@@ -1,0 +1,80 @@
+"""How a figure is taken: ours and the peers in one process, in turn, after warm-up; a ratio is that of neighbours in time."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Party = Callable[[], float | None]
+
+
+def clock(party: Party) -> float:
+    """Milliseconds that one call takes."""
+    start = time.perf_counter()
+    party()
+    return (time.perf_counter() - start) * 1e3
+
+
+def summary(samples: Sequence[float]) -> dict[str, float]:
+    """Median with the 20th and 80th percentile."""
+    if len(samples) == 1:
+        return dict.fromkeys(("median", "p20", "p80"), samples[0]) | {"rounds": 1}
+    cuts = statistics.quantiles(samples, n=5, method="inclusive")
+    return {"median": statistics.median(samples), "p20": cuts[0], "p80": cuts[3], "rounds": len(samples)}
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
+    """Summary of ``over / under``, round by round, so that a change of the machine's speed between rounds drops out."""
+    return summary([a / b for a, b in zip(over, under, strict=True)])
+
+
+def forward_backward(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> Party:
+    """One training pass: ``function(*inputs)`` and the gradients of the inputs, from an upstream gradient."""
+
+    def party() -> None:
+        for tensor in inputs:
+            tensor.grad = None
+        function(*inputs).backward(grad)
+
+    return party
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """Relative L2 distance, in float64."""
+    return float((value.double() - reference.double()).norm() / reference.double().norm())
+
+
+def flip_rate(spikes: Tensor, reference: Tensor) -> float:
+    """Share of positions with another spike than the reference's."""
+    return float((spikes != reference).double().mean())
+
+
+def require(ok: bool, claim: str) -> None:
+    """Refuse to time something that computes something else.
+
+    Raises:
+        AssertionError: the claim does not hold.
+    """
+    if not ok:
+        raise AssertionError(f"not timed, since this does not hold: {claim}")
+
+
+def saved_bytes(function: Callable[[], Tensor], parameters: Sequence[Tensor] = ()) -> int:
+    """Bytes of the distinct storages that autograd keeps for the backward of ``function``, without the parameters'."""
+    storages: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        alive.append(tensor)  # a freed storage's address may be handed out again
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        function()
+    for parameter in parameters:
+        storages.pop(parameter.untyped_storage().data_ptr(), None)
+    return sum(storages.values())

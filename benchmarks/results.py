@@ -1,0 +1,153 @@
+"""Result files: written whole, with the conditions they were taken under; and what is read out of them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FOLDER = Path(__file__).parent / "results"
+NOT_MEASURED = "not measured"
+MARKS = ("<!-- results: written by `python -m benchmarks.run --readme` -->", "<!-- /results -->")
+
+
+def device_name() -> str:
+    """Processor and cores, as a folder name."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text() + "model name: " + model)[1]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return re.sub(r"[^a-z0-9]+", "-", f"{model} {cores} cores".lower()).strip("-")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=FOLDER.parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def conditions(command: str, allocator: str) -> dict[str, Any]:
+    """Everything that a figure depends on and that does not stand in the case itself."""
+    import torch
+
+    from sca_kernels import doctor
+
+    packages = ("torch", "numpy", "sca_kernels", "spikingjelly", "snntorch")
+    versions = {name: _version(name) for name in packages}
+    changed = _git(
+        "status", "--porcelain", "--", "../sca_kernels", "../csrc", "../python", "../setup.py", ".", ":!results"
+    )
+    return {
+        "commit": _git("rev-parse", "HEAD") or "no checkout",
+        "uncommitted_changes": bool(changed),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "backends": {row.name: row.detail for row in doctor.report() if row.on},
+        "allocator": allocator,
+        "load_average": os.getloadavg()[0],
+        "command": command,
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def store(case: str, work: str, unit: str, conditions: dict[str, Any], figures: list[dict[str, Any]]) -> Path:
+    """Write one result file, whole or not at all."""
+    path = FOLDER / conditions["device"] / f"{case}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"case": case, "work": work, "unit": unit, "conditions": conditions, "figures": figures}
+    partial = path.with_suffix(".partial")
+    with partial.open("w") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    return path
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read one result file."""
+    return json.loads(path.read_text())
+
+
+def stored() -> list[dict[str, Any]]:
+    """All results, by device and case."""
+    return [load(path) for path in sorted(FOLDER.glob("*/*.json"))]
+
+
+class Row(NamedTuple):
+    """One line of the table: a figure against one party."""
+
+    case: str
+    work: str
+    ours: str
+    peer: str
+    ratio: str
+    bar: str
+    reached: str
+
+
+def _text(summary: dict[str, float] | str, unit: str) -> str:
+    return summary if isinstance(summary, str) else f"{summary['median']:.4g} {unit}"
+
+
+def rows(result: dict[str, Any]) -> Iterator[Row]:
+    """The table's lines for one result: one per bar, and one per party that has none."""
+    for figure in result["figures"]:
+        (_, ours), *peers = figure["parties"].items()
+        for name, time in peers:
+            bar = figure["bars"].get(name, {})
+            ratio = figure["ratios"].get(name)
+            spread = f"{ratio['median']:.3g} ({ratio['p20']:.3g} to {ratio['p80']:.3g})" if ratio else NOT_MEASURED
+            verdict = {True: "yes", False: "no", None: NOT_MEASURED}[bar.get("reached")] if bar else ""
+            yield Row(
+                result["case"],
+                figure["shape"],
+                _text(ours, result["unit"]),
+                f"{name}: {_text(time, result['unit'])}",
+                spread,
+                bar.get("text", ""),
+                verdict,
+            )
+
+
+def markdown() -> str:
+    """The README's figures: per device and case one table with its conditions right below."""
+    parts = []
+    for result in stored():
+        told = result["conditions"]
+        versions = ", ".join(f"{k} {v}" for k, v in told["versions"].items() if v != "not installed")
+        lines = [f"**{result['case']}: {result['work']}**", ""]
+        lines += [
+            "| | sca_kernels | against | ratio (p20 to p80) | bar | reached |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        lines += [f"| {r.work} | {r.ours} | {r.peer} | {r.ratio} | {r.bar} | {r.reached} |" for r in rows(result)]
+        lines += [
+            "",
+            f"{told['device']}, {told['threads']} threads, {told['allocator']} allocator, {versions}; "
+            f"commit {told['commit'][:10]}, {told['date'][:10]}; `{told['command']}`.",
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or f"{NOT_MEASURED}."
+
+
+def spliced(text: str) -> str:
+    """A document with the figures between its marks brought up to date; unchanged where it has no marks."""
+    before, mark, rest = text.partition(MARKS[0])
+    if not mark:
+        return text
+    return f"{before}{mark}\n\n{markdown()}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
