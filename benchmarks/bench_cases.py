@@ -1,4 +1,4 @@
-"""Take every figure of every case. pytest-benchmark drives the rounds: a round's setup runs the peers, right before ours."""
+"""Take every figure of every case. pytest-benchmark drives the rounds; a round's setup runs the peers before ours."""
 
 from __future__ import annotations
 

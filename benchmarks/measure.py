@@ -1,4 +1,4 @@
-"""How a figure is taken: ours and the peers in one process, in turn, after warm-up; a ratio is that of neighbours in time."""
+"""How a figure is taken: ours and the peers in one process, in turn, after warm-up; a ratio is taken round by round."""
 
 from __future__ import annotations
 

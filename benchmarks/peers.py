@@ -51,7 +51,7 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def spikingjelly_lif(detach_reset: bool = False) -> Callable[[Tensor], Tensor] | None:
-    """SpikingJelly's multi-step LIF, state cleared before each call. Its compiled backends are for GPUs: it runs torch."""
+    """SpikingJelly's multi-step LIF, its state cleared before each call; on a CPU its only backend is torch."""
     if not installed("spikingjelly"):
         return None
     from spikingjelly.activation_based import functional, neuron, surrogate
