@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 
-import sca_kernels
 import torch
-from sca_kernels import functional as F
 
 import sca
+import sca_kernels
+from sca_kernels import functional as F
 
 
 def main(kind: str) -> None:
@@ -37,7 +37,9 @@ def main(kind: str) -> None:
     optimizer.step()
     if not torch.isfinite(loss) or all(map(torch.equal, before, model.parameters())):
         sys.exit("a training step changed nothing")
-    print(f"{kind} install of sca_kernels {sca_kernels.__version__}: a training step works, loss {loss.item():.3f}{why}")
+    print(
+        f"{kind} install of sca_kernels {sca_kernels.__version__}: a training step works, loss {loss.item():.3f}{why}"
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -45,10 +46,10 @@ def test_make_targets_exist(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_sca_commands_and_their_options_exist(document):
+    sca = Path(sys.executable).with_name("sca")
+    wide = {**os.environ, "COLUMNS": "200"}
     for _, command, *options in (line for line in commands(document) if line[0] == "sca"):
-        shown = subprocess.run(
-            [sys.executable, "-m", "sca.cli", command, "--help"], capture_output=True, text=True, check=False
-        )
+        shown = subprocess.run([sca, command, "--help"], capture_output=True, text=True, check=False, env=wide)
         assert shown.returncode == 0, (command, shown.stderr)
         assert [option for option in options if option.startswith("--") and option not in shown.stdout] == []
 

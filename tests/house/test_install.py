@@ -75,7 +75,10 @@ def test_without_the_compiled_module_doctor_reports_it_off_with_a_fix():
     ("package", "source"),
     [
         # torch itself imports Triton where it finds one; what fails without a driver is asking for the driver.
-        ("triton", "__version__ = '3.0.0'\ndef jit(f): raise RuntimeError('0 active drivers')\nautotune = Config = jit"),
+        (
+            "triton",
+            "__version__ = '3.0.0'\ndef jit(f): raise RuntimeError('0 active drivers')\nautotune = Config = jit",
+        ),
         ("cupy", "raise RuntimeError('no CUDA driver')"),
     ],
 )
