@@ -1,0 +1,2 @@
+#define SCA_ISA avx2
+#include "kernels.inl"

@@ -1,0 +1,2 @@
+#define SCA_ISA avx512
+#include "kernels.inl"

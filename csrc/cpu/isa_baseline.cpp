@@ -1,0 +1,2 @@
+#define SCA_ISA baseline
+#include "kernels.inl"

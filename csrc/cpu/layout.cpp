@@ -1,0 +1,85 @@
+#include "layout.h"
+
+#include <algorithm>
+
+namespace sca {
+namespace {
+
+// A lane adds up at most this many float32 terms before they go on in double.
+constexpr int64_t kMostAdditions = 1024;
+// Enough elements for a block that starting it costs nothing, few enough for an even share of the work.
+constexpr int64_t kBlockElements = 1 << 17;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+Layout::Layout(Shape given, const std::vector<const View*>& views, int64_t max_lanes) : shape(given) {
+    const int64_t channels = shape.c, positions = shape.s;
+    const auto all = [&](auto holds) { return std::all_of(views.begin(), views.end(), [&](const View* v) { return holds(*v); }); };
+
+    // The first view that tells the two dimensions apart decides; expanded ones (stride 0) don't.
+    channels_inner_ = positions == 1;
+    if (positions > 1 && channels > 1) {
+        const auto tells = [](const View* v) { return v->data != nullptr && v->c != 0 && v->s != 0; };
+        const auto v = std::find_if(views.begin(), views.end(), tells);
+        channels_inner_ = v != views.end() && (*v)->c < (*v)->s;
+    }
+
+    const int64_t length = channels_inner_ ? 1 : positions;
+    const bool spans = channels_inner_ || channels == 1 || all([&](const View& v) { return v.c == positions * v.s; });
+    if (!spans || 2 * length > max_lanes) {
+        const int64_t segments = ceil_div(length, max_lanes);
+        const int64_t size = ceil_div(ceil_div(length, segments), 16) * 16;
+        for (int64_t c = 0; c < channels; ++c)
+            for (int64_t begin = 0; begin < length; begin += size) parts.push_back({c, 1, begin, std::min(size, length - begin)});
+    } else {
+        const int64_t most = max_lanes / length;
+        const int64_t size = ceil_div(channels, ceil_div(channels, most));
+        for (int64_t c = 0; c < channels; c += size) parts.push_back({c, std::min(size, channels - c), 0, length});
+    }
+
+    rows_are_samples_ = !channels_inner_ || positions == 1;
+    inner_ = rows_are_samples_ ? shape.n : positions;
+    if (!rows_are_samples_) {
+        const bool run_on = shape.n == 1 || all([&](const View& v) { return v.n == positions * v.s; });
+        (run_on ? inner_ : outer_) *= shape.n;
+    }
+    const int64_t row = parts.front().lanes();
+    const bool stackable = all([&](const View& v) {
+        return (rows_are_samples_ ? v.n : v.s) == row * (channels_inner_ ? v.c : v.s);
+    });
+    if (parts.size() == 1 && stackable) stack_ = std::max<int64_t>(1, std::min(inner_, max_lanes / row));
+
+    const int64_t tiles = outer_ * ceil_div(inner_, stack_);
+    for (int p = 0; p < static_cast<int>(parts.size()); ++p) {
+        const Part& part = parts[p];
+        const int64_t lanes = part.lanes() * stack_;
+        most_lanes_ = std::max(most_lanes_, lanes);
+        const int64_t per_block =
+            std::max<int64_t>(1, std::min(kBlockElements / (lanes * shape.t), kMostAdditions / shape.t));
+        const int64_t first_block = static_cast<int64_t>(blocks.size());
+        for (int64_t tile = 0; tile < tiles; tile += per_block) blocks.push_back({p, tile, std::min(tiles, tile + per_block)});
+        const int64_t last_block = static_cast<int64_t>(blocks.size());
+        if (!groups.empty() && groups.back().channel == part.channel)
+            groups.back().last = last_block;
+        else
+            groups.push_back({first_block, last_block, part.channel, part.channels});
+    }
+}
+
+int64_t Layout::rows(int64_t tile) const {
+    const int64_t first = tile % ceil_div(inner_, stack_) * stack_;
+    return std::min(stack_, inner_ - first);
+}
+
+Cursor Layout::at(const View& v, const Part& part, int64_t tile) const {
+    const int64_t per_outer = ceil_div(inner_, stack_);
+    const int64_t outer = tile / per_outer, inner = tile % per_outer * stack_;
+    const int64_t inner_stride = rows_are_samples_ ? v.n : v.s;
+    const int64_t offset = outer * v.n + inner * inner_stride + part.channel * v.c + part.begin * v.s;
+    const int64_t bytes = v.dtype == DType::float32 ? 4 : 2;
+    return {static_cast<char*>(v.data) + offset * bytes, v.dtype, v.t, channels_inner_ ? v.c : v.s};
+}
+
+}  // namespace sca

@@ -1,0 +1,71 @@
+// How a [T, N, C, S] problem is cut into tiles that the kernels run over, and where a tile lies in each tensor.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace sca {
+
+enum class DType { float32, bfloat16 };
+
+struct Shape {
+    int64_t t, n, c, s;
+};
+
+// A tensor [T, N, C, S] with any strides (in elements); data may be null.
+struct View {
+    void* data = nullptr;
+    DType dtype = DType::float32;
+    int64_t t = 0, n = 0, c = 0, s = 0;
+};
+
+// A run of channels (whole ones, or a segment of one) whose elements are neighbours in memory: one row of a tile.
+struct Part {
+    int64_t channel, channels;      // first channel, number of channels
+    int64_t begin, length;          // positions of each channel
+    int64_t lanes() const { return channels * length; }
+};
+
+// The unit of parallel work and of float32 accumulation: tiles [first, last) of one part. Depends on the shape alone.
+struct Block {
+    int part;
+    int64_t first, last;
+};
+
+// Blocks [first, last) that hold all elements of channels [channel, channel + channels).
+struct Group {
+    int64_t first, last;
+    int64_t channel, channels;
+};
+
+// Where a tile lies in one tensor.
+struct Cursor {
+    char* data;
+    DType dtype;
+    int64_t t, lane;  // strides, in elements
+};
+
+class Layout {
+  public:
+    // Cuts the problem into tiles of at most max_lanes elements per time step, so that they suit the memory of all views.
+    Layout(Shape shape, const std::vector<const View*>& views, int64_t max_lanes);
+
+    const Shape shape;
+    std::vector<Part> parts;
+    std::vector<Block> blocks;
+    std::vector<Group> groups;
+
+    int64_t most_lanes() const { return most_lanes_; }
+    // Rows of a tile follow each other in memory: lane l belongs to lane l % part.lanes() of the part.
+    int64_t most_rows() const { return stack_; }
+    int64_t rows(int64_t tile) const;
+    Cursor at(const View& view, const Part& part, int64_t tile) const;
+
+  private:
+    bool channels_inner_;                 // lanes run along channels (channels last), else along positions
+    bool rows_are_samples_;               // inner rows run along samples, else along positions
+    int64_t outer_ = 1, inner_;           // rows of a part: outer samples x inner rows
+    int64_t stack_ = 1, most_lanes_ = 0;  // a tile stacks up to stack_ inner rows
+};
+
+}  // namespace sca

@@ -1,0 +1,60 @@
+// All time steps of a neuron, forward and adjoint, with or without training batch norm in front (method.md, sections 2 to 4).
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "layout.h"
+
+namespace sca {
+
+struct Neuron {
+    int charge, reset, surrogate;  // rows of the lists at the foot of neurons.h and surrogates.h
+    bool detach_reset;
+    float rate;  // tau or 1/tau, as the charge wants it, where it is not given per channel
+    float threshold, rest, alpha, beta;
+};
+
+// Maps a configuration to the compiled lists. Throws std::invalid_argument for a name that is not there.
+Neuron make_neuron(const std::string& neuron, double tau, double v_threshold, bool soft_reset, double v_rest, bool decay_input,
+                   bool detach_reset, const std::string& surrogate, double alpha, double beta);
+
+// What both directions read. Per-channel vectors are [C] or null. x with time stride 0 is one step, presented T times.
+struct Input {
+    Shape shape;
+    View x, v_init;  // v_init: [N, C, S] float32, or null: starts from rest
+    const float *scale, *shift, *rate;
+    int threads;
+};
+
+struct ForwardOutput {
+    View spikes, v;       // v: final potential [N, C, S] float32, or null
+    const uint8_t* mask;  // channels that emit zeros, or null
+    int64_t* count;       // [C]
+    float* l1;            // [C]
+};
+
+struct BackwardInput {
+    View spikes, v;  // dL/ds in x's dtype, dL/dv (final potential); null: zero
+};
+
+struct BackwardOutput {
+    View x, v_init;  // null: not wanted; x with time stride 0 holds the sum over time
+    float *scale, *shift, *rate;  // [C], or null
+};
+
+struct BatchNorm {
+    const float *weight, *bias;  // [C], or null
+    double eps;
+};
+
+void neuron_forward(const Neuron&, const Input&, const ForwardOutput&);
+void neuron_backward(const Neuron&, const Input&, const BackwardInput&, const BackwardOutput&);
+
+// Training batch norm in front: scale and shift of the input are ignored, mean and (biased) var are outputs.
+void batch_norm_forward(const Neuron&, const BatchNorm&, const Input&, const ForwardOutput&, float* mean, float* var);
+// scale and shift of the output are the gradients of weight and bias.
+void batch_norm_backward(const Neuron&, const BatchNorm&, const Input&, const float* mean, const float* var, const BackwardInput&,
+                         const BackwardOutput&);
+
+}  // namespace sca

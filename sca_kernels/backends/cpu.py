@@ -1,0 +1,179 @@
+"""The compiled CPU backend: vectorised for several instruction sets, parallel over channels, float32 and bfloat16.
+
+It hands addresses, sizes and strides to ``sca_kernels._cpu`` (``csrc/bindings/cpu.cpp``), which is loaded at first use.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layout import collapse, empty_activation, empty_state, in_layout_of, spatial_size
+from ..neurons import NeuronConfig
+from .base import Backend, BatchNormGradients, Forward, NeuronGradients
+
+ABI_VERSION = 1
+_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_REINSTALL = "install a C++17 compiler with Python's headers and run pip install again"
+
+
+@functools.cache
+def _load() -> ModuleType | str:
+    """The compiled module, or why there is none; asked once per process."""
+    try:
+        module = importlib.import_module("sca_kernels._cpu")
+    except ImportError as error:
+        return f"the compiled module can't be loaded ({error})"
+    if module.abi_version != ABI_VERSION:
+        return f"the compiled module is out of date (version {module.abi_version}, expected {ABI_VERSION})"
+    try:
+        module.isa()
+    except ValueError as error:
+        return str(error)
+    return module
+
+
+@functools.cache
+def _neuron(config: NeuronConfig) -> Any:
+    return _load().Neuron(
+        config.neuron,
+        config.tau,
+        config.v_threshold,
+        config.v_reset is None,
+        config.v_rest,
+        config.decay_input,
+        config.detach_reset,
+        config.surrogate,
+        config.alpha,
+        config.beta,
+    )
+
+
+class CpuBackend(Backend):
+    """The compiled kernels. Per-channel vectors arrive contiguous; activations and states with any strides."""
+
+    name = "cpu"
+    priority = 10
+    fix = _REINSTALL
+
+    def supports(self, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+        if device.type != "cpu":
+            return False, f"device {device.type} is not the CPU"
+        if dtype not in _DTYPES:
+            return False, f"dtype {dtype} is neither float32 nor bfloat16"
+        module = _load()
+        if isinstance(module, str):
+            return False, module
+        return True, f"{module.isa()} kernels; this processor can run {', '.join(module.available_isas())}"
+
+    def neuron_forward(self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v) -> Forward:
+        x, v_init = _strided(x, _one_step(v_init))
+        out, outputs = _forward(x, time_steps, mask, return_v)
+        prelude = _address(scale), _address(shift), _address(rate)
+        _load().neuron_forward(*_problem(x, time_steps, config, v_init), *prelude, *outputs)
+        return out
+
+    def neuron_backward(
+        self, grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init
+    ) -> NeuronGradients:
+        x, v_init, grad_spikes, grad_v = _strided(x, _one_step(v_init), grad_spikes, _one_step(grad_v))
+        g, gradients = _backward(NeuronGradients, x, time_steps, scale, shift, rate, v_init)
+        prelude = _address(scale), _address(shift), _address(rate)
+        incoming = _view(grad_spikes, time_steps), _view(grad_v)
+        _load().neuron_backward(*_problem(x, time_steps, config, v_init), *prelude, *incoming, *gradients)
+        return g
+
+    def batch_norm_forward(
+        self, x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
+    ) -> tuple[Forward, Tensor, Tensor]:
+        x, v_init = _strided(x, _one_step(v_init))
+        out, outputs = _forward(x, time_steps, mask, return_v)
+        mean, var = (torch.empty(x.shape[2], dtype=torch.float32) for _ in range(2))
+        norm = _address(weight), _address(bias), eps, _address(mean), _address(var), _address(rate)
+        _load().batch_norm_forward(*_problem(x, time_steps, config, v_init), *norm, *outputs)
+        return out, mean, var
+
+    def batch_norm_backward(
+        self, grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
+    ) -> BatchNormGradients:
+        x, v_init, grad_spikes, grad_v = _strided(x, _one_step(v_init), grad_spikes, _one_step(grad_v))
+        g, gradients = _backward(BatchNormGradients, x, time_steps, weight, bias, rate, v_init)
+        norm = _address(weight), _address(bias), eps, _address(mean), _address(var), _address(rate)
+        incoming = _view(grad_spikes, time_steps), _view(grad_v)
+        _load().batch_norm_backward(*_problem(x, time_steps, config, v_init), *norm, *incoming, *gradients)
+        return g
+
+    def pack_spikes(self, spikes: Tensor) -> Tensor:
+        spikes = spikes.contiguous()
+        packed = torch.empty((spikes.numel() + 7) // 8, dtype=torch.uint8)
+        kind = _DTYPES[spikes.dtype], spikes.numel()
+        if not _load().pack_bits(spikes.data_ptr(), *kind, packed.data_ptr(), torch.get_num_threads()):
+            raise ValueError("spikes: expected zeros and ones only, got another value")
+        return packed
+
+    def unpack_spikes(self, packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
+        packed, spikes = packed.contiguous(), torch.empty(numel, dtype=dtype)
+        _load().unpack_bits(packed.data_ptr(), _DTYPES[dtype], numel, spikes.data_ptr(), torch.get_num_threads())
+        return spikes
+
+
+_View = tuple[int, tuple[int, int, int, int]]
+
+
+def _address(z: Tensor | None) -> int:
+    return 0 if z is None else z.data_ptr()
+
+
+def _one_step(v: Tensor | None) -> Tensor | None:
+    """A state [N, C, *S] as an activation of one time step."""
+    return None if v is None else v[None]
+
+
+def _strided(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+    """Activations as they are, but for those whose spatial dimensions have no common stride: these are copied in the layout of x."""
+    return [z if z is None or collapse(z) is not None else in_layout_of(z, x) for z in (x, *others)]
+
+
+def _view(z: Tensor | None, time_steps: int = 1) -> _View | None:
+    """Address and strides; a single step that stands for many has time stride 0."""
+    if z is None:
+        return None
+    strides = collapse(z)
+    return z.data_ptr(), (strides if z.shape[0] == time_steps else strides._replace(t=0))
+
+
+def _problem(x: Tensor, time_steps: int, config: NeuronConfig, v_init: Tensor | None) -> tuple[Any, ...]:
+    """The arguments that every kernel starts with."""
+    shape = (time_steps, x.shape[1], x.shape[2], spatial_size(x))
+    return _neuron(config), shape, _DTYPES[x.dtype], torch.get_num_threads(), _view(x, time_steps), _view(v_init)
+
+
+def _forward(x: Tensor, time_steps: int, mask: Tensor | None, return_v: bool) -> tuple[Forward, tuple[Any, ...]]:
+    """Outputs of a forward kernel, and the arguments that stand for them."""
+    channels = x.shape[2]
+    out = Forward(
+        empty_activation(x, time_steps),
+        empty_state(x, torch.float32) if return_v else None,
+        torch.empty(channels, dtype=torch.int64),
+        torch.empty(channels, dtype=torch.float32),
+    )
+    sums = _address(out.spike_count), _address(out.membrane_l1)
+    return out, (_view(out.spikes, time_steps), _view(_one_step(out.v)), _address(mask), *sums)
+
+
+def _backward(
+    kind, x: Tensor, time_steps: int, p: Tensor | None, q: Tensor | None, rate: Tensor | None, v_init: Tensor | None
+):
+    """Outputs of a backward kernel, a ``kind`` of gradients (for x, the vectors p, q and rate, and v_init), and the arguments."""
+    vectors = [None if z is None else torch.empty_like(z) for z in (p, q, rate)]
+    v = None if v_init is None else empty_state(x, torch.float32)
+    g = kind(empty_activation(x, x.shape[0]), *vectors, v)
+    return g, (_view(g.x, time_steps), _view(_one_step(v)), *map(_address, vectors))
+
+
+BACKEND = CpuBackend
