@@ -1,0 +1,33 @@
+"""Train spiking networks, prune them while they learn, and show what it saved.
+
+Everything loads at its first use: ``import sca`` is light, whatever the training tools need.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from sca_kernels.version import __version__
+
+# public name -> module that defines it
+_EXPORTS = {
+    "SCAScheduler": "sca.pruning",
+    "compact": "sca.pruning",
+    "report_cost": "sca.report",
+}
+_MODULES = ("data", "models", "pruning", "report", "training")
+
+__all__ = ["__version__", *_EXPORTS, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"sca.{name}")
+    raise AttributeError(f"module 'sca' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

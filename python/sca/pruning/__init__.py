@@ -1,0 +1,7 @@
+"""Structured pruning and regrowth by spiking activity: score, schedule, selection and surgery, each in its own file."""
+
+from .compact import compact
+from .schedule import Plan
+from .scheduler import GroupChange, PruneEvent, SCAScheduler
+
+__all__ = ["GroupChange", "Plan", "PruneEvent", "SCAScheduler", "compact"]

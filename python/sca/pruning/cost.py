@@ -1,0 +1,210 @@
+"""What channels cost: connections, or synaptic operations, as a sum over layers of (active inputs x their rates) x
+active outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from .groups import Axis, Members, carried, is_depthwise
+
+__all__ = ["LayerCost", "RateRecorder", "channel_costs", "connections", "weight_layers"]
+
+Masks = Mapping[str, Tensor]
+
+
+def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Convolutions and linear layers of a model by name, grouped or not: those whose weights and operations count."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, _ConvNd | nn.Linear)}
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """``unit`` for each pair of an active output channel and an active input channel, times the input channel's rate.
+
+    Attributes:
+        source, sink: names of the input's and the output's group; None: all channels, always.
+        rates: float64 [input channels].
+        outputs: output channels, full width.
+        unit: cost of one pair: weights per pair, or those times the output positions.
+        depthwise: each output channel reads the input channel of its index alone.
+    """
+
+    source: str | None
+    sink: str | None
+    rates: Tensor
+    outputs: int
+    unit: float
+    depthwise: bool = False
+
+    def inputs(self, masks: Masks) -> float:
+        """Sum of the active input channels' rates."""
+        return float(self.rates.sum() if self.source is None else self.rates[masks[self.source]].sum())
+
+    def active_outputs(self, masks: Masks) -> int:
+        """Output channels that each input channel reaches."""
+        if self.depthwise:
+            return 1
+        return self.outputs if self.sink is None else int(masks[self.sink].sum())
+
+    def total(self, masks: Masks) -> float:
+        """Cost of the layer with these channels (bool [C] for each group)."""
+        return self.unit * self.inputs(masks) * self.active_outputs(masks)
+
+
+def channel_costs(layers: Iterable[LayerCost], masks: Masks) -> dict[str, Tensor]:
+    """What each channel of each group costs beside the active ones: its filters, and what reads it; float64 [C] by
+    group.
+    """
+    costs = {name: torch.zeros(mask.numel(), dtype=torch.float64) for name, mask in masks.items()}
+    for layer in layers:
+        if layer.sink is not None and not layer.depthwise:
+            costs[layer.sink] += layer.unit * layer.inputs(masks)
+        if layer.source is not None:
+            costs[layer.source] += layer.unit * layer.active_outputs(masks) * layer.rates
+    return costs
+
+
+def connections(model: nn.Module, groups: Mapping[str, Members]) -> list[LayerCost]:
+    """Weights of each layer: the cost whose share of the total is the connectivity (method.md section 1)."""
+    return [
+        _layer_cost(layer, groups, torch.ones(input_channels(layer), dtype=torch.float64), 1)
+        for layer in weight_layers(model).values()
+    ]
+
+
+def total(layers: Iterable[LayerCost], masks: Masks) -> float:
+    """Cost of a network with these channels."""
+    return sum(layer.total(masks) for layer in layers)
+
+
+class RateRecorder:
+    """What synaptic operations cost: counts the inputs of each layer in the training passes between :meth:`start` and
+    :meth:`stop`.
+
+    Attributes:
+        counts: int64 [2 + input channels] by layer: output positions, positions per input channel, nonzero inputs of
+            each channel. Inputs that are not all 0 or 1 count as nonzero throughout: each of their values costs a
+            multiplication.
+        rates: nonzero share of each input channel, float64 [input channels] by layer; a dormant channel keeps its last.
+        dense_rates: the first ``rates``, which are those of the dense network where nothing was pruned before.
+    """
+
+    def __init__(self, model: nn.Module, groups: Mapping[str, Members]) -> None:
+        self.layers = weight_layers(model)
+        self.groups = groups
+        self.counts: dict[str, Tensor] = {}
+        self.rates: dict[str, Tensor] = {}
+        self.dense_rates: dict[str, Tensor] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def start(self) -> None:
+        """Count from now on."""
+        if not self._handles:
+            self._handles = [
+                layer.register_forward_hook(functools.partial(self._count, name)) for name, layer in self.layers.items()
+            ]
+
+    def stop(self) -> None:
+        """Stop counting; no hook stays behind."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @torch.no_grad()
+    def _count(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if not layer.training:
+            return
+        group = carried(layer, "in_group")
+        nonzero, positions, spiking = nonzero_inputs(layer, inputs[0])
+        if not spiking:
+            nonzero = torch.full_like(nonzero, positions)
+        if group is not None:
+            nonzero = nonzero.new_zeros(group.num_channels).index_copy_(0, group.active.to(nonzero.device), nonzero)
+        counts = torch.cat([nonzero.new_tensor([output_positions(layer, output), positions]), nonzero])
+        self.counts[name] = self.counts[name] + counts if name in self.counts else counts
+
+    def take(self, counts: Mapping[str, Tensor], masks: Masks) -> list[LayerCost]:
+        """Update the rates with ``counts`` (this recorder's, under "<layer>.inputs", summed over all ranks), forget
+        the own ones, and return the SynOps of the passes that were counted."""
+        self.counts = {}
+        costs = []
+        for name, layer in self.layers.items():
+            if f"{name}.inputs" not in counts:
+                raise RuntimeError(
+                    f"layer {name!r} was not run in training mode before the update; its SynOps are unknown"
+                )
+            counted = counts[f"{name}.inputs"]
+            outputs, positions = counted[:2].tolist()
+            rates = counted[2:].double() / positions
+            group = carried(layer, "in_group")
+            if group is not None and name in self.rates:
+                source = next(n for n, members in self.groups.items() if members.group is group)
+                rates = torch.where(masks[source], rates, self.rates[name])
+            self.rates[name] = rates
+            costs.append(_layer_cost(layer, self.groups, rates, outputs))
+        if not self.dense_rates:
+            self.dense_rates = dict(self.rates)
+        return costs
+
+    def dense(self, costs: Iterable[LayerCost]) -> float:
+        """SynOps that the dense network, at the rates it had, would need for the passes that ``costs`` describes."""
+        return sum(
+            cost.unit * float(rates.sum()) * cost.outputs
+            for cost, rates in zip(costs, (self.dense_rates[name] for name in self.layers), strict=True)
+        )
+
+
+def input_channels(layer: nn.Module) -> int:
+    """Full number of input channels (features, for a linear layer without a group)."""
+    group = carried(layer, "in_group")
+    if group is not None:
+        return group.num_channels
+    return layer.in_channels if isinstance(layer, _ConvNd) else layer.in_features
+
+
+def weights_per_pair(layer: nn.Module) -> int:
+    """Weights that connect one input channel with one output channel."""
+    return layer.weight[0].numel() * getattr(layer, "groups", 1) // input_channels(layer)
+
+
+def output_positions(layer: nn.Module, output: Tensor) -> int:
+    """Values of ``output`` per channel: time x samples x space."""
+    return output.numel() // output.shape[channel_dim(layer)]
+
+
+def nonzero_inputs(layer: nn.Module, x: Tensor) -> tuple[Tensor, int, bool]:
+    """Exact counts of what a layer reads: nonzero values of each active input channel (int64), values per channel,
+    all values 0 or 1.
+    """
+    dim = channel_dim(layer)
+    group = carried(layer, "in_group")
+    block = 1
+    if group is not None:
+        if isinstance(layer, nn.Linear):
+            block = layer.in_features // group.num_channels
+        if not group.all_active and x.shape[dim] == group.num_channels * block:
+            entries = Axis(group, 1, block).entries(group.active)
+            x = x.index_select(dim, entries.to(x.device))
+    other = [d for d in range(x.dim()) if d != x.dim() + dim]
+    nonzero = (x != 0).sum(other) if other else (x != 0).long()
+    nonzero = nonzero.view(-1, block).sum(1)
+    return nonzero, x.numel() // nonzero.numel(), bool((x == 1).sum() == nonzero.sum())
+
+
+def channel_dim(layer: nn.Module) -> int:
+    return -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
+
+
+def _layer_cost(layer: nn.Module, groups: Mapping[str, Members], rates: Tensor, positions: int) -> LayerCost:
+    names = {id(members.group): name for name, members in groups.items()}
+    source, sink = (names.get(id(carried(layer, attribute))) for attribute in ("in_group", "out_group"))
+    outputs = layer.weight.shape[0] // getattr(layer, "groups", 1)
+    depthwise = is_depthwise(layer)
+    return LayerCost(source, sink, rates, outputs, weights_per_pair(layer) * positions, depthwise)

@@ -1,0 +1,132 @@
+"""Where the channels of a group occur in a model: layers, parameters, buffers; found by walking the modules'
+attributes.
+
+Modules say what they carry: ``in_group`` and ``out_group`` on convolutions and linear layers, ``group`` on neurons
+    and batch-norm
+neurons (see :mod:`sca_kernels.nn`). Nothing is traced and nothing is paired by order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from sca_kernels.nn import ChannelGroup
+
+__all__ = ["Axis", "Members", "carried", "channel_axes", "find_groups", "is_depthwise", "parameter_axes"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Dimension ``dim`` of a tensor lists the channels of ``group``, ``block`` consecutive entries for each."""
+
+    group: ChannelGroup
+    dim: int
+    block: int = 1
+
+    def entries(self, channels: Tensor) -> Tensor:
+        """Positions along ``dim`` of these channels (int64 [n]): int64 [n * block], on the same device."""
+        if self.block == 1:
+            return channels
+        return (channels[:, None] * self.block + torch.arange(self.block, device=channels.device)).flatten()
+
+
+@dataclass(frozen=True)
+class Members:
+    """The modules that carry one group, by their names in the model.
+
+    Attributes:
+        name: the group's, or that of the first module that carries it where it has none.
+        producers: layers whose output channels it is (``out_group``).
+        consumers: layers that read it (``in_group``).
+        neurons: neuron modules, fused with a batch norm or not (``group``).
+    """
+
+    name: str
+    group: ChannelGroup
+    producers: dict[str, nn.Module] = field(default_factory=dict)
+    consumers: dict[str, nn.Module] = field(default_factory=dict)
+    neurons: dict[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def norms(self) -> dict[str, nn.Module]:
+        """Those of the neurons that have a batch-norm weight."""
+        return {name: m for name, m in self.neurons.items() if getattr(m, "weight", None) is not None}
+
+
+def find_groups(model: nn.Module) -> dict[str, Members]:
+    """All channel groups of a model by name, in the order of its modules.
+
+    Raises:
+        ValueError: the model has no group, or two groups share a name.
+    """
+    found: dict[int, Members] = {}
+    for name, module in model.named_modules():
+        for attribute, role in (("out_group", "producers"), ("group", "neurons"), ("in_group", "consumers")):
+            group = carried(module, attribute)
+            if group is not None:
+                members = found.setdefault(id(group), Members(group.name or name, group))
+                getattr(members, role)[name] = module
+    by_name = {members.name: members for members in found.values()}
+    if not found:
+        raise ValueError(
+            "model: no module carries a ChannelGroup (in_group, out_group or group), so there is nothing to prune"
+        )
+    if len(by_name) < len(found):
+        names = [members.name for members in found.values()]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise ValueError(f"model: expected groups of different names, got more than one named {', '.join(twice)}")
+    return by_name
+
+
+def channel_axes(module: nn.Module) -> dict[str, tuple[Axis, ...]]:
+    """Which dimensions of a module's own parameters and buffers list the channels of a group; tensors without any are
+    left out.
+
+    A convolution's weight [C_out, C_in, kh, kw] has an axis for each of its groups (a depthwise one [C, 1, kh, kw]
+    only the first), a linear layer's [C_out, C_in * block] likewise; everything of size [C, ...] in a module with a
+    ``group`` has one.
+    """
+    axes: dict[str, tuple[Axis, ...]] = {}
+    group, in_group, out_group = (carried(module, attribute) for attribute in ("group", "in_group", "out_group"))
+    if group is not None:
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if tensor.dim() and tensor.shape[0] == group.num_channels:
+                axes[name] = (Axis(group, 0),)
+    rows = () if out_group is None else (Axis(out_group, 0),)
+    columns = ()
+    if in_group is not None and not is_depthwise(module):
+        columns = (Axis(in_group, 1, module.weight.shape[1] // in_group.num_channels),)
+    found = {"weight": rows + columns, "bias": rows}
+    return axes | {name: dims for name, dims in found.items() if dims and getattr(module, name) is not None}
+
+
+def parameter_axes(model: nn.Module) -> dict[nn.Parameter, tuple[Axis, ...]]:
+    """Axes of every parameter that lists channels of a group.
+
+    Raises:
+        ValueError: two modules share a parameter but not the groups along its dimensions.
+    """
+    found: dict[nn.Parameter, tuple[Axis, ...]] = {}
+    for module_name, module in model.named_modules():
+        axes = channel_axes(module)
+        for name, p in module.named_parameters(recurse=False):
+            if found.setdefault(p, axes.get(name, ())) != axes.get(name, ()):
+                raise ValueError(
+                    f"model: {module_name}.{name} is shared with a module of other channel groups; "
+                    "give both the same groups, or none"
+                )
+    return {p: axes for p, axes in found.items() if axes}
+
+
+def carried(module: nn.Module, attribute: str) -> ChannelGroup | None:
+    """The channel group in ``module.in_group``, ``.out_group`` or ``.group``; None where there is none."""
+    group = getattr(module, attribute, None)
+    return group if isinstance(group, ChannelGroup) else None
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether each output channel reads the one input channel of the same index."""
+    return getattr(module, "groups", 1) > 1 and module.weight.shape[1] == 1 and module.groups == module.weight.shape[0]

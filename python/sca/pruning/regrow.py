@@ -1,0 +1,62 @@
+"""What a regrown channel starts with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from .groups import Axis, Members, channel_axes
+
+__all__ = ["REGROW_INITS"]
+
+
+def keep(members: Members, channels: Tensor, generator: Generator) -> None:
+    """What it had when it was cut: weights, batch norm and running statistics are those kept in the full-size
+    tensors.
+    """
+
+
+@torch.no_grad()
+def zero(members: Members, channels: Tensor, generator: Generator) -> None:
+    """Zero outgoing weights: the network's outputs do not change, and these weights have a gradient at once.
+
+    Zero filters would not do: a constant potential has no variance, so that batch norm multiplies the first gradient by
+    1 / sqrt(eps), and a threshold that nothing reaches passes none on with surrogates of bounded support.
+    """
+    for layer in members.consumers.values():
+        for name, axes in channel_axes(layer).items():
+            for axis in axes:
+                if axis.group is members.group and axis.dim > 0:
+                    tensor = getattr(layer, name)
+                    tensor.index_fill_(axis.dim, axis.entries(channels.to(tensor.device)), 0)
+
+
+@torch.no_grad()
+def reinit(members: Members, channels: Tensor, generator: Generator) -> None:
+    """Drawn afresh like the channels that were active: normal weights of their spread; batch norm, leak, bias: their
+    mean.
+    """
+    modules = {**members.producers, **members.neurons, **members.consumers}
+    for module in modules.values():
+        for name, axes in channel_axes(module).items():
+            for axis in axes:
+                if axis.group is members.group:
+                    _reinit(getattr(module, name), axis, channels, generator)
+
+
+def _reinit(tensor: Tensor, axis: Axis, channels: Tensor, generator: Generator) -> None:
+    survivors = axis.group.active[~torch.isin(axis.group.active, channels)]
+    like = tensor.index_select(axis.dim, axis.entries(survivors.to(tensor.device)))
+    entries = axis.entries(channels.to(tensor.device))
+    if tensor.dim() == 1:
+        tensor[entries] = like.mean()
+    else:
+        shape = [entries.numel() if d == axis.dim else size for d, size in enumerate(tensor.shape)]
+        drawn = torch.randn(shape, generator=generator) * like.std().cpu()
+        tensor.index_copy_(axis.dim, entries, drawn.to(tensor))
+
+
+#: name -> function of the group, its channels that are being regrown (int64, CPU; active already) and a CPU generator
+REGROW_INITS: dict[str, Callable[[Members, Tensor, Generator], None]] = {"keep": keep, "zero": zero, "reinit": reinit}

@@ -1,0 +1,426 @@
+"""SCA in a training loop: score, cut, regrow (Li et al., ICML 2024)."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sca_kernels.nn import Activity, probing
+
+from .cost import LayerCost, RateRecorder, channel_costs, connections, total
+from .criteria import CRITERIA, GroupContext
+from .groups import Members, find_groups, parameter_axes
+from .optimizer import ActiveOptimizer
+from .probe import sum_over_ranks, untouched
+from .regrow import REGROW_INITS
+from .schedule import Plan, nearest
+from .select import Candidates, choose, largest_count
+
+__all__ = ["GroupChange", "PruneEvent", "SCAScheduler"]
+
+logger = logging.getLogger(__name__)
+
+#: the sums of an Activity, and their dtypes
+_SUMS = {"spike_count": torch.int64, "membrane_l1": torch.float64, "positions": torch.int64}
+
+
+@dataclass(frozen=True)
+class GroupChange:
+    """What an update did to one group: active channels before and after, and the indices that went and came (int64)."""
+
+    before: int
+    after: int
+    pruned: Tensor
+    regrown: Tensor
+
+
+@dataclass(frozen=True)
+class PruneEvent:
+    """What an update did.
+
+    Attributes:
+        step: optimizer steps so far.
+        density: active / all channels of the prunable groups, after the update.
+        share: active share of the plan's target (channels, parameters or SynOps) after the update.
+        wanted: the share that the schedule asked for; ``share`` exceeds it only where the floors do.
+        groups: by name, the prunable ones.
+        dead: names of the neuron layers in which no channel spiked since the last update.
+        probed: whether a probe had been taken.
+    """
+
+    step: int
+    density: float
+    share: float
+    wanted: float
+    groups: dict[str, GroupChange]
+    dead: tuple[str, ...]
+    probed: bool
+
+    @property
+    def pruned(self) -> int:
+        """Channels that went."""
+        return sum(change.pruned.numel() for change in self.groups.values())
+
+    @property
+    def regrown(self) -> int:
+        """Channels that came back."""
+        return sum(change.regrown.numel() for change in self.groups.values())
+
+    def record(self) -> dict[str, Any]:
+        """The event as plain numbers and strings, for logs and plots."""
+        record = {
+            key: getattr(self, key) for key in ("step", "density", "share", "wanted", "pruned", "regrown", "probed")
+        }
+        return {
+            **record,
+            "dead": list(self.dead),
+            "active": {name: change.after for name, change in self.groups.items()},
+        }
+
+
+class SCAScheduler:
+    """Prunes and regrows the channels of a network while it trains.
+
+    ::
+
+        scheduler = SCAScheduler(model, optimizer, start=100, stop=2000, interval=100, density=0.3)
+        for images, labels in batches:
+            optimizer.zero_grad()
+            loss(model(images), labels).backward()
+            optimizer.step()
+            if scheduler.wants_probe:
+                scheduler.probe(lambda: loss(model(images), labels))
+            event = scheduler.step()
+
+    Parameters keep their identity and their full size. From now on the optimizer steps on active entries alone, see
+    :class:`sca.pruning.optimizer.ActiveOptimizer`; the neurons of every group get an ``activity``, whose sums start
+    anew at each update. When torch.distributed is initialised, activity and probe gradients are summed over the
+    ranks, so that all of them decide alike.
+
+    Args:
+        model: has channel groups, the prunable ones with neurons; in a DistributedDataParallel wrapper or not.
+        optimizer: of the model's parameters.
+        settings: see :class:`sca.pruning.schedule.Plan`; ``start``, ``stop`` and ``interval``, in optimizer steps,
+            are required.
+
+    Attributes:
+        plan: the settings.
+        groups: all channel groups of the model by name.
+        steps: optimizer steps so far.
+        history: :meth:`PruneEvent.record` of every update.
+
+    Raises:
+        TypeError, ValueError: a setting is out of range or unknown; the model has nothing to prune, or a group lacks
+            what a setting needs; the optimizer has a scheduler already.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, **settings: Any) -> None:
+        self.plan = Plan(**settings)
+        self._wrapper = model
+        model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        self.model = model
+        self.groups = find_groups(model)
+        self._prunable = {name: members for name, members in self.groups.items() if members.group.prunable}
+        if not self._prunable:
+            raise ValueError(f"model: expected a prunable channel group, got only {', '.join(self.groups)}")
+        for name, members in self._prunable.items():
+            if not members.neurons:
+                raise ValueError(f"model: no neuron carries group {name!r}, so its activity is unknown")
+            if self.plan.regrow == "bn_gamma" and self.plan.regrow_fraction and not members.norms:
+                raise ValueError(
+                    f"regrow: group {name!r} has no batch norm with a weight, which 'bn_gamma' needs; "
+                    "use 'random', or regrow_fraction=0"
+                )
+        self._neurons = {name: m for members in self.groups.values() for name, m in members.neurons.items()}
+        self._connections = connections(model, self.groups)
+        self._recorder = (
+            RateRecorder(model, self.groups) if "synops" in (self.plan.target, self.plan.allocation) else None
+        )
+        self._generator = torch.Generator().manual_seed(self.plan.seed)
+        self._gradients: dict[str, Tensor] = {}
+        self._warned = False
+        self.steps = 0
+        self.history: list[dict[str, Any]] = []
+        self._optimizer = ActiveOptimizer(optimizer, parameter_axes(model))
+        for neuron in self._neurons.values():
+            neuron.activity = neuron.activity or Activity(training_only=True)
+        self._prepare()
+
+    @property
+    def density(self) -> float:
+        """Active / all channels of the prunable groups."""
+        groups = [members.group for members in self._prunable.values()]
+        return sum(g.num_active for g in groups) / sum(g.num_channels for g in groups)
+
+    @property
+    def wants_probe(self) -> bool:
+        """Whether the coming :meth:`step` is an update that regrows by gradient and no probe was taken for it yet."""
+        return self._lacks_probe(self.steps + 1)
+
+    def probe(self, loss_fn: Callable[[], Tensor]) -> None:
+        """Collect the gradients of dormant channels' batch-norm weights; several probes add up, like parts of one
+        batch.
+
+        Leaves no trace: the parameters' ``grad``, buffers, activity, neuron states and torch's random state stay as
+            they were. The
+        loss is that of the pruned network (method.md section 6).
+
+        Args:
+            loss_fn: runs the model on a batch, in the mode it is in, and returns the scalar loss.
+
+        Raises:
+            ValueError: the loss is no scalar that has a gradient.
+        """
+        norms = {name: norm for members in self._prunable.values() for name, norm in members.norms.items()}
+        weights = [norm.weight for norm in norms.values()]
+        if self._recorder is not None:
+            self._recorder.stop()
+        # DistributedDataParallel would wait for a backward pass that never comes.
+        no_sync = getattr(self._wrapper, "no_sync", contextlib.nullcontext)
+        try:
+            with untouched(self.model), probing(m.group for m in self.groups.values()), no_sync(), torch.enable_grad():
+                loss = loss_fn()
+                if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+                    raise ValueError(f"loss_fn: expected a scalar tensor with a gradient, got {loss!r}")
+                gradients = torch.autograd.grad(loss.reshape(()), weights, allow_unused=True)
+        finally:
+            self._prepare()
+        for name, weight, gradient in zip(norms, weights, gradients, strict=True):
+            gradient = torch.zeros_like(weight) if gradient is None else gradient
+            self._gradients[name] = self._gradients.get(name, 0) + gradient.double()
+
+    def step(self) -> PruneEvent | None:
+        """Count one optimizer step; at an update, cut and regrow. Call it after every ``optimizer.step()``.
+
+        Without a probe, an update that should regrow by gradient only cuts, to the same number of channels.
+
+        Returns:
+            What changed at an update, None otherwise.
+
+        Raises:
+            RuntimeError: no activity was recorded since the last update, or scores or gradients are not finite.
+        """
+        self.steps += 1
+        event = self._update() if self.plan.is_update(self.steps) else None
+        self._prepare()
+        if event is not None:
+            self.history.append(event.record())
+            logger.info(
+                "step %d: density %.3f, %d channels pruned, %d regrown",
+                event.step,
+                event.density,
+                event.pruned,
+                event.regrown,
+            )
+            if event.dead:
+                logger.warning("step %d: nothing fired since the last update in %s", event.step, ", ".join(event.dead))
+        return event
+
+    def detach(self) -> None:
+        """Give model and optimizer back: no activity is recorded, and the optimizer works on full tensors, dormant
+        entries included.
+        """
+        self._optimizer.detach()
+        for neuron in self._neurons.values():
+            neuron.activity = None
+        if self._recorder is not None:
+            self._recorder.stop()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a bit-exact continuation needs beside the states of model and optimizer: tensors, numbers,
+        strings, dicts and lists.
+        """
+        recorder = self._recorder
+        return {
+            "steps": self.steps,
+            "channels": {name: members.group.num_channels for name, members in self.groups.items()},
+            "active": {name: members.group.active.clone() for name, members in self.groups.items()},
+            "activity": {
+                name: {kind: getattr(neuron.activity, kind).clone() for kind in _SUMS}
+                for name, neuron in self._neurons.items()
+                if neuron.activity.positions is not None
+            },
+            "gradients": {name: gradient.clone() for name, gradient in self._gradients.items()},
+            "rates": {} if recorder is None else dict(recorder.rates),
+            "dense_rates": {} if recorder is None else dict(recorder.dense_rates),
+            "generator": self._generator.get_state(),
+            "history": copy.deepcopy(self.history),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a :meth:`state_dict`: the model's structure becomes what it was.
+
+        Raises:
+            ValueError: it is the state of a model with other groups; the message names one, and nothing was changed.
+        """
+        for name in {**state["channels"], **self.groups}:
+            ours = self.groups[name].group.num_channels if name in self.groups else "no such group"
+            theirs = state["channels"].get(name, "no such group")
+            if ours != theirs:
+                raise ValueError(f"state: group {name!r}: expected {ours} channels, as in the model, got {theirs}")
+        device = next(self.model.parameters()).device
+        self.steps = state["steps"]
+        for name, active in state["active"].items():
+            self.groups[name].group.set_active(active)
+        for name, neuron in self._neurons.items():
+            neuron.activity.reset()
+            for kind, value in state["activity"].get(name, {}).items():
+                setattr(neuron.activity, kind, value.to(device, copy=True))
+        self._gradients = {name: gradient.to(device, copy=True) for name, gradient in state["gradients"].items()}
+        if self._recorder is not None:
+            self._recorder.rates, self._recorder.dense_rates = dict(state["rates"]), dict(state["dense_rates"])
+        self._generator.set_state(state["generator"].cpu())
+        self.history = copy.deepcopy(state["history"])
+        self._prepare()
+
+    def _lacks_probe(self, step: int) -> bool:
+        growing = self.plan.regrow == "bn_gamma" and self.plan.regrows_at(step)
+        return growing and not self._gradients and (self.density < 1 or self.plan.regrow_pruned)
+
+    def _prepare(self) -> None:
+        """Have layer inputs counted in the passes of the step that an update follows, and in no other."""
+        if self._recorder is not None:
+            (self._recorder.start if self.plan.is_update(self.steps + 1) else self._recorder.stop)()
+
+    def _update(self) -> PruneEvent:
+        measured = self._measure()
+        masks = {name: members.group.mask() for name, members in self.groups.items()}
+        synops = [] if self._recorder is None else self._recorder.take(measured, masks)
+        candidates = self._candidates(measured, masks, synops)
+        wanted = self.plan.density_at(self.steps)
+        share = functools.partial(self._share, synops)
+        chosen = self._choose(candidates, wanted, lambda chosen: share({**masks, **chosen}))
+
+        changes = {
+            name: GroupChange(
+                int(masks[name].sum()),
+                int(mask.sum()),
+                pruned=(masks[name] & ~mask).nonzero().flatten(),
+                regrown=(mask & ~masks[name]).nonzero().flatten(),
+            )
+            for name, mask in chosen.items()
+        }
+        for name, mask in chosen.items():
+            self._prunable[name].group.set_active(mask.nonzero().flatten())
+        self._revive({name: change.regrown for name, change in changes.items() if change.regrown.numel()})
+
+        dead = tuple(name for name in self._neurons if not measured[f"{name}.spike_count"].any())
+        event = PruneEvent(
+            self.steps, self.density, share({**masks, **chosen}), wanted, changes, dead, probed=bool(self._gradients)
+        )
+        for neuron in self._neurons.values():
+            neuron.activity.reset()
+        self._gradients = {}
+        return event
+
+    def _revive(self, regrown: Mapping[str, Tensor]) -> None:
+        """Give channels that became active the start that the plan says, and no optimizer state."""
+        self._optimizer.clear({self._prunable[name].group: channels for name, channels in regrown.items()})
+        for name, channels in regrown.items():
+            REGROW_INITS[self.plan.regrow_init](self._prunable[name], channels, self._generator)
+
+    def _measure(self) -> dict[str, Tensor]:
+        """Activity sums, probe gradients and layer counts since the last update, over all ranks; CPU, by module name
+        and kind.
+        """
+        device = next(self.model.parameters()).device
+        sums = {}
+        for name, neuron in self._neurons.items():
+            for kind, dtype in _SUMS.items():
+                value = getattr(neuron.activity, kind)
+                if value is None:  # never ran
+                    value = torch.zeros(neuron.group.num_channels, dtype=dtype, device=device)
+                sums[f"{name}.{kind}"] = value
+        sums.update({f"{name}.gradient": gradient for name, gradient in self._gradients.items()})
+        if self._recorder is not None:
+            sums.update({f"{name}.inputs": counts for name, counts in self._recorder.counts.items()})
+        return sum_over_ranks(sums)
+
+    def _candidates(
+        self, measured: Mapping[str, Tensor], masks: Mapping[str, Tensor], synops: list[LayerCost]
+    ) -> dict[str, Candidates]:
+        price = channel_costs(synops, masks) if self.plan.allocation == "synops" else {}
+        candidates = {}
+        for name, members in self._prunable.items():
+            sums = {
+                kind: torch.stack([measured[f"{neuron}.{kind}"] for neuron in members.neurons]).sum(0) for kind in _SUMS
+            }
+            context = GroupContext(
+                name=name,
+                active=members.group.active,
+                producers=tuple(members.producers.values()),
+                norms=tuple(members.norms.values()),
+                generator=self._generator,
+                **sums,
+            )
+            score, growth = CRITERIA[self.plan.criterion](context), self._growth(members, measured)
+            for what, values, read in ("scores", score, masks[name]), ("gradients", growth, ~masks[name]):
+                if values is not None and not values[read].isfinite().all():
+                    raise RuntimeError(f"group {name!r}: {what} are not finite; has the training diverged?")
+            if name in price:
+                score, growth = _per(score, price[name]), None if growth is None else _per(growth, price[name])
+            candidates[name] = Candidates(masks[name], score, growth, self.plan.floor(members.group.num_channels))
+        return candidates
+
+    def _growth(self, members: Members, measured: Mapping[str, Tensor]) -> Tensor | None:
+        """Promise of each channel of a group, float64 [C]; None where nothing is to be regrown."""
+        if not self.plan.regrow_fraction:
+            return None
+        if self.plan.regrow == "random":
+            return torch.rand(members.group.num_channels, dtype=torch.float64, generator=self._generator)
+        if not self._gradients:
+            return None
+        return torch.stack([measured[f"{norm}.gradient"].abs() for norm in members.norms]).sum(0)
+
+    def _choose(
+        self, candidates: Mapping[str, Candidates], wanted: float, share: Callable[[Mapping[str, Tensor]], float]
+    ) -> dict[str, Tensor]:
+        """The prunable groups' new masks."""
+        plan = self.plan
+        channels = sum(c.active.numel() for c in candidates.values())
+        growing = all(c.growth is not None for c in candidates.values())
+        if self._lacks_probe(self.steps) and not self._warned:
+            self._warned = True
+            logger.warning(
+                "step %d: no probe was taken, so this update only prunes (see SCAScheduler.wants_probe)", self.steps
+            )
+
+        def chosen(count: int) -> dict[str, Tensor]:
+            masks = choose(
+                list(candidates.values()),
+                count,
+                plan.regrow_count(self.steps, count, channels) if growing else 0,
+                by_layer=plan.allocation == "layer",
+                regrow_pruned=plan.regrow_pruned,
+                round_to=plan.round_to,
+            )
+            return dict(zip(candidates, masks, strict=True))
+
+        if plan.target == "channels":
+            return chosen(max(1, nearest(wanted * channels)))
+        rounding = 1e-9  # of shares, which are ratios of float sums
+        return chosen(largest_count(1, channels, lambda count: share(chosen(count)), wanted + rounding))
+
+    def _share(self, synops: list[LayerCost], masks: Mapping[str, Tensor]) -> float:
+        """Share of the plan's target that these masks (of all groups) leave."""
+        if self.plan.target == "synops":
+            return total(synops, masks) / self._recorder.dense(synops)
+        if self.plan.target == "parameters":
+            dense = {name: torch.ones_like(mask) for name, mask in masks.items()}
+            return total(self._connections, masks) / total(self._connections, dense)
+        prunable = [masks[name] for name in self._prunable]
+        return sum(int(mask.sum()) for mask in prunable) / sum(mask.numel() for mask in prunable)
+
+
+def _per(value: Tensor, price: Tensor) -> Tensor:
+    """Value per price; what costs nothing is worth infinitely much, or nothing where it has no value."""
+    return torch.where(value == 0, 0.0, value / price)

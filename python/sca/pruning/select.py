@@ -1,0 +1,143 @@
+"""Which channels are active after an update: pure functions of scores, floors and counts (no module, no device, no
+randomness).
+
+Everything is a stable sort, so that the number asked for is the number chosen: among equal scores the channel of the
+    earlier
+group, then the one of lower index, wins. A threshold on the score would cut another number wherever there are ties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Candidates", "choose", "largest_count"]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What selection knows of one group of C channels (CPU tensors).
+
+    Attributes:
+        active: bool [C], the channels that are active now.
+        score: float64 [C], importance; read where ``active``.
+        growth: float64 [C], promise of a channel that is not active; None, in any of the groups: nothing may be
+            regrown.
+        floor: how many of the active channels stay at least.
+    """
+
+    active: Tensor
+    score: Tensor
+    growth: Tensor | None = None
+    floor: int = 1
+
+
+def choose(
+    groups: Sequence[Candidates],
+    count: int,
+    regrow: int = 0,
+    *,
+    by_layer: bool = False,
+    regrow_pruned: bool = False,
+    round_to: int = 1,
+) -> list[Tensor]:
+    """Masks of the ``count`` channels that shall be active: the best ``count - regrow`` active ones and the
+    ``regrow`` most promising.
+
+    Exactly ``count`` channels over all groups, with these exceptions: the floors ask for more; ``round_to`` rounds
+    the groups up; fewer than ``count`` are active and not enough may be regrown. Where fewer than ``regrow`` may be
+    regrown, more are kept.
+
+    Args:
+        groups: the candidates, in an order that is the same in every run.
+        count: channels to be active over all groups.
+        regrow: how many of them are to come from the dormant ones.
+        by_layer: rank channels by their place within their group in place of by value: all groups get the same
+            density, to within a channel.
+        regrow_pruned: whether an active channel that is not kept is a candidate for regrowth (its ``growth`` is read).
+        round_to: every group's count is rounded up to a multiple (or to its size).
+
+    Returns:
+        One bool mask [C] for each group.
+    """
+    ranked = _by_place if by_layer else _by_value
+    active = [g.active for g in groups]
+    growing = all(g.growth is not None for g in groups)
+    regrow = max(regrow, count - _total(active)) if growing else 0
+    if not regrow_pruned:
+        regrow = min(regrow, _total([~a for a in active]))
+
+    score = ranked([g.score for g in groups], active)
+    floors = [_best([s], [a], g.floor)[0] for g, s, a in zip(groups, score, active, strict=True)]
+    spare = [a & ~f for a, f in zip(active, floors, strict=True)]
+    kept = _union(floors, _best(score, spare, count - regrow - _total(floors)))
+
+    promised = [~k & growing & (~a | regrow_pruned) for a, k in zip(active, kept, strict=True)]
+    growth = ranked([g.growth if growing else g.score for g in groups], promised)
+    chosen = _union(kept, _best(growth, promised, min(regrow, count - _total(kept))))
+    return [_rounded_up(*group, round_to) for group in zip(chosen, score, active, growth, promised, strict=True)]
+
+
+def largest_count(low: int, high: int, share: Callable[[int], float], target: float) -> int:
+    """Largest count in [low, high] whose ``share``, non-decreasing in the count, does not exceed ``target``; else
+    ``low``.
+    """
+    while low < high:
+        middle = (low + high + 1) // 2
+        if share(middle) <= target:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _best(values: Sequence[Tensor], eligible: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Masks of the ``count`` eligible channels of highest value over all groups; of all eligible ones where there are
+    fewer.
+    """
+    mask = torch.cat(list(eligible))
+    where = mask.nonzero().flatten()
+    order = torch.cat(list(values))[where].argsort(descending=True, stable=True)
+    chosen = torch.zeros_like(mask)
+    chosen[where[order[: max(count, 0)]]] = True
+    return list(chosen.split([v.numel() for v in values]))
+
+
+def _by_value(values: Sequence[Tensor], eligible: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The values themselves: one ranking of all channels."""
+    return values
+
+
+def _by_place(values: Sequence[Tensor], eligible: Sequence[Tensor]) -> list[Tensor]:
+    """Values replaced by minus the share of the group that precedes them: comparable between groups of any size."""
+    places = []
+    for value, mask in zip(values, eligible, strict=True):
+        where = mask.nonzero().flatten()
+        order = where[value[where].argsort(descending=True, stable=True)]
+        place = torch.zeros(value.numel(), dtype=torch.float64)
+        place[order] = -(torch.arange(order.numel(), dtype=torch.float64) + 0.5) / value.numel()
+        places.append(place)
+    return places
+
+
+def _rounded_up(
+    chosen: Tensor, score: Tensor, active: Tensor, growth: Tensor, promised: Tensor, multiple: int
+) -> Tensor:
+    """Adds what is missing to a multiple: the best of the active channels that were cut, then the most promising
+    ones.
+    """
+    for value, eligible in (score, active), (growth, promised):
+        missing = min(-int(chosen.sum()) % multiple, int((~chosen).sum()))
+        chosen = chosen | _best([value], [eligible & ~chosen], missing)[0]
+    return chosen
+
+
+def _union(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
+    return [x | y for x, y in zip(a, b, strict=True)]
+
+
+def _total(masks: Sequence[Tensor]) -> int:
+    return sum(int(m.sum()) for m in masks)

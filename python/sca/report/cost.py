@@ -1,0 +1,298 @@
+"""Parameters, connectivity, operations and energy of a network on given data (method.md section 9)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sca_kernels.nn import reset
+
+from ..pruning.cost import channel_dim, nonzero_inputs, output_positions, weight_layers, weights_per_pair
+from ..pruning.groups import Axis, channel_axes, is_depthwise, parameter_axes
+from ..pruning.probe import untouched
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["CostReport", "LayerReport", "report_cost"]
+
+#: Energy of one 32-bit operation in a 45 nm process, in pJ (Horowitz, "Computing's energy problem", ISSCC 2014).
+PJ_PER_MAC = 4.6
+PJ_PER_AC = 0.9
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One convolution or linear layer; operations are means per sample.
+
+    Attributes:
+        name: of the module.
+        parameters, active_parameters: weight and bias; an entry is active when all channels that it connects are.
+        weights, active_weights: the same for the weight alone.
+        presentations: how often the layer runs for one sample: the number of time steps, or 1 where it is computed
+            once.
+        spiking: whether its input was 0 or 1 throughout.
+        input_rate: share of the values of its input that were not 0 (behind the pools, where there are any).
+        dense_macs: multiply-accumulates of the unpruned layer on all time steps.
+        macs: multiply-accumulates that the layer needs: all of its active connections, if its input is not spiking.
+        acs: accumulates that it needs: input_rate x those connections, if its input is spiking.
+    """
+
+    name: str
+    parameters: int
+    active_parameters: int
+    weights: int
+    active_weights: int
+    presentations: float
+    spiking: bool
+    input_rate: float
+    dense_macs: float
+    macs: float
+    acs: float
+
+    @property
+    def connectivity(self) -> float:
+        """Active / all weights."""
+        return self.active_weights / self.weights
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """A network's cost: what its channel groups leave active, and what that does on the data that was measured.
+
+    Attributes:
+        layers: its convolutions and linear layers.
+        samples: number of samples measured.
+        time_steps: T, which the dense operations are counted for.
+        parameters, active_parameters: of the whole model, batch norms and neurons included.
+    """
+
+    layers: tuple[LayerReport, ...]
+    samples: int
+    time_steps: int
+    parameters: int
+    active_parameters: int
+
+    @property
+    def connectivity(self) -> float:
+        """Active / all weights of the layers (method.md section 1)."""
+        return sum(layer.active_weights for layer in self.layers) / sum(layer.weights for layer in self.layers)
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates per sample: the layers with an analog input, each as often as it is computed."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def acs(self) -> float:
+        """Accumulates per sample: the layers with a spiking input."""
+        return sum(layer.acs for layer in self.layers)
+
+    @property
+    def synops(self) -> float:
+        """Synaptic operations per sample: ``acs + macs``."""
+        return self.acs + self.macs
+
+    @property
+    def dense_macs(self) -> float:
+        """The denominator of :attr:`synops_share`: multiply-accumulates of the unpruned layers, all of them on T time
+        steps.
+        """
+        return sum(layer.dense_macs for layer in self.layers)
+
+    @property
+    def synops_share(self) -> float:
+        """``synops / dense_macs``."""
+        return self.synops / self.dense_macs
+
+    @property
+    def energy_pj(self) -> float:
+        """Energy estimate per sample in pJ: 4.6 per MAC, 0.9 per AC."""
+        return _picojoules(self.macs, self.acs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers: the fields, the totals, and the layers as a list of dicts."""
+        totals = ("connectivity", "macs", "acs", "synops", "dense_macs", "synops_share", "energy_pj")
+        layers = [{**asdict(layer), "connectivity": layer.connectivity} for layer in self.layers]
+        return {**asdict(self), **{name: getattr(self, name) for name in totals}, "layers": layers}
+
+    def table(self, title: str = "Cost per sample") -> Table:
+        """A table for the terminal; its caption says what was counted and against what."""
+        from rich.table import Table
+
+        once = [layer.name for layer in self.layers if layer.presentations == 1 < self.time_steps]
+        caption = (
+            f"SynOps: {_count(self.synops)} = ACs (spiking input: rate x connections x T) + MACs (analog input), means of "
+            f"{self.samples} samples; {self.synops_share:.1%} of the {_count(self.dense_macs)} MACs of the unpruned "
+            f"layers x T = {self.time_steps}."
+            + (f" Computed once, not T times: {', '.join(once)}." if once else "")
+            + f" Energy: {PJ_PER_MAC} pJ per MAC, {PJ_PER_AC} pJ per AC."
+        )
+        table = Table(title=title, caption=caption, show_footer=True, caption_justify="left")
+        table.add_column("Layer", "whole model")
+        total = (
+            f"{_count(self.active_parameters)} / {_count(self.parameters)}",
+            f"{self.connectivity:.1%}",
+            "",
+            "",
+            _count(self.macs),
+            _count(self.acs),
+            _energy(self.macs, self.acs),
+        )
+        for column, footer in zip(
+            ("Parameters", "Conn.", "Input", "Rate", "MACs", "ACs", "Energy"), total, strict=True
+        ):
+            table.add_column(column, footer, justify="right", no_wrap=True)
+        for layer in self.layers:
+            table.add_row(
+                layer.name,
+                f"{_count(layer.active_parameters)} / {_count(layer.parameters)}",
+                f"{layer.connectivity:.1%}",
+                f"{'spikes' if layer.spiking else 'analog'} x {layer.presentations:g}",
+                f"{layer.input_rate:.3f}",
+                _count(layer.macs),
+                _count(layer.acs),
+                _energy(layer.macs, layer.acs),
+            )
+        return table
+
+
+def report_cost(
+    model: nn.Module, loader: Iterable[Any], time_steps: int | None = None, max_batches: int | None = None
+) -> CostReport:
+    """Measure a network in eval mode; its modes, buffers, activity and neuron states are put back afterwards.
+
+    Firing rates are those of each layer's own input, from exact counts of its nonzero values. Every layer counts, the
+    classifier included; the first one counts as often as it is computed, and the report says how often.
+
+    Args:
+        model: with channel groups or without.
+        loader: yields inputs [N, ...] (or time-major [T, N, C, H, W]), or tuples that begin with inputs and labels [N].
+        time_steps: T of the dense operations; None: the most often that a layer runs for one sample.
+        max_batches: stop after so many; None: all.
+
+    Raises:
+        ValueError: the loader yields nothing, or a number is below 1.
+        TypeError: a batch does not begin with a tensor.
+    """
+    for name, value in ("time_steps", time_steps), ("max_batches", max_batches):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    layers = weight_layers(model)
+    counts = {name: _Counts() for name in layers}
+    hooks = [
+        layer.register_forward_hook(functools.partial(_count_pass, counts[name])) for name, layer in layers.items()
+    ]
+    modes = [(module, module.training) for module in model.modules()]
+    device = next(model.parameters()).device
+    samples = 0
+    try:
+        with untouched(model), torch.no_grad():
+            model.eval()
+            for batch in islice(loader, max_batches):
+                inputs, n = _inputs(batch)
+                reset(model)
+                model(inputs.to(device))
+                samples += n
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    if not samples:
+        raise ValueError("loader: expected at least one sample, got none")
+
+    if time_steps is None:
+        time_steps = math.ceil(max(c.passes for c in counts.values()) / samples)
+    axes = parameter_axes(model)
+    return CostReport(
+        tuple(_report(name, layer, counts[name], samples, time_steps) for name, layer in layers.items()),
+        samples,
+        time_steps,
+        sum(p.numel() for p in model.parameters()),
+        sum(_active(p, axes.get(p, ())) for p in model.parameters()),
+    )
+
+
+@dataclass
+class _Counts:
+    """Exact sums over the passes of one layer."""
+
+    passes: int = 0
+    nonzero: int = 0
+    inputs: int = 0
+    spiking: bool = True
+    connections: int = 0
+    dense_connections: int = 0
+
+
+def _count_pass(counts: _Counts, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    nonzero, positions, spiking = nonzero_inputs(layer, inputs[0])
+    counts.nonzero += int(nonzero.sum())
+    counts.inputs += positions * nonzero.numel()
+    counts.spiking &= spiking
+    where = output_positions(layer, output)
+    counts.passes += where // math.prod(output.shape[channel_dim(layer) :][1:])
+    readers = 1 if is_depthwise(layer) else output.shape[channel_dim(layer)] // getattr(layer, "groups", 1)
+    counts.connections += where * weights_per_pair(layer) * nonzero.numel() * readers
+    counts.dense_connections += where * layer.weight.numel()
+
+
+def _report(name: str, layer: nn.Module, counts: _Counts, samples: int, time_steps: int) -> LayerReport:
+    axes = channel_axes(layer)
+    own = dict(layer.named_parameters(recurse=False))
+    rate = counts.nonzero / max(counts.inputs, 1)
+    return LayerReport(
+        name=name,
+        parameters=sum(p.numel() for p in own.values()),
+        active_parameters=sum(_active(p, axes.get(key, ())) for key, p in own.items()),
+        weights=layer.weight.numel(),
+        active_weights=_active(layer.weight, axes.get("weight", ())),
+        presentations=counts.passes / samples,
+        spiking=counts.spiking,
+        input_rate=rate,
+        dense_macs=counts.dense_connections / samples * (time_steps if counts.passes == samples else 1),
+        macs=0.0 if counts.spiking else counts.connections / samples,
+        acs=rate * counts.connections / samples if counts.spiking else 0.0,
+    )
+
+
+def _active(p: Tensor, axes: tuple[Axis, ...]) -> int:
+    """Number of active entries."""
+    entries = p.numel()
+    for axis in axes:
+        entries = entries // axis.group.num_channels * axis.group.num_active
+    return entries
+
+
+def _inputs(batch: Any) -> tuple[Tensor, int]:
+    """A batch's inputs and its number of samples."""
+    inputs, *others = batch if isinstance(batch, tuple | list) else (batch,)
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"loader: expected batches that begin with a tensor, got {type(inputs).__name__}")
+    if others and isinstance(others[0], Tensor) and others[0].dim():
+        return inputs, len(others[0])
+    return inputs, inputs.shape[1 if inputs.dim() == 5 else 0]
+
+
+def _picojoules(macs: float, acs: float) -> float:
+    return PJ_PER_MAC * macs + PJ_PER_AC * acs
+
+
+def _energy(macs: float, acs: float) -> str:
+    return f"{_picojoules(macs, acs) / 1e3:.3g} nJ"
+
+
+def _count(number: float) -> str:
+    """1234567 -> "1.23 M"."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.4g}"
