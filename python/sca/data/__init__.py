@@ -21,7 +21,8 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
 
     Args:
         name: one of ``DATASETS``.
-        data_dir: the folder that holds its files; None = the loader's own choice (embedded data, or a checksummed download).
+        data_dir: the folder that holds its files; None = the loader's own choice (embedded data, or a checksummed
+            download).
 
     Raises:
         ValueError: unknown name; missing, truncated or malformed files.

@@ -1,7 +1,9 @@
-"""CIFAR-10 and CIFAR-100 in the official binary layout (Krizhevsky, "Learning multiple layers of features from tiny images", 2009).
+"""CIFAR-10 and CIFAR-100 in the official binary layout.
 
-A file is a row of records; a record is its label bytes and 3 x 32 x 32 pixels, red plane first. CIFAR-10 has one label byte,
-CIFAR-100 two (coarse, then fine, which is the one used).
+Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
+
+A file is a row of records; a record is its label bytes and 3 x 32 x 32 pixels, red plane first. CIFAR-10 has one label
+byte, CIFAR-100 two (coarse, then fine, which is the one used).
 """
 
 from __future__ import annotations
@@ -65,10 +67,12 @@ def load(layout: Layout, data_dir: Path | None) -> Dataset:
 
     Args:
         layout: CIFAR10 or CIFAR100.
-        data_dir: the folder with the binary files, or its parent; None = download the archive once into the user's cache.
+        data_dir: the folder with the binary files, or its parent; None = download the archive once into the user's
+            cache.
 
     Raises:
-        ValueError: a file is missing, truncated, or holds a label out of range; the download failed or has another checksum.
+        ValueError: a file is missing, truncated, or holds a label out of range; the download failed or has another
+            checksum.
     """
     folder = _download(layout) if data_dir is None else _find(layout, data_dir)
     return Dataset(
@@ -92,7 +96,8 @@ def _find(layout: Layout, data_dir: Path) -> Path:
         if len(missing) < len(wanted):
             raise ValueError(f"data_dir: {folder} lacks {', '.join(missing)} of {layout.name}")
     raise ValueError(
-        f"data_dir: expected the files of {layout.name} ({', '.join(wanted)}) in {data_dir} or its folder {layout.folder}"
+        f"data_dir: expected the files of {layout.name} ({', '.join(wanted)}) in {data_dir} or its folder "
+        f"{layout.folder}"
     )
 
 
@@ -102,7 +107,9 @@ def _read(files: list[Path], layout: Layout) -> Split:
     for file in files:
         raw = np.fromfile(file, dtype=np.uint8)
         if not raw.size or raw.size % record:
-            raise ValueError(f"{file}: expected records of {record} bytes, got {raw.size} bytes: truncated or another format")
+            raise ValueError(
+                f"{file}: expected records of {record} bytes, got {raw.size} bytes: truncated or another format"
+            )
         records = raw.reshape(-1, record)
         (bad,) = np.nonzero(records[:, layout.label_bytes - 1] >= layout.num_classes)
         if bad.size:
@@ -119,7 +126,9 @@ def _download(layout: Layout) -> Path:
     try:
         import pooch
     except ImportError as error:
-        raise ValueError(f"data_dir: expected a folder with {layout.name}; downloading it needs the package pooch") from error
+        raise ValueError(
+            f"data_dir: expected a folder with {layout.name}; downloading it needs the package pooch"
+        ) from error
 
     cache = pooch.os_cache("sca")
     try:
@@ -133,8 +142,8 @@ def _download(layout: Layout) -> Path:
         )
     except Exception as error:  # every transport raises its own kind
         raise ValueError(
-            f"{layout.name}: no download from {layout.url} ({error}); fetch the archive from any mirror (md5 {layout.md5}), "
-            f"unpack it and pass its folder as data_dir"
+            f"{layout.name}: no download from {layout.url} ({error}); fetch the archive from any mirror "
+            f"(md5 {layout.md5}), unpack it and pass its folder as data_dir"
         ) from error
     return next(Path(member).parent for member in members if Path(member).name == layout.test_file)
 

@@ -91,12 +91,12 @@ class Dataset:
     ) -> Iterator[Batch]:
         """The batches ``start, start + 1, ...`` of one shuffled epoch.
 
-        A batch depends on ``(seed, epoch, its position)`` alone, so an interrupted epoch continues where it stopped with the same
-        batches and the same augmentation.
+        A batch depends on ``(seed, epoch, its position)`` alone, so an interrupted epoch continues where it stopped
+        with the same batches and the same augmentation.
 
         Returns:
-            Iterator of ``(images, labels)``: float32 ``[N, C, H, W]`` channels_last, normalised; int64 ``[N]``. The last batch of an
-            epoch may be smaller.
+            Iterator of ``(images, labels)``: float32 ``[N, C, H, W]`` channels_last, normalised; int64 ``[N]``. The
+            last batch of an epoch may be smaller.
         """
         order = torch.randperm(len(self.train), generator=_generator(seed, epoch))
         for position, index in enumerate(order.split(batch_size)[start:], start):

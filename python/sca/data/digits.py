@@ -1,4 +1,4 @@
-"""Digits: 1,797 real handwritten digits of 8x8 pixels that ship with scikit-learn (UCI optical recognition, test part)."""
+"""Digits: 1,797 handwritten digits of 8x8 pixels that ship with scikit-learn (UCI optical recognition, test part)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Spiking VGG: convolution - batch norm - neuron, and max-pools, which keep spikes 0 or 1 (Simonyan & Zisserman, ICLR 2015).
+"""Spiking VGG (after Simonyan & Zisserman, ICLR 2015): convolution - batch norm - neuron, and max-pools.
 
-VGG-16 is that of the SCA paper (Li et al., ICML 2024, section 5): 13 convolutions 3x3 without bias, five max-pools, two hidden layers of
-512 neurons with batch norm, a linear classifier. The others follow the same pattern; the number counts the layers with weights.
+VGG-16 is that of the SCA paper (Li et al., ICML 2024, section 5): 13 convolutions 3x3 without bias, five max-pools, two
+hidden layers of 512 neurons with batch norm, a linear classifier. The others follow the same pattern; the number counts
+the layers with weights.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class HiddenBlock(nn.Module):
 
 
 class VGG(nn.Module):
-    """Spiking VGG with one :class:`sca_kernels.nn.ChannelGroup` per hidden layer, named after it (``conv1``, ..., ``fc1``, ...).
+    """Spiking VGG with one :class:`sca_kernels.nn.ChannelGroup` per hidden layer: ``conv1``, ..., ``fc1``, ...
 
     Args:
         name: ``vgg5``, ``vgg9``, ``vgg11``, ``vgg16`` or ``vgg19``.
@@ -65,7 +66,7 @@ class VGG(nn.Module):
         image_size: side in pixels, or (height, width). A pool whose map would vanish is left out.
         width: factor on all hidden widths.
         widths: number of channels of the groups named here, for a physically smaller network (:func:`sca.compact`).
-        neuron_arguments: passed to the batch-norm neurons (``tau``, ``v_threshold``, ``surrogate``, ``detach_reset``, ...).
+        neuron_arguments: passed to the batch-norm neurons (``tau``, ``surrogate``, ``detach_reset``, ...).
 
     Attributes:
         config: plain dict with all of the above; ``sca.models.build(**config)`` makes the same architecture.
@@ -161,7 +162,6 @@ class VGG(nn.Module):
             out_features,
             in_group=group,
             features_per_channel=positions,
-            spike_input=True,
             **arguments,
         )
 
@@ -169,8 +169,8 @@ class VGG(nn.Module):
         """Logits of every time step; their mean over the first dimension predicts.
 
         Args:
-            x: ``[N, C, H, W]``: a still image, presented for ``time_steps`` steps (the first convolution is computed once), or
-                ``[T, N, C, H, W]``: a sequence. float32 or bfloat16; channels_last is fastest.
+            x: ``[N, C, H, W]``: a still image, presented for ``time_steps`` steps (the first convolution is computed
+                once), or ``[T, N, C, H, W]``: a sequence. float32 or bfloat16; channels_last is fastest.
 
         Returns:
             ``[T, N, num_classes]``.
@@ -191,4 +191,4 @@ class VGG(nn.Module):
         return self.classifier(spikes)
 
 
-MODELS = {name: VGG for name in _LAYOUTS}
+MODELS = dict.fromkeys(_LAYOUTS, VGG)

@@ -1,0 +1,31 @@
+"""The command ``sca``: one file per command. They import torch and the rest when they run, so that help is quick."""
+
+from __future__ import annotations
+
+import logging
+
+import typer
+
+from .doctor import doctor
+from .evaluate import evaluate
+from .report import report
+from .train import train
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Train spiking networks, prune them while they learn, and see what that gained.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("report")(report)
+app.command("doctor")(doctor)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    app()

@@ -1,0 +1,23 @@
+"""Bad input ends a command with one line and exit code 2; bugs keep their traceback."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+
+def reported(command: Callable[..., None]) -> Callable[..., None]:
+    """Print the message of a ValueError, OSError or ImportError instead of a traceback."""
+
+    @functools.wraps(command)
+    def wrapper(*arguments: Any, **options: Any) -> None:
+        try:
+            command(*arguments, **options)
+        except (ValueError, OSError, ImportError) as error:
+            typer.secho(f"error: {error}", err=True, fg="red")
+            raise typer.Exit(2) from error
+
+    return wrapper

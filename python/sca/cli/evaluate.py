@@ -1,0 +1,25 @@
+"""``sca eval``: accuracy of a trained network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import reported
+
+Source = Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the data, if not that of the run.")]
+
+
+@reported
+def evaluate(run: Source, data_dir: DataDir = None, batch_size: Annotated[int, typer.Option(min=1)] = 256) -> None:
+    """Test accuracy of a run's compacted network, or of its checkpoint while it is not finished."""
+    from .load import load_run
+
+    model, dataset = load_run(run, data_dir)
+    from ..training.metrics import accuracy
+
+    share = accuracy(model, dataset.test_batches(batch_size))
+    typer.echo(f"test accuracy {100 * share:.2f} % of {len(dataset.test)} images")

@@ -1,0 +1,110 @@
+"""``sca train``: train, prune while training, compact, compare."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import reported
+
+# Every option that is a field of TrainConfig and was given overrides the preset; None = not given.
+
+
+def _option(help_text: str, **constraints: Any) -> Any:
+    return typer.Option(help=help_text, show_default=False, **constraints)
+
+
+@reported
+def train(
+    data: Annotated[str | None, _option("digits (default, embedded), cifar10 or cifar100.")] = None,
+    data_dir: Annotated[str | None, _option("Folder of the CIFAR files; downloaded when left out.")] = None,
+    preset: Annotated[str | None, _option("digits (default for that data), fast (default otherwise) or paper.")] = None,
+    model: Annotated[str | None, _option("vgg5, vgg9, vgg11, vgg16 or vgg19.")] = None,
+    width: Annotated[float | None, _option("Factor on the model's hidden widths.")] = None,
+    time_steps: Annotated[int | None, _option("Time steps that an image is presented for.")] = None,
+    neuron: Annotated[str | None, _option("if, lif or plif.")] = None,
+    epochs: Annotated[int | None, _option("Length of the run.")] = None,
+    batch_size: Annotated[int | None, _option("Images per step.")] = None,
+    lr: Annotated[float | None, _option("Peak learning rate.")] = None,
+    density: Annotated[float | None, _option("Final density in (0, 1]; 1 prunes nothing.")] = None,
+    target: Annotated[str | None, _option("What density is a share of: channels, parameters or synops.")] = None,
+    schedule: Annotated[str | None, _option("Way to the final density: constant, cubic, linear or cosine.")] = None,
+    allocation: Annotated[str | None, _option("How channels are ranked: global, layer or synops.")] = None,
+    criterion: Annotated[
+        str | None, _option("What they are ranked by: sca, rate, weight_l1, bn_gamma or random.")
+    ] = None,
+    regrow_fraction: Annotated[float | None, _option("Share of channels regrown instead of kept, at first.")] = None,
+    prune_start: Annotated[float | None, _option("First update, as a share of the run.")] = None,
+    prune_stop: Annotated[float | None, _option("Last update, as a share of the run.")] = None,
+    prune_interval: Annotated[float | None, _option("Epochs between updates.")] = None,
+    precision: Annotated[str | None, _option("float32 or bfloat16.")] = None,
+    reference: Annotated[
+        str | None, _option("Dense twin to compare with: train (train it too), none, or the folder of a dense run.")
+    ] = None,
+    seed: Annotated[int | None, _option("Of everything random.")] = None,
+    device: Annotated[str | None, _option("Torch device.")] = None,
+    limit_train: Annotated[int | None, _option("Use the first training images only.")] = None,
+    limit_test: Annotated[int | None, _option("Use the first test images only.")] = None,
+    out: Annotated[Path | None, _option("Folder of the run; runs/<data>-<model>-<number> when left out.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+) -> None:
+    """Train a spiking network, prune it while it learns, and compare it with the dense one.
+
+    Options left out come from the preset. Ctrl-C writes a checkpoint and ends; --resume goes on from it.
+    """
+    options = dict(locals())
+    steering = {name: options.pop(name) for name in ("preset", "out", "resume", "overwrite")}
+    changes = {name: value for name, value in options.items() if value is not None}
+    if reference == "none":
+        changes["reference"] = None
+    _train(changes, **steering)
+
+
+def _train(changes: dict[str, Any], preset: str | None, out: Path | None, resume: bool, overwrite: bool) -> None:
+    from rich.console import Console
+
+    import sca_kernels
+
+    from ..training import Interrupted, RunFolder, TrainConfig, run
+    from .display import Display
+
+    if resume and (overwrite or preset or out is None):
+        raise ValueError("resume: expected --out and neither --overwrite nor --preset beside it")
+    if resume:
+        config = _resumed_config(RunFolder.stored_config(out), changes, out)
+    else:
+        config = TrainConfig.from_preset(preset, **changes)
+    sca_kernels.reuse_host_memory()
+    console = Console()
+    folder_path = out or _free_folder(Path("runs"), f"{config.data}-{config.model}")
+    mode = "resume" if resume else "overwrite" if overwrite else "new"
+    with RunFolder(folder_path, mode) as folder, Display(console) as display:
+        try:
+            summary = run(config, folder, display)
+        except Interrupted:
+            display.close()
+            console.print(f"interrupted; go on with: sca train --resume --out {folder_path}", highlight=False)
+            raise typer.Exit(130) from None
+    console.print(summary.table())
+    console.print(f"{folder.plot}, {folder.log.name}, {folder.model.name} (the compacted network)", highlight=False)
+
+
+def _resumed_config(held: Any, changes: dict[str, Any], out: Path) -> Any:
+    """The stored configuration; where files lie and what computes may change, nothing else."""
+    if held is None:
+        raise ValueError(f"out: {out} holds no run to resume")
+    config = held.changed(**changes)
+    movable = {name: getattr(config, name) for name in ("data_dir", "device")}
+    if held.changed(**movable) != config:
+        differing = [name for name, value in changes.items() if getattr(held, name) != value and name not in movable]
+        raise ValueError(f"{', '.join(differing)}: the run in {out} has another value; a resumed run keeps its own")
+    return config
+
+
+def _free_folder(parent: Path, stem: str) -> Path:
+    """The first ``stem-number`` that does not exist yet."""
+    return next(path for number in count(1) if not (path := parent / f"{stem}-{number}").exists())

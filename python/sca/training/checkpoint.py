@@ -1,0 +1,121 @@
+"""Checkpoints: any tree of dicts, lists, plain values and tensors in one safetensors file with its own digest.
+
+Nothing is unpickled. The tensors are the file's tensors; the tree around them is JSON in the file's metadata; a digest
+over both detects damage that the format itself would not notice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from .files import write_whole
+
+FORMAT = "sca-checkpoint-1"
+
+
+class CheckpointError(ValueError):
+    """A file is not a checkpoint of this program, or is damaged."""
+
+
+def save(path: Path, tree: Any) -> None:
+    """Write ``tree`` to ``path``, whole.
+
+    Args:
+        path: the file; its folder exists.
+        tree: dicts (keys: int, or str without "/"), lists, tuples, str, int, float, bool, None and dense tensors. A
+            tensor is named after its keys, joined by "/".
+
+    Raises:
+        TypeError: the tree holds something else.
+        OSError: the file cannot be written; what was there before stays.
+    """
+    tensors: dict[str, Tensor] = {}
+    description = json.dumps(_describe(tree, "", tensors))
+    metadata = {"format": FORMAT, "tree": description, "digest": _digest(tensors, description)}
+    write_whole(path, serialise(tensors, metadata))
+
+
+def load(path: Path) -> Any:
+    """Read the tree that :func:`save` wrote; tensors on the CPU.
+
+    Raises:
+        CheckpointError: the file is truncated, damaged, or of another format.
+        OSError: there is no such file, or it is not readable.
+    """
+    path.stat()  # a missing file is the caller's OSError, not a damaged checkpoint
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint, truncated or damaged ({error})") from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: expected format {FORMAT}, got {metadata.get('format')}")
+    description = metadata.get("tree", "")
+    if metadata.get("digest") != _digest(tensors, description):
+        raise CheckpointError(f"{path}: damaged (its content does not match its digest)")
+    return _rebuild(json.loads(description), tensors)
+
+
+def _digest(tensors: dict[str, Tensor], description: str) -> str:
+    digest = hashlib.blake2b(description.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+# A description is JSON. Plain values stand for themselves; everything else is a one-entry object whose key says what it
+# is.
+
+
+def _describe(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """Turn ``node`` into its description and put its tensors, contiguous and on the CPU, into ``tensors``."""
+    if node is None or isinstance(node, str | int | float):
+        return node
+    if isinstance(node, Tensor):
+        # strides are part of an optimizer's state: a buffer must lie like its parameter
+        channels_last = node.dim() == 4 and not node.is_contiguous()
+        tensors[path] = node.detach().cpu().contiguous().clone()
+        return {"channels_last" if channels_last else "tensor": path}
+    if isinstance(node, list | tuple):
+        items = [_describe(item, f"{path}/{position}", tensors) for position, item in enumerate(node)]
+        return {"tuple" if isinstance(node, tuple) else "list": items}
+    if isinstance(node, dict):
+        for key in node:
+            if not isinstance(key, str | int) or "/" in str(key):
+                raise TypeError(
+                    f"tree: expected keys that are int, or str without '/', got {key!r} in {path or 'the root'}"
+                )
+        return {
+            "dict": [
+                [key, _describe(value, f"{path}/{key}" if path else str(key), tensors)] for key, value in node.items()
+            ]
+        }
+    raise TypeError(f"tree: expected plain values and tensors, got {type(node).__name__} in {path or 'the root'}")
+
+
+def _rebuild(node: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(node, dict):
+        return node
+    ((kind, content),) = node.items()
+    match kind:
+        case "tensor":
+            return tensors[content]
+        case "channels_last":
+            return tensors[content].contiguous(memory_format=torch.channels_last)
+        case "list":
+            return [_rebuild(item, tensors) for item in content]
+        case "tuple":
+            return tuple(_rebuild(item, tensors) for item in content)
+        case _:
+            return {key: _rebuild(value, tensors) for key, value in content}

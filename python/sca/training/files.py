@@ -1,0 +1,36 @@
+"""Files written whole: a reader sees the old content or the new, never a part of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write to a temporary file beside ``path``, flush it to the disk, then rename it over ``path``.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable; ``path`` is as it was.
+    """
+    temporary = path.with_name(f"{path.name}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """:func:`write_whole` of readable JSON."""
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -1,0 +1,145 @@
+"""The folder of one run: who writes to it, and what lies in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from . import checkpoint
+from .config import TrainConfig
+from .files import write_json, write_whole
+
+MODES = ("new", "resume", "overwrite")
+
+_log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Exclusive access to a run's folder; a context manager.
+
+    Args:
+        path: the folder; made when missing.
+        mode: ``new`` refuses a folder that already holds a run, ``resume`` needs one, ``overwrite`` removes it.
+
+    Attributes:
+        config, checkpoint, previous, log, model, summary, plot: its files. ``previous`` is the checkpoint before the
+            last one.
+
+    Raises:
+        ValueError: the folder is not writable, another run is writing to it, or ``mode`` does not fit what it holds.
+    """
+
+    def __init__(self, path: Path, mode: str = "new") -> None:
+        if mode not in MODES:
+            raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
+        self.path = path
+        self.config = path / "config.json"
+        self.checkpoint = path / "checkpoint.safetensors"
+        self.previous = path / "checkpoint.previous.safetensors"
+        self.log = path / "metrics.jsonl"
+        self.model = path / "model.safetensors"
+        self.summary = path / "summary.json"
+        self.plot = path / "curves.png"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            # locked until it is closed; the system frees it when the process is killed
+            self._lock = open(path / ".lock", "w")  # noqa: SIM115
+        except OSError as error:
+            raise ValueError(f"out: expected a folder to write to, got {path} ({error.strerror})") from error
+        try:
+            self._claim(mode)
+        except BaseException:
+            self.close()
+            raise
+
+    def _claim(self, mode: str) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"out: another run is writing to {self.path}") from error
+        files = (self.config, self.checkpoint, self.previous, self.log, self.model, self.summary, self.plot)
+        held = [file.name for file in files if file.exists()]
+        if mode == "new" and held:
+            raise ValueError(
+                f"out: {self.path} already holds a run ({', '.join(held)}); resume it, overwrite it, or name another"
+            )
+        if mode == "resume" and not self.config.exists():
+            raise ValueError(f"out: {self.path} holds no run to resume (no {self.config.name})")
+        if mode == "overwrite":
+            for file in files:
+                file.unlink(missing_ok=True)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        self._lock.close()
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Store what the run is."""
+        write_json(self.config, config.to_dict())
+
+    @staticmethod
+    def stored_config(path: Path) -> TrainConfig | None:
+        """What the run in the folder ``path`` is; None where there is none.
+
+        Raises:
+            ValueError: the file is damaged or of another version.
+        """
+        file = path / "config.json"
+        if not file.exists():
+            return None
+        try:
+            return TrainConfig().changed(**json.loads(file.read_text()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file}: not the configuration of a run ({error})") from error
+
+    def write_log(self, rows: list[dict[str, Any]]) -> None:
+        """Replace the log; one JSON object a line."""
+        write_whole(self.log, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def append_log(self, row: dict[str, Any]) -> None:
+        """Add one line to the log."""
+        with open(self.log, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint and keep the one before it.
+
+        Raises:
+            OSError: the disk is full; the last good checkpoint stays.
+        """
+        fresh = self.path / "checkpoint.new.safetensors"
+        checkpoint.save(fresh, state)
+        if self.checkpoint.exists():
+            self.checkpoint.replace(self.previous)
+        fresh.replace(self.checkpoint)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The newest intact checkpoint, or None when the run had not written one yet.
+
+        A damaged file is refused with a warning that names it, and the one before it is used: a run resumed from an
+        older state arrives at the same result.
+
+        Raises:
+            CheckpointError: there are checkpoints and none of them is intact.
+        """
+        refused: checkpoint.CheckpointError | None = None
+        for path in (self.checkpoint, self.previous):
+            if not path.exists():
+                continue
+            try:
+                return checkpoint.load(path)
+            except checkpoint.CheckpointError as error:
+                _log.warning("refused %s", error)
+                refused = refused or error
+        if refused is not None:
+            raise refused
+        return None

@@ -1,0 +1,284 @@
+"""The training loop: one object that holds all state of a run, steps it, and gives the state out and takes it back."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Dataset
+from ..models import build
+from ..pruning import SCAScheduler
+from ..pruning.groups import find_groups
+from .config import TrainConfig
+from .losses import LOSSES
+from .metrics import FiringRate, accuracy, autocast, connectivity, correct
+
+# A run too short for so many updates prunes more often than told: a single cut to the final density is no schedule.
+MIN_UPDATES = 8
+
+
+class Interrupted(Exception):
+    """The observer asked to stop; the state is as after a finished step."""
+
+
+class Observer(Protocol):
+    """What watches a run."""
+
+    stop_requested: bool
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Called before the first batch of a run or of its resumption."""
+
+    def on_batch(self, trainer: Trainer) -> None:
+        """Called after each optimizer step."""
+
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        """Called after each epoch with its line of the log."""
+
+
+@dataclass
+class EpochSums:
+    """What an unfinished epoch has added up so far."""
+
+    batches: int = 0
+    samples: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    spikes: int = 0
+    positions: int = 0
+    seconds: float = 0.0
+
+    @property
+    def averages(self) -> dict[str, float]:
+        """Per sample, per position, per second."""
+        return {
+            "loss": self.loss / self.samples,
+            "train_accuracy": self.correct / self.samples,
+            "firing_rate": self.spikes / max(1, self.positions),
+            "samples_per_second": self.samples / self.seconds,
+        }
+
+
+class Trainer:
+    """A model, its optimizer and its pruning schedule, trained by :meth:`fit`.
+
+    Two trainers of the same config and data on the same CPU and number of threads go through bit-equal states; so does
+    one that was stopped after any step and resumed from :meth:`state`.
+
+    Args:
+        config: what to do.
+        dataset: moved to ``config.device``.
+
+    Attributes:
+        model, optimizer, scheduler: scheduler is None when nothing is pruned (density 1).
+        groups: the model's channel groups by name.
+        epoch: number of finished epochs.
+        sums: of the running epoch.
+        history: one row per finished epoch, as in the log.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.dataset = dataset.to(config.device)
+        self.model = build(
+            config.model,
+            num_classes=dataset.num_classes,
+            in_channels=dataset.in_channels,
+            image_size=dataset.image_size,
+            time_steps=config.time_steps,
+            width=config.width,
+            neuron=config.neuron,
+            **config.neuron_arguments,
+        ).to(config.device)
+        self.groups = {name: members.group for name, members in find_groups(self.model).items()}
+        layers = [module for module in self.model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        decayed = [layer.weight for layer in layers]
+        others = [p for p in self.model.parameters() if all(p is not weight for weight in decayed)]
+        self._l1_weights = [layer.weight for layer in layers if config.l1 and isinstance(layer, nn.Conv2d)]
+        self.optimizer = torch.optim.SGD(
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=config.lr,
+            momentum=config.momentum,
+            fused=True,  # one pass over a parameter instead of four
+        )
+        self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
+        self.scheduler = self._new_scheduler() if config.density < 1 else None
+        self._firing = FiringRate(self.model)
+        self.epoch = 0
+        self.sums = EpochSums()
+        self.history: list[dict[str, Any]] = []
+
+    def _new_scheduler(self) -> SCAScheduler:
+        config = self.config
+        total = config.epochs * self.steps_per_epoch
+        first, last = config.prune_start * total, config.prune_stop * total
+        interval = min(config.prune_interval * self.steps_per_epoch, (last - first) / MIN_UPDATES)
+        return SCAScheduler(
+            self.model,
+            self.optimizer,
+            density=config.density,
+            start=max(1, round(first)),
+            stop=max(1, round(last)),
+            interval=max(1, round(interval)),
+            schedule=config.schedule,
+            target=config.target,
+            allocation=config.allocation,
+            criterion=config.criterion,
+            regrow_fraction=config.regrow_fraction,
+            regrow_schedule=config.regrow_schedule,
+            min_channels=config.min_channels,
+            seed=config.seed,
+        )
+
+    @property
+    def step(self) -> int:
+        """Number of finished optimizer steps."""
+        return self.epoch * self.steps_per_epoch + self.sums.batches
+
+    @property
+    def density(self) -> float:
+        """Active / all channels."""
+        groups = self.groups.values()
+        return sum(group.num_active for group in groups) / sum(group.num_channels for group in groups)
+
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Forward pass: the loss, and logits ``[T, N, classes]``."""
+        with autocast(self.config.precision, self.config.device):
+            logits = self.model(images)
+            return LOSSES[self.config.loss](logits, labels, self.config.label_smoothing), logits
+
+    def train_step(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
+        """One optimizer step, and the pruning step if one is due.
+
+        Returns:
+            The loss, and how many of the batch were predicted.
+        """
+        rate = learning_rate(self.config, self.step / self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, logits = self.loss(images, labels)
+        loss.backward()
+        for weight in self._l1_weights:
+            weight.grad.add_(weight.detach().sign(), alpha=self.config.l1)
+        self.optimizer.step()
+        return loss.item(), correct(logits.detach(), labels)
+
+    def prune_step(self, images: Tensor, labels: Tensor) -> None:
+        """Tell the pruning schedule that an optimizer step is done; at an update it probes on this batch."""
+        if self.scheduler is not None:
+            if self.scheduler.wants_probe:
+                self.scheduler.probe(lambda: self.loss(images, labels)[0])
+            self.scheduler.step()
+
+    def fit(
+        self, observer: Observer, save: Callable[[dict[str, Any]], None], log: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """Train to the end of the run.
+
+        Args:
+            observer: told about batches and epochs; asked after each batch whether to stop.
+            save: given :meth:`state` after each epoch and before an interrupt.
+            log: given each epoch's row.
+
+        Raises:
+            Interrupted: the observer asked to stop; the state has been saved.
+        """
+        config = self.config
+        observer.on_start(self)
+        self.model.train()
+        while self.epoch < config.epochs:
+            batches = self.dataset.train_batches(
+                config.batch_size, seed=config.seed, epoch=self.epoch, start=self.sums.batches, augment=config.augment
+            )
+            begin = time.perf_counter()
+            for images, labels in batches:
+                self._firing.mark()
+                loss, hits = self.train_step(images, labels)
+                spikes, positions = self._firing.since_mark()
+                self.prune_step(images, labels)
+                sums = self.sums
+                sums.batches += 1
+                sums.samples += len(labels)
+                sums.loss += loss * len(labels)
+                sums.correct += hits
+                sums.spikes += spikes
+                sums.positions += positions
+                sums.seconds += time.perf_counter() - begin
+                observer.on_batch(self)
+                if observer.stop_requested:
+                    save(self.state())
+                    raise Interrupted
+                begin = time.perf_counter()
+            row = self._finish_epoch()
+            log(row)
+            save(self.state())
+            observer.on_epoch(row)
+
+    def _finish_epoch(self) -> dict[str, Any]:
+        """Test what there is now, after the epoch's cuts, and close the epoch's sums."""
+        batches = self.dataset.test_batches(4 * self.config.batch_size)
+        before = self.history[-1]["seconds"] if self.history else 0.0
+        row = {
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            **self.sums.averages,
+            "test_accuracy": accuracy(self.model, batches, self.config.precision),
+            "density": self.density,
+            "connectivity": connectivity(self.model),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": before + self.sums.seconds,
+            "active": {name: group.num_active for name, group in self.groups.items()},
+        }
+        self.epoch += 1
+        self.sums = EpochSums()
+        self.history.append(row)
+        return row
+
+    def state(self) -> dict[str, Any]:
+        """Everything the rest of the run depends on, as :mod:`sca.training.checkpoint` stores it."""
+        return {
+            "config": self.config.to_dict(),
+            "architecture": self.model.config,
+            "active": {name: group.active for name, group in self.groups.items()},
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "epoch": self.epoch,
+            "sums": asdict(self.sums),
+            "history": list(self.history),
+            "random_state": torch.get_rng_state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state` of a trainer with the same config.
+
+        Raises:
+            ValueError, RuntimeError: the state belongs to another model.
+        """
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.epoch = state["epoch"]
+        self.sums = EpochSums(**state["sums"])
+        self.history = state["history"]
+        torch.set_rng_state(state["random_state"])
+
+
+def learning_rate(config: TrainConfig, epoch: float) -> float:
+    """Learning rate at a (fractional) epoch: linear warm-up, then cosine to 0 or division by 10 every ``lr_step``
+    epochs."""
+    if epoch < config.warmup:
+        return config.lr * (epoch + 1e-3) / config.warmup
+    if config.lr_schedule == "step":
+        return config.lr * 0.1 ** math.floor(epoch / config.lr_step)
+    progress = (epoch - config.warmup) / max(1e-9, config.epochs - config.warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

@@ -1,0 +1,178 @@
+"""Dense against compacted: what a run gained and what it lost, measured at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from ..report import report_cost
+from .loop import Trainer
+from .metrics import Speed, accuracy, autocast, compare_speed
+
+NOT_MEASURED = "not measured"
+# Operations are counted on so many test images at most: their mean settles long before.
+COUNTED_SAMPLES = 1024
+
+
+@dataclass(frozen=True)
+class Column:
+    """One network. What was not measured is None.
+
+    Attributes:
+        accuracy: on the test split, in [0, 1].
+        parameters: number of values of all its parameters.
+        connectivity: its weights / weights of the dense network.
+        synops: synaptic operations per image (:class:`sca.report.CostReport`).
+        energy_pj: estimate per image, in pJ.
+        training, inference: samples/s.
+    """
+
+    accuracy: float | None
+    parameters: int
+    connectivity: float
+    synops: float | None
+    energy_pj: float | None
+    training: Speed
+    inference: Speed
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The dense network (None when the run was dense itself) and the compacted one; notes say what each is."""
+
+    dense: Column | None
+    compacted: Column
+    notes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def table(self) -> Table:
+        """The table that ends a run."""
+        columns = {"dense": self.dense, "compacted": self.compacted} if self.dense else {"dense": self.compacted}
+        title = " against ".join(columns).capitalize()
+        table = Table(title=title, caption="\n".join(self.notes), caption_justify="left")
+        table.add_column("")
+        for name in (*columns, "change") if self.dense else columns:
+            table.add_column(name, justify="right")
+        for row in _ROWS:
+            values = [row.value(column) for column in columns.values()]
+            known = None not in values
+            cells = [NOT_MEASURED if value is None else row.show(value) for value in values]
+            table.add_row(row.label, *cells, *([row.change(*values) if known else ""] if self.dense else []))
+        return table
+
+
+@dataclass(frozen=True)
+class _Row:
+    label: str
+    value: Callable[[Column], float | None]
+    show: Callable[[float], str]
+    change: Callable[[float, float], str]
+
+
+def _share(before: float, after: float) -> str:
+    return f"{after / before:.1%}"
+
+
+def _factor(before: float, after: float) -> str:
+    return f"{after / before:.2f} x"
+
+
+_ROWS = (
+    _Row("test accuracy", lambda c: c.accuracy, "{:.2%}".format, lambda a, b: f"{100 * (b - a):+.2f} points"),
+    _Row("parameters", lambda c: c.parameters, "{:,}".format, _share),
+    _Row("connectivity", lambda c: c.connectivity, "{:.1%}".format, _share),
+    _Row("SynOps per image", lambda c: c.synops, "{:,.0f}".format, _share),
+    _Row("energy per image (nJ)", lambda c: c.energy_pj and c.energy_pj / 1e3, "{:,.0f}".format, _share),
+    _Row("training (samples/s)", lambda c: c.training.median, "{:,.0f}".format, _factor),
+    _Row("inference (samples/s)", lambda c: c.inference.median, "{:,.0f}".format, _factor),
+)
+
+
+def summarise(trainer: Trainer, small: nn.Module, dense: Trainer) -> Summary:
+    """Measure the end of a run; both trainers move on, since the speed of training is that of real steps.
+
+    Args:
+        trainer: at the end of its run.
+        small: its compacted network.
+        dense: the same architecture without pruning: trained if it has a history, else as initialised; ``trainer``
+            itself if that is dense.
+    """
+    config, data = trainer.config, trainer.dataset
+    batch_size = min(4 * config.batch_size, COUNTED_SAMPLES)
+    is_dense, has_reference = dense is trainer, bool(dense.history)
+
+    def measured(model: nn.Module, counted: nn.Module) -> dict[str, Any]:
+        cost = report_cost(counted, data.test_batches(batch_size), config.time_steps, COUNTED_SAMPLES // batch_size)
+        return {
+            "accuracy": accuracy(model, data.test_batches(batch_size), config.precision),
+            "synops": cost.synops,
+            "energy_pj": cost.energy_pj,
+            "connectivity": cost.connectivity,
+        }
+
+    compacted = measured(small, trainer.model)
+    if has_reference:
+        reference = measured(dense.model, dense.model)
+    else:
+        reference = {"accuracy": None, "synops": None, "energy_pj": None, "connectivity": 1.0}
+    speeds = _speeds(trainer, small, dense)
+    parameters = {"dense": _count(dense.model), "compacted": _count(small)}
+    columns = {
+        name: Column(**values, parameters=parameters[name], training=speeds[name][0], inference=speeds[name][1])
+        for name, values in (("dense", reference), ("compacted", compacted))
+    }
+
+    timed = columns["compacted"].training
+    counted = min(len(data.test), COUNTED_SAMPLES // batch_size * batch_size)
+    notes = [
+        f"accuracy on {len(data.test):,} test images; SynOps and energy counted on {counted:,} of them, the first"
+        " convolution once per image",
+        f"speed at batch {config.batch_size}, {torch.get_num_threads()} threads, {config.precision}, networks in turn:"
+        f" medians of {timed.rounds} rounds",
+    ]
+    if not is_dense:
+        twin = "the same architecture, unpruned"
+        notes.append(
+            f"dense: {twin}, trained for {len(dense.history)} epochs with the seed {dense.config.seed}"
+            if has_reference
+            else f"dense: {twin} and not trained here, so what depends on its weights is {NOT_MEASURED}"
+        )
+        notes.append("training speed of the compacted column: the pruned network as trained, at its final widths")
+    return Summary(None if is_dense else columns["dense"], columns["compacted"], notes)
+
+
+def _speeds(trainer: Trainer, small: nn.Module, dense: Trainer) -> dict[str, tuple[Speed, Speed]]:
+    """Column -> (training, inference), the columns measured in turn."""
+    config = trainer.config
+    images, labels = next(trainer.dataset.train_batches(config.batch_size, seed=config.seed, epoch=config.epochs))
+
+    def step(one: Trainer) -> None:
+        one.train_step(images, labels)
+        one.prune_step(images, labels)
+
+    def infer(model: nn.Module) -> None:
+        with torch.inference_mode(), autocast(config.precision, config.device):
+            model(images)
+
+    def compare(work: dict[str, Callable[[], None]]) -> dict[str, Speed]:
+        return compare_speed(work, len(labels), config.device)
+
+    dense.model.train()
+    trainer.model.train()
+    training = compare({"dense": lambda: step(dense), "compacted": lambda: step(trainer)})
+    dense.model.eval()
+    small.eval()
+    inference = compare({"dense": lambda: infer(dense.model), "compacted": lambda: infer(small)})
+    return {name: (training[name], inference[name]) for name in training}
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,224 @@
+"""sca.data: the embedded digits, CIFAR's binary layout, batches drawn by seed and position, and bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import http.server
+import os
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sca import data
+from sca.data import cifar
+from sca.data.dataset import shift_and_mirror
+
+
+def write_cifar(folder: Path, layout: cifar.Layout, records_per_file: int = 7) -> dict[str, np.ndarray]:
+    """Random records in the official layout; returns what each file holds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    written = {}
+    for name in (*layout.train_files, layout.test_file):
+        records = rng.integers(0, 256, (records_per_file, layout.label_bytes + 3072), dtype=np.uint8)
+        records[:, : layout.label_bytes] %= layout.num_classes
+        records.tofile(folder / name)
+        written[name] = records
+    return written
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Dataset:
+    return data.load("digits")
+
+
+def test_load_digits_is_a_fixed_stratified_split(digits):
+    assert (len(digits.train), len(digits.test)) == (1433, 364)
+    assert (digits.in_channels, digits.image_size, digits.num_classes) == (1, (8, 8), 10)
+    share = digits.test.labels.bincount() / (digits.test.labels.bincount() + digits.train.labels.bincount())
+    assert ((share > 0.19) & (share < 0.21)).all()
+    again = data.load("digits")
+    assert torch.equal(again.train.images, digits.train.images)
+
+
+def test_load_digits_splits_share_no_image(digits):
+    train = {image.numpy().tobytes() for image in digits.train.images}
+    assert not any(image.numpy().tobytes() in train for image in digits.test.images)
+
+
+def test_train_batches_are_normalised_channels_last_and_complete(digits):
+    batches = list(digits.train_batches(100, seed=0, epoch=0, augment=False))
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert images.shape == (1433, 1, 8, 8)
+    assert images.dtype == torch.float32
+    assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch, _ in batches)
+    assert abs(images.mean()) < 0.02
+    assert abs(images.std() - 1) < 0.02
+    assert torch.equal(labels.bincount(), digits.train.labels.bincount())
+
+
+def test_train_batches_depend_on_seed_epoch_and_position_alone(digits):
+    def draw(**arguments):
+        return list(digits.train_batches(64, **arguments))
+
+    whole, again, later = draw(seed=3, epoch=1), draw(seed=3, epoch=1), draw(seed=3, epoch=1, start=5)
+    for (images, labels), (same_images, same_labels) in zip(whole, again, strict=True):
+        assert torch.equal(images, same_images)
+        assert torch.equal(labels, same_labels)
+    assert len(later) == len(whole) - 5
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(whole[5:], later, strict=True))
+    for other in (draw(seed=4, epoch=1), draw(seed=3, epoch=2)):
+        assert not torch.equal(whole[0][1], other[0][1])
+
+
+def test_test_batches_keep_the_order_and_are_never_augmented(digits):
+    labels = torch.cat([labels for _, labels in digits.test_batches(50)])
+    assert torch.equal(labels, digits.test.labels)
+    (first, _), *_ = digits.test_batches(50)
+    expected = (digits.test.images[:50].permute(0, 3, 1, 2) / 16 - 0.3053) / 0.3760
+    assert torch.allclose(first, expected)
+
+
+def test_shift_and_mirror_moves_whole_images():
+    image = torch.arange(1, 26, dtype=torch.uint8).view(1, 5, 5, 1).repeat(64, 1, 1, 1)
+    moved = shift_and_mirror(image, 2, True, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(image[0, :, :, 0], (2, 2, 2, 2))
+    crops = {(top, left): padded[top : top + 5, left : left + 5] for top in range(5) for left in range(5)}
+    seen = set()
+    for sample in moved[..., 0]:
+        matches = [
+            (key, flip)
+            for key, crop in crops.items()
+            for flip in (0, 1)
+            if torch.equal(sample, crop.flip(1) if flip else crop)
+        ]
+        assert matches
+        seen.update(matches)
+    assert len({flip for _, flip in seen}) == 2
+    assert len({key for key, _ in seen}) > 12
+
+
+def test_limited_takes_the_first_examples(digits):
+    small = digits.limited(train=10, test=4)
+    assert (len(small.train), len(small.test)) == (10, 4)
+    assert torch.equal(small.train.labels, digits.train.labels[:10])
+    with pytest.raises(ValueError, match="limit: expected at least 1"):
+        digits.limited(train=0)
+
+
+@pytest.mark.parametrize("layout", [cifar.CIFAR10, cifar.CIFAR100], ids=lambda layout: layout.name)
+@pytest.mark.parametrize("where", ["folder", "parent"])
+def test_load_cifar_reads_every_record_of_the_official_layout(tmp_path, layout, where):
+    written = write_cifar(tmp_path / layout.folder, layout)
+    loaded = data.load(layout.name, tmp_path / layout.folder if where == "folder" else tmp_path)
+    records = np.concatenate([written[name] for name in layout.train_files])
+    assert torch.equal(loaded.train.labels, torch.from_numpy(records[:, layout.label_bytes - 1].astype(np.int64)))
+    # plane-major in the file: red plane first, rows within it
+    assert loaded.train.images[3, 5, 7, 2] == records[3, layout.label_bytes + 2 * 1024 + 5 * 32 + 7]
+    assert len(loaded.test) == 7
+
+
+def damage_truncate(folder: Path) -> str:
+    path = folder / "data_batch_2.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    return "data_batch_2.bin: expected records of 3073 bytes, got 21510 bytes"
+
+
+def damage_empty(folder: Path) -> str:
+    (folder / "test_batch.bin").write_bytes(b"")
+    return "test_batch.bin: expected records of 3073 bytes, got 0 bytes"
+
+
+def damage_label(folder: Path) -> str:
+    path = folder / "data_batch_5.bin"
+    content = bytearray(path.read_bytes())
+    content[3073] = 10
+    path.write_bytes(bytes(content))
+    return "data_batch_5.bin: record 1 has label 10, expected less than 10"
+
+
+def damage_missing(folder: Path) -> str:
+    (folder / "data_batch_4.bin").unlink()
+    return "lacks data_batch_4.bin of cifar10"
+
+
+def damage_all(folder: Path) -> str:
+    for file in folder.iterdir():
+        file.unlink()
+    return "data_dir: expected the files of cifar10"
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_empty, damage_label, damage_missing, damage_all])
+def test_load_cifar_names_the_damaged_file(tmp_path, damage):
+    write_cifar(tmp_path / cifar.CIFAR10.folder, cifar.CIFAR10)
+    message = damage(tmp_path / cifar.CIFAR10.folder)
+    with pytest.raises(ValueError, match=message):
+        data.load("cifar10", tmp_path)
+
+
+def test_load_names_the_known_data_sets():
+    with pytest.raises(ValueError, match="data: expected one of cifar10, cifar100, digits, got 'mnist'"):
+        data.load("mnist")
+
+
+def test_load_digits_refuses_a_folder(tmp_path):
+    with pytest.raises(ValueError, match="data_dir"):
+        data.load("digits", tmp_path)
+
+
+@pytest.fixture
+def archive_server(tmp_path):
+    """A web server with a small archive in CIFAR-10's layout; yields the layout that points there."""
+    published = tmp_path / "published"
+    write_cifar(published / cifar.CIFAR10.folder, cifar.CIFAR10)
+    archive = published / "cifar-10-binary.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(published / cifar.CIFAR10.folder, arcname=cifar.CIFAR10.folder)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=published))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield dataclasses.replace(
+        cifar.CIFAR10,
+        url=f"http://127.0.0.1:{server.server_port}/{archive.name}",
+        md5=hashlib.md5(archive.read_bytes()).hexdigest(),
+    )
+    server.shutdown()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    pooch = pytest.importorskip("pooch", reason="pooch is not installed")
+    pytest.importorskip("tqdm", reason="tqdm is not installed")
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def test_load_cifar_downloads_once_and_checks_the_archive(archive_server, cache):
+    assert len(cifar.load(archive_server, None).train) == 35
+    unreachable = dataclasses.replace(archive_server, url="http://127.0.0.1:1/cifar-10-binary.tar.gz")
+    assert len(cifar.load(unreachable, None).train) == 35  # from the cache
+
+
+def test_load_cifar_refuses_a_download_with_another_checksum(archive_server, cache):
+    wrong = dataclasses.replace(archive_server, md5="0" * 32)
+    with pytest.raises(ValueError, match="fetch the archive from any mirror"):
+        cifar.load(wrong, None)
+
+
+@pytest.mark.skipif("SCA_KERNELS_CIFAR10_DIR" not in os.environ, reason="SCA_KERNELS_CIFAR10_DIR is not set")
+def test_load_cifar_reads_the_real_images():
+    loaded = data.load("cifar10", os.environ["SCA_KERNELS_CIFAR10_DIR"])
+    assert len(loaded.train) >= 5000
+    pixels = loaded.train.images[:5000].float().flatten(0, 2) / 255
+    assert torch.allclose(pixels.mean(0), torch.tensor(loaded.mean), atol=0.02)
+    assert torch.allclose(pixels.std(0), torch.tensor(loaded.std), atol=0.02)

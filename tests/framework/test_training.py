@@ -1,0 +1,473 @@
+"""sca.training: configuration, losses, checkpoints and files, resuming bit for bit, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sca import training
+from sca.training import RunFolder, TrainConfig, checkpoint
+from sca.training.files import write_whole
+from sca.training.loop import Interrupted, Trainer, learning_rate
+from sca.training.losses import LOSSES
+from sca.training.metrics import accuracy, compare_speed
+
+TINY = {
+    "data": "digits",
+    "model": "vgg5",
+    "width": 0.125,
+    "time_steps": 2,
+    "epochs": 4,
+    "batch_size": 32,
+    "limit_train": 128,
+    "limit_test": 64,
+    "density": 0.5,
+    "min_channels": 2,
+    "reference": None,
+}
+
+
+class Watch:
+    """An observer that remembers, and asks to stop after a number of steps."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.rows: list[dict] = []
+        self._stop_after = stop_after
+        self.stop_requested = False
+
+    def on_start(self, trainer: Trainer) -> None:
+        pass
+
+    def on_batch(self, trainer: Trainer) -> None:
+        self.stop_requested = trainer.step == self._stop_after
+
+    def on_epoch(self, row: dict) -> None:
+        self.rows.append(row)
+
+
+def tiny(**changes) -> TrainConfig:
+    return TrainConfig.from_preset(**{**TINY, **changes})
+
+
+def trainer_of(config: TrainConfig) -> Trainer:
+    return Trainer(config, training.load_data(config))
+
+
+def assert_equal_state(a, b, path="state") -> None:
+    """Equal bit for bit, times of day and speeds aside."""
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, path
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a.keys() - {"seconds", "samples_per_second"}:
+            assert_equal_state(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for position, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal_state(x, y, f"{path}/{position}")
+    else:
+        assert a == b, path
+
+
+# --- configuration -------------------------------------------------------------------------------------------------
+
+
+def test_train_config_from_preset_follows_the_data_set():
+    assert TrainConfig.from_preset().data == "digits"
+    assert TrainConfig.from_preset(data="cifar10") == TrainConfig()
+    paper = TrainConfig.from_preset("paper", data="cifar10")
+    assert (paper.neuron, paper.loss, paper.epochs, paper.lr, paper.schedule, paper.min_channels) == (
+        "if",
+        "mean",
+        300,
+        0.01,
+        "constant",
+        0,
+    )
+    assert TrainConfig.from_preset("paper", lr=0.5).lr == 0.5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"density": 0.0},
+        {"density": 1.5},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"time_steps": 0},
+        {"regrow_fraction": 1.0},
+        {"prune_start": 0.7, "prune_stop": 0.6},
+        {"precision": "float8"},
+        {"loss": "hinge"},
+        {"label_smoothing": 1.0},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_train_config_names_the_field_that_is_off(changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        TrainConfig.from_preset(**changes)
+
+
+def test_train_config_refuses_unknown_presets_and_fields():
+    with pytest.raises(ValueError, match="preset: expected one of fast, paper, digits, got 'slow'"):
+        TrainConfig.from_preset("slow")
+    with pytest.raises(ValueError, match="epoch: expected one of data, "):
+        TrainConfig.from_preset(epoch=3)
+
+
+def test_learning_rate_warms_up_then_falls():
+    cosine = TrainConfig(epochs=10, warmup=2, lr=1.0)
+    rates = [learning_rate(cosine, epoch / 4) for epoch in range(41)]
+    assert rates.index(max(rates)) == 8
+    assert all(a < b for a, b in pairwise(rates[:9]))
+    assert all(a > b for a, b in pairwise(rates[8:]))
+    assert rates[-1] < 1e-9
+    step = TrainConfig(epochs=300, warmup=0, lr=0.01, lr_schedule="step", lr_step=100)
+    assert [round(learning_rate(step, epoch), 9) for epoch in (0, 99.9, 100, 250)] == [0.01, 0.01, 0.001, 0.0001]
+
+
+def test_losses_agree_when_every_step_says_the_same():
+    logits, labels = torch.randn(1, 5, 3).expand(4, -1, -1), torch.tensor([0, 1, 2, 1, 0])
+    values = [loss(logits, labels, 0.1) for loss in LOSSES.values()]
+    assert torch.allclose(values[0], values[1])
+
+
+def test_loss_each_step_is_the_mean_of_the_steps_losses():
+    logits, labels = torch.randn(3, 5, 4), torch.tensor([0, 1, 2, 3, 0])
+    expected = torch.stack([torch.nn.functional.cross_entropy(step, labels) for step in logits]).mean()
+    assert torch.allclose(LOSSES["each_step"](logits, labels, 0.0), expected)
+
+
+# --- measuring -----------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_counts_every_example_once_and_restores_the_mode():
+    model = torch.nn.Identity().train()
+    logits = torch.eye(3).expand(2, 3, 3)
+    batches = [(logits, torch.tensor([0, 1, 0])), (logits[:, :1], torch.tensor([0]))]
+    assert accuracy(model, batches) == 0.75
+    assert model.training
+
+
+def test_compare_speed_tells_slow_from_fast():
+    speeds = compare_speed(
+        {"slow": lambda: time.sleep(0.02), "fast": lambda: time.sleep(0.001)}, samples=10, device="cpu", max_rounds=5
+    )
+    assert speeds["fast"].median > 2 * speeds["slow"].median
+    assert speeds["slow"].p20 <= speeds["slow"].median <= speeds["slow"].p80
+    assert speeds["slow"].rounds == 5
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+TREE = {
+    "weights": torch.randn(3, 4),
+    "filters": torch.randn(2, 3, 2, 2).contiguous(memory_format=torch.channels_last),
+    "nested": {0: {"step": torch.tensor(7), "betas": (0.9, 0.999)}, "list": [1, 2.5, None, True, "text", []]},
+    "bytes": torch.arange(5, dtype=torch.uint8),
+    "low": torch.randn(3).to(torch.bfloat16),
+    "empty": {},
+}
+
+
+def test_checkpoint_gives_back_the_tree_it_was_given(tmp_path):
+    path = tmp_path / "tree.safetensors"
+    checkpoint.save(path, TREE)
+    back = checkpoint.load(path)
+    assert_equal_state(TREE, back)
+    assert isinstance(back["nested"][0]["betas"], tuple)
+    assert back["filters"].stride() == TREE["filters"].stride()
+
+
+def test_checkpoint_refuses_what_it_cannot_store(tmp_path):
+    with pytest.raises(TypeError, match="got set in bad"):
+        checkpoint.save(tmp_path / "x", {"bad": {1, 2}})
+    with pytest.raises(TypeError, match="keys"):
+        checkpoint.save(tmp_path / "x", {"a/b": 1})
+    assert not any(tmp_path.iterdir())
+
+
+def test_checkpoint_load_refuses_truncated_files_at_any_length(tmp_path):
+    path = tmp_path / "tree.safetensors"
+    checkpoint.save(path, TREE)
+    content = path.read_bytes()
+    for length in range(0, len(content), 37):
+        path.write_bytes(content[:length])
+        with pytest.raises(checkpoint.CheckpointError, match=r"tree\.safetensors"):
+            checkpoint.load(path)
+
+
+def test_checkpoint_load_refuses_any_flipped_bit_that_changes_the_content(tmp_path):
+    path = tmp_path / "tree.safetensors"
+    checkpoint.save(path, TREE)
+    content = path.read_bytes()
+    refused = 0
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << (position % 8)
+        path.write_bytes(bytes(damaged))
+        try:
+            back = checkpoint.load(path)
+        except checkpoint.CheckpointError:
+            refused += 1
+        else:
+            assert_equal_state(TREE, back)  # padding or white space: nothing was lost
+    assert refused > 0.9 * len(content)
+
+
+def test_checkpoint_load_refuses_foreign_files(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(checkpoint.CheckpointError, match=r"foreign\.safetensors: expected format"):
+        checkpoint.load(path)
+    torch.save({"weight": torch.zeros(3)}, path)
+    with pytest.raises(checkpoint.CheckpointError, match=r"foreign\.safetensors"):
+        checkpoint.load(path)
+    with pytest.raises(FileNotFoundError):
+        checkpoint.load(tmp_path / "absent.safetensors")
+
+
+def full_disk(monkeypatch) -> None:
+    def fsync(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_write_whole_leaves_the_old_file_when_the_disk_is_full(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_whole(path, b"old")
+    full_disk(monkeypatch)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_run_folder_keeps_both_checkpoints_when_the_disk_is_full(tmp_path, monkeypatch):
+    with RunFolder(tmp_path) as folder:
+        folder.save_checkpoint({"n": 1})
+        folder.save_checkpoint({"n": 2})
+        full_disk(monkeypatch)
+        with pytest.raises(OSError, match="No space left"):
+            folder.save_checkpoint({"n": 3})
+        assert checkpoint.load(folder.checkpoint) == {"n": 2}
+        assert checkpoint.load(folder.previous) == {"n": 1}
+
+
+def test_run_folder_falls_back_to_the_last_good_checkpoint_and_names_the_damaged_one(tmp_path, caplog):
+    with RunFolder(tmp_path) as folder:
+        assert folder.load_checkpoint() is None
+        folder.save_checkpoint({"n": 1})
+        folder.save_checkpoint({"n": 2})
+        folder.checkpoint.write_bytes(folder.checkpoint.read_bytes()[:-3])
+        assert folder.load_checkpoint() == {"n": 1}
+        assert str(folder.checkpoint) in caplog.text
+        folder.previous.write_bytes(b"")
+        with pytest.raises(checkpoint.CheckpointError, match=r"checkpoint\.safetensors"):
+            folder.load_checkpoint()
+
+
+def test_run_folder_refuses_a_folder_that_holds_a_run(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        folder.write_config(tiny())
+    with pytest.raises(ValueError, match="already holds a run"):
+        RunFolder(tmp_path)
+    assert RunFolder.stored_config(tmp_path) == tiny()
+    with RunFolder(tmp_path, "resume"):
+        pass
+    (tmp_path / "notes.txt").write_text("mine")
+    with RunFolder(tmp_path, "overwrite"):
+        assert not (tmp_path / "config.json").exists()
+    assert (tmp_path / "notes.txt").exists()
+    with pytest.raises(ValueError, match="holds no run to resume"):
+        RunFolder(tmp_path, "resume")
+
+
+def test_run_folder_refuses_a_second_run_at_the_same_time(tmp_path):
+    with RunFolder(tmp_path), pytest.raises(ValueError, match="another run is writing"):
+        RunFolder(tmp_path, "overwrite")
+
+
+def test_run_folder_refuses_what_is_not_writable(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="out: expected a folder to write to"):
+        RunFolder(tmp_path / "file" / "run")
+
+
+def test_run_folder_stored_config_names_a_damaged_file(tmp_path):
+    (tmp_path / "config.json").write_text('{"density": 3}')
+    with pytest.raises(ValueError, match=r"config\.json"):
+        RunFolder.stored_config(tmp_path)
+
+
+# --- the loop ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict:
+    """Final state of a run that nobody disturbed."""
+    trainer, watch = trainer_of(tiny()), Watch()
+    trainer.fit(watch, lambda state: None, lambda row: None)
+    return trainer.state()
+
+
+def test_trainer_prunes_and_regrows_while_training(uninterrupted):
+    history = uninterrupted["history"]
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert history[0]["density"] > history[-1]["density"]
+    assert history[-1]["density"] == pytest.approx(0.5, abs=0.02)
+    assert history[-1]["connectivity"] < history[-1]["density"]
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert all(0 < row["firing_rate"] < 1 and row["samples_per_second"] > 0 for row in history)
+
+
+def test_trainer_repeats_itself_bit_for_bit(uninterrupted):
+    trainer = trainer_of(tiny())
+    trainer.fit(Watch(), lambda state: None, lambda row: None)
+    assert_equal_state(trainer.state(), uninterrupted)
+
+
+@pytest.mark.parametrize("step", [1, 6, 8, 11], ids=lambda step: f"after-step-{step}")
+def test_trainer_resumed_after_any_step_equals_the_uninterrupted_run(uninterrupted, tmp_path, step):
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(Interrupted):
+        trainer_of(tiny()).fit(Watch(stop_after=step), lambda state: checkpoint.save(path, state), lambda row: None)
+    torch.manual_seed(99)
+    resumed = trainer_of(tiny())
+    resumed.load_state(checkpoint.load(path))
+    assert resumed.step == step
+    resumed.fit(Watch(), lambda state: None, lambda row: None)
+    assert_equal_state(resumed.state(), uninterrupted)
+
+
+def test_trainer_another_seed_is_another_run(uninterrupted):
+    trainer = trainer_of(tiny(seed=1, epochs=1))
+    trainer.fit(Watch(), lambda state: None, lambda row: None)
+    assert trainer.history[0]["loss"] != uninterrupted["history"][0]["loss"]
+
+
+def test_trainer_decays_weights_of_convolutions_and_linear_layers_alone():
+    trainer = trainer_of(tiny())
+    decayed, others = trainer.optimizer.param_groups
+    assert decayed["weight_decay"] > 0
+    assert others["weight_decay"] == 0
+    assert {p.dim() for p in decayed["params"]} == {2, 4}
+    assert {p.dim() for p in others["params"]} == {1}
+    total = sum(len(group["params"]) for group in trainer.optimizer.param_groups)
+    assert total == len(list(trainer.model.parameters()))
+
+
+def test_trainer_l1_pulls_weights_towards_zero():
+    weights = {}
+    for l1 in (0.0, 0.01):
+        trainer = trainer_of(tiny(l1=l1, density=1.0, epochs=2))
+        trainer.fit(Watch(), lambda state: None, lambda row: None)
+        weights[l1] = float(trainer.model.features[1].conv.weight.detach().abs().mean())
+    assert weights[0.01] < weights[0.0]
+
+
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"loss": "mean"}, {"neuron": "plif"}], ids=str)
+def test_trainer_learns_with_each_recipe(changes):
+    trainer = trainer_of(tiny(**changes))
+    trainer.fit(Watch(), lambda state: None, lambda row: None)
+    assert trainer.history[-1]["loss"] < trainer.history[0]["loss"]
+
+
+# --- whole runs ----------------------------------------------------------------------------------------------------
+
+
+def test_run_leaves_a_log_a_checkpoint_a_compacted_model_a_summary_and_a_plot(tmp_path):
+    config = tiny()
+    with RunFolder(tmp_path) as folder:
+        summary = training.run(config, folder, Watch())
+    rows = [json.loads(line) for line in folder.log.read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert folder.plot.read_bytes().startswith(b"\x89PNG")
+    assert json.loads(folder.summary.read_text())["compacted"]["accuracy"] == summary.compacted.accuracy
+    assert summary.dense.accuracy is None
+    assert summary.compacted.connectivity < 0.4
+    assert summary.compacted.parameters < 0.5 * summary.dense.parameters
+
+    model = training.load_model(tmp_path)
+    data = training.load_data(config)
+    assert accuracy(model, data.test_batches(64)) == summary.compacted.accuracy
+    folder.model.unlink()
+    from_checkpoint = training.load_model(tmp_path)
+    images, _ = next(iter(data.test_batches(8)))
+    assert torch.equal(from_checkpoint(images), model(images))
+
+
+def test_run_with_a_trained_reference_measures_the_dense_network(tmp_path):
+    config = tiny(epochs=2, reference="train")
+    with RunFolder(tmp_path) as folder:
+        summary = training.run(config, folder, Watch())
+    assert summary.dense.accuracy is not None
+    assert summary.dense.synops > 0
+    assert (tmp_path / "dense" / "metrics.jsonl").exists()
+
+    other = tmp_path / "other"
+    with RunFolder(other) as folder:
+        again = training.run(config.changed(reference=str(tmp_path / "dense"), seed=1), folder, Watch())
+    assert again.dense.accuracy == summary.dense.accuracy
+    with RunFolder(tmp_path / "third") as folder, pytest.raises(ValueError, match="reference: expected a dense run"):
+        training.run(config.changed(reference=str(other)), folder, Watch())
+
+
+def test_run_of_a_dense_network_has_no_second_column(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        summary = training.run(tiny(density=1.0, epochs=1), folder, Watch())
+    assert summary.dense is None
+    assert summary.compacted.connectivity == 1
+
+
+def test_load_model_refuses_a_checkpoint_of_something_else(tmp_path):
+    path = tmp_path / "odd.safetensors"
+    checkpoint.save(path, {"weights": torch.zeros(2)})
+    with pytest.raises(checkpoint.CheckpointError, match=r"odd\.safetensors"):
+        training.load_model(path)
+
+
+KILLED = """
+from pathlib import Path
+from sca import training
+config = training.TrainConfig().changed(**{config!r})
+class Watch:
+    stop_requested = False
+    def on_start(self, trainer): pass
+    def on_batch(self, trainer): print("step", flush=True)
+    def on_epoch(self, row): pass
+with training.RunFolder(Path({path!r}), "resume" if Path({path!r}, "config.json").exists() else "new") as folder:
+    training.run(config, folder, Watch())
+"""
+
+
+def test_run_killed_at_any_moment_and_resumed_equals_the_uninterrupted_run(tmp_path, uninterrupted):
+    path = tmp_path / "run"
+    script = KILLED.format(config=tiny().to_dict(), path=str(path))
+    for steps in (6, 5):
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        for _ in range(steps):
+            assert process.stdout.readline() == "step\n"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert not (path / "model.safetensors").exists()
+    with RunFolder(path, "resume") as folder:
+        training.run(tiny(), folder, Watch())
+    state = checkpoint.load(path / "checkpoint.safetensors")
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert_equal_state(state, uninterrupted)
+    assert_equal_state(rows, uninterrupted["history"])
