@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sca_kernels.nn import reset
 
 from ..pruning.cost import channel_dim, nonzero_inputs, output_positions, weight_layers, weights_per_pair
-from ..pruning.groups import Axis, channel_axes, is_depthwise, parameter_axes
+from ..pruning.groups import Axis, carried, channel_axes, is_depthwise, parameter_axes
 from ..pruning.probe import untouched
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class LayerReport:
 
     Attributes:
         name: of the module.
+        label: short name for tables: that of the group it produces, else ``name``.
         parameters, active_parameters: weight and bias; an entry is active when all channels that it connects are.
         weights, active_weights: the same for the weight alone.
         presentations: how often the layer runs for one sample: the number of time steps, or 1 where it is computed
@@ -46,6 +47,7 @@ class LayerReport:
     """
 
     name: str
+    label: str
     parameters: int
     active_parameters: int
     weights: int
@@ -125,38 +127,35 @@ class CostReport:
 
     def table(self, title: str = "Cost per sample") -> Table:
         """A table for the terminal; its caption says what was counted and against what."""
+        from rich import box
         from rich.table import Table
 
-        once = [layer.name for layer in self.layers if layer.presentations == 1 < self.time_steps]
+        once = [layer.label for layer in self.layers if layer.presentations == 1 < self.time_steps]
         caption = (
-            f"SynOps: {_count(self.synops)} = ACs (spiking input: rate x connections x T) + MACs (analog input), means of "
-            f"{self.samples} samples; {self.synops_share:.1%} of the {_count(self.dense_macs)} MACs of the unpruned "
-            f"layers x T = {self.time_steps}."
+            f"SynOps: {_count(self.synops)} = ACs (spiking input: rate x T x connections) + MACs (analog input), per "
+            f"sample, over {self.samples} samples. That is {self.synops_share:.1%} of the {_count(self.dense_macs)} "
+            f"MACs of the unpruned layers x T = {self.time_steps}."
             + (f" Computed once, not T times: {', '.join(once)}." if once else "")
             + f" Energy: {PJ_PER_MAC} pJ per MAC, {PJ_PER_AC} pJ per AC."
         )
-        table = Table(title=title, caption=caption, show_footer=True, caption_justify="left")
-        table.add_column("Layer", "whole model")
+        table = Table(title=title, caption=caption, caption_justify="left", show_footer=True, box=box.SIMPLE_HEAD)
+        table.add_column("Layer", "total", overflow="fold")
         total = (
             f"{_count(self.active_parameters)} / {_count(self.parameters)}",
             f"{self.connectivity:.1%}",
-            "",
             "",
             _count(self.macs),
             _count(self.acs),
             _energy(self.macs, self.acs),
         )
-        for column, footer in zip(
-            ("Parameters", "Conn.", "Input", "Rate", "MACs", "ACs", "Energy"), total, strict=True
-        ):
+        for column, footer in zip(("Parameters", "Conn.", "Rate x T", "MACs", "ACs", "Energy"), total, strict=True):
             table.add_column(column, footer, justify="right", no_wrap=True)
         for layer in self.layers:
             table.add_row(
-                layer.name,
+                layer.label,
                 f"{_count(layer.active_parameters)} / {_count(layer.parameters)}",
                 f"{layer.connectivity:.1%}",
-                f"{'spikes' if layer.spiking else 'analog'} x {layer.presentations:g}",
-                f"{layer.input_rate:.3f}",
+                f"{f'{layer.input_rate:.3f}' if layer.spiking else 'analog'} x {layer.presentations:g}",
                 _count(layer.macs),
                 _count(layer.acs),
                 _energy(layer.macs, layer.acs),
@@ -246,11 +245,12 @@ def _count_pass(counts: _Counts, layer: nn.Module, inputs: tuple[Tensor, ...], o
 
 
 def _report(name: str, layer: nn.Module, counts: _Counts, samples: int, time_steps: int) -> LayerReport:
-    axes = channel_axes(layer)
+    axes, group = channel_axes(layer), carried(layer, "out_group")
     own = dict(layer.named_parameters(recurse=False))
     rate = counts.nonzero / max(counts.inputs, 1)
     return LayerReport(
         name=name,
+        label=name if group is None else group.name or name,
         parameters=sum(p.numel() for p in own.values()),
         active_parameters=sum(_active(p, axes.get(key, ())) for key, p in own.items()),
         weights=layer.weight.numel(),
@@ -287,7 +287,8 @@ def _picojoules(macs: float, acs: float) -> float:
 
 
 def _energy(macs: float, acs: float) -> str:
-    return f"{_picojoules(macs, acs) / 1e3:.3g} nJ"
+    nanojoules = _picojoules(macs, acs) / 1e3
+    return f"{nanojoules / 1e3:.3g} µJ" if nanojoules >= 1e3 else f"{nanojoules:.3g} nJ"
 
 
 def _count(number: float) -> str:
