@@ -15,7 +15,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_namespace_packages, find_packages, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import BaseError, CompileError
+from setuptools.errors import CompileError, LinkError
 
 # Spikes are equal bit for bit on every instruction set and backend: no fused multiply-add, no fast math. Neither of the last two flags
 # changes a result; without them a comparison or a square root would not vectorise.
@@ -103,7 +103,7 @@ class BuildExt(build_ext):
                 self.compiler.link_shared_object(
                     objects, f"{folder}/probe.so", extra_postargs=list(flags), target_lang="c++"
                 )
-            except BaseError:
+            except (CompileError, LinkError):
                 return False
         return True
 
