@@ -136,4 +136,4 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
     loss = loss_of(model)
     loss.backward()
     optimizer.step()
-    return float(loss)
+    return loss.item()
