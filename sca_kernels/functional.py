@@ -202,12 +202,15 @@ def batch_norm_neuron(
         count = steps * x.shape[1] * spatial_size(x)
         if count == 1:
             raise ValueError(f"x: expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
-        if process_group is None:
+        if count == 0:  # nothing to normalise or to track, as in torch
+            mean, var = x.new_zeros(x.shape[2]), x.new_ones(x.shape[2])
+            outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
+        elif process_group is None:
             *outputs, mean, var = ops.batch_norm_forward(x, steps, weight, bias, eps, *common)
         else:
             mean, var, count = synchronized_moments(x, count, process_group)
             outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
-        if running_mean is not None:
+        if running_mean is not None and count:
             with torch.no_grad():
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
                 running_var.lerp_((var * (count / max(count - 1, 1))).to(running_var.dtype), momentum)

@@ -18,7 +18,8 @@ _Function = Callable[[Tensor, float, float], Tensor]
 
 
 class Row(NamedTuple):
-    """One surrogate: default slopes, ``derivative(u, alpha, beta)``, ``primitive(u, alpha, beta)``; u = h - threshold."""
+    """One surrogate: default slopes, ``derivative(u, alpha, beta)``, ``primitive(u, alpha, beta)``; u = h -
+    threshold."""
 
     alpha: float
     beta: float

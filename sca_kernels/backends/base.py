@@ -60,6 +60,8 @@ class Backend:
     name: str
     priority: int
     """Backends of a device are tried from the highest priority down."""
+    fix: str = ""
+    """What turns this backend on where it is off."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()

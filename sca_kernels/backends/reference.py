@@ -43,7 +43,7 @@ class ReferenceBackend(Backend):
             None if scale is None else (g.y.double() * x.double()).sum(dims).to(scale.dtype),
             None if shift is None else g.y.double().sum(dims).to(shift.dtype),
             g.rate,
-            None if v_init is None else g.v_init,
+            None if v_init is None else empty_state(x, g.v_init.dtype).copy_(g.v_init),
         )
 
     def batch_norm_forward(
@@ -64,7 +64,7 @@ class ReferenceBackend(Backend):
             None if weight is None else g_weight,
             None if bias is None else g_bias,
             g.rate,
-            None if v_init is None else g.v_init,
+            None if v_init is None else empty_state(x, g.v_init.dtype).copy_(g.v_init),
         )
 
     def pack_spikes(self, spikes: Tensor) -> Tensor:

@@ -50,10 +50,9 @@ class BatchNormNeuron(NeuronModule):
         self.register_buffer("running_var", torch.ones(num_features) if track_running_stats else None)
         self.register_buffer("num_batches_tracked", torch.tensor(0) if track_running_stats else None)
 
-    def _next_momentum(self) -> float | Tensor:
-        """Weight of the new batch, counting it; ``1 / batches`` for the cumulative average."""
-        self.num_batches_tracked.add_(1)
-        return 1.0 / self.num_batches_tracked.float() if self.momentum is None else self.momentum
+    def _batch_weight(self) -> float | Tensor:
+        """Weight of the coming batch in the running statistics; ``1 / batches`` for the cumulative average."""
+        return 1.0 / (self.num_batches_tracked + 1) if self.momentum is None else self.momentum
 
     def integrate(self, x: Tensor, time_steps: int | None) -> F.NeuronOutput:
         group = self.group
@@ -68,7 +67,7 @@ class BatchNormNeuron(NeuronModule):
             mean if track or not self.training else None,
             var if track or not self.training else None,
             self.training,
-            self._next_momentum() if track else 0.0,
+            self._batch_weight() if track else 0.0,
             self.eps,
             None if group is None else group.probe_mask(x.device),
             self.neuron,
@@ -77,10 +76,12 @@ class BatchNormNeuron(NeuronModule):
             process_group=self.process_group,
             **self.call_arguments(x),
         )
-        index = None if group is None else group.index(x.device)
-        if track and index is not None:  # gathered copies were updated
-            self.running_mean.index_copy_(0, index, mean)
-            self.running_var.index_copy_(0, index, var)
+        if track:
+            self.num_batches_tracked.add_(1)
+            index = None if group is None else group.index(x.device)
+            if index is not None:  # gathered copies were updated
+                self.running_mean.index_copy_(0, index, mean)
+                self.running_var.index_copy_(0, index, var)
         return out
 
     def extra_repr(self) -> str:

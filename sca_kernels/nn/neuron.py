@@ -78,7 +78,7 @@ class NeuronModule(tnn.Module):
         """Keyword arguments common to all functional calls, the state among them."""
         if self.v is not None and self.v.shape != x.shape[1:]:
             raise ValueError(
-                f"x: expected [T, *{list(self.v.shape)}] to go on from the state of the last call, got {list(x.shape)}; "
+                f"x: expected [T, *{list(self.v.shape)}] to go on from the last call's state, got {list(x.shape)}: "
                 "call reset() first"
             )
         return {"v_init": self.v, "return_v": self.stateful, **self.arguments}

@@ -87,10 +87,10 @@ def _(grad_spikes, grad_v, x, time_steps, weight, bias, mean, var, eps, rate, v_
 
 
 def _setup(ctx, inputs, output):
-    x, time_steps, weight, bias, eps, rate, v_init, _mask, _return_v, *rest = inputs
+    x, time_steps, weight, bias, eps, rate, v_init, _mask, return_v, *rest = inputs
     ctx.save_for_backward(x, weight, bias, rate, v_init, output[4], output[5])
     ctx.time_steps, ctx.eps, ctx.rest = time_steps, eps, rest
-    ctx.mark_non_differentiable(*output[2:])
+    ctx.mark_non_differentiable(*output[2 if return_v else 1 :])
     ctx.set_materialize_grads(False)
 
 

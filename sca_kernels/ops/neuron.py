@@ -82,10 +82,10 @@ def _(grad_spikes, grad_v, x, time_steps, scale, shift, rate, v_init, backend, *
 
 
 def _setup(ctx, inputs, output):
-    x, time_steps, scale, shift, rate, v_init, _mask, _return_v, *rest = inputs
+    x, time_steps, scale, shift, rate, v_init, _mask, return_v, *rest = inputs
     ctx.save_for_backward(x, scale, shift, rate, v_init)
     ctx.time_steps, ctx.rest = time_steps, rest
-    ctx.mark_non_differentiable(output[2], output[3])
+    ctx.mark_non_differentiable(*output[2 if return_v else 1 :])
     ctx.set_materialize_grads(False)
 
 

@@ -1,0 +1,279 @@
+"""Batch norm + neuron: parity with torch.nn.BatchNorm2d in front of the neuron, in every mode."""
+
+import copy
+
+import pytest
+import torch
+
+from sca_kernels import functional as F
+from sca_kernels import nn
+from sca_kernels.neurons import NeuronConfig
+from sca_kernels.testing import activation, eager_neuron, poisoned_memory, relative_l2
+
+SHAPE = (4, 3, 13, 5, 7)
+LIF = NeuronConfig("lif", 2.0, 1.0, 0.0, True, False, "atan", 2.0, 0.0)
+
+
+def twin(**options):
+    """torch.nn.BatchNorm2d and nn.BatchNormLIF with the same, uneven, parameters."""
+    norm = torch.nn.BatchNorm2d(13, **options)
+    if norm.affine:
+        torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+        torch.nn.init.uniform_(norm.bias, -0.5, 1.0)
+    if norm.track_running_stats:
+        torch.nn.init.uniform_(norm.running_mean, -0.3, 0.3)
+        torch.nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    return norm
+
+
+def fused_from(norm, backend, **options):
+    fused = nn.BatchNormLIF(
+        13, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, backend=backend, **options
+    )
+    fused.load_state_dict(norm.state_dict())
+    return fused.to(next(iter([*norm.parameters(), *norm.buffers()]), torch.empty(0)).device)
+
+
+def two_step(norm, x):
+    """float64 truth: torch's batch norm, then the eager neuron."""
+    return eager_neuron(norm(x.flatten(0, 1)).view_as(x), LIF)[0]
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}, {"eps": 1e-2, "momentum": 0.7}],
+    ids=["default", "cumulative", "no-affine", "no-stats", "eps-momentum"],
+)
+@pytest.mark.parametrize("mode", ["train", "eval", "bn.eval() inside train"])
+def test_parity_with_batch_norm_2d(target, mode, options, channels_last):
+    backend, device = target
+    norm = twin(**options)
+    fused = fused_from(norm, backend).to(device)
+    norm.double()
+    norm.train(mode == "train")
+    fused.train(mode == "train")
+    for step in range(3):
+        x = activation(SHAPE, channels_last=channels_last) + step
+        ours, truth = x.clone().to(device).requires_grad_(), x.double().requires_grad_()
+        weights = torch.randn(SHAPE)
+        spikes, expected = fused(ours), two_step(norm, truth)
+        assert torch.equal(spikes.detach().cpu().double(), expected.detach())
+        (spikes * weights.to(device)).sum().backward()
+        (expected * weights).sum().backward()
+        assert relative_l2(ours.grad, truth.grad) <= 2e-6
+    for (name, p), q in zip(fused.named_parameters(), norm.parameters(), strict=True):
+        assert relative_l2(p.grad, q.grad) <= 2e-6, name
+    for (name, p), q in zip(fused.named_buffers(), norm.buffers(), strict=True):
+        assert relative_l2(p, q) <= 1e-6, name
+
+
+def test_state_dict_carries_over_both_ways():
+    norm = twin()
+    assert list(nn.BatchNormLIF(13).state_dict()) == list(norm.state_dict())
+    norm.load_state_dict(nn.BatchNormLIF(13).state_dict())
+
+
+def test_one_running_statistics_update_per_call(target):
+    backend, device = target
+    fused = nn.BatchNormLIF(3, momentum=0.5, backend=backend).to(device)
+    fused(activation((4, 2, 3, 5), device=device) * 0 + 2.0)
+    assert fused.num_batches_tracked.item() == 1
+    torch.testing.assert_close(fused.running_mean.cpu(), torch.full((3,), 1.0))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), (2, 1, 3), (1, 1, 3, 2), (3, 1, 3, 1, 1)], ids=str)
+def test_running_variance_is_unbiased_down_to_two_values(target, shape):
+    backend, device = target
+    norm = torch.nn.BatchNorm1d(3, momentum=1.0)
+    fused = nn.BatchNormLIF(3, momentum=1.0, backend=backend).to(device)
+    x = activation(shape)
+    norm(x.transpose(0, 2).reshape(3, -1).T)
+    fused(x.to(device))
+    torch.testing.assert_close(fused.running_var.cpu(), norm.running_var)
+
+
+def test_zero_variance_is_finite_and_silent_about_it(target):
+    backend, device = target
+    fused = nn.BatchNormLIF(3, backend=backend).to(device)
+    x = torch.full((4, 2, 3, 5), 7.0, device=device).requires_grad_()
+    spikes = fused(x)
+    spikes.sum().backward()
+    assert spikes.sum() == 0
+    assert torch.isfinite(x.grad).all()
+    assert torch.isfinite(fused.weight.grad).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 1, 3, 1, 1)], ids=str)
+def test_one_value_per_channel_raises_as_torch_does(target, shape):
+    backend, device = target
+    fused = nn.BatchNormLIF(3, backend=backend).to(device)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        fused(torch.zeros(shape, device=device))
+    assert fused.num_batches_tracked.item() == 0
+    fused.eval()(torch.zeros(shape, device=device))
+
+
+def test_a_step_presented_many_times_counts_many_times(target):
+    """Direct encoding: statistics, gradients and the unbiased variance are those of the T copies."""
+    backend, device = target
+    x = activation((1, 3, 13, 5, 7)).to(device).requires_grad_()
+    copies = x.detach().expand(4, -1, -1, -1, -1).clone().requires_grad_()
+    once, often = (fused_from(twin(), backend).to(device) for _ in range(2))
+    often.load_state_dict(once.state_dict())
+    weights = torch.randn(4, 3, 13, 5, 7, device=device)
+    for module, z, steps in ((once, x, 4), (often, copies, None)):
+        (module(z, steps) * weights).sum().backward()
+    assert relative_l2(x.grad, copies.grad.sum(0, keepdim=True)) <= 1e-5
+    assert relative_l2(once.weight.grad, often.weight.grad) <= 1e-5
+    assert relative_l2(once.running_var, often.running_var) <= 1e-6
+
+
+def test_large_mean_does_not_cancel(target):
+    backend, device = target
+    x = activation((4, 3, 13, 9)) + 1000.0
+    truth_norm = torch.nn.BatchNorm1d(13).double()
+    ours, truth = x.clone().to(device).requires_grad_(), x.double().requires_grad_()
+    fused = nn.BatchNormLIF(13, backend=backend).to(device)
+    weights = torch.randn(x.shape)
+    (fused(ours) * weights.to(device)).sum().backward()
+    (eager_neuron(truth_norm(truth.flatten(0, 1)).view_as(truth), LIF)[0] * weights).sum().backward()
+    # x itself is rounded to 2^-14 here; its gradient keeps that many digits, and no fewer.
+    assert relative_l2(ours.grad, truth.grad) <= 1e-3
+    assert relative_l2(fused.weight.grad, truth_norm.weight.grad) <= 1e-3
+
+
+@pytest.mark.parametrize("neuron", ["BatchNormIF", "BatchNormLIF", "BatchNormPLIF"])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_every_neuron_behind_batch_norm_agrees_with_the_reference(target, neuron, per_channel):
+    backend, device = target
+    options = {"per_channel": per_channel} if neuron == "BatchNormPLIF" else {}
+    module = getattr(nn, neuron)(13, v_reset=None, decay_input=False, detach_reset=True, surrogate="sigmoid", **options)
+    x = activation(SHAPE)
+    weights = torch.randn(SHAPE)
+    results = []
+    for name, where in ((backend, device), ("reference", "cpu")):
+        m = copy.deepcopy(module).to(where)
+        m.arguments["backend"] = name
+        leaf = x.to(where).requires_grad_()
+        with poisoned_memory():
+            out = m(leaf)
+            (out * weights.to(where)).sum().backward()
+        results.append((out, leaf.grad, *(p.grad for p in m.parameters())))
+    for ours, expected in zip(*results, strict=True):
+        assert relative_l2(ours, expected) <= 2e-6
+
+
+def test_channel_mask_is_straight_through_for_gamma_too(target):
+    backend, device = target
+    x = activation(SHAPE, device=device)
+    mask = torch.arange(13, device=device) % 2 == 0
+    grads = []
+    for m in (mask, None):
+        weight, bias = (torch.full((13,), v, device=device, requires_grad=True) for v in (1.0, 0.3))
+        out = F.batch_norm_lif(x, weight, bias, None, None, True, channel_mask=m, backend=backend)
+        out.spikes.sum().backward()
+        grads.append((weight.grad, bias.grad))
+        if m is not None:
+            assert out.spikes[:, :, 1::2].abs().sum() == 0
+    assert torch.equal(grads[0][0], grads[1][0])
+    assert torch.equal(grads[0][1], grads[1][1])
+
+
+def test_bfloat16_keeps_statistics_in_float32(target):
+    backend, device = target
+    x = activation(SHAPE, torch.bfloat16, device=device).requires_grad_()
+    wide = x.detach().float().requires_grad_()
+    narrow_module, wide_module = (nn.BatchNormLIF(13, backend=backend).to(device) for _ in range(2))
+    out, expected = narrow_module(x), wide_module(wide)
+    assert torch.equal(out.float(), expected)
+    out.float().square().sum().backward()
+    expected.square().sum().backward()
+    assert relative_l2(x.grad, wide.grad) <= 2e-2
+    assert torch.equal(narrow_module.running_mean, wide_module.running_mean)
+
+
+def test_empty_batch_in_eval(target):
+    backend, device = target
+    fused = nn.BatchNormLIF(3, backend=backend).to(device).eval()
+    assert fused(torch.empty(4, 0, 3, 5, 5, device=device)).shape == (4, 0, 3, 5, 5)
+
+
+def test_empty_batch_in_training_follows_torch(target):
+    backend, device = target
+    norm, fused = torch.nn.BatchNorm2d(3).to(device), nn.BatchNormLIF(3, backend=backend).to(device)
+    x = torch.empty(4, 0, 3, 5, 5, device=device, requires_grad=True)
+    norm(x.flatten(0, 1))
+    fused(x).sum().backward()
+    assert x.grad.shape == x.shape
+    torch.testing.assert_close(fused.running_mean, norm.running_mean, equal_nan=True)
+    torch.testing.assert_close(fused.running_var, norm.running_var, equal_nan=True)
+
+
+def test_convolution_with_folded_batch_norm_flips_few_spikes(target):
+    """conv-BN folding rounds differently: the spikes of conv(x; folded) and BN(conv(x)) differ rarely."""
+    backend, device = target
+    conv, norm = torch.nn.Conv2d(8, 13, 3, padding=1, bias=False), twin()
+    fused = fused_from(norm, backend).to(device).eval()
+    folded = torch.nn.utils.fusion.fuse_conv_bn_eval(conv.eval(), norm.eval()).to(device)
+    frames = (torch.rand(4 * 16, 8, 16, 16) < 0.3).float().to(device)
+    spikes = fused(conv.to(device)(frames).unflatten(0, (4, 16)))
+    other = F.lif(folded(frames).unflatten(0, (4, 16)), backend=backend).spikes
+    assert (spikes != other).float().mean() < 1e-4
+
+
+def synchronised_worker(rank, file, queue):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    x = activation((3, 4, 5, 6))[:, 2 * rank : 2 * rank + 2].clone().requires_grad_()
+    weights = torch.randn(3, 4, 5, 6)[:, 2 * rank : 2 * rank + 2]
+    module = nn.BatchNormLIF(5, process_group=True)
+    spikes = module(x)
+    (spikes * weights).sum().backward()
+    queue.put((rank, [z.detach().numpy() for z in (spikes, x.grad, module.weight.grad, module.running_var)]))
+    torch.distributed.destroy_process_group()
+
+
+def test_batch_norm_synchronised_over_two_ranks_equals_one_process(tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    workers = [context.Process(target=synchronised_worker, args=(r, tmp_path / "store", queue)) for r in range(2)]
+    for worker in workers:
+        worker.start()
+    results = dict(queue.get() for _ in workers)
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    torch.manual_seed(0)
+    x = activation((3, 4, 5, 6)).requires_grad_()
+    weights = torch.randn(3, 4, 5, 6)
+    module = nn.BatchNormLIF(5)
+    spikes = module(x)
+    (spikes * weights).sum().backward()
+    parts = [torch.cat([torch.from_numpy(results[r][i]) for r in range(2)], 1) for i in (0, 1)]
+    assert torch.equal(parts[0], spikes.detach())
+    assert relative_l2(parts[1], x.grad) <= 1e-5
+    summed = torch.from_numpy(results[0][2]) + torch.from_numpy(results[1][2])
+    assert relative_l2(summed, module.weight.grad) <= 1e-5
+    for r in range(2):
+        assert relative_l2(torch.from_numpy(results[r][3]), module.running_var) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"weight": torch.ones(4)}, "weight: expected"),
+        ({"running_var": None}, "running_mean, running_var: expected both"),
+        ({"eps": 1e-5, "neuron": "gru"}, "neuron: expected one of"),
+    ],
+)
+def test_bad_arguments_are_named(change, says):
+    arguments = {"weight": None, "bias": None, "running_mean": torch.zeros(3), "running_var": torch.ones(3)}
+    with pytest.raises(ValueError, match=says):
+        F.batch_norm_neuron(torch.zeros(2, 2, 3), **{**arguments, "training": True, **change})
+
+
+def test_module_rejects_a_group_of_another_size():
+    with pytest.raises(ValueError, match="num_features: expected the 4 channels"):
+        nn.BatchNormLIF(3, group=nn.ChannelGroup(4))

@@ -1,0 +1,230 @@
+"""Channel-sparse convolution and linear layers, and spikes as bits."""
+
+import pytest
+import torch
+
+from sca_kernels import functional as F
+from sca_kernels import nn
+from sca_kernels.testing import relative_l2
+
+INDEX = {"all": None, "some": [0, 2, 3, 7], "one": [5], "every one by index": list(range(8))}
+
+
+def index_of(name, device="cpu"):
+    return None if INDEX[name] is None else torch.tensor(INDEX[name], device=device)
+
+
+def spikes(*shape, device="cpu", channels_last=False):
+    s = (torch.rand(shape, device=device) < 0.3).float()
+    return s.contiguous(memory_format=torch.channels_last) if channels_last else s
+
+
+def dense_twin(x, weight, bias, inputs, outputs, **geometry):
+    """The masked dense convolution: dormant inputs zero, dormant outputs dropped."""
+    if inputs is not None:
+        full = x.new_zeros(x.shape[0], weight.shape[1], *x.shape[2:])
+        x = full.index_copy(1, inputs, x)
+    y = torch.conv2d(x, weight, bias, **geometry)
+    return y if outputs is None else y.index_select(1, outputs)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("spike_input", [False, True], ids=["saved whole", "saved as bits"])
+@pytest.mark.parametrize("outputs", INDEX)
+@pytest.mark.parametrize("inputs", INDEX)
+def test_convolution_equals_the_masked_dense_one_and_dormant_gradients_are_exactly_zero(
+    target, inputs, outputs, spike_input, channels_last
+):
+    backend, device = target
+    rows, columns = index_of(outputs, device), index_of(inputs, device)
+    x = spikes(3, 8 if columns is None else len(columns), 6, 5, device=device, channels_last=channels_last)
+    parameters = torch.randn(8, 8, 3, 3, device=device), torch.randn(8, device=device)
+    results = []
+    for run in ("ours", "dense"):
+        leaf, weight, bias = (z.clone().requires_grad_() for z in (x, *parameters))
+        if run == "ours":
+            y = F.channel_conv2d(
+                leaf,
+                weight,
+                bias,
+                1,
+                1,
+                in_channels=columns,
+                out_channels=rows,
+                spike_input=spike_input,
+                backend=backend,
+            )
+        else:
+            y = dense_twin(leaf, weight, bias, columns, rows, padding=1)
+        torch.manual_seed(1)
+        (y * torch.randn(y.shape).to(device)).sum().backward()
+        results.append((y, leaf.grad, weight.grad, bias.grad))
+    for name, ours, dense in zip(("y", "x", "weight", "bias"), *results, strict=True):
+        assert relative_l2(ours, dense) <= 2e-6, name
+    _, _, g_weight, g_bias = results[0]
+    for dimension, index in ((0, rows), (1, columns)):
+        if index is not None:
+            dormant = torch.ones(8, dtype=torch.bool, device=device).index_fill_(0, index, False)
+            assert not g_weight.transpose(0, dimension)[dormant].any()
+            assert dimension or not g_bias[dormant].any()
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"stride": 2, "padding": 1},
+        {"stride": (2, 1), "padding": (0, 2)},
+        {"dilation": 2, "padding": 2},
+        {"padding": 0},
+    ],
+    ids=str,
+)
+def test_stride_padding_dilation_without_bias(geometry):
+    x, weight, index = spikes(2, 4, 9, 8), torch.randn(8, 8, 3, 3), index_of("some")
+    ours = F.channel_conv2d(x, weight, in_channels=index, out_channels=index, **geometry)
+    assert relative_l2(ours, dense_twin(x, weight, None, index, index, **geometry)) <= 2e-6
+
+
+def test_groups_run_while_all_channels_are_active():
+    x, weight = spikes(2, 8, 6, 6), torch.randn(8, 2, 3, 3)
+    assert torch.equal(F.channel_conv2d(x, weight, groups=4), torch.conv2d(x, weight, groups=4))
+
+
+def test_depthwise_keeps_each_channel_with_its_filter():
+    x, weight, index = spikes(2, 4, 6, 6), torch.randn(8, 1, 3, 3, requires_grad=True), index_of("some")
+    y = F.channel_conv2d(x, weight, groups=8, in_channels=index, out_channels=index)
+    assert relative_l2(y, torch.conv2d(x, weight[index], groups=4)) <= 1e-6
+    y.sum().backward()
+    assert weight.grad[[1, 4, 5, 6]].abs().sum() == 0
+    assert weight.grad[index].abs().sum() > 0
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", [1, "same", "valid"])
+def test_module_padding_modes_equal_conv2d(padding_mode, padding):
+    for kernel in (3, 2) if padding == "same" else (3,):
+        ours = nn.ChannelConv2d(3, 4, kernel, padding=padding, padding_mode=padding_mode)
+        torchs = torch.nn.Conv2d(3, 4, kernel, padding=padding, padding_mode=padding_mode)
+        torchs.load_state_dict(ours.state_dict())
+        x = torch.randn(2, 3, 6, 7)
+        assert relative_l2(ours(x), torchs(x)) <= 1e-6
+        assert relative_l2(ours(x.expand(4, 2, 3, 6, 7)), torchs(x).expand(4, -1, -1, -1, -1)) <= 1e-6
+
+
+def test_full_input_selects_and_full_output_scatters():
+    x, weight, rows, columns = spikes(2, 8, 6, 6), torch.randn(8, 8, 3, 3), index_of("some"), index_of("one")
+    y = F.channel_conv2d(x, weight, in_channels=columns, out_channels=rows, full_input=True, full_output=True)
+    expected = torch.zeros_like(y).index_copy(1, rows, torch.conv2d(x[:, columns], weight[rows][:, columns]))
+    assert relative_l2(y, expected) <= 1e-6
+    assert y.shape[1] == 8
+
+
+def test_time_major_input_is_a_view_and_keeps_channels_last():
+    x = spikes(8, 3, 6, 5, channels_last=True)
+    weight = torch.randn(4, 3, 3, 3)
+    y = F.channel_conv2d(x.unflatten(0, (4, 2)), weight)
+    assert y.shape == (4, 2, 4, 4, 3)
+    assert y.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(y.flatten(0, 1), F.channel_conv2d(x, weight))
+
+
+def test_autocast_runs_in_its_dtype_and_returns_full_precision_gradients():
+    conv = nn.ChannelConv2d(3, 4, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = conv(torch.rand(2, 3, 6, 6))
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert conv.weight.grad.dtype == torch.float32
+
+
+def test_spike_input_saves_one_bit_per_element_and_refuses_other_values():
+    weight, x = torch.randn(4, 8, 3, 3, requires_grad=True), spikes(4, 8, 16, 16)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda z: saved.append(z) or z, lambda z: z):
+        F.channel_conv2d(x, weight, spike_input=True)
+    assert sum(z.nbytes for z in saved if z.data_ptr() != weight.data_ptr()) == x.numel() // 8
+    with pytest.raises(ValueError, match="spikes: expected zeros and ones"):
+        F.channel_conv2d(x * 0.5, weight, spike_input=True)
+
+
+def test_bits_round_trip_on_every_backend(target):
+    backend, device = target
+    for shape in [(0,), (1,), (7,), (8, 1), (9,), (3, 5, 7), (4, 2, 16, 9, 9)]:
+        for dtype in (torch.float32, torch.bfloat16):
+            s = spikes(*shape, device=device).to(dtype)
+            packed = F.pack_spikes(s, backend=backend)
+            assert packed.shape == ((s.numel() + 7) // 8,)
+            assert torch.equal(packed, F.pack_spikes(s, backend="reference"))
+            assert torch.equal(F.unpack_spikes(packed, shape, dtype, backend=backend), s)
+
+
+def test_module_prunes_and_regrows_with_identical_parameters():
+    group_in, group_out = nn.ChannelGroup(6), nn.ChannelGroup(8)
+    conv = nn.ChannelConv2d(6, 8, 3, in_group=group_in, out_group=group_out)
+    parameters = list(conv.parameters())
+    x = torch.randn(2, 6, 5, 5)
+    dense = conv(x)
+    group_in.set_active([1, 2])
+    group_out.set_active([0, 7])
+    narrow = conv(x[:, [1, 2]])
+    assert narrow.shape[1] == 2
+    assert torch.equal(conv(x), narrow)  # full-width input: the active channels are selected
+    group_in.set_active(range(6))
+    group_out.set_active(range(8))
+    assert torch.equal(conv(x), dense)
+    assert all(a is b for a, b in zip(parameters, conv.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("features_per_channel", [1, 4])
+def test_linear_equals_the_masked_dense_one(features_per_channel):
+    group_in, group_out = nn.ChannelGroup(5), nn.ChannelGroup(6)
+    linear = nn.ChannelLinear(
+        5 * features_per_channel, 6, in_group=group_in, out_group=group_out, features_per_channel=features_per_channel
+    )
+    group_in.set_active([0, 3])
+    group_out.set_active([1, 2, 5])
+    x = torch.randn(4, 2, 5, features_per_channel)
+    masked = x * group_in.mask()[:, None]
+    expected = torch.nn.functional.linear(masked.flatten(2), linear.weight, linear.bias)[..., [1, 2, 5]]
+    assert relative_l2(linear(x[:, :, [0, 3]].flatten(2)), expected) <= 1e-6
+    linear(x.flatten(2)).sum().backward()
+    assert linear.weight.grad[[0, 3, 4]].abs().sum() == 0
+    assert linear.weight.grad.unflatten(1, (5, -1))[:, [1, 2, 4]].abs().sum() == 0
+
+
+W = torch.randn(8, 8, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (lambda i: F.channel_conv2d(torch.zeros(2, 8, 5), W), ValueError, "x: expected"),
+        (lambda i: F.channel_conv2d(torch.zeros(2, 7, 5, 5), W), ValueError, "x: expected 8 active"),
+        (
+            lambda i: F.channel_conv2d(i, W, in_channels=torch.tensor([3, 1])),
+            ValueError,
+            "in_channels: expected sorted",
+        ),
+        (
+            lambda i: F.channel_conv2d(i, W, in_channels=torch.tensor([1, 1])),
+            ValueError,
+            "in_channels: expected sorted",
+        ),
+        (lambda i: F.channel_conv2d(i, W, out_channels=torch.tensor([8])), ValueError, "out_channels: expected sorted"),
+        (
+            lambda i: F.channel_conv2d(i, W, out_channels=torch.tensor([-1])),
+            ValueError,
+            "out_channels: expected sorted",
+        ),
+        (lambda i: F.channel_conv2d(i, W, out_channels=torch.tensor([], dtype=int)), ValueError, "at least one"),
+        (lambda i: F.channel_conv2d(i, W, out_channels=[0]), TypeError, "out_channels: expected a 1-D int64"),
+        (lambda i: F.channel_conv2d(i, W, torch.zeros(3)), ValueError, "bias: expected"),
+        (lambda i: F.channel_conv2d(i, W, stride=(1, 2, 3)), ValueError, "stride: expected"),
+        (lambda i: F.channel_conv2d(i, W.double()), TypeError, "weight: expected the dtype"),
+        (lambda i: F.channel_conv2d(i, W[:, :4], groups=2, out_channels=torch.tensor([1])), ValueError, "grouped"),
+        (lambda i: F.unpack_spikes(torch.zeros(2, dtype=torch.uint8), (3,)), ValueError, "packed: expected"),
+    ],
+)
+def test_bad_arguments_are_named(make, error, says):
+    with pytest.raises(error, match=says):
+        make(torch.zeros(2, 8, 5, 5))

@@ -1,0 +1,174 @@
+"""torch.library contracts: opcheck, torch.compile without graph breaks, fake tensors that match real ones."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sca_kernels import nn, ops
+from sca_kernels.testing import activation, relative_l2
+
+CONFIG = ("lif", 2.0, 1.0, 0.0, True, False, "atan", 2.0, 0.0)
+PLIF = ("plif", 2.0, 1.0, None, False, True, "sigmoid", 4.0, 0.0)
+
+
+def vector(c=3):
+    return torch.rand(c) + 0.5
+
+
+def samples(backend):
+    """One call of every operator, with and without its optional arguments."""
+    x, last = activation((4, 2, 3, 5, 6)), activation((4, 2, 3, 5, 6), channels_last=True)
+    v, mask = torch.rand(2, 3, 5, 6), torch.tensor([True, False, True])
+    yield "neuron_forward", (x, 4, None, None, None, None, None, False, backend, *CONFIG)
+    yield "neuron_forward", (last, 4, vector(), vector(), vector().sigmoid(), v, mask, True, backend, *PLIF)
+    yield "neuron_forward", (last[:1], 4, vector(), None, None, None, None, True, backend, *CONFIG)
+    yield "neuron_backward", (x, None, x, 4, None, None, None, None, backend, *CONFIG)
+    yield "neuron_backward", (None, v, last, 4, vector(), vector(), vector().sigmoid(), v, backend, *PLIF)
+    yield "batch_norm_forward", (x, 4, None, None, 1e-5, None, None, None, False, backend, *CONFIG)
+    yield (
+        "batch_norm_forward",
+        (last, 4, vector(), vector(), 1e-5, vector().sigmoid(), v, mask, True, backend, *PLIF),
+    )
+    yield (
+        "batch_norm_backward",
+        (last, v, x, 4, vector(), vector(), vector(), vector(), 1e-5, None, v, backend, *CONFIG),
+    )
+    spikes = (x > 0).float()
+    yield "pack_spikes", (spikes, backend)
+    yield "unpack_spikes", (ops.pack_spikes(spikes, backend), x.numel(), torch.float32, backend)
+    frames, weight, index = spikes.flatten(0, 1), torch.randn(4, 3, 3, 3), torch.tensor([0, 2])
+    geometry = ([1, 1], [1, 1], [1, 1], 1)
+    yield "channel_conv2d", (frames, weight, vector(4), *geometry, None, None, True, backend)
+    yield "channel_conv2d", (frames[:, :2], weight, None, *geometry, index, index, False, backend)
+    grad = torch.randn(8, 2, 5, 6)
+    narrow = frames[:, :2].contiguous()
+    yield (
+        "channel_conv2d_backward",
+        (grad, narrow, narrow.shape, False, weight, *geometry, index, index, [True, True, False], backend),
+    )
+    yield (
+        "channel_conv2d_backward",
+        (
+            grad,
+            ops.pack_spikes(narrow, backend),
+            narrow.shape,
+            True,
+            weight,
+            *geometry,
+            index,
+            index,
+            [True, True, True],
+            backend,
+        ),
+    )
+
+
+def differentiable(arguments):
+    return tuple(
+        z.clone().requires_grad_() if isinstance(z, torch.Tensor) and z.is_floating_point() else z for z in arguments
+    )
+
+
+@pytest.mark.parametrize("number", range(14))
+def test_opcheck_on_every_operator(target, number):
+    backend, device = target
+    if device != "cpu":
+        pytest.skip("opcheck runs on CPU tensors")
+    name, arguments = list(samples(backend))[number]
+    if not name.endswith(("backward", "spikes")):
+        arguments = differentiable(arguments)
+    torch.library.opcheck(getattr(ops, name), arguments)
+
+
+def test_samples_cover_every_operator():
+    assert {name for name, _ in samples("reference")} == set(ops.__all__)
+    assert len(list(samples("reference"))) == 14
+
+
+@pytest.mark.parametrize("number", range(14))
+def test_fake_outputs_have_the_real_shapes_strides_and_dtypes(target, number):
+    backend, device = target
+    name, arguments = list(samples(backend))[number]
+    on_device = [z.to(device) if isinstance(z, torch.Tensor) else z for z in arguments]
+    real = getattr(ops, name)(*on_device)
+    with FakeTensorMode() as mode:
+        fake = getattr(ops, name)(*(mode.from_tensor(z) if isinstance(z, torch.Tensor) else z for z in on_device))
+    for r, f in zip(*((z if isinstance(z, tuple | list) else [z]) for z in (real, fake)), strict=True):
+        assert (r.shape, r.stride(), r.dtype, r.device) == (f.shape, f.stride(), f.dtype, f.device)
+
+
+def modules():
+    group = nn.ChannelGroup(5, "g")
+    group.set_active([0, 2, 3])
+    yield "IF", nn.IF(), (4, 2, 3, 5)
+    yield "LIF", nn.LIF(tau=4 / 3), (4, 2, 3, 5, 6)
+    yield "LIF-stateful", nn.LIF(stateful=True), (4, 2, 3)
+    yield "PLIF", nn.PLIF(channels=3), (4, 2, 3, 5)
+    yield "BatchNormIF", nn.BatchNormIF(3), (4, 2, 3, 5)
+    yield "BatchNormLIF", nn.BatchNormLIF(3, momentum=None), (4, 2, 3, 5)
+    yield "BatchNormLIF-group", nn.BatchNormLIF(5, group=group), (4, 2, 3, 5)
+    yield "BatchNormPLIF", nn.BatchNormPLIF(5, group=group, per_channel=True), (4, 2, 3, 5)
+    yield "ChannelConv2d", nn.ChannelConv2d(3, 5, 3, out_group=group), (4, 2, 3, 5, 6)
+    yield "ChannelConv2d-input", nn.ChannelConv2d(5, 2, 3, in_group=group), (8, 3, 5, 6)
+    yield "ChannelLinear", nn.ChannelLinear(10, 2, in_group=group, features_per_channel=2), (4, 2, 6)
+    recording = nn.BatchNormLIF(5, group=group)
+    recording.activity = nn.Activity()
+    yield "recording", recording, (4, 2, 3, 5)
+
+
+MODULES = {name: (module, shape) for name, module, shape in modules()}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_compile_fullgraph_gives_the_same_spikes_and_gradients(name):
+    module, shape = MODULES[name]
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    results = []
+    for run in (module, compiled):
+        nn.reset(module)
+        if module.__dict__.get("activity") is not None:
+            module.activity.reset()
+        torch.manual_seed(0)
+        x = activation(shape).requires_grad_()
+        y = run(x)
+        module.zero_grad()
+        y.square().sum().backward()
+        results.append([y.detach(), x.grad, *(p.grad.clone() for p in module.parameters())])
+    for a, b in zip(*results, strict=True):
+        assert relative_l2(a, b) <= 1e-6
+
+
+def test_compiled_network_with_inductor_follows_pruning():
+    """One default-backend compilation, then another set of active channels in the same compiled module."""
+    group = nn.ChannelGroup(6, "g")
+    model = torch.nn.Sequential(
+        nn.ChannelConv2d(2, 6, 3, out_group=group),
+        nn.BatchNormLIF(6, group=group),
+        nn.ChannelConv2d(6, 3, 3, in_group=group),
+    )
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True)
+    x = torch.rand(4, 2, 2, 8, 8)
+    for active in (range(6), [0, 3, 4], [1, 2, 3, 5]):
+        group.set_active(active)
+        expected = model(x)
+        y = compiled(x)
+        assert relative_l2(y, expected) <= 1e-5
+        y.sum().backward()
+
+
+def test_new_sizes_need_few_graphs():
+    """Twenty batch sizes and five spatial sizes: dynamic shapes, not a graph each."""
+    torch._dynamo.reset()
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(nn.LIF(), fullgraph=True, backend=counting)
+    for n in range(2, 22):
+        for s in (3, 5, 8, 13, 21):
+            compiled(torch.randn(4, n, 3, s))
+    assert len(graphs) <= 3

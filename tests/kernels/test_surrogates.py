@@ -1,0 +1,62 @@
+"""Surrogates: formulas, limits, errors."""
+
+import pytest
+import torch
+
+from sca_kernels import Surrogate
+from sca_kernels.surrogates import ALIASES, TABLE, resolve
+
+names = pytest.mark.parametrize("name", TABLE)
+
+
+@names
+def test_derivative_is_the_finite_difference_of_the_primitive(name):
+    row = TABLE[name]
+    u = torch.linspace(-2.0, 2.0, 401, dtype=torch.float64) + 0.00123  # off the kinks and the jump
+    step = 1e-6
+    primitive = [row.primitive(u + d, row.alpha, row.beta) for d in (step, -step)]
+    difference = (primitive[0] - primitive[1]) / (2 * step)
+    torch.testing.assert_close(row.derivative(u, row.alpha, row.beta), difference, atol=1e-7, rtol=1e-6)
+
+
+@names
+@pytest.mark.parametrize("alpha", [1.001, 4.0, 1e3, 1e6])
+def test_derivative_is_finite_far_from_the_threshold(name, alpha):
+    u = torch.tensor([-1e4, -100.0, -1.0, -1e-8, 0.0, 1e-8, 1.0, 100.0, 1e4])
+    derivative = resolve(name, alpha).derivative(u)
+    assert torch.isfinite(derivative).all()
+    assert (derivative >= 0).all()
+
+
+@names
+def test_derivative_keeps_the_dtype(name):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        assert resolve(name).derivative(torch.zeros(3, dtype=dtype)).dtype == dtype
+
+
+def test_aliases_name_the_same_surrogate():
+    for alias, name in ALIASES.items():
+        assert resolve(alias) == resolve(name)
+
+
+def test_a_surrogate_object_carries_both_parameters():
+    assert resolve(Surrogate("leaky_k_relu", 2.0, 0.1)).derivative(torch.tensor([-1.0, 1.0])).tolist() == pytest.approx(
+        [0.1, 2.0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "alpha", "error", "says"),
+    [
+        ("atanh", None, ValueError, "surrogate: expected one of sigmoid"),
+        (3, None, TypeError, "surrogate: expected a name"),
+        ("atan", 0.0, ValueError, "alpha: atan expects"),
+        ("atan", float("nan"), ValueError, "alpha: atan expects"),
+        ("q_pseudo_spike", 1.0, ValueError, "number > 1"),
+        ("atan", "2", TypeError, "alpha: expected a number"),
+        (Surrogate("atan", 2.0), 3.0, ValueError, "alpha: expected None"),
+    ],
+)
+def test_bad_surrogate_is_named(surrogate, alpha, error, says):
+    with pytest.raises(error, match=says):
+        resolve(surrogate, alpha)
