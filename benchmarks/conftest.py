@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ FIGURES = pytest.StashKey[dict]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--rounds", type=int, help="rounds per figure, instead of the case's own; not stored")
+    parser.addoption("--rounds", type=int, help="rounds per figure, instead of the case's own")
+    parser.addoption("--store", type=Path, help="folder for the result files; without it, none are written")
     parser.addoption(
         "--allocator", choices=("reused", "default"), default="reused", help="how freed host memory is treated"
     )
@@ -37,14 +39,15 @@ def figures(pytestconfig: pytest.Config) -> dict[str, list]:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    folder, taken = config.getoption("store"), config.stash[FIGURES]
+    if folder is None or not taken:
+        return
     from .cases import CASES
 
-    config = session.config
-    if config.getoption("rounds"):
-        return
     told = results.conditions(config.getoption("command_line"), config.getoption("allocator"))
     suffix = "" if told["allocator"] == "reused" else f"-{told['allocator']}-allocator"
-    for name, figures in config.stash[FIGURES].items():
+    for name, figures in taken.items():
         case = CASES[name]
         if len(figures) == len(case.variants):
-            results.store(name + suffix, case.work, case.unit, told, figures)
+            results.store(folder, name + suffix, case.work, case.unit, told, figures)

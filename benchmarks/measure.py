@@ -45,7 +45,8 @@ def forward_backward(function: Callable[..., Tensor], inputs: Sequence[Tensor], 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:
     """Relative L2 distance, in float64."""
-    return float((value.double() - reference.double()).norm() / reference.double().norm())
+    value, reference = value.detach().double(), reference.detach().double()
+    return float((value - reference).norm() / reference.norm())
 
 
 def flip_rate(spikes: Tensor, reference: Tensor) -> float:

@@ -64,9 +64,11 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def store(case: str, work: str, unit: str, conditions: dict[str, Any], figures: list[dict[str, Any]]) -> Path:
+def store(
+    folder: Path, case: str, work: str, unit: str, conditions: dict[str, Any], figures: list[dict[str, Any]]
+) -> Path:
     """Write one result file, whole or not at all."""
-    path = FOLDER / conditions["device"] / f"{case}.json"
+    path = folder / conditions["device"] / f"{case}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"case": case, "work": work, "unit": unit, "conditions": conditions, "figures": figures}
     partial = path.with_suffix(".partial")
@@ -83,9 +85,9 @@ def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def stored() -> list[dict[str, Any]]:
+def stored(folder: Path = FOLDER) -> list[dict[str, Any]]:
     """All results, by device and case."""
-    return [load(path) for path in sorted(FOLDER.glob("*/*.json"))]
+    return [load(path) for path in sorted(folder.glob("*/*.json"))]
 
 
 class Row(NamedTuple):

@@ -5,38 +5,42 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from . import results
+from .cases import CASES
 
 ROOT = Path(__file__).resolve().parents[1]
 # Fresh large tensors cost page faults unless freed memory is kept; both ways are told where tensors are that large.
 BOTH_ALLOCATORS = ("A1", "A2")
 
 
-def measure(ids: list[str], allocator: str, rounds: int | None) -> int:
+def measure(ids: list[str], allocator: str, folder: Path, rounds: int | None) -> int:
     """Run the cases in their own process (the allocator's setting cannot be undone); returns its exit status."""
     command = [
         sys.executable,
         "-m",
         "pytest",
         "benchmarks",
+        "-q",
+        "-Wignore",
         "--benchmark-enable",
-        "--benchmark-columns=median,iqr,rounds",
+        f"--allocator={allocator}",
     ]
-    command += ["-q", f"--allocator={allocator}", f"--command-line=python -m benchmarks.run {' '.join(ids)}".rstrip()]
-    command += ["-k", " or ".join(f"{name}-" for name in ids)] if ids else []
+    command += ["--benchmark-columns=median,iqr,rounds", "-k", " or ".join(ids), f"--store={folder}"]
+    command += [f"--command-line=python -m benchmarks.run {' '.join(ids)}"]
     command += [f"--rounds={rounds}"] if rounds else []
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
-def table() -> Table:
-    """All stored results, one line per figure and party."""
+def table(folder: Path) -> Table:
+    """The results in a folder, one line per figure and party."""
     shown = Table("id", "figure", "ours", "against", "ratio (p20 to p80)", "bar", "reached")
-    for result in results.stored():
+    for result in results.stored(folder):
         for row in results.rows(result):
             shown.add_row(*row)
         shown.add_section()
@@ -45,20 +49,26 @@ def table() -> Table:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("ids", nargs="*", help="cases to measure, as named in benchmarks/cases.py")
-    parser.add_argument("--rounds", type=int, help="take this many rounds and store nothing")
+    parser.add_argument("ids", nargs="*", help=f"cases to measure: {', '.join(CASES)}")
+    parser.add_argument("--rounds", type=int, help="take this many rounds, for a quick look: print, store nothing")
     parser.add_argument("--table", action="store_true", help="measure nothing, print what is stored")
     parser.add_argument("--readme", action="store_true", help="measure nothing, write what is stored into README.md")
     options = parser.parse_args()
+    if unknown := set(options.ids) - set(CASES):
+        parser.error(f"ids: expected some of {', '.join(CASES)}, got {', '.join(sorted(unknown))}")
+
     status = 0
-    if options.readme:
-        readme = ROOT / "README.md"
-        readme.write_text(results.spliced(readme.read_text()))
-    elif not options.table:
-        status = measure(options.ids, "reused", options.rounds)
-        both = [name for name in BOTH_ALLOCATORS if name in options.ids or not options.ids]
-        status |= measure(both, "default", options.rounds) if both else 0
-    Console(width=None if sys.stdout.isatty() else 160).print(table())
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) if options.rounds else results.FOLDER
+        if options.readme:
+            readme = ROOT / "README.md"
+            readme.write_text(results.spliced(readme.read_text()))
+        elif not options.table:
+            ids = options.ids or list(CASES)
+            status = measure(ids, "reused", folder, options.rounds)
+            if both := [name for name in BOTH_ALLOCATORS if name in ids]:
+                status |= measure(both, "default", folder, options.rounds)
+        Console(width=None if sys.stdout.isatty() else 160).print(table(folder))
     return status
 
 
