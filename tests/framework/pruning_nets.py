@@ -11,7 +11,9 @@ T = 3
 
 
 class ConvNet(nn.Module):
-    """conv - BN - LIF - pool - conv - BN - LIF - Flatten - linear, groups "first" and "second"; the first convolution runs once."""
+    """conv - BN - LIF - pool - conv - BN - LIF - Flatten - linear, groups "first" and "second"; the first convolution
+    runs once.
+    """
 
     def __init__(self, first: int = 6, second: int = 8, **neuron) -> None:
         super().__init__()
@@ -75,7 +77,9 @@ class DepthwiseNet(nn.Module):
 
 
 class ConcatNet(nn.Module):
-    """Two branches that are concatenated, hence not prunable (their reader has no single group), and a prunable "joint" behind."""
+    """Two branches that are concatenated, hence not prunable (their reader has no single group), and a prunable
+    "joint" behind.
+    """
 
     def __init__(self) -> None:
         super().__init__()

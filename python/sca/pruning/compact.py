@@ -35,13 +35,13 @@ def compact(model: nn.Module) -> nn.Module:
     groups = find_groups(small)
     shrunk: dict[Tensor, Tensor] = {}  # shared tensors stay shared
     for module in small.modules():
+        depthwise = is_depthwise(module)
         for name, axes in channel_axes(module).items():
             full = getattr(module, name)
             if full not in shrunk:
                 shrunk[full] = _shrunk(full, axes)
             setattr(module, name, shrunk[full])
-    for module in small.modules():
-        _forget_groups(module)
+        _forget_groups(module, depthwise)
     small.widths = {name: members.group.num_active for name, members in groups.items()}
     if isinstance(getattr(small, "config", None), dict):
         small.config = {**small.config, "widths": small.widths}
@@ -57,7 +57,7 @@ def _shrunk(full: Tensor, axes: tuple[Axis, ...]) -> Tensor:
     return nn.Parameter(block, full.requires_grad) if isinstance(full, nn.Parameter) else block
 
 
-def _forget_groups(module: nn.Module) -> None:
+def _forget_groups(module: nn.Module, depthwise: bool) -> None:
     for width, attribute in _WIDTHS.items():
         group = carried(module, attribute)
         if group is not None and hasattr(module, width):
@@ -65,7 +65,7 @@ def _forget_groups(module: nn.Module) -> None:
     in_group = carried(module, "in_group")
     if in_group is not None and isinstance(module, nn.Linear):
         module.in_features = module.weight.shape[1]
-    if in_group is not None and is_depthwise(module):
+    if in_group is not None and depthwise:
         module.groups = in_group.num_active
     for attribute in ("in_group", "out_group", "group"):
         if carried(module, attribute) is not None:

@@ -1,0 +1,97 @@
+"""The registered criteria: one shared test for all, and what each is by definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sca.pruning.criteria import CRITERIA, GroupContext
+from sca_kernels import nn as snn
+
+C = 6
+
+
+def context(seed: int = 0, **changes) -> GroupContext:
+    source, group = snn.ChannelGroup(4), snn.ChannelGroup(C, "g")
+    source.set_active([0, 2, 3])
+    group.set_active([0, 1, 3, 5])
+    conv = snn.ChannelConv2d(4, C, 3, in_group=source, out_group=group)
+    norm = snn.BatchNormLIF(C, group=group)
+    torch.nn.init.normal_(norm.weight)
+    positions = 50 * group.mask().long()
+    fields = {
+        "name": "g",
+        "active": group.active,
+        "spike_count": torch.tensor([10, 0, 0, 25, 0, 50]),
+        "membrane_l1": torch.tensor([5.0, 20.0, 0.0, 1.0, 0.0, 0.0], dtype=torch.float64),
+        "positions": positions,
+        "producers": (conv,),
+        "norms": (norm,),
+        "generator": torch.Generator().manual_seed(seed),
+    }
+    return GroupContext(**{**fields, **changes})
+
+
+def test_criteria_are_found_by_file() -> None:
+    assert set(CRITERIA) == {"sca", "rate", "weight_l1", "bn_gamma", "random"}
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_criterion_gives_each_active_channel_a_finite_reproducible_score(name: str) -> None:
+    torch.manual_seed(0)
+    group = context()
+    score = CRITERIA[name](group)
+    assert score.dtype == torch.float64
+    assert score.shape == (C,)
+    assert score.device.type == "cpu"
+    assert not score.requires_grad
+    assert score[group.active].isfinite().all()
+    assert (score[group.active] >= 0).all()
+    torch.manual_seed(0)
+    assert torch.equal(score, CRITERIA[name](context()))
+
+
+def test_criterion_sca_is_the_mean_of_spike_plus_potential() -> None:
+    assert CRITERIA["sca"](context())[[0, 1, 3, 5]].tolist() == pytest.approx([0.3, 0.4, 0.52, 1.0])
+
+
+def test_criterion_sca_ranks_a_busy_channel_above_a_silent_one() -> None:
+    """|v| alone would not: channel 5 fires at every step, so that its potential is reset to 0."""
+    score = CRITERIA["sca"](context())
+    assert score[5] > score[1]
+
+
+def test_criterion_rate_is_spikes_per_position() -> None:
+    assert CRITERIA["rate"](context())[[0, 1, 3, 5]].tolist() == pytest.approx([0.2, 0.0, 0.5, 1.0])
+
+
+def test_criterion_weight_l1_sums_the_filter_over_its_active_inputs() -> None:
+    group = context()
+    (conv,) = group.producers
+    expected = conv.weight.detach()[:, [0, 2, 3]].abs().sum((1, 2, 3)).double()
+    torch.testing.assert_close(CRITERIA["weight_l1"](group), expected)
+
+
+def test_criterion_bn_gamma_is_its_absolute_value() -> None:
+    group = context()
+    (norm,) = group.norms
+    torch.testing.assert_close(CRITERIA["bn_gamma"](group), norm.weight.detach().abs().double())
+
+
+def test_criterion_random_draws_from_the_given_generator_alone() -> None:
+    first, second = context(0), context(1)
+    state = torch.get_rng_state()
+    assert not torch.equal(CRITERIA["random"](first), CRITERIA["random"](second))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["sca", "rate"])
+def test_criterion_without_activity_raises_by_group(name: str) -> None:
+    with pytest.raises(RuntimeError, match="group 'g': no activity was recorded"):
+        CRITERIA[name](context(positions=torch.zeros(C, dtype=torch.int64)))
+
+
+@pytest.mark.parametrize(("name", "lacking"), [("weight_l1", "producers"), ("bn_gamma", "norms")])
+def test_criterion_without_its_module_raises_by_group(name: str, lacking: str) -> None:
+    with pytest.raises(ValueError, match=f"criterion '{name}': group 'g' has no"):
+        CRITERIA[name](context(**{lacking: ()}))

@@ -1,0 +1,151 @@
+"""report_cost(): exact counts against sums made by hand (method.md section 9)."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+import sca
+from sca_kernels import nn as snn
+from tests.framework.pruning_nets import ConvNet, DepthwiseNet, T, batch, loss_of
+
+
+def pruned() -> ConvNet:
+    model = ConvNet()
+    for _ in range(3):
+        loss_of(model)
+    model.norm1.group.set_active([0, 2, 3])
+    model.norm2.group.set_active([1, 4, 5, 7])
+    return model.eval()
+
+
+def test_report_cost_counts_parameters_and_connectivity_exactly() -> None:
+    report = sca.report_cost(pruned(), [batch()])
+    conv1, conv2, linear = report.layers
+    assert (conv1.weights, conv1.active_weights) == (6 * 2 * 9, 3 * 2 * 9)
+    assert (conv2.weights, conv2.active_weights) == (8 * 6 * 9, 4 * 3 * 9)
+    assert (conv2.parameters, conv2.active_parameters) == (8 * 6 * 9 + 8, 4 * 3 * 9 + 4)
+    assert (linear.weights, linear.active_weights) == (4 * 8 * 9, 4 * 4 * 9)
+    assert report.connectivity == (54 + 108 + 144) / (108 + 432 + 288)
+    assert report.parameters == sum(p.numel() for p in ConvNet().parameters())
+    assert report.active_parameters == sum(p.numel() for p in sca.compact(pruned()).parameters())
+
+
+def test_report_cost_counts_operations_by_each_layers_own_input() -> None:
+    model = pruned()
+    inputs = {}
+    for name in ("conv2", "linear"):
+        getattr(model, name).register_forward_pre_hook(lambda m, args, name=name: inputs.update({name: args[0]}))
+    report = sca.report_cost(model, [batch()])
+    conv1, conv2, linear = report.layers
+    n = 5
+    assert not conv1.spiking
+    assert (conv1.macs, conv1.acs) == (3 * 2 * 9 * 36, 0)
+    assert conv1.presentations == 1
+    rate = float(inputs["conv2"].count_nonzero()) / inputs["conv2"].numel()  # behind the pool
+    assert conv2.spiking
+    assert conv2.input_rate == pytest.approx(rate)
+    assert conv2.acs == pytest.approx(rate * 4 * 3 * 9 * 9 * T)
+    assert linear.acs == pytest.approx(float(inputs["linear"].count_nonzero()) * 4 / n)
+    assert report.synops == conv1.macs + conv2.acs + linear.acs
+    assert report.energy_pj == pytest.approx(4.6 * conv1.macs + 0.9 * (conv2.acs + linear.acs))
+    assert report.dense_macs == T * (6 * 2 * 9 * 36 + 8 * 6 * 9 * 9 + 4 * 72)
+    assert report.time_steps == T
+    assert report.samples == n
+
+
+def test_report_cost_counts_the_first_layer_as_often_as_it_runs() -> None:
+    """As T images in a sequence, the first convolution runs T times; the dense operations are the same."""
+    model = nn.Sequential(snn.ChannelConv2d(2, 4, 3), snn.BatchNormLIF(4)).eval()
+    x, labels = batch()
+    still = sca.report_cost(model, [(x[None], labels)], time_steps=T)
+    sequence = sca.report_cost(model, [(x.expand(T, *x.shape), labels)])
+    assert [r.layers[0].presentations for r in (still, sequence)] == [1, T]
+    assert sequence.macs == T * still.macs
+    assert sequence.dense_macs == still.dense_macs == sequence.macs
+    assert "Computed once" in still.table().caption
+    assert "Computed once" not in sequence.table().caption
+
+
+def test_report_cost_of_a_compact_network_is_that_of_the_pruned_one() -> None:
+    model = pruned()
+    ours, small = (sca.report_cost(m, [batch()]) for m in (model, sca.compact(model)))
+    assert small.synops == pytest.approx(ours.synops)
+    assert small.parameters == ours.active_parameters
+    assert small.connectivity == 1
+
+
+def test_report_cost_of_a_depthwise_network() -> None:
+    model = DepthwiseNet().eval()
+    model.norm1.group.set_active([0, 1, 5])
+    _, depthwise, _, _ = sca.report_cost(model, [batch()]).layers
+    assert depthwise.active_weights == 3 * 9
+    assert depthwise.acs == pytest.approx(depthwise.input_rate * 3 * 9 * 36 * T)
+    assert depthwise.dense_macs == 8 * 9 * 36 * T
+
+
+def test_report_cost_means_are_over_all_samples_of_all_batches() -> None:
+    model = pruned()
+    x, labels = batch()
+    whole = sca.report_cost(model, [(x, labels)])
+    parts = sca.report_cost(model, [(x[:2], labels[:2]), (x[2:], labels[2:])])
+    assert parts.samples == 5
+    assert parts.synops == pytest.approx(whole.synops)
+    assert sca.report_cost(model, [(x, labels)] * 3, max_batches=1).samples == 5
+
+
+def test_report_cost_leaves_the_model_as_it_was() -> None:
+    model = pruned().train()
+    model.norm1.eval()
+    model.norm1.activity = snn.Activity(training_only=False)
+    loss_of(model)
+    state = copy.deepcopy(model.state_dict())
+    modes = [m.training for m in model.modules()]
+    counts = model.norm1.activity.positions.clone()
+    sca.report_cost(model, [batch()])
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(model.norm1.activity.positions, counts)
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_report_cost_puts_modes_and_hooks_back_when_the_model_fails() -> None:
+    model = pruned().train()
+    with pytest.raises(ValueError):
+        sca.report_cost(model, [(torch.zeros(2, 7, 6, 6), torch.zeros(2))])
+    assert model.training
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_report_cost_as_table_and_dict() -> None:
+    report = sca.report_cost(pruned(), [batch()])
+    assert json.loads(json.dumps(report.to_dict()))["layers"][1]["connectivity"] == report.layers[1].connectivity
+    assert report.to_dict()["synops"] == report.synops
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(report.table())
+    text = console.export_text()
+    for words in (
+        "first",
+        "second",
+        "linear",
+        "analog x 1",
+        f"x T = {T}",
+        "Computed once, not T times: first",
+        "4.6 pJ",
+    ):
+        assert words in text
+
+
+def test_report_cost_refuses_bad_input() -> None:
+    with pytest.raises(ValueError, match="loader: expected at least one sample"):
+        sca.report_cost(pruned(), [])
+    with pytest.raises(TypeError, match="loader: expected batches that begin with a tensor, got str"):
+        sca.report_cost(pruned(), [("x", 1)])
+    with pytest.raises(ValueError, match="max_batches: expected at least 1, got 0"):
+        sca.report_cost(pruned(), [batch()], max_batches=0)
