@@ -22,6 +22,8 @@ FIGURES_TO_TAKE = [
 def test_case(case: Case, variant: dict[str, Any], benchmark, figures, pytestconfig) -> None:
     rounds = pytestconfig.getoption("rounds") or case.rounds
     parties = case.build(**variant)
+    if next(iter(parties.values())) is None:
+        pytest.skip(f"{case.id}: {NOT_MEASURED}, what it needs is not here")
     present = [name for name, party in parties.items() if party is not None]
     samples: dict[str, list[float]] = defaultdict(list)
 
@@ -52,6 +54,7 @@ def test_case(case: Case, variant: dict[str, Any], benchmark, figures, pytestcon
             "shape": label(variant) or case.work,
             "variant": variant,
             "parties": {name: summary(taken[name]) if name in taken else NOT_MEASURED for name in parties},
+            "details": {name: parties[name].details for name in present if hasattr(parties[name], "details")},
             "ratios": ratios,
             "bars": {
                 name: {"text": bar.text(), "reached": bar.reached(ratios[name]["median"]) if name in ratios else None}

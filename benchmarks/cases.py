@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ import sca
 from sca_kernels import functional as F
 from sca_kernels import nn as snn
 
-from . import peers
+from . import peers, training
 from .measure import Party, clock, flip_rate, forward_backward, relative_error, require, saved_bytes
 
 OURS = "sca_kernels"
@@ -197,25 +198,11 @@ def groups_of(model: nn.Module) -> list[snn.ChannelGroup]:
     return [group for group in found.values() if group.prunable]
 
 
-def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
-    """Forward, cross-entropy of the mean logits, backward, SGD with momentum; returns the loss."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-
-    def step() -> Tensor:
-        optimizer.zero_grad()
-        loss = cross_entropy(model(images).mean(0), labels)
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return step
-
-
 def build_vgg_step(density: float) -> dict[str, Party | None]:
     images = torch.randn(32, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (32,))
-    model = sca.models.build("vgg16", num_classes=10, in_channels=3, time_steps=4, neuron="lif")
-    twin = peers.spikingjelly_vgg(model)
+    model = sca.models.build("vgg16", num_classes=10, in_channels=3, time_steps=4, detach_reset=True)
+    twin = peers.spikingjelly_vgg(model, detach_reset=True)
     if twin is not None:
         # Rounding flips a few spikes per layer and batch norm passes that on; the first loss tells a wrong layer apart.
         losses = [cross_entropy(net(images).mean(0), labels).item() for net in (model, twin)]
@@ -223,7 +210,11 @@ def build_vgg_step(density: float) -> dict[str, Party | None]:
     if density < 1:
         for group in groups_of(model):
             group.set_active(torch.randperm(group.num_channels)[: round(density * group.num_channels)])
-    return {OURS: training_step(model, images, labels), SPIKINGJELLY: twin and training_step(twin, images, labels)}
+
+    def step(net: nn.Module | None) -> Party | None:
+        return net and partial(training.training_step, net, images, labels, training.sgd(net))
+
+    return {OURS: step(model), SPIKINGJELLY: step(twin)}
 
 
 def build_saved_bytes() -> dict[str, Party | None]:
@@ -261,6 +252,11 @@ def build_import() -> dict[str, Party | None]:
 def returned(party: Party) -> float:
     """The sample of a party that measures itself."""
     return party()
+
+
+def build_epochs(density: float) -> dict[str, Party | None]:
+    run = training.cifar10(density)
+    return {OURS: run, SPIKINGJELLY: training.spikingjelly_epoch if run and peers.installed("spikingjelly") else None}
 
 
 LAYOUTS = [{"layout": layout} for layout in ("contiguous", "channels_last")]
@@ -328,6 +324,28 @@ CASES = {
             returned,
             rounds=15,
             warmup=1,
+        ),
+        Case(
+            "E1",
+            "an epoch of VGG-16 on 5,000 CIFAR-10 images, T = 4, batch 32, float32: median of three by `sca train`",
+            "s",
+            [{"density": density} for density in STEP_BARS],
+            build_epochs,
+            lambda density: [Bar(SPIKINGJELLY, at_least=STEP_BARS[density])],
+            returned,
+            rounds=1,
+            warmup=0,
+        ),
+        Case(
+            "E2",
+            "`sca train` with its defaults, from start to table",
+            "s",
+            [{"seed": seed} for seed in range(3)],
+            lambda seed: {OURS: training.digits(seed)},
+            lambda seed: [],
+            returned,
+            rounds=1,
+            warmup=0,
         ),
     )
 }

@@ -16,6 +16,7 @@ FIGURES = pytest.StashKey[dict]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cases", help="ids of the cases to measure, separated by commas; all when left out")
     parser.addoption("--rounds", type=int, help="rounds per figure, instead of the case's own")
     parser.addoption("--store", type=Path, help="folder for the result files; without it, none are written")
     parser.addoption(
@@ -30,6 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # For all parties alike, and before anything large is allocated; it holds for the rest of the process.
     if config.getoption("allocator") == "reused":
         sca_kernels.reuse_host_memory()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("cases"):
+        wanted = config.getoption("cases").split(",")
+        items[:] = [item for item in items if item.callspec.params["case"].id in wanted]
 
 
 @pytest.fixture

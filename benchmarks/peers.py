@@ -50,13 +50,13 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, dynamic=False)
 
 
-def spikingjelly_lif(detach_reset: bool = False) -> Callable[[Tensor], Tensor] | None:
+def spikingjelly_lif() -> Callable[[Tensor], Tensor] | None:
     """SpikingJelly's multi-step LIF, its state cleared before each call; on a CPU its only backend is torch."""
     if not installed("spikingjelly"):
         return None
     from spikingjelly.activation_based import functional, neuron, surrogate
 
-    node = neuron.LIFNode(tau=2.0, detach_reset=detach_reset, surrogate_function=surrogate.ATan(ALPHA), step_mode="m")
+    node = neuron.LIFNode(tau=2.0, surrogate_function=surrogate.ATan(ALPHA), step_mode="m")
 
     def run(x: Tensor) -> Tensor:
         functional.reset_net(node)
@@ -86,7 +86,7 @@ def snntorch_lif() -> Callable[[Tensor], Tensor] | None:
     return run
 
 
-def spikingjelly_vgg(model: nn.Module) -> nn.Module | None:
+def spikingjelly_vgg(model: nn.Module, detach_reset: bool) -> nn.Module | None:
     """The twin of one of our VGGs: the same layers and parameter values, made of SpikingJelly's multi-step modules.
 
     Like ours, it computes the first convolution and its batch norm once, presents the result T times, and runs in
@@ -97,8 +97,8 @@ def spikingjelly_vgg(model: nn.Module) -> nn.Module | None:
     from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
     def lif() -> nn.Module:
-        detach = model.features[0].neuron.detach_reset
-        return neuron.LIFNode(tau=2.0, detach_reset=detach, surrogate_function=surrogate.ATan(ALPHA), step_mode="m")
+        surrogate_function = surrogate.ATan(ALPHA)
+        return neuron.LIFNode(tau=2.0, detach_reset=detach_reset, surrogate_function=surrogate_function, step_mode="m")
 
     class Twin(nn.Module):
         def __init__(self) -> None:

@@ -110,6 +110,8 @@ def rows(result: dict[str, Any]) -> Iterator[Row]:
     """The table's lines for one result: one per bar, and one per party that has none."""
     for figure in result["figures"]:
         (_, ours), *peers = figure["parties"].items()
+        if not peers:
+            yield Row(result["case"], figure["shape"], _text(ours, result["unit"]), "", "", "", "")
         for name, time in peers:
             bar = figure["bars"].get(name, {})
             ratio = figure["ratios"].get(name)

@@ -31,7 +31,7 @@ def measure(ids: list[str], allocator: str, folder: Path, rounds: int | None) ->
         "--benchmark-enable",
         f"--allocator={allocator}",
     ]
-    command += ["--benchmark-columns=median,iqr,rounds", "-k", " or ".join(ids), f"--store={folder}"]
+    command += ["--benchmark-columns=median,iqr,rounds", f"--cases={','.join(ids)}", f"--store={folder}"]
     command += [f"--command-line=python -m benchmarks.run {' '.join(ids)}"]
     command += [f"--rounds={rounds}"] if rounds else []
     return subprocess.run(command, cwd=ROOT, check=False).returncode

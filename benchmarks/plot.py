@@ -1,0 +1,49 @@
+"""`python -m benchmarks.plot [out.png]`: every stored ratio as a share of its bar; beyond 1 the bar is reached."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from . import results
+
+
+def shares() -> list[tuple[str, float, float, float]]:
+    """Label, and median, p20, p80 of ratio / bar (bar / ratio where the bar is an upper bound), for every figure with a bar."""
+    found = []
+    for result in results.stored():
+        for figure in result["figures"]:
+            for peer, bar in figure["bars"].items():
+                if peer not in figure["ratios"]:
+                    continue
+                limit = float(re.search(r"[\d.]+", bar["text"])[0])
+                ratio = figure["ratios"][peer]
+                share = [ratio[key] / limit for key in ("median", "p20", "p80")]
+                if bar["text"].startswith("<="):
+                    share = [1 / value for value in share]
+                variant = ", ".join(str(value) for value in figure["variant"].values())
+                found.append((f"{result['case']} {variant} / {peer}".replace("  ", " "), share[0], *sorted(share[1:])))
+    return found
+
+
+def plot(path: Path) -> None:
+    """Write the picture."""
+    rows = shares()[::-1]
+    figure = Figure(figsize=(9, 1 + 0.28 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for at, (_, median, low, high) in enumerate(rows):
+        axes.barh(at, median, color="tab:green" if median >= 1 else "tab:red", alpha=0.7)
+        axes.plot([low, high], [at, at], color="black", linewidth=1)
+    axes.axvline(1, color="black", linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlabel("speed-up / bar (median; line: p20 to p80)")
+    axes.margins(y=0.01)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    plot(Path(sys.argv[1] if len(sys.argv) > 1 else results.FOLDER / "bars.png"))

@@ -1,0 +1,96 @@
+"""Whole runs of `sca train`, and SpikingJelly's epoch to compare with."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import sca
+
+from . import peers
+
+CIFAR10 = os.environ.get("SCA_KERNELS_CIFAR10_DIR")
+BATCH = 32
+
+
+def training_step(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, optimizer: torch.optim.Optimizer
+) -> None:
+    """Forward, cross-entropy of the mean logits, backward, optimizer step."""
+    optimizer.zero_grad()
+    cross_entropy(model(images).mean(0), labels).backward()
+    optimizer.step()
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of all training benchmarks, in torch's fastest form."""
+    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
+
+
+class Run:
+    """A party: one run of `sca train`, whose sample is its median epoch, or its whole duration.
+
+    Attributes:
+        details: what the run reached: its log's lines and its summary; set by the call.
+    """
+
+    def __init__(self, *arguments: str, whole: bool = False) -> None:
+        self.arguments, self.whole = arguments, whole
+        self.details: dict[str, Any] = {}
+
+    def __call__(self) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [Path(sys.executable).with_name("sca"), "train", *self.arguments, "--out", folder]
+            start = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            seconds = time.perf_counter() - start
+            rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+            summary = json.loads((Path(folder) / "summary.json").read_text())
+        kept = ("epoch", "test_accuracy", "density", "connectivity", "samples_per_second", "seconds")
+        self.details = {
+            "arguments": [argument for argument in self.arguments if argument != CIFAR10],
+            "epochs": [{key: row[key] for key in kept} for row in rows],
+            "summary": summary,
+        }
+        ends = [0.0, *(row["seconds"] for row in rows)]
+        return seconds if self.whole else statistics.median(b - a for a, b in itertools.pairwise(ends))
+
+
+def digits(seed: int) -> Run:
+    """`sca train` as a new user runs it."""
+    return Run("--seed", str(seed), whole=True)
+
+
+def cifar10(density: float) -> Run | None:
+    """Three epochs of VGG-16 on real images, at one density from the second step on; None where there are no images."""
+    if CIFAR10 is None:
+        return None
+    constant = ("--schedule", "constant", "--prune-start", "0", "--allocation", "layer", "--density", str(density))
+    network = ("--model", "vgg16", "--epochs", "3", "--batch-size", str(BATCH), "--reference", "none")
+    return Run("--data", "cifar10", "--data-dir", CIFAR10, *network, *(constant if density < 1 else ("--density", "1")))
+
+
+@functools.cache
+def spikingjelly_epoch() -> float:
+    """Seconds of SpikingJelly's twin for one epoch on the same images; measured once."""
+    data = sca.data.load("cifar10", CIFAR10)
+    model = sca.models.build("vgg16", num_classes=10, in_channels=3, time_steps=4, detach_reset=True)
+    twin = peers.spikingjelly_vgg(model, detach_reset=True)
+    optimizer = sgd(twin)
+    start = time.perf_counter()
+    for images, labels in data.train_batches(BATCH, seed=0, epoch=0):
+        training_step(twin, images, labels, optimizer)
+    return time.perf_counter() - start
