@@ -12,7 +12,7 @@ from . import results
 
 
 def shares() -> list[tuple[str, float, float, float]]:
-    """Label, and median, p20, p80 of ratio / bar (bar / ratio where the bar is an upper bound), for every figure with a bar."""
+    """Label, and median, p20, p80 of ratio / bar (bar / ratio under an upper bound), for every figure with a bar."""
     found = []
     for result in results.stored():
         for figure in result["figures"]:
