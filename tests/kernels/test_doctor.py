@@ -1,0 +1,69 @@
+"""What `sca doctor` stands on: a report that runs every backend, and process-wide memory reuse."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sca_kernels import doctor
+from sca_kernels.backends import registry
+from sca_kernels.backends.reference import ReferenceBackend
+
+
+def test_report_names_every_backend_and_gives_a_fix_for_what_is_off():
+    rows = {row.name: row for row in doctor.report()}
+    assert set(registry()) <= set(rows)
+    assert rows["reference"].on
+    for row in rows.values():
+        assert row.detail
+        assert row.on or row.fix, row
+
+
+def test_report_leaves_the_random_state_alone():
+    before = torch.get_rng_state()
+    doctor.report()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("wrong", ["spikes", "gradients"])
+def test_self_test_finds_a_backend_that_computes_wrongly(monkeypatch, wrong):
+    if wrong == "spikes":
+        original = ReferenceBackend.batch_norm_forward
+
+        def tampered(self, x, *rest):
+            out, mean, var = original(self, x, *rest)
+            return out._replace(spike_count=out.spike_count + (x.dtype == torch.float32)), mean, var
+
+        monkeypatch.setattr(ReferenceBackend, "batch_norm_forward", tampered)
+    else:
+        original = ReferenceBackend.batch_norm_backward
+
+        def tampered(self, grad_spikes, grad_v, x, *rest):
+            g = original(self, grad_spikes, grad_v, x, *rest)
+            return g._replace(x=g.x * 1.001) if x.dtype == torch.float32 else g
+
+        monkeypatch.setattr(ReferenceBackend, "batch_norm_backward", tampered)
+    row = next(row for row in doctor.report() if row.name == "reference")
+    assert not row.on
+    assert "self-test failed" in row.detail
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_reused_memory_is_not_paged_in_again():
+    """64 MiB tensors freed and allocated again: page faults stay few once memory is kept."""
+    script = """
+import resource, torch, sca_kernels
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def use():
+    before = faults()
+    for _ in range(5):
+        torch.ones(16 * 2**20)
+    return before, faults()
+assert not sca_kernels.memory.is_reusing_host_memory()
+assert sca_kernels.reuse_host_memory()
+use()
+before, after = use()
+assert after - before < 1000, after - before
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
