@@ -8,17 +8,16 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from sca_kernels.version import __version__
-
 # public name -> module that defines it
 _EXPORTS = {
+    "__version__": "sca_kernels.version",
     "SCAScheduler": "sca.pruning",
     "compact": "sca.pruning",
     "report_cost": "sca.report",
 }
 _MODULES = ("data", "models", "pruning", "report", "training")
 
-__all__ = ["__version__", *_EXPORTS, *_MODULES]
+__all__ = [*_EXPORTS, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

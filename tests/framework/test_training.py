@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -35,6 +36,15 @@ TINY = {
     "min_channels": 2,
     "reference": None,
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from threads, and lose a lot where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Watch:
@@ -458,7 +468,12 @@ def test_run_killed_at_any_moment_and_resumed_equals_the_uninterrupted_run(tmp_p
     path = tmp_path / "run"
     script = KILLED.format(config=tiny().to_dict(), path=str(path))
     for steps in (6, 5):
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         for _ in range(steps):
             assert process.stdout.readline() == "step\n"
         process.send_signal(signal.SIGKILL)

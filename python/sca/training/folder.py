@@ -50,16 +50,17 @@ class RunFolder:
         except OSError as error:
             raise ValueError(f"out: expected a folder to write to, got {path} ({error.strerror})") from error
         try:
-            self._claim(mode)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise ValueError(f"out: another run is writing to {self.path}") from error
+        try:
+            self._prepare(mode)
         except BaseException:
             self.close()
             raise
 
-    def _claim(self, mode: str) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"out: another run is writing to {self.path}") from error
+    def _prepare(self, mode: str) -> None:
         files = (self.config, self.checkpoint, self.previous, self.log, self.model, self.summary, self.plot)
         held = [file.name for file in files if file.exists()]
         if mode == "new" and held:
@@ -79,7 +80,10 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Let others have the folder."""
+        """Let others have the folder; remove it if nothing was written to it."""
+        if [file.name for file in self.path.iterdir()] == [".lock"]:
+            (self.path / ".lock").unlink()
+            self.path.rmdir()
         self._lock.close()
 
     def write_config(self, config: TrainConfig) -> None:

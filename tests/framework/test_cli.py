@@ -1,0 +1,168 @@
+"""sca: every command through its entry point, one real process, and errors in one line without a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sca.cli import app
+
+TINY = [
+    *("--model", "vgg5", "--width", "0.125", "--time-steps", "2", "--epochs", "2", "--batch-size", "32"),
+    *("--limit-train", "96", "--limit-test", "64", "--reference", "none"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from threads, and lose a lot where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def sca(*arguments: object):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def plain(text: str) -> str:
+    """Without styles and line breaks."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, and what the command printed."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    result = sca("train", *TINY, "--out", folder)
+    assert result.exit_code == 0, result.output
+    return folder, plain(result.output)
+
+
+def test_train_prints_one_line_per_epoch_and_one_table(finished):
+    folder, output = finished
+    assert len(re.findall(r"epoch +\d/2 +loss \d", output)) == 2
+    for figure in ("train", "test", "density", "firing", "samples/s"):
+        assert re.search(rf"epoch 2/2 .*{figure}", output)
+    for row in ("test accuracy", "parameters", "connectivity", "SynOps", "energy", "training", "inference"):
+        assert row in output
+    assert "not measured" in output  # the dense network's accuracy, without a dense run
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    assert (folder / "curves.png").exists()
+
+
+def test_eval_and_report_read_a_finished_run(finished):
+    folder, _ = finished
+    accuracy = json.loads((folder / "summary.json").read_text())["compacted"]["accuracy"]
+    assert f"test accuracy {100 * accuracy:.2f} % of 64 images" in plain(sca("eval", folder).output)
+    report = plain(sca("report", folder).output)
+    for word in ("Conn", "MACs", "Energy"):
+        assert word in report
+
+
+def test_train_refuses_a_folder_that_holds_a_run_until_told(finished):
+    folder, _ = finished
+    result = sca("train", *TINY, "--out", folder)
+    assert result.exit_code == 2
+    assert "already holds a run" in plain(result.output)
+    assert sca("train", "--resume", "--out", folder).exit_code == 0
+    changed = sca("train", "--resume", "--out", folder, "--lr", "0.3")
+    assert changed.exit_code == 2
+    assert "lr: the run in" in plain(changed.output)
+
+
+def test_doctor_lists_the_backends():
+    output = plain(sca("doctor").output)
+    assert "reference" in output
+    assert "cpu" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "mnist"], "data: expected one of cifar10, cifar100, digits, got 'mnist'"),
+        (["--model", "vgg7"], "model: expected one of vgg5"),
+        (["--density", "0"], "density: expected a share in (0, 1], got 0.0"),
+        (["--density", "1.5"], "density"),
+        (["--criterion", "luck"], "criterion: expected one of"),
+        (["--allocation", "fair"], "allocation: expected one of"),
+        (["--neuron", "relu"], "neuron: expected one of if, lif, plif"),
+        (["--preset", "slow"], "preset: expected one of fast, paper, digits"),
+        (["--epochs", "0"], "epochs: expected at least 1, got 0"),
+        (["--data", "cifar10", "--data-dir", "nowhere"], "data_dir: expected the files of cifar10"),
+        (["--data-dir", "nowhere"], "data_dir: digits ship with scikit-learn"),
+        (["--reference", "nowhere"], "reference: expected the folder of a dense run"),
+        (["--resume"], "resume: expected --out"),
+        (["--device", "warp"], "device"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_train_reports_bad_input_in_one_line_before_work_starts(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    result = sca("train", *TINY[:-2], *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in plain(result.output)
+    assert "Traceback" not in result.output
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_train_reports_an_unwritable_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    result = sca("train", *TINY, "--out", tmp_path / "file" / "run")
+    assert result.exit_code == 2
+    assert "out: expected a folder to write to" in plain(result.output)
+
+
+def test_eval_reports_a_damaged_model_by_name(finished, tmp_path):
+    folder, _ = finished
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "config.json").write_text((folder / "config.json").read_text())
+    (copy / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-5])
+    result = sca("eval", copy)
+    assert result.exit_code == 2
+    assert "model.safetensors" in plain(result.output)
+    assert sca("eval", tmp_path).exit_code == 2
+
+
+def test_help_imports_no_torch():
+    script = """
+import sys
+from sca.cli import app
+app(["train", "--help"], standalone_mode=False)
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_train_interrupted_as_a_process_writes_its_checkpoint_and_resumes(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", "from sca.cli import main; main()", "train"]
+    long = [*TINY, "--epochs", "2000", "--out", str(folder)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, *long], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+    for line in process.stdout:
+        if "epoch" in line and "loss" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait() == 130, rest
+    assert "interrupted; go on with: sca train --resume --out" in plain(rest)
+    assert "Traceback" not in rest
+    assert (folder / "checkpoint.safetensors").exists()
+    assert "test accuracy" in plain(sca("eval", folder).output)
