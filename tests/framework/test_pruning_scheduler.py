@@ -243,6 +243,18 @@ def test_probe_leaves_no_trace() -> None:
     assert scheduler.state_dict()["gradients"]["norm1"].any()
 
 
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_probe_leaves_the_state_of_stateful_neurons(ran_before: bool) -> None:
+    model = nn.Sequential(cut(ConvNet(stateful=True)))
+    if ran_before:
+        loss_of(model)
+    states = [model[0].norm1.v, model[0].norm2.v]
+    model, _, scheduler = make(model)
+    scheduler.probe(lambda: loss_of(model))
+    assert model[0].norm1.v is states[0]
+    assert model[0].norm2.v is states[1]
+
+
 def test_probe_trains_on_exactly_as_without_it() -> None:
     results = []
     for probes in range(3):
@@ -388,7 +400,7 @@ def test_regrown_channels_drawn_afresh_are_like_the_others_and_those_stay() -> N
     torch.testing.assert_close(model.norm1.weight[4:], model.norm1.weight[[0, 2, 3]].mean().expand(60))
 
 
-# --- two shortcuts that do not work (method.md section 6)
+# --- two shortcuts that do not work
 
 
 def test_shortcut_zeroing_a_channel_and_waiting_for_its_gradient_never_regrows_it() -> None:

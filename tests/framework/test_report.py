@@ -1,4 +1,4 @@
-"""report_cost(): exact counts against sums made by hand (method.md section 9)."""
+"""report_cost(): exact counts against sums made by hand."""
 
 from __future__ import annotations
 

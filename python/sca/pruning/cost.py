@@ -1,6 +1,4 @@
-"""What channels cost: connections, or synaptic operations, as a sum over layers of (active inputs x their rates) x
-active outputs.
-"""
+"""What channels cost, in connections or in synaptic operations: sums over layers of rates of inputs x outputs."""
 
 from __future__ import annotations
 
@@ -59,9 +57,7 @@ class LayerCost:
 
 
 def channel_costs(layers: Iterable[LayerCost], masks: Masks) -> dict[str, Tensor]:
-    """What each channel of each group costs beside the active ones: its filters, and what reads it; float64 [C] by
-    group.
-    """
+    """What each channel costs beside the active ones, its filters and what reads it: float64 [C] by group."""
     costs = {name: torch.zeros(mask.numel(), dtype=torch.float64) for name, mask in masks.items()}
     for layer in layers:
         if layer.sink is not None and not layer.depthwise:
@@ -72,7 +68,7 @@ def channel_costs(layers: Iterable[LayerCost], masks: Masks) -> dict[str, Tensor
 
 
 def connections(model: nn.Module, groups: Mapping[str, Members]) -> list[LayerCost]:
-    """Weights of each layer: the cost whose share of the total is the connectivity (method.md section 1)."""
+    """Weights of each layer: the cost whose share of the total is the connectivity."""
     return [
         _layer_cost(layer, groups, torch.ones(input_channels(layer), dtype=torch.float64), 1)
         for layer in weight_layers(model).values()
@@ -85,8 +81,7 @@ def total(layers: Iterable[LayerCost], masks: Masks) -> float:
 
 
 class RateRecorder:
-    """What synaptic operations cost: counts the inputs of each layer in the training passes between :meth:`start` and
-    :meth:`stop`.
+    """Counts the inputs of each layer, which decide on SynOps, in the training passes between start() and stop().
 
     Attributes:
         counts: int64 [2 + input channels] by layer: output positions, positions per input channel, nonzero inputs of
@@ -130,31 +125,36 @@ class RateRecorder:
         counts = torch.cat([nonzero.new_tensor([output_positions(layer, output), positions]), nonzero])
         self.counts[name] = self.counts[name] + counts if name in self.counts else counts
 
-    def take(self, counts: Mapping[str, Tensor], masks: Masks) -> list[LayerCost]:
-        """Update the rates with ``counts`` (this recorder's, under "<layer>.inputs", summed over all ranks), forget
-        the own ones, and return the SynOps of the passes that were counted."""
+    def take(self, counts: Mapping[str, Tensor]) -> list[LayerCost]:
+        """SynOps of the passes that were counted, as a cost by layer; updates the rates and forgets the counts.
+
+        Args:
+            counts: this recorder's, summed over all ranks, CPU.
+
+        Raises:
+            RuntimeError: a layer was not run.
+        """
         self.counts = {}
-        costs = []
         for name, layer in self.layers.items():
-            if f"{name}.inputs" not in counts:
+            if name not in counts:
                 raise RuntimeError(
-                    f"layer {name!r} was not run in training mode before the update; its SynOps are unknown"
+                    f"layer {name!r}: no input was counted, so its SynOps are unknown; "
+                    "run the model in training mode before scheduler.step()"
                 )
-            counted = counts[f"{name}.inputs"]
-            outputs, positions = counted[:2].tolist()
-            rates = counted[2:].double() / positions
+            rates = counts[name][2:].double() / counts[name][1]
             group = carried(layer, "in_group")
             if group is not None and name in self.rates:
-                source = next(n for n, members in self.groups.items() if members.group is group)
-                rates = torch.where(masks[source], rates, self.rates[name])
+                rates = torch.where(group.mask(), rates, self.rates[name])
             self.rates[name] = rates
-            costs.append(_layer_cost(layer, self.groups, rates, outputs))
         if not self.dense_rates:
             self.dense_rates = dict(self.rates)
-        return costs
+        return [
+            _layer_cost(layer, self.groups, self.rates[name], int(counts[name][0]))
+            for name, layer in self.layers.items()
+        ]
 
     def dense(self, costs: Iterable[LayerCost]) -> float:
-        """SynOps that the dense network, at the rates it had, would need for the passes that ``costs`` describes."""
+        """SynOps of the dense network, at the rates it had, in the passes that ``costs`` (of all layers) describes."""
         return sum(
             cost.unit * float(rates.sum()) * cost.outputs
             for cost, rates in zip(costs, (self.dense_rates[name] for name in self.layers), strict=True)
@@ -180,9 +180,7 @@ def output_positions(layer: nn.Module, output: Tensor) -> int:
 
 
 def nonzero_inputs(layer: nn.Module, x: Tensor) -> tuple[Tensor, int, bool]:
-    """Exact counts of what a layer reads: nonzero values of each active input channel (int64), values per channel,
-    all values 0 or 1.
-    """
+    """What a layer reads: nonzero values of each active input channel, values per channel, whether all are 0 or 1."""
     dim = channel_dim(layer)
     group = carried(layer, "in_group")
     block = 1
@@ -199,6 +197,7 @@ def nonzero_inputs(layer: nn.Module, x: Tensor) -> tuple[Tensor, int, bool]:
 
 
 def channel_dim(layer: nn.Module) -> int:
+    """Dimension of a layer's input and output that lists channels or features, counted from the end."""
     return -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
 
 

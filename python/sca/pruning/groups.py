@@ -1,9 +1,7 @@
-"""Where the channels of a group occur in a model: layers, parameters, buffers; found by walking the modules'
-attributes.
+"""Where the channels of a group occur in a model: in which layers, parameters and buffers, along which dimension.
 
-Modules say what they carry: ``in_group`` and ``out_group`` on convolutions and linear layers, ``group`` on neurons
-    and batch-norm
-neurons (see :mod:`sca_kernels.nn`). Nothing is traced and nothing is paired by order.
+Modules say what they carry: ``in_group`` and ``out_group`` on convolutions and linear layers, ``group`` on neurons and
+batch-norm neurons (see :mod:`sca_kernels.nn`). Nothing is traced and nothing is paired by order.
 """
 
 from __future__ import annotations
@@ -82,8 +80,7 @@ def find_groups(model: nn.Module) -> dict[str, Members]:
 
 
 def channel_axes(module: nn.Module) -> dict[str, tuple[Axis, ...]]:
-    """Which dimensions of a module's own parameters and buffers list the channels of a group; tensors without any are
-    left out.
+    """Which dimensions of a module's own parameters and buffers list the channels of a group; others are left out.
 
     A convolution's weight [C_out, C_in, kh, kw] has an axis for each of its groups (a depthwise one [C, 1, kh, kw]
     only the first), a linear layer's [C_out, C_in * block] likewise; everything of size [C, ...] in a module with a

@@ -1,5 +1,4 @@
-"""Optimizer steps that see active channels alone (method: dormant ones stay bit-identical, weight decay and momentum
-included).
+"""Optimizer steps that see active channels alone: dormant ones stay bit-identical, state and weight decay included.
 
 Restoring dormant entries after a full step would do for element-wise optimizers, at the price of the full step; an
 optimizer that mixes entries (Muon orthogonalises whole matrices) would still see them. So the step runs on compact
@@ -52,6 +51,7 @@ class ActiveOptimizer:
             raise ValueError("optimizer: a scheduler is attached to it already; call its detach() first")
         self.optimizer = optimizer
         self.axes = dict(axes)
+        self._blocks: dict[nn.Parameter, _Block] = {}
         step = optimizer.step
 
         @functools.wraps(step)
@@ -69,16 +69,13 @@ class ActiveOptimizer:
         optimizer.step = types.MethodType(active_step, optimizer)
 
     def detach(self) -> None:
-        """Let the optimizer work on full tensors again (the wrapper stays, others may have wrapped it, and passes
-        every call on).
-        """
+        """Let steps work on full tensors again. The wrapper stays, for others may have wrapped it, and does nothing."""
         self.axes = {}
+        self._blocks = {}
 
     @torch.no_grad()
     def clear(self, channels: Mapping[ChannelGroup, Tensor]) -> None:
-        """Zero the optimizer state of these channels (int64, CPU), both as outputs of one layer and as inputs of the
-        next.
-        """
+        """Zero the state of these channels (int64, CPU), as outputs of one layer and as inputs of the next."""
         for p, state in self.optimizer.state.items():
             for axis in self.axes.get(p, ()):
                 if axis.group in channels:
@@ -102,30 +99,89 @@ class ActiveOptimizer:
         try:
             for p in self._sparse():
                 if p.grad is not None:
-                    swapped.append(_Swap(p, self.optimizer.state.get(p, {}), self.axes[p]))
+                    swapped.append(_Swap(p, self.optimizer.state.get(p, {}), self._block(p)))
                     swapped[-1].shrink()
             yield
         finally:
             for swap in swapped:
                 swap.restore(self.optimizer.state.get(swap.p, {}))
 
+    def _block(self, p: nn.Parameter) -> _Block:
+        """The active block of a parameter, kept until the structure changes."""
+        versions = tuple(axis.group.version for axis in self.axes[p])
+        known = self._blocks.get(p)
+        if known is None or known.versions != versions:
+            known = self._blocks[p] = _Block(p, self.axes[p], versions)
+        return known
+
+
+class _Block:
+    """Reads and writes the active entries of a parameter and of tensors that are laid out like it.
+
+    Positions are those in memory order, one int64 for each active entry: measured on 2.4 M weights, reading and writing
+    through one flat index takes less than half the time of indexing rows and columns.
+    """
+
+    def __init__(self, p: nn.Parameter, axes: tuple[Axis, ...], versions: tuple[int, ...]) -> None:
+        self.axes, self.versions, self.shape = axes, versions, p.shape
+        self.compact = torch.Size(
+            next((axis.group.num_active * axis.block for axis in axes if axis.dim == dim), size)
+            for dim, size in enumerate(p.shape)
+        )
+        self._positions: dict[tuple[torch.Size, tuple[int, ...]], Tensor] = {}
+
+    def lists_channels(self, value: Any, shape: torch.Size) -> bool:
+        """Whether ``value`` is laid out like a tensor of ``shape`` (the full or the compact one) along any axis."""
+        return any(_spans(value, shape, axis) for axis in self.axes)
+
+    def zeros(self, block: Tensor, like: Tensor) -> Tensor:
+        """Full-size zeros for what an optimizer created as ``block``; laid out as ``like`` where it has its shape."""
+        if block.shape == self.compact:
+            return torch.zeros_like(like, dtype=block.dtype)
+        sizes = zip(self.shape, self.compact, block.shape, strict=True)
+        return block.new_zeros([full if size == compact else size for full, compact, size in sizes])
+
+    def read(self, full: Tensor) -> Tensor:
+        """A new tensor with the active entries, in the layout of ``full``."""
+        order = _memory_order(full)
+        entries = full.permute(order).reshape(-1).index_select(0, self._index(full, order))
+        sizes = [self.compact[dim] if full.shape[dim] == self.shape[dim] else full.shape[dim] for dim in order]
+        return entries.view(sizes).permute([order.index(dim) for dim in range(full.dim())])
+
+    def write(self, full: Tensor, block: Tensor) -> None:
+        """Put the active entries back into ``full`` (dense), in place."""
+        order = _memory_order(full)
+        full.permute(order).view(-1).scatter_(0, self._index(full, order), block.permute(order).reshape(-1))
+
+    def _index(self, full: Tensor, order: tuple[int, ...]) -> Tensor:
+        key = (full.shape, order)
+        if key not in self._positions:
+            positions = torch.zeros(1, dtype=torch.int64, device=full.device)
+            for dim in order:
+                along = torch.arange(full.shape[dim], device=full.device)
+                for axis in self.axes:
+                    if axis.dim == dim and _spans(full, self.shape, axis):
+                        along = axis.entries(axis.group.active.to(full.device))
+                positions = (positions[:, None] * full.shape[dim] + along).flatten()
+            self._positions[key] = positions
+        return self._positions[key]
+
 
 class _Swap:
     """One parameter's full tensors, put aside while the optimizer sees their active blocks."""
 
-    def __init__(self, p: nn.Parameter, state: dict[str, Any], axes: tuple[Axis, ...]) -> None:
-        self.p, self.axes = p, axes
+    def __init__(self, p: nn.Parameter, state: dict[str, Any], block: _Block) -> None:
+        self.p, self.block, self.live = p, block, state
         self.data, self.grad = p.data, p.grad
-        self.state = {key: value for key, value in state.items() if any(_spans(value, p.shape, axis) for axis in axes)}
-        self.live = state
+        self.state = {key: value for key, value in state.items() if block.lists_channels(value, p.shape)}
 
     def shrink(self) -> None:
         # A gradient must have its parameter's shape, so the parameter changes between two gradients.
         self.p.grad = None
-        self.p.data = self.data[self._index(self.data)]
-        self.p.grad = self.grad[self._index(self.grad)]
+        self.p.data = self.block.read(self.data)
+        self.p.grad = self.block.read(self.grad)
         for key, value in self.state.items():
-            self.live[key] = value[self._index(value)]
+            self.live[key] = self.block.read(value)
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
@@ -134,46 +190,23 @@ class _Swap:
         self.p.data = self.data
         self.p.grad = self.grad
         if compact is not self.data:
-            self.p[self._index(self.p)] = compact  # through p: autograd must see the change
+            self.block.write(self.p, compact)  # through p: autograd must see the change
         for key, value in state.items():
             full = self.state.get(key)
-            if full is None and any(_spans(value, compact.shape, axis) for axis in self.axes):
-                full = self._zeros_like(value, compact.shape)
+            if full is None and self.block.lists_channels(value, self.block.compact):  # created by this step
+                full = self.block.zeros(value, self.data)
             if full is not None and value is not full:
-                full[self._index(full)] = value
+                self.block.write(full, value)
                 state[key] = full
 
-    def _zeros_like(self, block: Tensor, compact: torch.Size) -> Tensor:
-        """Full-size zeros for state that the step created as ``block``, in the layout of the parameter where it has
-        its shape.
-        """
-        if block.shape == compact:
-            return torch.zeros_like(self.data, dtype=block.dtype)
-        sizes = [
-            size if kept == small else kept
-            for size, small, kept in zip(self.data.shape, compact, block.shape, strict=True)
-        ]
-        return block.new_zeros(sizes)
 
-    def _index(self, tensor: Tensor) -> tuple[Tensor | slice, ...]:
-        """Index of the active block of a full tensor: one expression to read and to write it."""
-        spanned = {
-            axis.dim: axis for axis in self.axes if _spans(tensor, self.data.shape, axis) and not axis.group.all_active
-        }
-        index: list[Tensor | slice] = []
-        for dim in range(max(spanned, default=-1) + 1):
-            if dim not in spanned:
-                index.append(slice(None))
-                continue
-            entries = spanned[dim].entries(spanned[dim].group.active.to(tensor.device))
-            index.append(entries[:, None] if len(spanned) == 2 and dim == 0 else entries)
-        return tuple(index) or (slice(None),)
+def _memory_order(tensor: Tensor) -> tuple[int, ...]:
+    """Dimensions from the slowest to the fastest."""
+    return tuple(sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim)))
 
 
 def _spans(value: Any, shape: torch.Size, axis: Axis) -> bool:
-    """Whether ``value`` is a tensor laid out like one of ``shape`` that lists the axis' channels (and not 1 in their
-    place).
-    """
+    """Whether ``value`` is a tensor of ``shape``, some sizes replaced by 1, but not that of the axis."""
     return (
         isinstance(value, Tensor)
         and value.dim() == len(shape)

@@ -1,6 +1,4 @@
-"""A pass through a model that leaves no trace, and sums over ranks: the two ways in which a scheduler reaches beyond
-its own state.
-"""
+"""How a scheduler reaches beyond its own state: passes through a model that leave no trace, and sums over ranks."""
 
 from __future__ import annotations
 
@@ -15,27 +13,22 @@ __all__ = ["sum_over_ranks", "untouched"]
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back, at exit, what forward passes change: buffers, activity sums, neuron states, and the random state of
-    torch.
+    """Put back, at exit, what forward passes change: buffers, activity sums, neuron states, torch's random state.
 
     Within, no activity is recorded and stateful neurons start afresh.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    attributes = [
-        (module, name, getattr(module, name))
-        for module in model.modules()
-        for name in ("activity", "v")
-        if getattr(module, name, None) is not None
-    ]
+    neurons = [module for module in model.modules() if {"activity", "stateful", "v"} <= vars(module).keys()]
+    states = [(neuron, neuron.activity, neuron.v) for neuron in neurons]
     gpus = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     try:
-        for module, name, _ in attributes:
-            setattr(module, name, None)
+        for neuron in neurons:
+            neuron.activity = neuron.v = None
         with torch.random.fork_rng(devices=gpus):
             yield
     finally:
-        for module, name, value in attributes:
-            setattr(module, name, value)
+        for neuron, activity, v in states:
+            neuron.activity, neuron.v = activity, v
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

@@ -13,9 +13,7 @@ __all__ = ["REGROW_INITS"]
 
 
 def keep(members: Members, channels: Tensor, generator: Generator) -> None:
-    """What it had when it was cut: weights, batch norm and running statistics are those kept in the full-size
-    tensors.
-    """
+    """What it had when it was cut: weights, batch norm and running statistics, as the full-size tensors kept them."""
 
 
 @torch.no_grad()
@@ -54,7 +52,7 @@ def _reinit(tensor: Tensor, axis: Axis, channels: Tensor, generator: Generator) 
         tensor[entries] = like.mean()
     else:
         shape = [entries.numel() if d == axis.dim else size for d, size in enumerate(tensor.shape)]
-        drawn = torch.randn(shape, generator=generator) * like.std().cpu()
+        drawn = torch.randn(shape, generator=generator) * like.std(correction=0).cpu()
         tensor.index_copy_(axis.dim, entries, drawn.to(tensor))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..registry import lookup
+from .criteria import CRITERIA
 
 __all__ = ["DENSITY_CURVES", "REGROW_CURVES", "Plan"]
 
@@ -68,8 +69,8 @@ class Plan:
             ``stop``; the last of them reaches the final density, and from then on the structure is frozen.
         density: final share of ``target`` that stays, in (0, 1].
         target: what ``density`` is a share of: ``"channels"`` (of all prunable groups), ``"parameters"`` (the weights
-            of all layers that carry a group: the connectivity) or ``"synops"``. The last two take the largest number
-            of channels whose share does not exceed the density.
+            of all convolutions and linear layers: the connectivity) or ``"synops"`` (of the dense network's, as
+            measured at the first update). The last two take the most channels whose share does not exceed the density.
         schedule: density over the updates, one of ``DENSITY_CURVES``. All but ``"constant"`` (the paper) start at 1,
             so that the first update cuts nothing.
         criterion: importance of an active channel, one of ``sca.pruning.criteria.CRITERIA``.
@@ -111,8 +112,6 @@ class Plan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        from .criteria import CRITERIA
-
         for name, low in ("start", 1), ("stop", self.start), ("interval", 1), ("round_to", 1), ("min_channels", 0):
             value = getattr(self, name)
             if name == "min_channels" and value is None:

@@ -77,14 +77,9 @@ class PruneEvent:
 
     def record(self) -> dict[str, Any]:
         """The event as plain numbers and strings, for logs and plots."""
-        record = {
-            key: getattr(self, key) for key in ("step", "density", "share", "wanted", "pruned", "regrown", "probed")
-        }
-        return {
-            **record,
-            "dead": list(self.dead),
-            "active": {name: change.after for name, change in self.groups.items()},
-        }
+        numbers = ("step", "density", "share", "wanted", "pruned", "regrown", "probed")
+        active = {name: change.after for name, change in self.groups.items()}
+        return {**{name: getattr(self, name) for name in numbers}, "dead": list(self.dead), "active": active}
 
 
 class SCAScheduler:
@@ -142,9 +137,8 @@ class SCAScheduler:
                 )
         self._neurons = {name: m for members in self.groups.values() for name, m in members.neurons.items()}
         self._connections = connections(model, self.groups)
-        self._recorder = (
-            RateRecorder(model, self.groups) if "synops" in (self.plan.target, self.plan.allocation) else None
-        )
+        counts_synops = "synops" in (self.plan.target, self.plan.allocation)
+        self._recorder = RateRecorder(model, self.groups) if counts_synops else None
         self._generator = torch.Generator().manual_seed(self.plan.seed)
         self._gradients: dict[str, Tensor] = {}
         self._warned = False
@@ -167,12 +161,11 @@ class SCAScheduler:
         return self._lacks_probe(self.steps + 1)
 
     def probe(self, loss_fn: Callable[[], Tensor]) -> None:
-        """Collect the gradients of dormant channels' batch-norm weights; several probes add up, like parts of one
-        batch.
+        """Collect the gradients of dormant channels' batch-norm weights. Several probes add up, as parts of a batch do.
 
-        Leaves no trace: the parameters' ``grad``, buffers, activity, neuron states and torch's random state stay as
-            they were. The
-        loss is that of the pruned network (method.md section 6).
+        The loss is that of the pruned network: dormant spikes reach the next layer as zeros, and only the gradient
+        passes that gate. Leaves no trace: the parameters' ``grad``, buffers, activity, neuron
+        states and torch's random state stay as they were.
 
         Args:
             loss_fn: runs the model on a batch, in the mode it is in, and returns the scalar loss.
@@ -214,21 +207,13 @@ class SCAScheduler:
         self._prepare()
         if event is not None:
             self.history.append(event.record())
-            logger.info(
-                "step %d: density %.3f, %d channels pruned, %d regrown",
-                event.step,
-                event.density,
-                event.pruned,
-                event.regrown,
-            )
+            logger.info("step %(step)d: density %(density).3f, %(pruned)d pruned, %(regrown)d regrown", event.record())
             if event.dead:
                 logger.warning("step %d: nothing fired since the last update in %s", event.step, ", ".join(event.dead))
         return event
 
     def detach(self) -> None:
-        """Give model and optimizer back: no activity is recorded, and the optimizer works on full tensors, dormant
-        entries included.
-        """
+        """Let go of model and optimizer: no activity is recorded, and steps change dormant entries like all others."""
         self._optimizer.detach()
         for neuron in self._neurons.values():
             neuron.activity = None
@@ -236,9 +221,7 @@ class SCAScheduler:
             self._recorder.stop()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a bit-exact continuation needs beside the states of model and optimizer: tensors, numbers,
-        strings, dicts and lists.
-        """
+        """What a bit-exact continuation needs beside the states of model and optimizer: tensors and plain data."""
         recorder = self._recorder
         return {
             "steps": self.steps,
@@ -294,7 +277,7 @@ class SCAScheduler:
     def _update(self) -> PruneEvent:
         measured = self._measure()
         masks = {name: members.group.mask() for name, members in self.groups.items()}
-        synops = [] if self._recorder is None else self._recorder.take(measured, masks)
+        synops = self._synops(measured)
         candidates = self._candidates(measured, masks, synops)
         wanted = self.plan.density_at(self.steps)
         share = functools.partial(self._share, synops)
@@ -329,9 +312,7 @@ class SCAScheduler:
             REGROW_INITS[self.plan.regrow_init](self._prunable[name], channels, self._generator)
 
     def _measure(self) -> dict[str, Tensor]:
-        """Activity sums, probe gradients and layer counts since the last update, over all ranks; CPU, by module name
-        and kind.
-        """
+        """Activity sums, probe gradients and layer counts since the last update, over all ranks; "<module>.<kind>"."""
         device = next(self.model.parameters()).device
         sums = {}
         for name, neuron in self._neurons.items():
@@ -344,6 +325,12 @@ class SCAScheduler:
         if self._recorder is not None:
             sums.update({f"{name}.inputs": counts for name, counts in self._recorder.counts.items()})
         return sum_over_ranks(sums)
+
+    def _synops(self, measured: Mapping[str, Tensor]) -> list[LayerCost]:
+        """What the passes of this step cost; nothing where no setting asks for it."""
+        if self._recorder is None:
+            return []
+        return self._recorder.take({name: measured[f"{name}.inputs"] for name in self._recorder.counts})
 
     def _candidates(
         self, measured: Mapping[str, Tensor], masks: Mapping[str, Tensor], synops: list[LayerCost]
@@ -363,8 +350,8 @@ class SCAScheduler:
                 **sums,
             )
             score, growth = CRITERIA[self.plan.criterion](context), self._growth(members, measured)
-            for what, values, read in ("scores", score, masks[name]), ("gradients", growth, ~masks[name]):
-                if values is not None and not values[read].isfinite().all():
+            for what, values in ("scores", score[masks[name]]), ("gradients", growth):
+                if values is not None and not values.isfinite().all():
                     raise RuntimeError(f"group {name!r}: {what} are not finite; has the training diverged?")
             if name in price:
                 score, growth = _per(score, price[name]), None if growth is None else _per(growth, price[name])

@@ -44,8 +44,7 @@ def choose(
     regrow_pruned: bool = False,
     round_to: int = 1,
 ) -> list[Tensor]:
-    """Masks of the ``count`` channels that shall be active: the best ``count - regrow`` active ones and the
-    ``regrow`` most promising.
+    """Masks of ``count`` channels: the best ``count - regrow`` active ones, and the ``regrow`` most promising others.
 
     Exactly ``count`` channels over all groups, with these exceptions: the floors ask for more; ``round_to`` rounds
     the groups up; fewer than ``count`` are active and not enough may be regrown. Where fewer than ``regrow`` may be
@@ -82,9 +81,7 @@ def choose(
 
 
 def largest_count(low: int, high: int, share: Callable[[int], float], target: float) -> int:
-    """Largest count in [low, high] whose ``share``, non-decreasing in the count, does not exceed ``target``; else
-    ``low``.
-    """
+    """Largest count in [low, high] whose ``share``, which rises with it, does not exceed ``target``; else ``low``."""
     while low < high:
         middle = (low + high + 1) // 2
         if share(middle) <= target:
@@ -95,9 +92,7 @@ def largest_count(low: int, high: int, share: Callable[[int], float], target: fl
 
 
 def _best(values: Sequence[Tensor], eligible: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Masks of the ``count`` eligible channels of highest value over all groups; of all eligible ones where there are
-    fewer.
-    """
+    """Masks of the ``count`` eligible channels of highest value over all groups (of all, where there are fewer)."""
     mask = torch.cat(list(eligible))
     where = mask.nonzero().flatten()
     order = torch.cat(list(values))[where].argsort(descending=True, stable=True)
@@ -126,9 +121,7 @@ def _by_place(values: Sequence[Tensor], eligible: Sequence[Tensor]) -> list[Tens
 def _rounded_up(
     chosen: Tensor, score: Tensor, active: Tensor, growth: Tensor, promised: Tensor, multiple: int
 ) -> Tensor:
-    """Adds what is missing to a multiple: the best of the active channels that were cut, then the most promising
-    ones.
-    """
+    """Adds what is missing to a multiple: the best of the channels that were cut, then the most promising others."""
     for value, eligible in (score, active), (growth, promised):
         missing = min(-int(chosen.sum()) % multiple, int((~chosen).sum()))
         chosen = chosen | _best([value], [eligible & ~chosen], missing)[0]

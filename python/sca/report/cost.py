@@ -1,4 +1,4 @@
-"""Parameters, connectivity, operations and energy of a network on given data (method.md section 9)."""
+"""Parameters, connectivity, operations and energy of a network on given data."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class CostReport:
 
     @property
     def connectivity(self) -> float:
-        """Active / all weights of the layers (method.md section 1)."""
+        """Active / all weights of the layers: SCA's "Conn."."""
         return sum(layer.active_weights for layer in self.layers) / sum(layer.weights for layer in self.layers)
 
     @property
@@ -104,9 +104,7 @@ class CostReport:
 
     @property
     def dense_macs(self) -> float:
-        """The denominator of :attr:`synops_share`: multiply-accumulates of the unpruned layers, all of them on T time
-        steps.
-        """
+        """Multiply-accumulates per sample of the unpruned layers on T time steps: what SynOps are a share of."""
         return sum(layer.dense_macs for layer in self.layers)
 
     @property
