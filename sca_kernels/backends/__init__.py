@@ -31,6 +31,8 @@ def registry() -> dict[str, Backend]:
 def _default(device_type: str, dtype: torch.dtype) -> Backend:
     device = torch.device(device_type)
     for backend in registry().values():
+        if device_type in backend.only_by_name:
+            continue
         ok, reason = backend.supports(device, dtype)
         if ok:
             return backend

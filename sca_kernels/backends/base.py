@@ -60,6 +60,8 @@ class Backend:
     name: str
     priority: int
     """Backends of a device are tried from the highest priority down."""
+    only_by_name: frozenset[str] = frozenset()
+    """Types of devices that this backend runs on when it is named, but is never the default for."""
     fix: str = ""
     """What turns this backend on where it is off."""
 

@@ -1,0 +1,296 @@
+"""Training batch norm in front of a neuron in Triton (method.md, section 4; twin of
+:mod:`sca_kernels.reference.batch_norm`).
+
+Forward: a pass over x for the statistics, then the neuron behind an affine prelude. Backward: the neuron's adjoint
+twice, first for its sums, then to write the gradient of x. The normalised current is never written to memory.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..neurons import NeuronConfig
+from . import multistep
+from .multistep import Adjoint, Current, Epilogue
+from .tiling import (
+    GEOMETRY,
+    Tiling,
+    channel_block,
+    chunk_of_steps,
+    launch,
+    launch_per_channel,
+    live_at,
+    load_steps,
+    place,
+    put_partial,
+    strided,
+    strides_of,
+    total,
+)
+
+
+@triton.jit(do_not_specialize=GEOMETRY + strides_of("x"))
+def deviations_kernel(
+    x,
+    partials,
+    rows: tl.int64,
+    columns: tl.int64,
+    inner: tl.int64,
+    fold: tl.int64,
+    groups: tl.int64,
+    chunks: tl.int64,
+    tiles: tl.int64,
+    x_t: tl.int64,
+    x_outer: tl.int64,
+    x_inner: tl.int64,
+    x_group: tl.int64,
+    T: tl.constexpr,
+    STEPS: tl.constexpr,
+    LANES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Partial sums of d and d^2, where d is the distance to the channel's first element: nothing cancels when the mean
+    is large against the deviation. A chunk of steps is added up in float32, everything else in float64."""
+    program = tl.program_id(0).to(tl.int64)
+    group = program % groups
+    chunk = program // groups
+    columns = columns * ALIGN
+    if LANES:
+        lane = group * COLUMNS + tl.arange(0, COLUMNS)
+        # The stride of channels is 1, or where they are folded their size.
+        origin = tl.load(x + (lane // fold) * fold, mask=lane < columns, other=0.0).to(tl.float32)[None, :]
+    else:
+        origin = tl.load(x + group * x_group * ALIGN).to(tl.float32)
+
+    sum_d = tl.zeros([ROWS, COLUMNS], tl.float64)
+    sum_dd = tl.zeros([ROWS, COLUMNS], tl.float64)
+    for i in range(tiles):
+        row, column, valid = place(chunk * tiles + i, group, rows, columns, LANES, ROWS, COLUMNS)
+        x_at = x + strided(row, column, group, x_outer, x_inner, x_group, inner, SPLIT, ALIGN)
+        for first in range(0, T, STEPS):
+            xs = load_steps(x_at, first, x_t * ALIGN, valid, T, STEPS, False)
+            d = tl.zeros([ROWS, COLUMNS], tl.float32)
+            dd = tl.zeros([ROWS, COLUMNS], tl.float32)
+            for t in tl.static_range(STEPS):
+                z = tl.where(live_at(valid, first + t, T, STEPS), xs[t].to(tl.float32) - origin, 0.0)
+                d += z
+                dd += z * z
+            sum_d += d.to(tl.float64)
+            sum_dd += dd.to(tl.float64)
+    put_partial(partials, 0, sum_d, chunk, chunks, group, groups, columns, LANES, COLUMNS)
+    put_partial(partials, 1, sum_dd, chunk, chunks, group, groups, columns, LANES, COLUMNS)
+
+
+@triton.jit
+def _per_channel(vector, channel, exists, absent):
+    """A [C] vector or None as float64."""
+    if vector is None:
+        return tl.zeros(channel.shape, tl.float64) + absent
+    else:
+        return tl.load(vector + channel, mask=exists, other=0.0).to(tl.float64)
+
+
+_STATISTICS = ["mean", "var", "weight", "bias", "scale", "shift"]
+
+
+@triton.jit
+def _store_prelude(mean, var, weight, bias, scale, shift, channel, exists, EPS: tl.constexpr):
+    """scale and shift from the rounded mean and variance, in float64, rounded once."""
+    a = _per_channel(weight, channel, exists, 1.0) / tl.sqrt(var.to(tl.float64) + EPS)
+    b = _per_channel(bias, channel, exists, 0.0) - mean.to(tl.float64) * a
+    tl.store(scale + channel, a.to(tl.float32), mask=exists)
+    tl.store(shift + channel, b.to(tl.float32), mask=exists)
+
+
+@triton.jit(
+    do_not_specialize=["channels", "chunks", "fold", "x_channel", "count"],
+    do_not_specialize_on_alignment=_STATISTICS,
+)
+def statistics_kernel(
+    x,
+    partials,
+    mean,
+    var,
+    weight,
+    bias,
+    scale,
+    shift,
+    channels: tl.int64,
+    chunks: tl.int64,
+    fold: tl.int64,
+    x_channel: tl.int64,
+    count: tl.int64,
+    EPS: tl.constexpr,
+):
+    """Mean and biased variance from the deviations, rounded to float32, and the prelude that follows."""
+    channel, exists = channel_block(channels)
+    origin = tl.load(x + channel * x_channel, mask=exists & (count > 0), other=0.0).to(tl.float64)
+    n = count.to(tl.float64)
+    d = total(partials, 0, channel, exists, channels, chunks, fold) / n
+    dd = total(partials, 1, channel, exists, channels, chunks, fold) / n
+    batch_mean = (origin + d).to(tl.float32)
+    batch_var = tl.maximum(dd - d * d, 0.0).to(tl.float32)
+    tl.store(mean + channel, batch_mean, mask=exists)
+    tl.store(var + channel, batch_var, mask=exists)
+    _store_prelude(batch_mean, batch_var, weight, bias, scale, shift, channel, exists, EPS)
+
+
+@triton.jit(do_not_specialize=["channels"], do_not_specialize_on_alignment=_STATISTICS)
+def prelude_kernel(mean, var, weight, bias, scale, shift, channels: tl.int64, EPS: tl.constexpr):
+    channel, exists = channel_block(channels)
+    batch_mean = tl.load(mean + channel, mask=exists, other=0.0)
+    batch_var = tl.load(var + channel, mask=exists, other=0.0)
+    _store_prelude(batch_mean, batch_var, weight, bias, scale, shift, channel, exists, EPS)
+
+
+@triton.jit(
+    do_not_specialize=["channels", "chunks", "fold", "count", "presentations"],
+    do_not_specialize_on_alignment=[
+        "var",
+        "weight",
+        "grad_weight",
+        "grad_bias",
+        "grad_rate",
+        "gain",
+        "slope",
+        "offset",
+    ],
+)
+def coefficients_kernel(
+    partials,
+    var,
+    weight,
+    grad_weight,
+    grad_bias,
+    grad_rate,
+    gain,
+    slope,
+    offset,
+    channels: tl.int64,
+    chunks: tl.int64,
+    fold: tl.int64,
+    count: tl.int64,
+    presentations: tl.int64,
+    EPS: tl.constexpr,
+):
+    """Gradients of weight, bias and rate, and of what the gradient of x is made: each of its presentations subtracts
+    the mean of g, and the mean of g * (x - mean) times (x - mean) / (var + eps)."""
+    channel, exists = channel_block(channels)
+    rstd = 1.0 / tl.sqrt(_per_channel(var, channel, exists, 0.0) + EPS)
+    a = _per_channel(weight, channel, exists, 1.0) * rstd
+    g = total(partials, 0, channel, exists, channels, chunks, fold)
+    gx = total(partials, 1, channel, exists, channels, chunks, fold)
+    share = presentations.to(tl.float64) / count.to(tl.float64)
+    tl.store(gain + channel, a.to(tl.float32), mask=exists)
+    tl.store(slope + channel, (-gx * rstd * rstd * share * a).to(tl.float32), mask=exists)
+    tl.store(offset + channel, (-g * share * a).to(tl.float32), mask=exists)
+    if grad_weight is not None:
+        tl.store(grad_weight + channel, (gx * rstd).to(tl.float32), mask=exists)
+    if grad_bias is not None:
+        tl.store(grad_bias + channel, g.to(tl.float32), mask=exists)
+    if grad_rate is not None:
+        rate = total(partials, 2, channel, exists, channels, chunks, fold)
+        tl.store(grad_rate + channel, rate.to(tl.float32), mask=exists)
+
+
+def forward(
+    x: Tensor,
+    time_steps: int,
+    config: NeuronConfig,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    rate: Tensor | None,
+    v_init: Tensor | None,
+    mask: Tensor | None,
+    return_v: bool,
+) -> tuple[tuple[Tensor, Tensor | None, Tensor, Tensor], Tensor, Tensor]:
+    """Arguments and results as in :meth:`sca_kernels.backends.base.Backend.batch_norm_forward`."""
+    channels = x.shape[2]
+    tiling = Tiling(x, x.shape[0])
+    partials = tiling.partials(2, x)
+    launch(
+        deviations_kernel,
+        tiling.programs,
+        x,
+        **tiling.arguments(x=x),
+        partials=partials,
+        T=x.shape[0],
+        STEPS=chunk_of_steps(x.shape[0]),
+    )
+    mean, var, scale, shift = x.new_empty((4, channels), dtype=torch.float32)
+    launch_per_channel(
+        statistics_kernel,
+        channels,
+        x,
+        **tiling.total_arguments(partials),
+        mean=mean,
+        var=var,
+        weight=weight,
+        bias=bias,
+        scale=scale,
+        shift=shift,
+        x_channel=x.stride(2),
+        count=x.numel() // channels,
+        EPS=eps,
+    )
+    current = Current(scale, shift, rate, v_init)
+    return multistep.forward(x, time_steps, config, current, mask, return_v), mean, var
+
+
+def backward(
+    grad_spikes: Tensor | None,
+    grad_v: Tensor | None,
+    x: Tensor,
+    time_steps: int,
+    config: NeuronConfig,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    rate: Tensor | None,
+    v_init: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight, bias, rate and v_init, as in
+    :meth:`sca_kernels.backends.base.Backend.batch_norm_backward`."""
+    channels = x.shape[2]
+    scale, shift, gain, slope, offset = x.new_empty((5, channels), dtype=torch.float32)
+    launch_per_channel(
+        prelude_kernel,
+        channels,
+        x,
+        mean=mean,
+        var=var,
+        weight=weight,
+        bias=bias,
+        scale=scale,
+        shift=shift,
+        EPS=eps,
+    )
+    adjoint = Adjoint(grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init))
+    g_weight, g_bias, g_rate = (None if p is None else torch.empty_like(p) for p in (weight, bias, rate))
+    presentations = time_steps // x.shape[0]
+    launch_per_channel(
+        coefficients_kernel,
+        channels,
+        x,
+        **adjoint.tiling.total_arguments(adjoint.sums(center=mean)),
+        var=var,
+        weight=weight,
+        grad_weight=g_weight,
+        grad_bias=g_bias,
+        grad_rate=g_rate,
+        gain=gain,
+        slope=slope,
+        offset=offset,
+        count=x.numel() // channels * presentations,
+        presentations=presentations,
+        EPS=eps,
+    )
+    g_x, g_v_init = adjoint.gradients(Epilogue(gain, slope, mean, offset))
+    return g_x, g_weight, g_bias, g_rate, g_v_init

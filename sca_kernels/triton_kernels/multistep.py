@@ -1,0 +1,499 @@
+"""All time steps of a neuron in Triton: one forward and one backward kernel for every neuron, surrogate, reset and
+layout (twin of :mod:`sca_kernels.reference.multistep`; method.md, sections 2 and 3).
+
+Nothing but x is kept for the backward pass, which recomputes h: in registers where T is short, else chunk by chunk,
+after a first pass that writes v at the start of each chunk to a scratch buffer of the program.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..layout import dense_strides, empty_activation, empty_state, is_channels_last
+from ..neurons import NEURONS, NeuronConfig
+from .neurons import TWINS, leak_gradient
+from .surrogates import SURROGATES
+from .tiling import (
+    GEOMETRY,
+    Tiling,
+    chunk_of_steps,
+    dense,
+    launch,
+    live_at,
+    load_steps,
+    of_channel,
+    place,
+    put_partial,
+    strided,
+    strides_of,
+    totals,
+)
+
+_VECTORS = ["scale", "shift", "rate", "mask", "center", "gain", "slope", "offset"]
+"""Per-channel arguments: rows of larger buffers among them, so of any alignment."""
+
+
+@triton.jit
+def _affine(x, scale, shift):
+    y = x.to(tl.float32)
+    if scale is not None:
+        y = y * scale
+    if shift is not None:
+        y = y + shift
+    return y
+
+
+@triton.jit
+def _after_spike(h, fired, v_threshold, v_rest, SOFT: tl.constexpr):
+    if SOFT:
+        return tl.where(fired, h - v_threshold, h)
+    else:
+        return tl.where(fired, v_rest, h)
+
+
+@triton.jit
+def _initial(v_init, at, valid, v_rest):
+    if v_init is None:
+        return tl.zeros(at.shape, tl.float32) + v_rest
+    else:
+        return tl.load(v_init + at, mask=valid, other=0.0)
+
+
+@triton.jit(do_not_specialize=GEOMETRY + strides_of("x"), do_not_specialize_on_alignment=_VECTORS)
+def forward_kernel(
+    x,
+    spikes,
+    v_init,
+    v_last,
+    scale,
+    shift,
+    rate,
+    mask,
+    partials,
+    leak: tl.float32,
+    v_threshold: tl.float32,
+    v_rest: tl.float32,
+    rows: tl.int64,
+    columns: tl.int64,
+    inner: tl.int64,
+    fold: tl.int64,
+    groups: tl.int64,
+    chunks: tl.int64,
+    tiles: tl.int64,
+    x_t: tl.int64,
+    x_outer: tl.int64,
+    x_inner: tl.int64,
+    x_group: tl.int64,
+    T: tl.constexpr,
+    STEPS: tl.constexpr,
+    REPEAT: tl.constexpr,
+    CHARGE: tl.constexpr,
+    DECAY_INPUT: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    SOFT: tl.constexpr,
+    LANES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    group = program % groups
+    chunk = program // groups
+    columns = columns * ALIGN
+    step = rows * columns if LANES else rows * columns * groups
+    scale = of_channel(scale, group, columns, fold, LANES, COLUMNS)
+    shift = of_channel(shift, group, columns, fold, LANES, COLUMNS)
+    if rate is not None:
+        leak = of_channel(rate, group, columns, fold, LANES, COLUMNS)
+    if mask is not None:
+        mask = of_channel(mask, group, columns, fold, LANES, COLUMNS) != 0
+
+    count = tl.zeros([ROWS, COLUMNS], tl.int32)
+    l1 = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for i in range(tiles):
+        row, column, valid = place(chunk * tiles + i, group, rows, columns, LANES, ROWS, COLUMNS)
+        x_at = x + strided(row, column, group, x_outer, x_inner, x_group, inner, SPLIT, ALIGN)
+        at = dense(row, column, group, groups, columns, LANES)
+        v = _initial(v_init, at, valid, v_rest)
+        for first in range(0, T, STEPS):
+            xs = load_steps(x_at, first, x_t * ALIGN, valid, T, STEPS, REPEAT)
+            for t in tl.static_range(STEPS):
+                live = live_at(valid, first + t, T, STEPS)
+                h = CHARGE(v, _affine(xs[t], scale, shift), leak, v_rest, DECAY_INPUT, DIVIDE)
+                fired = h >= v_threshold
+                v = tl.where(live, _after_spike(h, fired, v_threshold, v_rest, SOFT), v)
+                count += (fired & live).to(tl.int32)
+                l1 += tl.where(live, tl.abs(v - v_rest), 0.0)
+                emitted = fired if mask is None else fired & mask
+                tl.store(spikes + (first + t) * step + at, emitted.to(spikes.dtype.element_ty), mask=live)
+        if v_last is not None:
+            tl.store(v_last + at, v, mask=valid)
+    put_partial(partials, 0, count, chunk, chunks, group, groups, columns, LANES, COLUMNS)
+    put_partial(partials, 1, l1, chunk, chunks, group, groups, columns, LANES, COLUMNS)
+
+
+@triton.jit
+def _potentials(
+    v,
+    xs,
+    scale,
+    shift,
+    leak,
+    v_threshold,
+    v_rest,
+    STEPS: tl.constexpr,
+    CHARGE: tl.constexpr,
+    DECAY_INPUT: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    SOFT: tl.constexpr,
+):
+    """h at every step of a chunk, and v after the last (beyond T: of no meaning)."""
+    hs = ()
+    for t in tl.static_range(STEPS):
+        h = CHARGE(v, _affine(xs[t], scale, shift), leak, v_rest, DECAY_INPUT, DIVIDE)
+        v = _after_spike(h, h >= v_threshold, v_threshold, v_rest, SOFT)
+        hs = (*hs, h)
+    return hs, v
+
+
+@triton.jit
+def _centered(x, center):
+    x = x.to(tl.float32)
+    if center is not None:
+        x = x - center
+    return x
+
+
+@triton.jit
+def _epilogue(g, centered, gain, slope, offset):
+    if gain is not None:
+        g = g * gain
+    if slope is not None:
+        g = g + (slope * centered + offset)
+    return g
+
+
+@triton.jit(
+    do_not_specialize=GEOMETRY + strides_of("x") + strides_of("grad_spikes"),
+    do_not_specialize_on_alignment=_VECTORS,
+)
+def backward_kernel(
+    grad_spikes,
+    grad_v,
+    x,
+    v_init,
+    grad_x,
+    grad_v_init,
+    scale,
+    shift,
+    rate,
+    center,
+    gain,
+    slope,
+    offset,
+    partials,
+    checkpoints,
+    leak: tl.float32,
+    v_threshold: tl.float32,
+    v_rest: tl.float32,
+    alpha: tl.float32,
+    beta: tl.float32,
+    rows: tl.int64,
+    columns: tl.int64,
+    inner: tl.int64,
+    fold: tl.int64,
+    groups: tl.int64,
+    chunks: tl.int64,
+    tiles: tl.int64,
+    x_t: tl.int64,
+    x_outer: tl.int64,
+    x_inner: tl.int64,
+    x_group: tl.int64,
+    grad_spikes_t: tl.int64,
+    grad_spikes_outer: tl.int64,
+    grad_spikes_inner: tl.int64,
+    grad_spikes_group: tl.int64,
+    T: tl.constexpr,
+    STEPS: tl.constexpr,
+    REPEAT: tl.constexpr,
+    CHARGE: tl.constexpr,
+    ADJOINT: tl.constexpr,
+    SURROGATE: tl.constexpr,
+    DECAY_INPUT: tl.constexpr,
+    DIVIDE: tl.constexpr,
+    SOFT: tl.constexpr,
+    DETACH_RESET: tl.constexpr,
+    LANES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    ALIGN: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """With g the gradient of the input current: grad_x = gain * g + slope * (x - center) + offset; partials = sums of
+    g, of g * (x - center), and of the rate's gradient. What is None is not read, written or summed."""
+    program = tl.program_id(0).to(tl.int64)
+    group = program % groups
+    chunk = program // groups
+    columns = columns * ALIGN
+    step = rows * columns if LANES else rows * columns * groups
+    scale = of_channel(scale, group, columns, fold, LANES, COLUMNS)
+    shift = of_channel(shift, group, columns, fold, LANES, COLUMNS)
+    center = of_channel(center, group, columns, fold, LANES, COLUMNS)
+    gain = of_channel(gain, group, columns, fold, LANES, COLUMNS)
+    slope = of_channel(slope, group, columns, fold, LANES, COLUMNS)
+    offset = of_channel(offset, group, columns, fold, LANES, COLUMNS)
+    if rate is not None:
+        leak = of_channel(rate, group, columns, fold, LANES, COLUMNS)
+    dynamics = (scale, shift, leak, v_threshold, v_rest)
+    CHUNKS: tl.constexpr = (T + STEPS - 1) // STEPS
+    if CHUNKS > 1:
+        in_tile = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        checkpoints = checkpoints + program * (CHUNKS * ROWS * COLUMNS) + in_tile
+
+    sum_g = tl.zeros([ROWS, COLUMNS], tl.float32)
+    sum_gx = tl.zeros([ROWS, COLUMNS], tl.float32)
+    sum_rate = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for i in range(tiles):
+        row, column, valid = place(chunk * tiles + i, group, rows, columns, LANES, ROWS, COLUMNS)
+        x_at = x + strided(row, column, group, x_outer, x_inner, x_group, inner, SPLIT, ALIGN)
+        at = dense(row, column, group, groups, columns, LANES)
+        v = _initial(v_init, at, valid, v_rest)
+        if CHUNKS > 1:
+            tl.debug_barrier()  # other threads may still read what the last tile left here
+            for j in range(CHUNKS - 1):
+                tl.store(checkpoints + j * (ROWS * COLUMNS), v)
+                xs = load_steps(x_at, j * STEPS, x_t * ALIGN, valid, T, STEPS, REPEAT)
+                hs, v = _potentials(v, xs, *dynamics, STEPS, CHARGE, DECAY_INPUT, DIVIDE, SOFT)
+            tl.store(checkpoints + (CHUNKS - 1) * (ROWS * COLUMNS), v)
+            tl.debug_barrier()
+
+        g_v = _initial(grad_v, at, valid, 0.0)
+        g_x = tl.zeros([ROWS, COLUMNS], tl.float32)  # of a repeated step
+        for back in range(CHUNKS):
+            first = (CHUNKS - 1 - back) * STEPS
+            xs = load_steps(x_at, first, x_t * ALIGN, valid, T, STEPS, REPEAT)
+            if grad_spikes is not None:
+                g_at = grad_spikes + strided(
+                    *(row, column, group, grad_spikes_outer, grad_spikes_inner, grad_spikes_group, inner), SPLIT, ALIGN
+                )
+                g_s = load_steps(g_at, first, grad_spikes_t * ALIGN, valid, T, STEPS, False)
+            if CHUNKS > 1:
+                v = tl.load(checkpoints + (CHUNKS - 1 - back) * (ROWS * COLUMNS))
+            hs, _ = _potentials(v, xs, *dynamics, STEPS, CHARGE, DECAY_INPUT, DIVIDE, SOFT)
+            for t in tl.static_range(STEPS - 1, -1, -1):
+                live = live_at(valid, first + t, T, STEPS)
+                h = hs[t]
+                fired = h >= v_threshold
+                spike_slope = SURROGATE(h - v_threshold, alpha, beta)
+                g_h = g_v if SOFT else tl.where(fired, 0.0, g_v)
+                if not DETACH_RESET:
+                    g_h += g_v * ((-v_threshold) if SOFT else (v_rest - h)) * spike_slope
+                if grad_spikes is not None:
+                    g_h += g_s[t].to(tl.float32) * spike_slope
+                y = _affine(xs[t], scale, shift)
+                if rate is not None and partials is not None:
+                    v_before = v
+                    if t > 0:
+                        v_before = _after_spike(hs[t - 1], hs[t - 1] >= v_threshold, v_threshold, v_rest, SOFT)
+                    sum_rate += tl.where(live, leak_gradient(g_h, v_before, y, v_rest, DECAY_INPUT), 0.0)
+                g_before, g = ADJOINT(g_h, leak, DECAY_INPUT, DIVIDE)
+                g_v = tl.where(live, g_before, g_v)
+                g = tl.where(live, g, 0.0)
+                centered = _centered(xs[t], center)
+                if partials is not None:
+                    sum_g += g
+                    sum_gx += g * centered
+                if REPEAT:
+                    g_x += g
+                elif grad_x is not None:
+                    g = _epilogue(g, centered, gain, slope, offset)
+                    tl.store(grad_x + (first + t) * step + at, g.to(grad_x.dtype.element_ty), mask=live)
+        if REPEAT and grad_x is not None:
+            centered = _centered(tl.load(x_at, mask=valid, other=0.0), center)
+            g_x = _epilogue(g_x, centered, gain, slope, offset)
+            tl.store(grad_x + at, g_x.to(grad_x.dtype.element_ty), mask=valid)
+        if grad_v_init is not None:
+            tl.store(grad_v_init + at, g_v, mask=valid)
+    if partials is not None:
+        put_partial(partials, 0, sum_g, chunk, chunks, group, groups, columns, LANES, COLUMNS)
+        put_partial(partials, 1, sum_gx, chunk, chunks, group, groups, columns, LANES, COLUMNS)
+        if rate is not None:
+            put_partial(partials, 2, sum_rate, chunk, chunks, group, groups, columns, LANES, COLUMNS)
+
+
+class Dynamics(NamedTuple):
+    """What both kernels need to know of a neuron: run-time numbers, and compile-time modes."""
+
+    numbers: dict
+    modes: dict
+
+
+def _dynamics(config: NeuronConfig, x: Tensor, time_steps: int) -> Dynamics:
+    exact_reciprocal = math.frexp(config.tau)[0] == 0.5  # a power of two
+    divide = not NEURONS[config.neuron].learnable_leak and not exact_reciprocal
+    numbers = {
+        "leak": config.tau if divide else 1 / config.tau,
+        "v_threshold": config.v_threshold,
+        "v_rest": config.v_rest,
+    }
+    modes = {
+        "T": time_steps,
+        "STEPS": chunk_of_steps(time_steps),
+        "REPEAT": x.shape[0] != time_steps,
+        "CHARGE": TWINS[config.neuron].charge,
+        "DECAY_INPUT": config.decay_input,
+        "DIVIDE": divide,
+        "SOFT": config.v_reset is None,
+    }
+    return Dynamics(numbers, modes)
+
+
+def _dense_state(v: Tensor | None, x: Tensor) -> Tensor | None:
+    """v [N, C, *S] as it is where dense in the layout of x, else a dense copy."""
+    if v is None or v.stride() == dense_strides(x.shape, is_channels_last(x))[1:]:
+        return v
+    return empty_state(x, v.dtype).copy_(v)
+
+
+class Current(NamedTuple):
+    """How the input current follows from x: the affine prelude, the leak's rate and the first potential."""
+
+    scale: Tensor | None
+    shift: Tensor | None
+    rate: Tensor | None
+    v_init: Tensor | None
+
+
+def forward(
+    x: Tensor,
+    time_steps: int,
+    config: NeuronConfig,
+    current: Current,
+    mask: Tensor | None,
+    return_v: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Spikes, final v, spike_count and membrane_l1, as in
+    :meth:`sca_kernels.backends.base.Backend.neuron_forward`."""
+    tiling = Tiling(x, time_steps)
+    channels = x.shape[2]
+    spikes = empty_activation(x, time_steps)
+    v_last = empty_state(x, torch.float32) if return_v else None
+    spike_count = x.new_empty(channels, dtype=torch.int64)
+    membrane_l1 = x.new_empty(channels, dtype=torch.float32)
+    partials = tiling.partials(2, x)
+    dynamics = _dynamics(config, x, time_steps)
+    launch(
+        forward_kernel,
+        tiling.programs,
+        x,
+        **tiling.arguments(x=x),
+        spikes=spikes,
+        v_last=v_last,
+        mask=mask,
+        partials=partials,
+        **current._replace(v_init=_dense_state(current.v_init, x))._asdict(),
+        **dynamics.numbers,
+        **dynamics.modes,
+    )
+    totals(tiling, partials, spike_count, membrane_l1)
+    return spikes, v_last, spike_count, membrane_l1
+
+
+class Epilogue(NamedTuple):
+    """What becomes of g, the gradient of the input current: ``grad_x = gain * g + slope * (x - center) + offset``,
+    [C] each; absent ones stand for 1, 0, 0, 0."""
+
+    gain: Tensor | None = None
+    slope: Tensor | None = None
+    center: Tensor | None = None
+    offset: Tensor | None = None
+
+
+class Adjoint:
+    """The backward pass of one call; batch norm runs it twice, for the sums and then for grad_x."""
+
+    def __init__(
+        self,
+        grad_spikes: Tensor | None,
+        grad_v: Tensor | None,
+        x: Tensor,
+        time_steps: int,
+        config: NeuronConfig,
+        current: Current,
+    ) -> None:
+        self.x = x
+        self.current = current._replace(v_init=_dense_state(current.v_init, x))
+        self.grad_v = _dense_state(grad_v, x)
+        self.tiling = Tiling(x, time_steps, grad_spikes)
+        (self.grad_spikes,) = self.tiling.tensors
+        self.dynamics = _dynamics(config, x, time_steps)
+        self.modes = {
+            "ADJOINT": TWINS[config.neuron].adjoint,
+            "SURROGATE": SURROGATES[config.surrogate],
+            "DETACH_RESET": config.detach_reset,
+        }
+        self.slopes = {"alpha": config.alpha, "beta": config.beta}
+
+    def _run(self, epilogue: Epilogue, **outputs: Tensor | None) -> None:
+        steps = self.dynamics.modes["STEPS"]
+        chunks = triton.cdiv(self.dynamics.modes["T"], steps)
+        checkpoints = None
+        if chunks > 1:
+            size = self.tiling.programs * chunks * self.tiling.tile_size
+            checkpoints = self.x.new_empty(size, dtype=torch.float32)
+        launch(
+            backward_kernel,
+            self.tiling.programs,
+            self.x,
+            **self.tiling.arguments(x=self.x, grad_spikes=self.grad_spikes),
+            grad_v=self.grad_v,
+            checkpoints=checkpoints,
+            **self.current._asdict(),
+            **epilogue._asdict(),
+            **outputs,
+            **self.dynamics.numbers,
+            **self.dynamics.modes,
+            **self.modes,
+            **self.slopes,
+        )
+
+    def partials(self) -> Tensor:
+        """Room for the sums of g, of g * (x - center), and of the rate's gradient where there is a rate."""
+        return self.tiling.partials(2 if self.current.rate is None else 3, self.x)
+
+    def sums(self, center: Tensor) -> Tensor:
+        """These sums alone, as partials."""
+        partials = self.partials()
+        self._run(Epilogue(center=center), grad_x=None, grad_v_init=None, partials=partials)
+        return partials
+
+    def gradients(self, epilogue: Epilogue, partials: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Gradients of x and of v_init (None where there was none); the sums too, where there is room for them."""
+        grad_x = empty_activation(self.x, self.x.shape[0])
+        grad_v_init = None if self.current.v_init is None else empty_state(self.x, torch.float32)
+        self._run(epilogue, grad_x=grad_x, grad_v_init=grad_v_init, partials=partials)
+        return grad_x, grad_v_init
+
+
+def backward(
+    grad_spikes: Tensor | None,
+    grad_v: Tensor | None,
+    x: Tensor,
+    time_steps: int,
+    config: NeuronConfig,
+    current: Current,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, scale, shift, rate and v_init, as in
+    :meth:`sca_kernels.backends.base.Backend.neuron_backward`."""
+    adjoint = Adjoint(grad_spikes, grad_v, x, time_steps, config, current)
+    g_scale, g_shift, g_rate = (None if p is None else torch.empty_like(p) for p in current[:3])
+    partials = None if g_scale is None and g_shift is None and g_rate is None else adjoint.partials()
+    g_x, g_v_init = adjoint.gradients(Epilogue(gain=current.scale), partials)
+    if partials is not None:
+        totals(adjoint.tiling, partials, g_shift, g_scale, g_rate)
+    return g_x, g_scale, g_shift, g_rate, g_v_init

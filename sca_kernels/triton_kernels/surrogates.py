@@ -1,0 +1,81 @@
+"""Triton twins of the derivatives in :data:`sca_kernels.surrogates.TABLE`, per element, float32: ``u = h - threshold``.
+
+Exponentials are taken of negative arguments only, so that no slope overflows.
+"""
+
+import triton
+import triton.language as tl
+
+_PI = tl.constexpr(3.141592653589793)
+_SQRT_PI = tl.constexpr(1.7724538509055159)
+
+
+@triton.jit
+def _sigmoid(u, alpha, beta):
+    e = tl.exp(-tl.abs(alpha * u))
+    return alpha * e / ((1 + e) * (1 + e))
+
+
+@triton.jit
+def _atan(u, alpha, beta):
+    z = (_PI / 2) * alpha * u
+    return (alpha / 2) / (1 + z * z)
+
+
+@triton.jit
+def _piecewise_quadratic(u, alpha, beta):
+    a = tl.abs(u)
+    return tl.where(a > 1 / alpha, 0.0, alpha - alpha * alpha * a)
+
+
+@triton.jit
+def _rectangular(u, alpha, beta):
+    return tl.where(tl.abs(u) < 0.5 / alpha, alpha, 0.0)
+
+
+@triton.jit
+def _soft_sign(u, alpha, beta):
+    z = 1 / alpha + tl.abs(u)
+    return 1 / (2 * alpha * z * z)
+
+
+@triton.jit
+def _super_spike(u, alpha, beta):
+    z = 1 + tl.abs(u)
+    return alpha / (z * z)
+
+
+@triton.jit
+def _erf(u, alpha, beta):
+    z = alpha * u
+    return alpha / _SQRT_PI * tl.exp(-z * z)
+
+
+@triton.jit
+def _leaky_k_relu(u, alpha, beta):
+    return tl.where(u >= 0, alpha, beta)
+
+
+@triton.jit
+def _s2nn(u, alpha, beta):
+    # The clamp keeps the branch that is not taken finite.
+    return tl.where(u < 0, _sigmoid(u, alpha, beta), beta / (tl.maximum(u, 0.0) + 1))
+
+
+@triton.jit
+def _q_pseudo_spike(u, alpha, beta):
+    return tl.exp(-alpha * tl.log(1 + 2 / (alpha - 1) * tl.abs(u)))
+
+
+SURROGATES = {
+    "sigmoid": _sigmoid,
+    "atan": _atan,
+    "piecewise_quadratic": _piecewise_quadratic,
+    "rectangular": _rectangular,
+    "soft_sign": _soft_sign,
+    "super_spike": _super_spike,
+    "erf": _erf,
+    "leaky_k_relu": _leaky_k_relu,
+    "s2nn": _s2nn,
+    "q_pseudo_spike": _q_pseudo_spike,
+}

@@ -1,0 +1,306 @@
+"""How activations are cut into tiles, one kind of tile for all layouts, and how per-channel sums leave the programs.
+
+A tile is ROWS x COLUMNS elements, with all their time steps. Columns run along the innermost dimension:
+
+* lanes: channels_last and [T, N, C] (a column is a channel, a row a position (n, s)), and contiguous maps of few
+  positions (a column is one of the C * S elements of a sample, ``fold`` = S of them per channel; a row is a sample).
+* planes: contiguous maps; one program stays in one channel, a row is a sample, a column a position.
+
+A program owns ``tiles`` consecutive tiles of one *group* (a block of columns; or a channel) and writes each of its sums
+once, as float64, to ``partials`` [quantity, chunk, lane or channel]; :func:`total` adds them up. All of this depends on
+shapes alone, so two runs agree bit for bit.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..layout import collapse, empty_activation, is_channels_last, spatial_size
+
+WARPS = 4
+_TILE_BYTES = WARPS * 32 * 16  # of the input's dtype and one step: each thread moves 16 bytes per access
+_FOLD_BELOW = 32  # positions: shorter rows would waste most of a memory transaction
+_MAX_PROGRAMS = 8192  # several waves on any GPU; more would only lengthen the sum over partials
+_MAX_STEPS = 8  # held in registers at once
+_MAX_TERMS = 64  # steps x tiles that a float32 accumulator takes in before it is widened
+
+
+class Strides(NamedTuple):
+    """Strides of a tensor in units of ``align`` elements: per step, per row (split into two where rows are not evenly
+    spaced) and per group."""
+
+    t: int
+    outer: int
+    inner: int
+    group: int
+
+
+class Tiling:
+    """Tiles of x [T or 1, N, C, *S], and of tensors [time_steps, N, C, *S] processed with it.
+
+    Args:
+        x: the input; its layout decides.
+        time_steps: T.
+        others: tensors of any strides; ``tensors`` holds them as they are where tiles can address them, else
+            dense copies.
+    """
+
+    def __init__(self, x: Tensor, time_steps: int, *others: Tensor | None) -> None:
+        n, c, s = x.shape[1], x.shape[2], spatial_size(x)
+        strides = collapse(x)
+        lanes = is_channels_last(x) or (s == 1 and (c == 1 or strides.c == 1))
+        folded = not lanes and s < _FOLD_BELOW and strides.c == s
+
+        def addressable(z: Tensor) -> bool:
+            z_strides = collapse(z)
+            if z_strides is None:
+                return False
+            if lanes:
+                return c == 1 or z_strides.c == 1
+            return (s == 1 or z_strides.s == 1) and (not folded or z_strides.c == s)
+
+        self.tensors = [
+            z if z is None or addressable(z) else empty_activation(x, time_steps, z.dtype).copy_(z) for z in others
+        ]
+        given = [x, *(z for z in self.tensors if z is not None)]
+        collapsed = [collapse(z) for z in given]
+        self.lanes = lanes or folded
+        self.fold = s if folded else 1
+        self.inner = s if lanes else 1
+        self.split = lanes and n > 1 and s > 1 and any(z.n != s * z.s for z in collapsed)
+        self.rows = n * self.inner
+        self.columns = c if lanes else c * s if folded else s
+        self.groups = 1 if self.lanes else c
+        self.width = self.columns if self.lanes else c
+        row_strides = [
+            Strides(
+                z.t,
+                z.n if self.split or not lanes or s == 1 else z.s,
+                z.s if self.split else 0,
+                0 if self.lanes else z.c,
+            )
+            for z in collapsed
+        ]
+
+        tile = _TILE_BYTES // x.element_size()
+        if self.lanes:
+            self.tile_columns = min(max(triton.next_power_of_2(self.columns), 16), 64)
+        else:
+            self.tile_columns = next((size for size in (tile, 256) if size <= s), 64)
+        self.tile_rows = tile // self.tile_columns
+        column_blocks = triton.cdiv(self.columns, self.tile_columns)
+        in_group = triton.cdiv(self.rows, self.tile_rows)
+        if self.lanes:
+            self.groups = column_blocks
+        else:
+            in_group *= column_blocks
+        self.tiles = max(1, min(triton.cdiv(in_group * self.groups, _MAX_PROGRAMS), _MAX_TERMS // time_steps))
+        self.chunks = triton.cdiv(in_group, self.tiles)
+
+        self.align = math.gcd(16 // x.element_size(), self.columns, *(stride for z in row_strides for stride in z))
+        if any(z.data_ptr() % 16 for z in given):
+            self.align = 1
+        self._strides = {
+            id(z): Strides(*(stride // self.align for stride in z_strides))
+            for z, z_strides in zip(given, row_strides, strict=True)
+        }
+
+    @property
+    def programs(self) -> int:
+        """Size of the launch grid."""
+        return self.groups * self.chunks
+
+    @property
+    def tile_size(self) -> int:
+        """Elements of a tile."""
+        return self.tile_rows * self.tile_columns
+
+    def arguments(self, **tensors: Tensor | None) -> dict:
+        """Kernel arguments of this tiling; each named tensor, with its strides as ``<name>_t`` and so on."""
+        arguments = {
+            "rows": self.rows,
+            "columns": self.columns // self.align,
+            "inner": self.inner,
+            "fold": self.fold,
+            "groups": self.groups,
+            "chunks": self.chunks,
+            "tiles": self.tiles,
+            "LANES": self.lanes,
+            "SPLIT": self.split,
+            "ALIGN": self.align,
+            "ROWS": self.tile_rows,
+            "COLUMNS": self.tile_columns,
+        }
+        for name, z in tensors.items():
+            strides = Strides(0, 0, 0, 0) if z is None else self._strides[id(z)]
+            arguments |= {name: z} | {f"{name}_{k}": v for k, v in strides._asdict().items()}
+        return arguments
+
+    def partials(self, quantities: int, like: Tensor) -> Tensor:
+        """Room for the sums of all programs."""
+        return like.new_empty((quantities, self.chunks, self.width), dtype=torch.float64)
+
+    def total_arguments(self, partials: Tensor) -> dict:
+        """Kernel arguments of :func:`total`."""
+        return {"partials": partials, "chunks": self.chunks, "fold": self.fold}
+
+
+GEOMETRY = ["rows", "columns", "inner", "fold", "groups", "chunks", "tiles"]
+"""Run-time integers of every kernel over tiles: never specialised, so that a new size compiles nothing."""
+
+
+def strides_of(name: str) -> list[str]:
+    """The strides that go with a kernel's tensor argument."""
+    return [f"{name}_{field}" for field in Strides._fields]
+
+
+def chunk_of_steps(time_steps: int) -> int:
+    """How many steps kernels hold in registers: all of them, or as few chunks as will do, of even length."""
+    return triton.cdiv(time_steps, triton.cdiv(time_steps, _MAX_STEPS))
+
+
+def launch(kernel, programs: int, on: Tensor, *, num_warps: int = WARPS, **arguments) -> None:
+    """Start a kernel on the device of a tensor. No multiply-add is fused: spikes equal those of the eager equations."""
+    with torch.cuda.device_of(on):
+        kernel[(programs,)](**arguments, num_warps=num_warps, enable_fp_fusion=False)
+
+
+@triton.jit
+def place(tile, group, rows, columns, LANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Row indices [ROWS], column indices [COLUMNS] and validity [ROWS, COLUMNS] of a tile of a group."""
+    if LANES:
+        row_block = tile
+        column_block = group
+    else:
+        column_blocks = tl.cdiv(columns, COLUMNS)
+        row_block = tile // column_blocks
+        column_block = tile % column_blocks
+    row = row_block * ROWS + tl.arange(0, ROWS)
+    column = column_block * COLUMNS + tl.arange(0, COLUMNS)
+    return row, column, (row < rows)[:, None] & (column < columns)[None, :]
+
+
+@triton.jit
+def strided(row, column, group, outer, inner_stride, group_stride, inner, SPLIT: tl.constexpr, ALIGN: tl.constexpr):
+    """Offsets [ROWS, COLUMNS] into a tensor with :class:`Strides`."""
+    outer *= ALIGN
+    at = (row // inner) * outer + (row % inner) * (inner_stride * ALIGN) if SPLIT else row * outer
+    return (at + group * (group_stride * ALIGN))[:, None] + column[None, :]
+
+
+@triton.jit
+def dense(row, column, group, groups, columns, LANES: tl.constexpr):
+    """Offsets [ROWS, COLUMNS] into a dense tensor in the layout of x."""
+    if LANES:
+        return (row * columns)[:, None] + column[None, :]
+    else:
+        return ((row * groups + group) * columns)[:, None] + column[None, :]
+
+
+@triton.jit
+def live_at(valid, t, T: tl.constexpr, STEPS: tl.constexpr):
+    """Validity at step t: the last chunk may reach beyond T."""
+    if T % STEPS == 0:
+        return valid
+    else:
+        return valid & (t < T)
+
+
+@triton.jit
+def load_steps(z, first, step, valid, T: tl.constexpr, STEPS: tl.constexpr, REPEAT: tl.constexpr):
+    """A chunk's steps, all issued before any is used; with REPEAT one step stands for all."""
+    loaded = ()
+    for t in tl.static_range(STEPS):
+        if REPEAT and t > 0:
+            loaded = (*loaded, loaded[0])
+        else:
+            loaded = (*loaded, tl.load(z + (first + t) * step, mask=live_at(valid, first + t, T, STEPS), other=0.0))
+    return loaded
+
+
+@triton.jit
+def of_channel(vector, group, columns, fold, LANES: tl.constexpr, COLUMNS: tl.constexpr):
+    """A group's entries of a per-channel vector [C]: [1, COLUMNS], or a number; None stays None."""
+    if vector is None:
+        return None
+    elif LANES:
+        column = group * COLUMNS + tl.arange(0, COLUMNS)
+        return tl.load(vector + column // fold, mask=column < columns, other=0)[None, :]
+    else:
+        return tl.load(vector + group)
+
+
+@triton.jit
+def put_partial(
+    partials, quantity, sums, chunk, chunks, group, groups, columns, LANES: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Add up a program's accumulator [ROWS, COLUMNS] per lane (or channel) and write it."""
+    sums = sums.to(tl.float64)
+    if LANES:
+        column = group * COLUMNS + tl.arange(0, COLUMNS)
+        tl.store(partials + (quantity * chunks + chunk) * columns + column, tl.sum(sums, 0), mask=column < columns)
+    else:
+        tl.store(partials + (quantity * chunks + chunk) * groups + group, tl.sum(sums))
+
+
+TOTAL_CHANNELS = tl.constexpr(4)  # a memory sector of float64 per row of partials
+_TOTAL_ROWS = tl.constexpr(512)
+TOTAL_WARPS = 8
+
+
+@triton.jit
+def channel_block(channels):
+    """Channel indices of this program of a kernel over [C], and which of them exist."""
+    channel = tl.program_id(0).to(tl.int64) * TOTAL_CHANNELS + tl.arange(0, TOTAL_CHANNELS)
+    return channel, channel < channels
+
+
+@triton.jit
+def total(partials, quantity, channel, exists, channels, chunks, fold):
+    """Sum of one quantity over all programs, float64 [TOTAL_CHANNELS], in a fixed order."""
+    rows = chunks * fold
+    sums = tl.zeros([_TOTAL_ROWS, TOTAL_CHANNELS], tl.float64)
+    for block in range(tl.cdiv(rows, _TOTAL_ROWS)):
+        row = (tl.arange(0, _TOTAL_ROWS) + block * _TOTAL_ROWS).to(tl.int64)
+        at = ((quantity * chunks + row // fold) * channels * fold + row % fold)[:, None] + (channel * fold)[None, :]
+        sums += tl.load(partials + at, mask=(row < rows)[:, None] & exists[None, :], other=0.0)
+    return tl.sum(sums, 0)
+
+
+def launch_per_channel(kernel, channels: int, on: Tensor, **arguments) -> None:
+    """Start a kernel whose programs take one :func:`channel_block` each."""
+    programs = triton.cdiv(channels, TOTAL_CHANNELS.value)
+    launch(kernel, programs, on, num_warps=TOTAL_WARPS, channels=channels, **arguments)
+
+
+@triton.jit(
+    do_not_specialize=["chunks", "fold", "channels"],
+    do_not_specialize_on_alignment=["first", "second", "third"],
+)
+def _totals_kernel(partials, first, second, third, chunks: tl.int64, fold: tl.int64, channels: tl.int64):
+    channel, exists = channel_block(channels)
+    outputs = (first, second, third)
+    for q in tl.static_range(3):
+        if outputs[q] is not None:
+            value = total(partials, q, channel, exists, channels, chunks, fold)
+            tl.store(outputs[q] + channel, value.to(outputs[q].dtype.element_ty), mask=exists)
+
+
+def totals(tiling: Tiling, partials: Tensor, *outputs: Tensor | None) -> None:
+    """Write the sum of each quantity (at most three) to its output [C], in the output's dtype; None skips it."""
+    first, second, third = (*outputs, None, None, None)[:3]
+    given = next((z for z in outputs if z is not None), None)
+    if given is not None:
+        launch_per_channel(
+            _totals_kernel,
+            given.numel(),
+            partials,
+            first=first,
+            second=second,
+            third=third,
+            **tiling.total_arguments(partials),
+        )
