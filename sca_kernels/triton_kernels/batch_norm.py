@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ..neurons import NeuronConfig
 from . import multistep
-from .multistep import Adjoint, Current, Epilogue
+from .multistep import Adjoint, Current
 from .tiling import (
     GEOMETRY,
     Tiling,
     channel_block,
+    channel_of,
     chunk_of_steps,
     launch,
     launch_per_channel,
@@ -53,8 +54,9 @@ def deviations_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Partial sums of d and d^2, where d is the distance to the channel's first element: nothing cancels when the mean
-    is large against the deviation. A chunk of steps is added up in float32, everything else in float64."""
+    """Partial sums of d and d^2, where d is the distance to the channel's first element, so that nothing cancels when
+    the mean is large against the deviation; in float64, so that mean and variance, once rounded, are every backend's.
+    """
     program = tl.program_id(0).to(tl.int64)
     group = program % groups
     chunk = program // groups
@@ -62,9 +64,9 @@ def deviations_kernel(
     if LANES:
         lane = group * COLUMNS + tl.arange(0, COLUMNS)
         # The stride of channels is 1, or where they are folded their size.
-        origin = tl.load(x + (lane // fold) * fold, mask=lane < columns, other=0.0).to(tl.float32)[None, :]
+        origin = tl.load(x + channel_of(lane, fold) * fold, mask=lane < columns, other=0.0).to(tl.float64)[None, :]
     else:
-        origin = tl.load(x + group * x_group * ALIGN).to(tl.float32)
+        origin = tl.load(x + group * x_group * ALIGN).to(tl.float64)
 
     sum_d = tl.zeros([ROWS, COLUMNS], tl.float64)
     sum_dd = tl.zeros([ROWS, COLUMNS], tl.float64)
@@ -73,14 +75,10 @@ def deviations_kernel(
         x_at = x + strided(row, column, group, x_outer, x_inner, x_group, inner, SPLIT, ALIGN)
         for first in range(0, T, STEPS):
             xs = load_steps(x_at, first, x_t * ALIGN, valid, T, STEPS, False)
-            d = tl.zeros([ROWS, COLUMNS], tl.float32)
-            dd = tl.zeros([ROWS, COLUMNS], tl.float32)
             for t in tl.static_range(STEPS):
-                z = tl.where(live_at(valid, first + t, T, STEPS), xs[t].to(tl.float32) - origin, 0.0)
-                d += z
-                dd += z * z
-            sum_d += d.to(tl.float64)
-            sum_dd += dd.to(tl.float64)
+                d = tl.where(live_at(valid, first + t, T, STEPS), xs[t].to(tl.float64) - origin, 0.0)
+                sum_d += d
+                sum_dd += d * d
     put_partial(partials, 0, sum_d, chunk, chunks, group, groups, columns, LANES, COLUMNS)
     put_partial(partials, 1, sum_dd, chunk, chunks, group, groups, columns, LANES, COLUMNS)
 
@@ -150,24 +148,24 @@ def prelude_kernel(mean, var, weight, bias, scale, shift, channels: tl.int64, EP
 @triton.jit(
     do_not_specialize=["channels", "chunks", "fold", "count", "presentations"],
     do_not_specialize_on_alignment=[
+        "mean",
         "var",
         "weight",
         "grad_weight",
         "grad_bias",
         "grad_rate",
-        "gain",
         "slope",
         "offset",
     ],
 )
 def coefficients_kernel(
     partials,
+    mean,
     var,
     weight,
     grad_weight,
     grad_bias,
     grad_rate,
-    gain,
     slope,
     offset,
     channels: tl.int64,
@@ -177,17 +175,18 @@ def coefficients_kernel(
     presentations: tl.int64,
     EPS: tl.constexpr,
 ):
-    """Gradients of weight, bias and rate, and of what the gradient of x is made: each of its presentations subtracts
-    the mean of g, and the mean of g * (x - mean) times (x - mean) / (var + eps)."""
+    """Gradients of weight, bias and rate, and what the gradient of x, ``scale * g + slope * x + offset``, needs: each
+    presentation of x subtracts the mean of g, and the mean of g * (x - mean) times (x - mean) / (var + eps)."""
     channel, exists = channel_block(channels)
+    mean = _per_channel(mean, channel, exists, 0.0)
     rstd = 1.0 / tl.sqrt(_per_channel(var, channel, exists, 0.0) + EPS)
     a = _per_channel(weight, channel, exists, 1.0) * rstd
     g = total(partials, 0, channel, exists, channels, chunks, fold)
     gx = total(partials, 1, channel, exists, channels, chunks, fold)
     share = presentations.to(tl.float64) / count.to(tl.float64)
-    tl.store(gain + channel, a.to(tl.float32), mask=exists)
-    tl.store(slope + channel, (-gx * rstd * rstd * share * a).to(tl.float32), mask=exists)
-    tl.store(offset + channel, (-g * share * a).to(tl.float32), mask=exists)
+    b = -gx * rstd * rstd * share * a
+    tl.store(slope + channel, b.to(tl.float32), mask=exists)
+    tl.store(offset + channel, (-g * share * a - b * mean).to(tl.float32), mask=exists)
     if grad_weight is not None:
         tl.store(grad_weight + channel, (gx * rstd).to(tl.float32), mask=exists)
     if grad_bias is not None:
@@ -222,12 +221,15 @@ def forward(
         T=x.shape[0],
         STEPS=chunk_of_steps(x.shape[0]),
     )
-    mean, var, scale, shift = x.new_empty((4, channels), dtype=torch.float32)
+    # An operator's outputs may not share storage; scale and shift stay inside.
+    mean, var = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
+    scale, shift = x.new_empty((2, channels), dtype=torch.float32)
     launch_per_channel(
         statistics_kernel,
         channels,
         x,
         **tiling.total_arguments(partials),
+        x=x,
         mean=mean,
         var=var,
         weight=weight,
@@ -259,7 +261,7 @@ def backward(
     """Gradients of x, weight, bias, rate and v_init, as in
     :meth:`sca_kernels.backends.base.Backend.batch_norm_backward`."""
     channels = x.shape[2]
-    scale, shift, gain, slope, offset = x.new_empty((5, channels), dtype=torch.float32)
+    scale, shift, slope, offset = x.new_empty((4, channels), dtype=torch.float32)
     launch_per_channel(
         prelude_kernel,
         channels,
@@ -280,17 +282,17 @@ def backward(
         channels,
         x,
         **adjoint.tiling.total_arguments(adjoint.sums(center=mean)),
+        mean=mean,
         var=var,
         weight=weight,
         grad_weight=g_weight,
         grad_bias=g_bias,
         grad_rate=g_rate,
-        gain=gain,
         slope=slope,
         offset=offset,
         count=x.numel() // channels * presentations,
         presentations=presentations,
         EPS=eps,
     )
-    g_x, g_v_init = adjoint.gradients(Epilogue(gain, slope, mean, offset))
+    g_x, g_v_init = adjoint.gradients(slope=slope, offset=offset)
     return g_x, g_weight, g_bias, g_rate, g_v_init

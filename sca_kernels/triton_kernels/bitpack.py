@@ -12,44 +12,43 @@ _BYTES = 512
 _MESSAGE = "spikes: expected zeros and ones only, got another value"
 
 
+@triton.jit
+def _elements(numel, BYTES: tl.constexpr, WHOLE: tl.constexpr):
+    """Bytes [BYTES, 1] and elements [BYTES, 8] of this program, and which elements exist. WHOLE: none of a byte's eight
+    is missing; a mask per byte leaves the accesses vectorised."""
+    byte = (tl.program_id(0).to(tl.int64) * BYTES + tl.arange(0, BYTES))[:, None]
+    element = byte * 8 + tl.arange(0, 8)[None, :]
+    if WHOLE:
+        return byte, element, tl.broadcast_to(byte * 8 < numel, element.shape)
+    else:
+        return byte, element, element < numel
+
+
 @triton.jit(do_not_specialize=["numel"])
-def pack_kernel(spikes, packed, valid, numel: tl.int64, BYTES: tl.constexpr):
-    byte = tl.program_id(0).to(tl.int64) * BYTES + tl.arange(0, BYTES)
-    bit = tl.arange(0, 8)
-    element = byte[:, None] * 8 + bit[None, :]
-    s = tl.load(spikes + element, mask=element < numel, other=0.0)
-    ones = (s == 1).to(tl.int32)
-    tl.store(packed + byte, tl.sum(ones << bit[None, :], 1).to(tl.uint8), mask=byte * 8 < numel)
-    if tl.sum(((s != 0) & (s != 1)).to(tl.int32)) > 0:  # also for NaN
+def pack_kernel(spikes, packed, valid, numel: tl.int64, BYTES: tl.constexpr, WHOLE: tl.constexpr):
+    byte, element, exists = _elements(numel, BYTES, WHOLE)
+    s = tl.load(spikes + element, mask=exists, other=0.0).to(tl.float32)
+    bits = (s == 1).to(tl.int32) << tl.arange(0, 8)[None, :]
+    tl.store(packed + byte, tl.sum(bits, 1, keep_dims=True).to(tl.uint8), mask=byte * 8 < numel)
+    if tl.sum(((s != 0) & (s != 1)).to(tl.int32)) > 0:  # true for NaN, too
         tl.store(valid, 0)
 
 
 @triton.jit(do_not_specialize=["numel"])
-def unpack_kernel(packed, spikes, numel: tl.int64, BYTES: tl.constexpr):
-    byte = tl.program_id(0).to(tl.int64) * BYTES + tl.arange(0, BYTES)
-    bit = tl.arange(0, 8)
-    element = byte[:, None] * 8 + bit[None, :]
+def unpack_kernel(packed, spikes, numel: tl.int64, BYTES: tl.constexpr, WHOLE: tl.constexpr):
+    byte, element, exists = _elements(numel, BYTES, WHOLE)
     bits = tl.load(packed + byte, mask=byte * 8 < numel, other=0).to(tl.int32)
-    s = (bits[:, None] >> bit[None, :]) & 1
-    tl.store(spikes + element, s.to(spikes.dtype.element_ty), mask=element < numel)
+    s = ((bits >> tl.arange(0, 8)[None, :]) & 1).to(tl.float32)
+    tl.store(spikes + element, s.to(spikes.dtype.element_ty), mask=exists)
 
 
 def pack(spikes: Tensor) -> Tensor:
-    """As :meth:`sca_kernels.backends.base.Backend.pack_spikes`. On a GPU the values are checked without waiting:
-    another value stops the device with an assertion."""
+    """As :meth:`sca_kernels.backends.base.Backend.pack_spikes`, but that on a GPU the values are checked without
+    waiting: another value stops the device with an assertion."""
     size = triton.cdiv(spikes.numel(), 8)
     packed = spikes.new_empty(size, dtype=torch.uint8)
     valid = torch.ones((), dtype=torch.int32, device=spikes.device)
-    launch(
-        pack_kernel,
-        triton.cdiv(size, _BYTES),
-        spikes,
-        spikes=spikes,
-        packed=packed,
-        valid=valid,
-        numel=spikes.numel(),
-        BYTES=_BYTES,
-    )
+    _launch(pack_kernel, spikes, spikes.numel(), spikes=spikes, packed=packed, valid=valid)
     if spikes.is_cuda:
         torch._assert_async(valid, _MESSAGE)
     elif not valid:
@@ -60,13 +59,9 @@ def pack(spikes: Tensor) -> Tensor:
 def unpack(packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
     """As :meth:`sca_kernels.backends.base.Backend.unpack_spikes`."""
     spikes = packed.new_empty(numel, dtype=dtype)
-    launch(
-        unpack_kernel,
-        triton.cdiv(packed.numel(), _BYTES),
-        packed,
-        packed=packed,
-        spikes=spikes,
-        numel=numel,
-        BYTES=_BYTES,
-    )
+    _launch(unpack_kernel, packed, numel, packed=packed, spikes=spikes)
     return spikes
+
+
+def _launch(kernel, on: Tensor, numel: int, **tensors: Tensor) -> None:
+    launch(kernel, triton.cdiv(numel, 8 * _BYTES), on, **tensors, numel=numel, BYTES=_BYTES, WHOLE=numel % 8 == 0)

@@ -33,7 +33,7 @@ from .tiling import (
     totals,
 )
 
-_VECTORS = ["scale", "shift", "rate", "mask", "center", "gain", "slope", "offset"]
+_VECTORS = ["scale", "shift", "rate", "mask", "center", "slope", "offset"]
 """Per-channel arguments: rows of larger buffers among them, so of any alignment."""
 
 
@@ -129,7 +129,7 @@ def forward_kernel(
                 v = tl.where(live, _after_spike(h, fired, v_threshold, v_rest, SOFT), v)
                 count += (fired & live).to(tl.int32)
                 l1 += tl.where(live, tl.abs(v - v_rest), 0.0)
-                emitted = fired if mask is None else fired & mask
+                emitted = tl.where(fired if mask is None else fired & mask, 1.0, 0.0)
                 tl.store(spikes + (first + t) * step + at, emitted.to(spikes.dtype.element_ty), mask=live)
         if v_last is not None:
             tl.store(v_last + at, v, mask=valid)
@@ -157,24 +157,16 @@ def _potentials(
     for t in tl.static_range(STEPS):
         h = CHARGE(v, _affine(xs[t], scale, shift), leak, v_rest, DECAY_INPUT, DIVIDE)
         v = _after_spike(h, h >= v_threshold, v_threshold, v_rest, SOFT)
-        hs = (*hs, h)
+        hs += (h,)
     return hs, v
 
 
 @triton.jit
-def _centered(x, center):
-    x = x.to(tl.float32)
-    if center is not None:
-        x = x - center
-    return x
-
-
-@triton.jit
-def _epilogue(g, centered, gain, slope, offset):
-    if gain is not None:
-        g = g * gain
+def _input_gradient(g, x, scale, slope, offset):
+    if scale is not None:
+        g = g * scale
     if slope is not None:
-        g = g + (slope * centered + offset)
+        g = g + (slope * x.to(tl.float32) + offset)
     return g
 
 
@@ -193,7 +185,6 @@ def backward_kernel(
     shift,
     rate,
     center,
-    gain,
     slope,
     offset,
     partials,
@@ -234,8 +225,8 @@ def backward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """With g the gradient of the input current: grad_x = gain * g + slope * (x - center) + offset; partials = sums of
-    g, of g * (x - center), and of the rate's gradient. What is None is not read, written or summed."""
+    """With g the gradient of the input current: grad_x = scale * g + slope * x + offset; partials = sums of g, of
+    g * (x - center), and of the rate's gradient. What is None is not read, written or summed."""
     program = tl.program_id(0).to(tl.int64)
     group = program % groups
     chunk = program // groups
@@ -244,12 +235,10 @@ def backward_kernel(
     scale = of_channel(scale, group, columns, fold, LANES, COLUMNS)
     shift = of_channel(shift, group, columns, fold, LANES, COLUMNS)
     center = of_channel(center, group, columns, fold, LANES, COLUMNS)
-    gain = of_channel(gain, group, columns, fold, LANES, COLUMNS)
     slope = of_channel(slope, group, columns, fold, LANES, COLUMNS)
     offset = of_channel(offset, group, columns, fold, LANES, COLUMNS)
     if rate is not None:
         leak = of_channel(rate, group, columns, fold, LANES, COLUMNS)
-    dynamics = (scale, shift, leak, v_threshold, v_rest)
     CHUNKS: tl.constexpr = (T + STEPS - 1) // STEPS
     if CHUNKS > 1:
         in_tile = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
@@ -268,7 +257,9 @@ def backward_kernel(
             for j in range(CHUNKS - 1):
                 tl.store(checkpoints + j * (ROWS * COLUMNS), v)
                 xs = load_steps(x_at, j * STEPS, x_t * ALIGN, valid, T, STEPS, REPEAT)
-                hs, v = _potentials(v, xs, *dynamics, STEPS, CHARGE, DECAY_INPUT, DIVIDE, SOFT)
+                hs, v = _potentials(
+                    v, xs, scale, shift, leak, v_threshold, v_rest, STEPS, CHARGE, DECAY_INPUT, DIVIDE, SOFT
+                )
             tl.store(checkpoints + (CHUNKS - 1) * (ROWS * COLUMNS), v)
             tl.debug_barrier()
 
@@ -284,7 +275,9 @@ def backward_kernel(
                 g_s = load_steps(g_at, first, grad_spikes_t * ALIGN, valid, T, STEPS, False)
             if CHUNKS > 1:
                 v = tl.load(checkpoints + (CHUNKS - 1 - back) * (ROWS * COLUMNS))
-            hs, _ = _potentials(v, xs, *dynamics, STEPS, CHARGE, DECAY_INPUT, DIVIDE, SOFT)
+            hs, _ = _potentials(
+                v, xs, scale, shift, leak, v_threshold, v_rest, STEPS, CHARGE, DECAY_INPUT, DIVIDE, SOFT
+            )
             for t in tl.static_range(STEPS - 1, -1, -1):
                 live = live_at(valid, first + t, T, STEPS)
                 h = hs[t]
@@ -304,18 +297,19 @@ def backward_kernel(
                 g_before, g = ADJOINT(g_h, leak, DECAY_INPUT, DIVIDE)
                 g_v = tl.where(live, g_before, g_v)
                 g = tl.where(live, g, 0.0)
-                centered = _centered(xs[t], center)
                 if partials is not None:
+                    centered = xs[t].to(tl.float32)
+                    if center is not None:
+                        centered -= center
                     sum_g += g
                     sum_gx += g * centered
                 if REPEAT:
                     g_x += g
                 elif grad_x is not None:
-                    g = _epilogue(g, centered, gain, slope, offset)
+                    g = _input_gradient(g, xs[t], scale, slope, offset)
                     tl.store(grad_x + (first + t) * step + at, g.to(grad_x.dtype.element_ty), mask=live)
         if REPEAT and grad_x is not None:
-            centered = _centered(tl.load(x_at, mask=valid, other=0.0), center)
-            g_x = _epilogue(g_x, centered, gain, slope, offset)
+            g_x = _input_gradient(g_x, tl.load(x_at, mask=valid, other=0.0), scale, slope, offset)
             tl.store(grad_x + at, g_x.to(grad_x.dtype.element_ty), mask=valid)
         if grad_v_init is not None:
             tl.store(grad_v_init + at, g_v, mask=valid)
@@ -334,8 +328,9 @@ class Dynamics(NamedTuple):
 
 
 def _dynamics(config: NeuronConfig, x: Tensor, time_steps: int) -> Dynamics:
+    learnable_leak = NEURONS[config.neuron].learnable_leak
     exact_reciprocal = math.frexp(config.tau)[0] == 0.5  # a power of two
-    divide = not NEURONS[config.neuron].learnable_leak and not exact_reciprocal
+    divide = not learnable_leak and not exact_reciprocal
     numbers = {
         "leak": config.tau if divide else 1 / config.tau,
         "v_threshold": config.v_threshold,
@@ -343,7 +338,8 @@ def _dynamics(config: NeuronConfig, x: Tensor, time_steps: int) -> Dynamics:
     }
     modes = {
         "T": time_steps,
-        "STEPS": chunk_of_steps(time_steps),
+        # Beside h, the gradient of a learnable leak holds v and y; two-byte inputs come eight to a thread.
+        "STEPS": chunk_of_steps(time_steps, crowded=learnable_leak and x.element_size() == 2),
         "REPEAT": x.shape[0] != time_steps,
         "CHARGE": TWINS[config.neuron].charge,
         "DECAY_INPUT": config.decay_input,
@@ -404,16 +400,6 @@ def forward(
     return spikes, v_last, spike_count, membrane_l1
 
 
-class Epilogue(NamedTuple):
-    """What becomes of g, the gradient of the input current: ``grad_x = gain * g + slope * (x - center) + offset``,
-    [C] each; absent ones stand for 1, 0, 0, 0."""
-
-    gain: Tensor | None = None
-    slope: Tensor | None = None
-    center: Tensor | None = None
-    offset: Tensor | None = None
-
-
 class Adjoint:
     """The backward pass of one call; batch norm runs it twice, for the sums and then for grad_x."""
 
@@ -439,7 +425,7 @@ class Adjoint:
         }
         self.slopes = {"alpha": config.alpha, "beta": config.beta}
 
-    def _run(self, epilogue: Epilogue, **outputs: Tensor | None) -> None:
+    def _run(self, **arguments: Tensor | None) -> None:
         steps = self.dynamics.modes["STEPS"]
         chunks = triton.cdiv(self.dynamics.modes["T"], steps)
         checkpoints = None
@@ -454,8 +440,7 @@ class Adjoint:
             grad_v=self.grad_v,
             checkpoints=checkpoints,
             **self.current._asdict(),
-            **epilogue._asdict(),
-            **outputs,
+            **dict.fromkeys(("center", "slope", "offset", "partials", "grad_x", "grad_v_init")) | arguments,
             **self.dynamics.numbers,
             **self.dynamics.modes,
             **self.modes,
@@ -463,20 +448,21 @@ class Adjoint:
         )
 
     def partials(self) -> Tensor:
-        """Room for the sums of g, of g * (x - center), and of the rate's gradient where there is a rate."""
+        """Room for the sums of g, of g * (x - center), and of the rate's gradient where there is one."""
         return self.tiling.partials(2 if self.current.rate is None else 3, self.x)
 
     def sums(self, center: Tensor) -> Tensor:
         """These sums alone, as partials."""
         partials = self.partials()
-        self._run(Epilogue(center=center), grad_x=None, grad_v_init=None, partials=partials)
+        self._run(center=center, partials=partials)
         return partials
 
-    def gradients(self, epilogue: Epilogue, partials: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Gradients of x and of v_init (None where there was none); the sums too, where there is room for them."""
+    def gradients(self, **arguments: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Gradients of x and of v_init (None where there was none); ``slope`` and ``offset`` enter that of x, and with
+        ``partials`` the sums are taken as well."""
         grad_x = empty_activation(self.x, self.x.shape[0])
         grad_v_init = None if self.current.v_init is None else empty_state(self.x, torch.float32)
-        self._run(epilogue, grad_x=grad_x, grad_v_init=grad_v_init, partials=partials)
+        self._run(grad_x=grad_x, grad_v_init=grad_v_init, **arguments)
         return grad_x, grad_v_init
 
 
@@ -493,7 +479,7 @@ def backward(
     adjoint = Adjoint(grad_spikes, grad_v, x, time_steps, config, current)
     g_scale, g_shift, g_rate = (None if p is None else torch.empty_like(p) for p in current[:3])
     partials = None if g_scale is None and g_shift is None and g_rate is None else adjoint.partials()
-    g_x, g_v_init = adjoint.gradients(Epilogue(gain=current.scale), partials)
+    g_x, g_v_init = adjoint.gradients(partials=partials)
     if partials is not None:
         totals(adjoint.tiling, partials, g_shift, g_scale, g_rate)
     return g_x, g_scale, g_shift, g_rate, g_v_init

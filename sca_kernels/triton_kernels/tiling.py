@@ -25,7 +25,7 @@ WARPS = 4
 _TILE_BYTES = WARPS * 32 * 16  # of the input's dtype and one step: each thread moves 16 bytes per access
 _FOLD_BELOW = 32  # positions: shorter rows would waste most of a memory transaction
 _MAX_PROGRAMS = 8192  # several waves on any GPU; more would only lengthen the sum over partials
-_MAX_STEPS = 8  # held in registers at once
+_MAX_STEPS = 8  # whose h fits into registers
 _MAX_TERMS = 64  # steps x tiles that a float32 accumulator takes in before it is widened
 
 
@@ -158,9 +158,14 @@ def strides_of(name: str) -> list[str]:
     return [f"{name}_{field}" for field in Strides._fields]
 
 
-def chunk_of_steps(time_steps: int) -> int:
-    """How many steps kernels hold in registers: all of them, or as few chunks as will do, of even length."""
-    return triton.cdiv(time_steps, triton.cdiv(time_steps, _MAX_STEPS))
+def chunk_of_steps(time_steps: int, crowded: bool = False) -> int:
+    """How many steps a kernel takes at once: all of them, or, where the registers don't hold them, chunks of even
+    length; half as many in a kernel that is crowded by other values."""
+    limit = _MAX_STEPS // 2 if crowded else _MAX_STEPS
+    if time_steps <= limit:
+        return time_steps
+    # A quarter of the registers goes to what walking over chunks takes.
+    return triton.cdiv(time_steps, triton.cdiv(time_steps, limit * 3 // 4))
 
 
 def launch(kernel, programs: int, on: Tensor, *, num_warps: int = WARPS, **arguments) -> None:
@@ -216,10 +221,16 @@ def load_steps(z, first, step, valid, T: tl.constexpr, STEPS: tl.constexpr, REPE
     loaded = ()
     for t in tl.static_range(STEPS):
         if REPEAT and t > 0:
-            loaded = (*loaded, loaded[0])
+            loaded += (loaded[0],)
         else:
-            loaded = (*loaded, tl.load(z + (first + t) * step, mask=live_at(valid, first + t, T, STEPS), other=0.0))
+            loaded += (tl.load(z + (first + t) * step, mask=live_at(valid, first + t, T, STEPS), other=0.0),)
     return loaded
+
+
+@triton.jit
+def channel_of(column, fold):
+    """Channel of a lane. (Divided in 32 bits: lanes of one sample are few, and 64 take a subroutine.)"""
+    return column.to(tl.int32) // fold.to(tl.int32)
 
 
 @triton.jit
@@ -229,7 +240,7 @@ def of_channel(vector, group, columns, fold, LANES: tl.constexpr, COLUMNS: tl.co
         return None
     elif LANES:
         column = group * COLUMNS + tl.arange(0, COLUMNS)
-        return tl.load(vector + column // fold, mask=column < columns, other=0)[None, :]
+        return tl.load(vector + channel_of(column, fold), mask=column < columns, other=0)[None, :]
     else:
         return tl.load(vector + group)
 
@@ -262,11 +273,12 @@ def channel_block(channels):
 @triton.jit
 def total(partials, quantity, channel, exists, channels, chunks, fold):
     """Sum of one quantity over all programs, float64 [TOTAL_CHANNELS], in a fixed order."""
-    rows = chunks * fold
+    rows = (chunks * fold).to(tl.int32)
+    fold = fold.to(tl.int32)
     sums = tl.zeros([_TOTAL_ROWS, TOTAL_CHANNELS], tl.float64)
     for block in range(tl.cdiv(rows, _TOTAL_ROWS)):
-        row = (tl.arange(0, _TOTAL_ROWS) + block * _TOTAL_ROWS).to(tl.int64)
-        at = ((quantity * chunks + row // fold) * channels * fold + row % fold)[:, None] + (channel * fold)[None, :]
+        row = tl.arange(0, _TOTAL_ROWS) + block * _TOTAL_ROWS
+        at = ((quantity * chunks + row // fold) * (channels * fold) + row % fold)[:, None] + (channel * fold)[None, :]
         sums += tl.load(partials + at, mask=(row < rows)[:, None] & exists[None, :], other=0.0)
     return tl.sum(sums, 0)
 
