@@ -16,6 +16,7 @@ class TritonBackend(Backend):
     name = "triton"
     priority = 20
     only_by_name = frozenset({"cpu"})
+    fix = "use a CUDA device, with triton installed (pip install 'sca_kernels[cuda]')"
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
         if device.type not in ("cuda", "cpu"):
