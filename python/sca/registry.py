@@ -19,7 +19,9 @@ def collect(package: ModuleType, attribute: str) -> dict[str, Any]:
         module = importlib.import_module(f"{package.__name__}.{info.name}")
         for name, entry in getattr(module, attribute, {}).items():
             if name in entries:
-                raise ValueError(f"{module.__name__}: {name!r} is already defined by another module of {package.__name__}")
+                raise ValueError(
+                    f"{module.__name__}: {name!r} is already defined by another module of {package.__name__}"
+                )
             entries[name] = entry
     return entries
 

@@ -162,7 +162,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
         "model": "vgg9",
         "width": 0.5,
-        "epochs": 30,
+        "epochs": 24,
         "lr": 0.2,
         "density": 0.5,
         "allocation": "layer",

@@ -43,6 +43,7 @@ class RunFolder:
         self.model = path / "model.safetensors"
         self.summary = path / "summary.json"
         self.plot = path / "curves.png"
+        self._is_new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             # locked until it is closed; the system frees it when the process is killed
@@ -80,8 +81,8 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Let others have the folder; remove it if nothing was written to it."""
-        if [file.name for file in self.path.iterdir()] == [".lock"]:
+        """Let others have the folder; if it was made for this run and nothing was written to it, remove it."""
+        if self._is_new and [file.name for file in self.path.iterdir()] == [".lock"]:
             (self.path / ".lock").unlink()
             self.path.rmdir()
         self._lock.close()
