@@ -61,7 +61,7 @@ class Run:
             summary = json.loads((Path(folder) / "summary.json").read_text())
         kept = ("epoch", "test_accuracy", "density", "connectivity", "samples_per_second", "seconds")
         self.details = {
-            "arguments": [argument for argument in self.arguments if argument != CIFAR10],
+            "arguments": ["DIR" if argument == CIFAR10 else argument for argument in self.arguments],
             "epochs": [{key: row[key] for key in kept} for row in rows],
             "summary": summary,
         }
