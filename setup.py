@@ -1,7 +1,7 @@
 """Build of the compiled CPU backend ``sca_kernels._cpu``; everything else about the distribution is in pyproject.toml.
 
-The extension is optional: without a C++ compiler, or with SCA_KERNELS_NO_NATIVE=1, the install is pure Python and says so once.
-It never needs torch: the kernels take addresses, sizes and strides.
+The extension is optional: without a C++ compiler, or with SCA_KERNELS_NO_NATIVE=1, the install is pure Python and says
+so once. It never needs torch: the kernels take addresses, sizes and strides.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from setuptools import Extension, find_namespace_packages, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
-# Spikes are equal bit for bit on every instruction set and backend: no fused multiply-add, no fast math. Neither of the last two flags
-# changes a result; without them a comparison or a square root would not vectorise.
+# Spikes are equal bit for bit on every instruction set and backend: no fused multiply-add, no fast math. Neither of the
+# last two flags changes a result; without them a comparison or a square root would not vectorise.
 FLAGS = [
     "-std=c++17",
     "-O3",
@@ -40,13 +40,13 @@ X86_ONLY = {"isa_avx512.cpp", "isa_avx2.cpp"}
 
 
 def sources() -> list[str]:
-    files = sorted(Path("csrc/cpu").glob("*.cpp")) + [Path("csrc/bindings/cpu.cpp")]
+    files = [*sorted(Path("csrc/cpu").glob("*.cpp")), Path("csrc/bindings/cpu.cpp")]
     on_x86 = platform.machine().lower() in {"x86_64", "amd64"}
     return [f.as_posix() for f in files if on_x86 or f.name not in X86_ONLY]
 
 
 class BuildExt(build_ext):
-    """Compiles the sources side by side, each with its own flags; leaves the extension out where there is no compiler."""
+    """Compiles the sources side by side, each with its own flags; without a compiler, leaves the extension out."""
 
     def run(self) -> None:
         # pip shows this under -v; at run time `sca doctor` and the first call give the same reason.
@@ -56,7 +56,8 @@ class BuildExt(build_ext):
 
     def leave_out(self, reason: str, fix: str) -> None:
         print(
-            f"sca_kernels: installing WITHOUT compiled CPU kernels: {reason}. Everything works, slower; to get them, {fix}.",
+            f"sca_kernels: installing WITHOUT compiled CPU kernels: {reason}. "
+            f"Everything works, slower; to get them, {fix}.",
             file=sys.stderr,
         )
         self.extensions = []
@@ -65,7 +66,8 @@ class BuildExt(build_ext):
         if not self.works('#include <Python.h>\n#include <array>\nextern "C" int f() { return PY_MAJOR_VERSION; }\n'):
             self.leave_out(
                 "no working C++17 compiler with Python's headers",
-                "install g++ or clang++ and the Python development package (Debian: apt install g++ python3-dev) and install again",
+                "install g++ or clang++ and the Python development package (Debian: apt install g++ python3-dev) "
+                "and install again",
             )
         super().build_extensions()
 

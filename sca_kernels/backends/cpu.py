@@ -135,7 +135,7 @@ def _one_step(v: Tensor | None) -> Tensor | None:
 
 
 def _strided(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
-    """Activations as they are, but for those whose spatial dimensions have no common stride: these are copied in the layout of x."""
+    """Activations as they are; those whose spatial dimensions have no common stride are copied in the layout of x."""
     return [z if z is None or collapse(z) is not None else in_layout_of(z, x) for z in (x, *others)]
 
 
@@ -169,7 +169,7 @@ def _forward(x: Tensor, time_steps: int, mask: Tensor | None, return_v: bool) ->
 def _backward(
     kind, x: Tensor, time_steps: int, p: Tensor | None, q: Tensor | None, rate: Tensor | None, v_init: Tensor | None
 ):
-    """Outputs of a backward kernel, a ``kind`` of gradients (for x, the vectors p, q and rate, and v_init), and the arguments."""
+    """Outputs of a backward kernel, a ``kind`` of gradients (for x, p, q, rate and v_init), and its arguments."""
     vectors = [None if z is None else torch.empty_like(z) for z in (p, q, rate)]
     v = None if v_init is None else empty_state(x, torch.float32)
     g = kind(empty_activation(x, x.shape[0]), *vectors, v)
