@@ -7,7 +7,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ..training import Trainer
 
@@ -24,9 +24,8 @@ class Display:
         self._console = console
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=12),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[figures]}"),
             console=console,
             transient=True,
@@ -65,6 +64,7 @@ class Display:
         self._console.print(
             f"{config.model} on {config.data}, {what}: {parameters:,} parameters, {config.epochs} epochs{begin}",
             highlight=False,
+            soft_wrap=True,
         )
         if self._task is not None:
             self._bar.remove_task(self._task)
@@ -84,12 +84,12 @@ class Display:
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         """Print the epoch's line."""
-        self._console.print(f"epoch {row['epoch']:>3}/{self._epochs}  {_figures(row)}", highlight=False)
+        self._console.print(f"epoch {row['epoch']:>3}/{self._epochs}  {_figures(row)}", highlight=False, soft_wrap=True)
 
 
 def _figures(row: dict[str, Any]) -> str:
-    test = f"  test {row['test_accuracy']:6.2%}" if "test_accuracy" in row else ""
+    test = f"  test {row['test_accuracy']:.2%}" if "test_accuracy" in row else ""
     return (
-        f"loss {row['loss']:.3f}  train {row['train_accuracy']:6.2%}{test}  density {row['density']:4.0%}"
-        f"  firing {row['firing_rate']:5.1%}  {row['samples_per_second']:,.0f} samples/s"
+        f"loss {row['loss']:.3f}  train {row['train_accuracy']:.1%}{test}  density {row['density']:.0%}"
+        f"  firing {row['firing_rate']:.1%}  {row['samples_per_second']:,.0f} samples/s"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,6 +81,7 @@ def _train(changes: dict[str, Any], preset: str | None, out: Path | None, resume
         config = TrainConfig.from_preset(preset, **changes)
     sca_kernels.reuse_host_memory()
     console = Console()
+    say = functools.partial(console.print, highlight=False, soft_wrap=True)
     folder_path = out or _free_folder(Path("runs"), f"{config.data}-{config.model}")
     mode = "resume" if resume else "overwrite" if overwrite else "new"
     with RunFolder(folder_path, mode) as folder, Display(console) as display:
@@ -87,10 +89,10 @@ def _train(changes: dict[str, Any], preset: str | None, out: Path | None, resume
             summary = run(config, folder, display)
         except Interrupted:
             display.close()
-            console.print(f"interrupted; go on with: sca train --resume --out {folder_path}", highlight=False)
+            say(f"interrupted; go on with: sca train --resume --out {folder_path}")
             raise typer.Exit(130) from None
     console.print(summary.table())
-    console.print(f"{folder.plot}, {folder.log.name}, {folder.model.name} (the compacted network)", highlight=False)
+    say(f"in {folder_path}: {folder.plot.name}, {folder.log.name}, {folder.model.name} (the compacted network)")
 
 
 def _resumed_config(held: Any, changes: dict[str, Any], out: Path) -> Any:

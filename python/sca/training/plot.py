@@ -30,31 +30,35 @@ def plot(path: Path, history: Rows, dense: Rows, config: TrainConfig) -> None:
 
     def curve(axes, rows: Rows, field: str, label: str, color: str, style: str = "-") -> None:
         seconds = [row["seconds"] for row in rows]
-        # a curve of one point is still to be seen
+        # markers: a run of one epoch is a curve of one point
         axes.plot(seconds, [row[field] for row in rows], style, color=color, label=label, marker="o", markersize=3)
 
+    def at_end(rows: Rows, field: str) -> str:
+        return f"{rows[-1][field]:.2%} at the end"
+
     if dense:
-        curve(accuracy, dense, "test_accuracy", "test, dense reference", _DENSE)
+        curve(accuracy, dense, "test_accuracy", f"test, dense reference: {at_end(dense, 'test_accuracy')}", _DENSE)
         curve(speed, dense, "samples_per_second", "dense reference", _DENSE)
-    curve(accuracy, history, "train_accuracy", "train", _RUN, ":")
-    curve(accuracy, history, "test_accuracy", "test", _RUN)
+    curve(accuracy, history, "train_accuracy", f"train: {at_end(history, 'train_accuracy')}", _RUN, ":")
+    curve(accuracy, history, "test_accuracy", f"test: {at_end(history, 'test_accuracy')}", _RUN)
     curve(density, history, "density", "density: active channels", _RUN)
     curve(density, history, "connectivity", "connectivity: active weights", _SECOND)
     curve(speed, history, "samples_per_second", "this run", _RUN)
 
     accuracy.set_ylabel("accuracy")
-    worst = min(row["test_accuracy"] for row in [*history, *dense])
-    accuracy.set_ylim(max(0.0, min(0.9, worst - 0.05)), 1.005)
+    # the first epochs may fall below the picture: the end is what is compared
+    best = max(row["test_accuracy"] for row in [*history, *dense])
+    accuracy.set_ylim(max(0.0, best - 0.25), min(1.01, best + 0.1))
     density.set_ylabel("share of the dense network")
     density.set_ylim(0, 1.05)
     for axes in (accuracy, density):
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     speed.set_ylabel("training speed (samples/s)")
     speed.set_ylim(bottom=0)
     speed.set_xlabel("training time (s)")
     speed.set_xlim(left=0)
     for axes in (accuracy, density, speed):
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower right")
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
