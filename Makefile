@@ -48,8 +48,9 @@ $(VENV)/.tools: constraints.txt
 	@touch $@
 
 # Without isolation: the build tools above are pinned, and a rebuild asks no package index for them.
+# Without warnings: setuptools has one about every editable install.
 $(VENV)/.build: $(VENV)/.tools $(NATIVE)
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[train,test]'
+	PYTHONWARNINGS=ignore $(PIP) install -c constraints.txt --no-build-isolation -e '.[train,test]'
 	@touch $@
 
 # SpikingJelly's own requirements hold a torchvision that has no CPU build and that none of what is measured imports.
