@@ -1,5 +1,6 @@
-// Python module sca_kernels._cpu: raw addresses, sizes and strides in. It checks what it can do cheaply; backends/cpu.py, its only
-// caller, hands over tensors that it has checked or made itself. Addresses are integers, 0 stands for "none".
+// Python module sca_kernels._cpu: raw addresses, sizes and strides in. It checks what it can do cheaply;
+// backends/cpu.py, its only caller, hands over tensors that it has checked or made itself. Addresses are integers, 0
+// stands for "none".
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -54,8 +55,13 @@ struct Problem {
     Problem(const std::array<int64_t, 4>& sizes, const std::string& dtype_name, int threads, const Activation& x,
             const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t rate)
         : dtype(dtype_of(dtype_name)),
-          in{shape_of(sizes), view(x, dtype), state(v_init), vector_at<const float>(scale), vector_at<const float>(shift),
-             vector_at<const float>(rate), threads} {}
+          in{shape_of(sizes),
+             view(x, dtype),
+             state(v_init),
+             vector_at<const float>(scale),
+             vector_at<const float>(shift),
+             vector_at<const float>(rate),
+             threads} {}
 };
 
 }  // namespace
@@ -67,30 +73,31 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("isa", [] { return sca::kernels().name; }, "Instruction set in use.");
 
     py::class_<sca::Neuron>(m, "Neuron", "A neuron configuration, translated once.")
-        .def(py::init(&sca::make_neuron), py::arg("neuron"), py::arg("tau"), py::arg("v_threshold"), py::arg("soft_reset"),
-             py::arg("v_rest"), py::arg("decay_input"), py::arg("detach_reset"), py::arg("surrogate"), py::arg("alpha"),
-             py::arg("beta"));
+        .def(py::init(&sca::make_neuron), py::arg("neuron"), py::arg("tau"), py::arg("v_threshold"),
+             py::arg("soft_reset"), py::arg("v_rest"), py::arg("decay_input"), py::arg("detach_reset"),
+             py::arg("surrogate"), py::arg("alpha"), py::arg("beta"));
 
     m.def(
         "neuron_forward",
-        [](const sca::Neuron& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads, const Activation& x,
-           const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t rate, const Activation& spikes,
-           const MaybeActivation& v, uintptr_t mask, uintptr_t count, uintptr_t l1) {
+        [](const sca::Neuron& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
+           const Activation& x, const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t rate,
+           const Activation& spikes, const MaybeActivation& v, uintptr_t mask, uintptr_t count, uintptr_t l1) {
             const Problem p(shape, dtype, threads, x, v_init, scale, shift, rate);
-            const sca::ForwardOutput out{view(spikes, p.dtype), state(v), vector_at<const uint8_t>(mask), vector_at<int64_t>(count),
-                                         vector_at<float>(l1)};
+            const sca::ForwardOutput out{view(spikes, p.dtype), state(v), vector_at<const uint8_t>(mask),
+                                         vector_at<int64_t>(count), vector_at<float>(l1)};
             const py::gil_scoped_release released;
             sca::neuron_forward(neuron, p.in, out);
         },
-        py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"), py::arg("scale"),
-        py::arg("shift"), py::arg("rate"), py::arg("spikes"), py::arg("v"), py::arg("mask"), py::arg("count"), py::arg("l1"));
+        py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"),
+        py::arg("scale"), py::arg("shift"), py::arg("rate"), py::arg("spikes"), py::arg("v"), py::arg("mask"),
+        py::arg("count"), py::arg("l1"));
 
     m.def(
         "neuron_backward",
-        [](const sca::Neuron& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads, const Activation& x,
-           const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t rate, const MaybeActivation& grad_spikes,
-           const MaybeActivation& grad_v, const MaybeActivation& grad_x, const MaybeActivation& grad_v_init, uintptr_t grad_scale,
-           uintptr_t grad_shift, uintptr_t grad_rate) {
+        [](const sca::Neuron& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
+           const Activation& x, const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t rate,
+           const MaybeActivation& grad_spikes, const MaybeActivation& grad_v, const MaybeActivation& grad_x,
+           const MaybeActivation& grad_v_init, uintptr_t grad_scale, uintptr_t grad_shift, uintptr_t grad_rate) {
             const Problem p(shape, dtype, threads, x, v_init, scale, shift, rate);
             const sca::BackwardInput grad{view(grad_spikes, p.dtype), state(grad_v)};
             const sca::BackwardOutput out{view(grad_x, p.dtype), state(grad_v_init), vector_at<float>(grad_scale),
@@ -98,43 +105,47 @@ PYBIND11_MODULE(_cpu, m) {
             const py::gil_scoped_release released;
             sca::neuron_backward(neuron, p.in, grad, out);
         },
-        py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"), py::arg("scale"),
-        py::arg("shift"), py::arg("rate"), py::arg("grad_spikes"), py::arg("grad_v"), py::arg("grad_x"), py::arg("grad_v_init"),
-        py::arg("grad_scale"), py::arg("grad_shift"), py::arg("grad_rate"));
+        py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"),
+        py::arg("scale"), py::arg("shift"), py::arg("rate"), py::arg("grad_spikes"), py::arg("grad_v"),
+        py::arg("grad_x"), py::arg("grad_v_init"), py::arg("grad_scale"), py::arg("grad_shift"), py::arg("grad_rate"));
 
     m.def(
         "batch_norm_forward",
-        [](const sca::Neuron& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads, const Activation& x,
-           const MaybeActivation& v_init, uintptr_t weight, uintptr_t bias, double eps, uintptr_t mean, uintptr_t var, uintptr_t rate,
-           const Activation& spikes, const MaybeActivation& v, uintptr_t mask, uintptr_t count, uintptr_t l1) {
+        [](const sca::Neuron& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
+           const Activation& x, const MaybeActivation& v_init, uintptr_t weight, uintptr_t bias, double eps,
+           uintptr_t mean, uintptr_t var, uintptr_t rate, const Activation& spikes, const MaybeActivation& v,
+           uintptr_t mask, uintptr_t count, uintptr_t l1) {
             const Problem p(shape, dtype, threads, x, v_init, 0, 0, rate);
             const sca::BatchNorm norm{vector_at<const float>(weight), vector_at<const float>(bias), eps};
-            const sca::ForwardOutput out{view(spikes, p.dtype), state(v), vector_at<const uint8_t>(mask), vector_at<int64_t>(count),
-                                         vector_at<float>(l1)};
+            const sca::ForwardOutput out{view(spikes, p.dtype), state(v), vector_at<const uint8_t>(mask),
+                                         vector_at<int64_t>(count), vector_at<float>(l1)};
             const py::gil_scoped_release released;
             sca::batch_norm_forward(neuron, norm, p.in, out, vector_at<float>(mean), vector_at<float>(var));
         },
-        py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"), py::arg("weight"),
-        py::arg("bias"), py::arg("eps"), py::arg("mean"), py::arg("var"), py::arg("rate"), py::arg("spikes"), py::arg("v"),
-        py::arg("mask"), py::arg("count"), py::arg("l1"));
+        py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"),
+        py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("mean"), py::arg("var"), py::arg("rate"),
+        py::arg("spikes"), py::arg("v"), py::arg("mask"), py::arg("count"), py::arg("l1"));
 
     m.def(
         "batch_norm_backward",
-        [](const sca::Neuron& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads, const Activation& x,
-           const MaybeActivation& v_init, uintptr_t weight, uintptr_t bias, double eps, uintptr_t mean, uintptr_t var, uintptr_t rate,
-           const MaybeActivation& grad_spikes, const MaybeActivation& grad_v, const MaybeActivation& grad_x,
-           const MaybeActivation& grad_v_init, uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t grad_rate) {
+        [](const sca::Neuron& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
+           const Activation& x, const MaybeActivation& v_init, uintptr_t weight, uintptr_t bias, double eps,
+           uintptr_t mean, uintptr_t var, uintptr_t rate, const MaybeActivation& grad_spikes,
+           const MaybeActivation& grad_v, const MaybeActivation& grad_x, const MaybeActivation& grad_v_init,
+           uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t grad_rate) {
             const Problem p(shape, dtype, threads, x, v_init, 0, 0, rate);
             const sca::BatchNorm norm{vector_at<const float>(weight), vector_at<const float>(bias), eps};
             const sca::BackwardInput grad{view(grad_spikes, p.dtype), state(grad_v)};
             const sca::BackwardOutput out{view(grad_x, p.dtype), state(grad_v_init), vector_at<float>(grad_weight),
                                           vector_at<float>(grad_bias), vector_at<float>(grad_rate)};
             const py::gil_scoped_release released;
-            sca::batch_norm_backward(neuron, norm, p.in, vector_at<const float>(mean), vector_at<const float>(var), grad, out);
+            sca::batch_norm_backward(neuron, norm, p.in, vector_at<const float>(mean), vector_at<const float>(var),
+                                     grad, out);
         },
-        py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"), py::arg("weight"),
-        py::arg("bias"), py::arg("eps"), py::arg("mean"), py::arg("var"), py::arg("rate"), py::arg("grad_spikes"), py::arg("grad_v"),
-        py::arg("grad_x"), py::arg("grad_v_init"), py::arg("grad_weight"), py::arg("grad_bias"), py::arg("grad_rate"));
+        py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"),
+        py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("mean"), py::arg("var"), py::arg("rate"),
+        py::arg("grad_spikes"), py::arg("grad_v"), py::arg("grad_x"), py::arg("grad_v_init"), py::arg("grad_weight"),
+        py::arg("grad_bias"), py::arg("grad_rate"));
 
     m.def(
         "pack_bits",

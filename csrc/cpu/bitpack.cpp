@@ -20,8 +20,8 @@ std::array<std::array<Word, 8>, 256> bytes_unpacked(Word one) {
     return table;
 }
 
-template <class Word, class Kernel>
-bool pack(const Word* from, int64_t numel, uint8_t* to, int threads, Kernel kernel) {
+template <class Word>
+bool pack(const Word* from, int64_t numel, uint8_t* to, int threads, bool (*kernel)(const void*, uint8_t*, int64_t)) {
     const int64_t whole = numel / 8, chunks = (whole + kBytesPerThread - 1) / kBytesPerThread;
     bool valid = true;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && chunks > 1) reduction(&& : valid)
@@ -49,8 +49,8 @@ void unpack(const uint8_t* from, int64_t numel, Word* to, int threads) {
 }  // namespace
 
 bool pack_bits(const void* from, DType dtype, int64_t numel, uint8_t* to, int threads) {
-    if (dtype == DType::float32) return pack(static_cast<const uint32_t*>(from), numel, to, threads, kernels().pack_float);
-    return pack(static_cast<const uint16_t*>(from), numel, to, threads, kernels().pack_half);
+    if (dtype == DType::float32) return pack(static_cast<const uint32_t*>(from), numel, to, threads, kernels().pack[0]);
+    return pack(static_cast<const uint16_t*>(from), numel, to, threads, kernels().pack[1]);
 }
 
 void unpack_bits(const uint8_t* from, DType dtype, int64_t numel, void* to, int threads) {

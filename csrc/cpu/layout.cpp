@@ -16,7 +16,9 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 Layout::Layout(Shape given, const std::vector<const View*>& views, int64_t max_lanes) : shape(given) {
     const int64_t channels = shape.c, positions = shape.s;
-    const auto all = [&](auto holds) { return std::all_of(views.begin(), views.end(), [&](const View* v) { return holds(*v); }); };
+    const auto all = [&](auto holds) {
+        return std::all_of(views.begin(), views.end(), [&](const View* v) { return holds(*v); });
+    };
 
     // The first view that tells the two dimensions apart decides; expanded ones (stride 0) don't.
     channels_inner_ = positions == 1;
@@ -32,7 +34,8 @@ Layout::Layout(Shape given, const std::vector<const View*>& views, int64_t max_l
         const int64_t segments = ceil_div(length, max_lanes);
         const int64_t size = ceil_div(ceil_div(length, segments), 16) * 16;
         for (int64_t c = 0; c < channels; ++c)
-            for (int64_t begin = 0; begin < length; begin += size) parts.push_back({c, 1, begin, std::min(size, length - begin)});
+            for (int64_t begin = 0; begin < length; begin += size)
+                parts.push_back({c, 1, begin, std::min(size, length - begin)});
     } else {
         const int64_t most = max_lanes / length;
         const int64_t size = ceil_div(channels, ceil_div(channels, most));
@@ -46,9 +49,8 @@ Layout::Layout(Shape given, const std::vector<const View*>& views, int64_t max_l
         (run_on ? inner_ : outer_) *= shape.n;
     }
     const int64_t row = parts.front().lanes();
-    const bool stackable = all([&](const View& v) {
-        return (rows_are_samples_ ? v.n : v.s) == row * (channels_inner_ ? v.c : v.s);
-    });
+    const bool stackable =
+        all([&](const View& v) { return (rows_are_samples_ ? v.n : v.s) == row * (channels_inner_ ? v.c : v.s); });
     if (parts.size() == 1 && stackable) stack_ = std::max<int64_t>(1, std::min(inner_, max_lanes / row));
 
     const int64_t tiles = outer_ * ceil_div(inner_, stack_);
@@ -59,7 +61,8 @@ Layout::Layout(Shape given, const std::vector<const View*>& views, int64_t max_l
         const int64_t per_block =
             std::max<int64_t>(1, std::min(kBlockElements / (lanes * shape.t), kMostAdditions / shape.t));
         const int64_t first_block = static_cast<int64_t>(blocks.size());
-        for (int64_t tile = 0; tile < tiles; tile += per_block) blocks.push_back({p, tile, std::min(tiles, tile + per_block)});
+        for (int64_t tile = 0; tile < tiles; tile += per_block)
+            blocks.push_back({p, tile, std::min(tiles, tile + per_block)});
         const int64_t last_block = static_cast<int64_t>(blocks.size());
         if (!groups.empty() && groups.back().channel == part.channel)
             groups.back().last = last_block;
@@ -73,13 +76,12 @@ int64_t Layout::rows(int64_t tile) const {
     return std::min(stack_, inner_ - first);
 }
 
-Cursor Layout::at(const View& v, const Part& part, int64_t tile) const {
+Place Layout::at(const View& v, const Part& part, int64_t tile) const {
     const int64_t per_outer = ceil_div(inner_, stack_);
     const int64_t outer = tile / per_outer, inner = tile % per_outer * stack_;
     const int64_t inner_stride = rows_are_samples_ ? v.n : v.s;
     const int64_t offset = outer * v.n + inner * inner_stride + part.channel * v.c + part.begin * v.s;
-    const int64_t bytes = v.dtype == DType::float32 ? 4 : 2;
-    return {static_cast<char*>(v.data) + offset * bytes, v.dtype, v.t, channels_inner_ ? v.c : v.s};
+    return {static_cast<char*>(v.data) + offset * element_size(v.dtype), v.dtype, v.t, channels_inner_ ? v.c : v.s};
 }
 
 }  // namespace sca

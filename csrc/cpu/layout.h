@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <vector>
 
-namespace sca {
+#include "kernels.h"
 
-enum class DType { float32, bfloat16 };
+namespace sca {
 
 struct Shape {
     int64_t t, n, c, s;
@@ -21,8 +21,8 @@ struct View {
 
 // A run of channels (whole ones, or a segment of one) whose elements are neighbours in memory: one row of a tile.
 struct Part {
-    int64_t channel, channels;      // first channel, number of channels
-    int64_t begin, length;          // positions of each channel
+    int64_t channel, channels;  // first channel, number of channels
+    int64_t begin, length;      // positions of each channel
     int64_t lanes() const { return channels * length; }
 };
 
@@ -38,8 +38,8 @@ struct Group {
     int64_t channel, channels;
 };
 
-// Where a tile lies in one tensor.
-struct Cursor {
+// Some lanes of a tile, in one tensor.
+struct Place {
     char* data;
     DType dtype;
     int64_t t, lane;  // strides, in elements
@@ -47,7 +47,8 @@ struct Cursor {
 
 class Layout {
   public:
-    // Cuts the problem into tiles of at most max_lanes elements per time step, so that they suit the memory of all views.
+    // Cuts the problem into tiles of at most max_lanes elements per time step, so that they suit the memory of all
+    // views.
     Layout(Shape shape, const std::vector<const View*>& views, int64_t max_lanes);
 
     const Shape shape;
@@ -59,7 +60,7 @@ class Layout {
     // Rows of a tile follow each other in memory: lane l belongs to lane l % part.lanes() of the part.
     int64_t most_rows() const { return stack_; }
     int64_t rows(int64_t tile) const;
-    Cursor at(const View& view, const Part& part, int64_t tile) const;
+    Place at(const View& view, const Part& part, int64_t tile) const;
 
   private:
     bool channels_inner_;                 // lanes run along channels (channels last), else along positions

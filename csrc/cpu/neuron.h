@@ -1,4 +1,5 @@
-// All time steps of a neuron, forward and adjoint, with or without training batch norm in front (method.md, sections 2 to 4).
+// All time steps of a neuron, forward and adjoint, with or without training batch norm in front (method.md, sections 2
+// to 4).
 #pragma once
 
 #include <cstdint>
@@ -16,8 +17,8 @@ struct Neuron {
 };
 
 // Maps a configuration to the compiled lists. Throws std::invalid_argument for a name that is not there.
-Neuron make_neuron(const std::string& neuron, double tau, double v_threshold, bool soft_reset, double v_rest, bool decay_input,
-                   bool detach_reset, const std::string& surrogate, double alpha, double beta);
+Neuron make_neuron(const std::string& neuron, double tau, double v_threshold, bool soft_reset, double v_rest,
+                   bool decay_input, bool detach_reset, const std::string& surrogate, double alpha, double beta);
 
 // What both directions read. Per-channel vectors are [C] or null. x with time stride 0 is one step, presented T times.
 struct Input {
@@ -39,7 +40,7 @@ struct BackwardInput {
 };
 
 struct BackwardOutput {
-    View x, v_init;  // null: not wanted; x with time stride 0 holds the sum over time
+    View x, v_init;               // null: not wanted; x with time stride 0 holds the sum over time
     float *scale, *shift, *rate;  // [C], or null
 };
 
@@ -48,13 +49,18 @@ struct BatchNorm {
     double eps;
 };
 
+bool empty(const Shape&);
+// Zero the sums.
+void clear(const ForwardOutput&, int64_t channels);
+void clear(const BackwardOutput&, int64_t channels);
+
 void neuron_forward(const Neuron&, const Input&, const ForwardOutput&);
 void neuron_backward(const Neuron&, const Input&, const BackwardInput&, const BackwardOutput&);
 
 // Training batch norm in front: scale and shift of the input are ignored, mean and (biased) var are outputs.
 void batch_norm_forward(const Neuron&, const BatchNorm&, const Input&, const ForwardOutput&, float* mean, float* var);
 // scale and shift of the output are the gradients of weight and bias.
-void batch_norm_backward(const Neuron&, const BatchNorm&, const Input&, const float* mean, const float* var, const BackwardInput&,
-                         const BackwardOutput&);
+void batch_norm_backward(const Neuron&, const BatchNorm&, const Input&, const float* mean, const float* var,
+                         const BackwardInput&, const BackwardOutput&);
 
 }  // namespace sca

@@ -1,7 +1,7 @@
-// Neurons: charge, reset and their adjoints, one element and one time step at a time (method.md, section 2).
+// Neurons: charge, reset and their adjoints, for one time step (method.md, section 2).
 //
-// Every function is branch-free, so that a loop over elements vectorises, and is evaluated as written, each operation
-// rounded: compile with -ffp-contract=off (nvcc --fmad=false) and no fast math, or spikes differ from the other backends.
+// Evaluated as written, each operation rounded: compile with -ffp-contract=off (nvcc --fmad=false) and no fast math, or
+// spikes differ from the other backends. Branch-free.
 //
 //   v     potential before the step          h     potential after the charge, before the reset
 //   x     input current                      rest  vr0: v_reset, or 0 under soft reset
@@ -13,70 +13,137 @@
 namespace sca {
 inline namespace SCA_ISA {
 
-// ---- leaks: d / tau --------------------------------------------------------------------------------------------------
+// ---- leaks: d / tau
+// --------------------------------------------------------------------------------------------------
 
 struct DivideByTau {
-    static SCA_HOST_DEVICE float leak(float d, float tau) { return d / tau; }
-    static SCA_HOST_DEVICE float fraction(float tau) { return 1.0f / tau; }
+    template <class F>
+    static SCA_HOST_DEVICE F leak(F d, F tau) {
+        return d / tau;
+    }
+    template <class F>
+    static SCA_HOST_DEVICE F fraction(F tau) {
+        return 1.0f / tau;
+    }
 };
 
 // For a learned 1/tau, and for a tau that is a power of two: there the product is the same number as the quotient.
 struct MultiplyByRate {
-    static SCA_HOST_DEVICE float leak(float d, float rate) { return d * rate; }
-    static SCA_HOST_DEVICE float fraction(float rate) { return rate; }
+    template <class F>
+    static SCA_HOST_DEVICE F leak(F d, F rate) {
+        return d * rate;
+    }
+    template <class F>
+    static SCA_HOST_DEVICE F fraction(F rate) {
+        return rate;
+    }
 };
 
-// ---- charge: h(v, x), its derivatives dh/dv and dh/dx, and dh/d(1/tau) -----------------------------------------------
+// ---- charge: h(v, x), its derivatives dh/dv and dh/dx, and dh/d(1/tau)
+// -----------------------------------------------
 
 struct IntegrateAndFire {
-    static SCA_HOST_DEVICE float charge(float v, float x, float, float) { return v + x; }
-    static SCA_HOST_DEVICE float by_v(float) { return 1.0f; }
-    static SCA_HOST_DEVICE float by_x(float) { return 1.0f; }
-    static SCA_HOST_DEVICE float by_leak(float, float, float) { return 0.0f; }
+    template <class F>
+    static SCA_HOST_DEVICE F charge(F v, F x, F, F) {
+        return v + x;
+    }
+    template <class F>
+    static SCA_HOST_DEVICE F by_v(F) {
+        return F(1.0f);
+    }
+    template <class F>
+    static SCA_HOST_DEVICE F by_x(F) {
+        return F(1.0f);
+    }
+    template <class F>
+    static SCA_HOST_DEVICE F by_leak(F, F, F) {
+        return F(0.0f);
+    }
 };
 
 // LIF and PLIF, decay_input=True.
 template <class Leak>
 struct Leaky {
-    static SCA_HOST_DEVICE float charge(float v, float x, float rest, float rate) {
+    template <class F>
+    static SCA_HOST_DEVICE F charge(F v, F x, F rest, F rate) {
         return v + Leak::leak(x - (v - rest), rate);
     }
-    static SCA_HOST_DEVICE float by_v(float rate) { return 1.0f - Leak::fraction(rate); }
-    static SCA_HOST_DEVICE float by_x(float rate) { return Leak::fraction(rate); }
-    static SCA_HOST_DEVICE float by_leak(float v, float x, float rest) { return x - (v - rest); }
+    template <class F>
+    static SCA_HOST_DEVICE F by_v(F rate) {
+        return 1.0f - Leak::fraction(rate);
+    }
+    template <class F>
+    static SCA_HOST_DEVICE F by_x(F rate) {
+        return Leak::fraction(rate);
+    }
+    template <class F>
+    static SCA_HOST_DEVICE F by_leak(F v, F x, F rest) {
+        return x - (v - rest);
+    }
 };
 
 // LIF and PLIF, decay_input=False.
 template <class Leak>
 struct LeakyFullInput {
-    static SCA_HOST_DEVICE float charge(float v, float x, float rest, float rate) {
+    template <class F>
+    static SCA_HOST_DEVICE F charge(F v, F x, F rest, F rate) {
         return v - Leak::leak(v - rest, rate) + x;
     }
-    static SCA_HOST_DEVICE float by_v(float rate) { return 1.0f - Leak::fraction(rate); }
-    static SCA_HOST_DEVICE float by_x(float) { return 1.0f; }
-    static SCA_HOST_DEVICE float by_leak(float v, float, float rest) { return rest - v; }
+    template <class F>
+    static SCA_HOST_DEVICE F by_v(F rate) {
+        return 1.0f - Leak::fraction(rate);
+    }
+    template <class F>
+    static SCA_HOST_DEVICE F by_x(F) {
+        return F(1.0f);
+    }
+    template <class F>
+    static SCA_HOST_DEVICE F by_leak(F v, F, F rest) {
+        return rest - v;
+    }
 };
 
-// ---- reset: the potential after a spike, and the adjoint of fire and reset together ----------------------------------
+// ---- reset: the potential after a spike, and the adjoint of fire and reset together
+// ----------------------------------
 //
-// grad_h(g_s, g_v, ...) is dL/dh from dL/ds and dL/dv; `slope` is the surrogate derivative at h - threshold.
+// rest() is the resting potential as far as the reset knows it: a constant zero saves the subtractions from it. grad_h
+// is dL/dh from dL/ds and dL/dv; `slope` is the surrogate derivative at h - threshold.
 
 struct HardReset {
-    static SCA_HOST_DEVICE float after(float h, float threshold, float rest) { return h >= threshold ? rest : h; }
+    template <class F>
+    static SCA_HOST_DEVICE F rest(F given) {
+        return given;
+    }
+    template <class F>
+    static SCA_HOST_DEVICE F after(F h, F threshold, F rest) {
+        return select(h >= threshold, rest, h);
+    }
+    template <bool detach, class F>
+    static SCA_HOST_DEVICE F grad_h(F g_s, F g_v, F h, F slope, F threshold, F rest) {
+        const F through_spike = detach ? g_s : g_s - g_v * (h - rest);
+        return through_spike * slope + select(h >= threshold, F(0.0f), g_v);
+    }
+};
 
-    template <bool detach>
-    static SCA_HOST_DEVICE float grad_h(float g_s, float g_v, float h, float slope, float threshold, float rest) {
-        const float through_spike = detach ? g_s : g_s + g_v * (rest - h);
-        return through_spike * slope + (h >= threshold ? 0.0f : g_v);
+struct HardResetToZero : HardReset {
+    template <class F>
+    static SCA_HOST_DEVICE F rest(F) {
+        return F(0.0f);
     }
 };
 
 struct SoftReset {
-    static SCA_HOST_DEVICE float after(float h, float threshold, float) { return h >= threshold ? h - threshold : h; }
-
-    template <bool detach>
-    static SCA_HOST_DEVICE float grad_h(float g_s, float g_v, float, float slope, float threshold, float) {
-        const float through_spike = detach ? g_s : g_s - g_v * threshold;
+    template <class F>
+    static SCA_HOST_DEVICE F rest(F) {
+        return F(0.0f);
+    }
+    template <class F>
+    static SCA_HOST_DEVICE F after(F h, F threshold, F) {
+        return select(h >= threshold, h - threshold, h);
+    }
+    template <bool detach, class F>
+    static SCA_HOST_DEVICE F grad_h(F g_s, F g_v, F, F slope, F threshold, F) {
+        const F through_spike = detach ? g_s : g_s - g_v * threshold;
         return through_spike * slope + g_v;
     }
 };
@@ -85,14 +152,9 @@ struct SoftReset {
 }  // namespace sca
 
 // A new neuron is one struct above and one row here: row(index, struct). What maps a configuration to an index is
-// charge_of() in ../../cpu/neuron.h.
-#define SCA_CHARGES(row)                              \
-    row(0, IntegrateAndFire)                          \
-    row(1, Leaky<DivideByTau>)                        \
-    row(2, Leaky<MultiplyByRate>)                     \
-    row(3, LeakyFullInput<DivideByTau>)               \
-    row(4, LeakyFullInput<MultiplyByRate>)
+// make_neuron() in ../../cpu/neuron.cpp.
+#define SCA_CHARGES(row)                                                              \
+    row(0, IntegrateAndFire) row(1, Leaky<DivideByTau>) row(2, Leaky<MultiplyByRate>) \
+        row(3, LeakyFullInput<DivideByTau>) row(4, LeakyFullInput<MultiplyByRate>)
 
-#define SCA_RESETS(row) \
-    row(0, HardReset)   \
-    row(1, SoftReset)
+#define SCA_RESETS(row) row(0, HardReset) row(1, HardResetToZero) row(2, SoftReset)

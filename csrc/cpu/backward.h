@@ -1,0 +1,58 @@
+// The backward pass of a neuron, block by block: potentials are recomputed from x, then time runs backwards.
+#pragma once
+
+#include "neuron.h"
+#include "tiles.h"
+
+namespace sca {
+
+// dL/dx = g_y dL/dy + (slope (x - center) + bias) per channel, for y = x * scale + shift. Null vectors: scale, and
+// zeros.
+struct PreludeAdjoint {
+    const float *g_y, *slope, *bias, *center;
+};
+
+class Backward {
+  public:
+    // Sums of dL/dy * (x - center), of dL/dy and of dL/d(1/tau).
+    enum Sum { kScale, kShift, kRate, kKinds };
+
+    // The arguments must outlive it; the vectors of `prelude` are read when they are needed.
+    Backward(const Neuron& neuron, const Input& in, const BackwardInput& grad, const BackwardOutput& out,
+             PreludeAdjoint prelude);
+
+    const Layout layout;
+
+    // All gradients of a group of channels.
+    void run(const Group& group, int threads);
+    // The same in two passes, the second of which writes dL/dx, for a prelude whose adjoint depends on the sums.
+    void run_sums(const Group& group, int threads);
+    void run_x(const Group& group, int threads);
+
+    double sum(Sum kind, int64_t channel) const { return sums_.total(kind, channel); }
+
+  private:
+    struct Pass {
+        bool sums;  // and the gradients of v_init and rate
+        bool x;
+    };
+    void run(int64_t block, Pass pass);
+    void finish_kept(int64_t block);
+    void set_prelude_adjoint(const Part& part, Scratch& scratch, Lanes& tile) const;
+
+    const Neuron& neuron_;
+    const Input& in_;
+    const BackwardInput& grad_;
+    const BackwardOutput& out_;
+    const PreludeAdjoint prelude_adjoint_;
+    const Kernels& kernels_;
+    Sums sums_;
+    const bool prelude_, summed_;
+    // Between two passes dL/dy waits in the memory of dL/dx, if that can hold it; else the second pass computes it
+    // again.
+    const bool keeps_;
+    const bool stream_;
+    const View grad_spikes_;
+};
+
+}  // namespace sca

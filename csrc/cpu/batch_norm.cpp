@@ -1,0 +1,122 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "backward.h"
+#include "forward.h"
+#include "isa.h"
+
+namespace sca {
+namespace {
+
+// Per-channel numbers of batch norm from the rounded statistics, in double.
+class Normalisation {
+  public:
+    Normalisation(const BatchNorm& norm, const float* mean, const float* var) : norm_(norm), mean_(mean), var_(var) {}
+
+    double rstd(int64_t c) const { return 1.0 / std::sqrt(static_cast<double>(var_[c]) + norm_.eps); }
+    double scale(int64_t c) const {
+        return norm_.weight == nullptr ? rstd(c) : rstd(c) * static_cast<double>(norm_.weight[c]);
+    }
+    double shift(int64_t c) const {
+        const double moved = -static_cast<double>(mean_[c]) * scale(c);
+        return norm_.bias == nullptr ? moved : moved + static_cast<double>(norm_.bias[c]);
+    }
+
+  private:
+    const BatchNorm& norm_;
+    const float *mean_, *var_;
+};
+
+enum Moment { kSum, kSquare, kMoments };
+
+// Sums of x and of x^2, in double.
+void sum_moments(const Input& in, const Layout& layout, int64_t b, Sums& sums) {
+    const int64_t steps = in.x.t == 0 ? 1 : in.shape.t;
+    Scratch scratch(4, layout.most_lanes(), kSteps, kMostLanes);
+    double *first = scratch.tile_doubles(), *second = scratch.tile_doubles();
+    std::fill_n(first, layout.most_lanes(), 0.0);
+    std::fill_n(second, layout.most_lanes(), 0.0);
+    const Rows buffer = scratch.piece_rows(kSteps);
+    const auto moments = kernels().moments[static_cast<int>(in.x.dtype)];
+    Pieces piece(layout, layout.blocks[b], kMostLanes);
+    for (Pieces next = piece; piece; piece = next) {
+        ++next;
+        const Place x = piece.at(in.x), ahead = piece.ahead(next, in.x);
+        for (int64_t t = 0; t < steps; t += kSteps) {
+            const int64_t now = std::min(kSteps, steps - t);
+            moments(piece.size, now, read(x, ahead, t, now, piece.size, buffer), first + piece.begin,
+                    second + piece.begin);
+        }
+    }
+    sums.fold(b, kSum, first);
+    sums.fold(b, kSquare, second);
+}
+
+}  // namespace
+
+void batch_norm_forward(const Neuron& neuron, const BatchNorm& norm, const Input& given, const ForwardOutput& out,
+                        float* mean, float* var) {
+    const int64_t channels = given.shape.c;
+    clear(out, channels);
+    std::fill_n(mean, channels, std::numeric_limits<float>::quiet_NaN());
+    std::fill_n(var, channels, std::numeric_limits<float>::quiet_NaN());
+    if (empty(given.shape)) return;
+
+    std::vector<float> scale(channels), shift(channels);
+    Input in = given;
+    in.scale = scale.data();
+    in.shift = shift.data();
+    Forward forward(neuron, in, out);
+    Sums sums(forward.layout, kMoments);
+    const Normalisation numbers(norm, mean, var);
+    const double count = static_cast<double>((in.x.t == 0 ? 1 : in.shape.t) * in.shape.n * in.shape.s);
+    for_groups(forward.layout, useful_threads(in.shape, in.threads), [&](const Group& group, int threads) {
+        parallel_for(group.first, group.last, threads, [&](int64_t b) { sum_moments(in, forward.layout, b, sums); });
+        sums.combine(group);
+        for (int64_t c = group.channel; c < group.channel + group.channels; ++c) {
+            const double average = sums.total(kSum, c) / count;
+            mean[c] = static_cast<float>(average);
+            var[c] = static_cast<float>(std::max(0.0, sums.total(kSquare, c) / count - average * average));
+            scale[c] = static_cast<float>(numbers.scale(c));
+            shift[c] = static_cast<float>(numbers.shift(c));
+        }
+        forward.run(group, threads);
+    });
+}
+
+void batch_norm_backward(const Neuron& neuron, const BatchNorm& norm, const Input& given, const float* mean,
+                         const float* var, const BackwardInput& grad, const BackwardOutput& out) {
+    const int64_t channels = given.shape.c;
+    clear(out, channels);
+    if (empty(given.shape)) return;
+
+    std::vector<float> scale(channels), shift(channels), slope(channels), bias(channels);
+    const Normalisation numbers(norm, mean, var);
+    for (int64_t c = 0; c < channels; ++c) {
+        scale[c] = static_cast<float>(numbers.scale(c));
+        shift[c] = static_cast<float>(numbers.shift(c));
+    }
+    Input in = given;
+    in.scale = scale.data();
+    in.shift = shift.data();
+    Backward backward(neuron, in, grad, out, {scale.data(), slope.data(), bias.data(), mean});
+    // Each presentation of x subtracts the two means once.
+    const double presentations = out.x.t == 0 ? static_cast<double>(in.shape.t) : 1.0;
+    const double count = static_cast<double>(in.shape.t * in.shape.n * in.shape.s);
+    for_groups(backward.layout, useful_threads(in.shape, in.threads), [&](const Group& group, int threads) {
+        backward.run_sums(group, threads);
+        for (int64_t c = group.channel; c < group.channel + group.channels; ++c) {
+            const double rstd = numbers.rstd(c), factor = -numbers.scale(c) * presentations / count;
+            slope[c] = static_cast<float>(factor * rstd * rstd * backward.sum(Backward::kScale, c));
+            bias[c] = static_cast<float>(factor * backward.sum(Backward::kShift, c));
+            if (out.scale != nullptr) out.scale[c] = static_cast<float>(backward.sum(Backward::kScale, c) * rstd);
+            if (out.shift != nullptr) out.shift[c] = static_cast<float>(backward.sum(Backward::kShift, c));
+            if (out.rate != nullptr) out.rate[c] = static_cast<float>(backward.sum(Backward::kRate, c));
+        }
+        backward.run_x(group, threads);
+    });
+}
+
+}  // namespace sca

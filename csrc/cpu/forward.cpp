@@ -1,0 +1,80 @@
+#include "forward.h"
+
+#include "isa.h"
+
+namespace sca {
+namespace {
+
+enum Sum { kCount, kL1, kKinds };
+
+}  // namespace
+
+Forward::Forward(const Neuron& neuron, const Input& in, const ForwardOutput& out)
+    : layout(in.shape, {&in.x, &out.spikes, &in.v_init, &out.v}, kMostLanes),
+      neuron_(neuron),
+      in_(in),
+      out_(out),
+      kernels_(kernels()),
+      sums_(layout, kKinds),
+      stream_(worth_streaming(in.shape, in.x.dtype)) {}
+
+void Forward::run(const Group& group, int threads) {
+    // From the last block down: behind a pass over x, its end is what the caches still hold.
+    parallel_for(group.first, group.last, threads, [&](int64_t b) { run(group.first + group.last - 1 - b); });
+    sums_.combine(group);
+    for (int64_t c = group.channel; c < group.channel + group.channels; ++c) {
+        out_.count[c] = static_cast<int64_t>(sums_.total(kCount, c));
+        out_.l1[c] = static_cast<float>(sums_.total(kL1, c));
+    }
+}
+
+void Forward::run(int64_t b) {
+    const Block& block = layout.blocks[b];
+    const Part& part = layout.parts[block.part];
+    const int64_t rows = layout.most_rows(), steps = in_.shape.t;
+    const bool prelude = in_.scale != nullptr || in_.shift != nullptr;
+
+    Scratch scratch(6, layout.most_lanes(), 2 * kSteps + 1, kMostLanes);
+    const auto lane_values = [&](auto per_channel, float otherwise) {
+        float* lanes = scratch.tile_row();
+        spread(per_channel, otherwise, part, rows, lanes);
+        return lanes;
+    };
+    Lanes tile{};
+    tile.threshold = neuron_.threshold;
+    tile.rest = neuron_.rest;
+    tile.rate = lane_values(in_.rate, neuron_.rate);
+    tile.gate = lane_values(out_.mask, 1.0f);
+    if (prelude) {
+        tile.scale = lane_values(in_.scale, 1.0f);
+        tile.shift = lane_values(in_.shift, 0.0f);
+    }
+    float* l1 = scratch.tile_row();
+    int32_t* count = reinterpret_cast<int32_t*>(scratch.tile_row());
+    std::fill_n(l1, layout.most_lanes(), 0.0f);
+    std::fill_n(count, layout.most_lanes(), 0);
+    const Rows x_buffer = scratch.piece_rows(kSteps), s_buffer = scratch.piece_rows(kSteps);
+    float* v = scratch.piece_row();
+    const auto fire = kernels_.fire[neuron_.charge][neuron_.reset][prelude][static_cast<int>(in_.x.dtype)];
+
+    Pieces piece(layout, block, kMostLanes);
+    for (Pieces next = piece; piece; piece = next) {
+        ++next;
+        const Place x = piece.at(in_.x), x_ahead = piece.ahead(next, in_.x), s = piece.at(out_.spikes);
+        const Lanes lanes = slice(tile, piece.begin, piece.size);
+        read_state(piece.at(in_.v_init), neuron_.rest, piece.size, v);
+        for (int64_t t = 0; t < steps; t += kSteps) {
+            const int64_t now = std::min(kSteps, steps - t);
+            const Output spikes(s, t, now, piece.size, s_buffer, stream_);
+            fire(lanes, now, read(x, x_ahead, t, now, piece.size, x_buffer), spikes.sink, v, count + piece.begin,
+                 l1 + piece.begin);
+            spikes.finish();
+        }
+        write_state(v, piece.size, piece.at(out_.v));
+    }
+    sums_.fold(b, kCount, count);
+    sums_.fold(b, kL1, l1);
+    finish_streaming(stream_);
+}
+
+}  // namespace sca

@@ -1,0 +1,170 @@
+// What the forward and the backward pass share: walking through the tiles of a layout, memory in and out of kernels,
+// sums per channel, threads.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+#include "layout.h"
+
+namespace sca {
+
+// Time steps that a kernel takes in one go.
+constexpr int64_t kSteps = 8;
+// Lanes of a tile at most. Kernels fetch the next piece while they compute one; shorter runs than this are over before
+// it arrives.
+constexpr int64_t kMostLanes = 1024;
+// The potentials of a piece, all time steps of it, stay in the second-level cache between the two halves of the
+// backward pass.
+constexpr int64_t kTapeElements = 1 << 15;
+
+// ---- scratch
+// ---------------------------------------------------------------------------------------------------------
+
+// Rows of floats for one block, out of memory that its thread keeps between calls. Tile rows hold most_lanes of the
+// layout, piece rows a piece. Rows are spaced so that equal lanes of two of them don't compete for a cache set.
+class Scratch {
+  public:
+    Scratch(int64_t tile_rows, int64_t tile_lanes, int64_t piece_rows, int64_t piece_lanes);
+    float* tile_row() { return take(1, tile_step_).data; }
+    double* tile_doubles() { return reinterpret_cast<double*>(take(2, tile_step_).data); }
+    float* piece_row() { return take(1, piece_step_).data; }
+    Rows piece_rows(int64_t count) { return take(count, piece_step_); }
+
+  private:
+    Rows take(int64_t count, int64_t step);
+    int64_t tile_step_, piece_step_;
+    float* next_;
+};
+
+// ---- pieces
+// ----------------------------------------------------------------------------------------------------------
+
+// Steps through the pieces of a block: lanes [begin, begin + size) of one tile after the other.
+class Pieces {
+  public:
+    Pieces(const Layout& layout, const Block& block, int64_t width);
+    explicit operator bool() const { return tile_ < block_->last; }
+    Pieces& operator++();
+    Place at(const View& view) const;
+    // Where `next` lies in a view; here if there is none.
+    Place ahead(const Pieces& next, const View& view) const { return next ? next.at(view) : at(view); }
+
+    int64_t begin = 0, size = 0;
+
+  private:
+    void measure();
+    const Layout* layout_;
+    const Block* block_;
+    int64_t tile_, width_, lanes_ = 0;
+};
+
+// Lanes of a piece that keep `steps` time steps in scratch.
+inline int64_t piece_lanes(int64_t steps) {
+    return std::min(kMostLanes, std::max<int64_t>(16, kTapeElements / steps / 16 * 16));
+}
+
+// Parameters of lanes [begin, begin + size) out of a tile's.
+Lanes slice(const Lanes& tile, int64_t begin, int64_t size);
+
+// ---- memory
+// ----------------------------------------------------------------------------------------------------------
+
+// Time steps [first, first + steps) of a place for the kernels: where they are if lanes are neighbours, else gathered
+// into `buffer`. `ahead` is a place of the same tensor that will be wanted soon.
+Source read(const Place& from, const Place& ahead, int64_t first, int64_t steps, int64_t lanes, const Rows& buffer);
+
+// Where kernels write time steps [first, first + steps): the place itself, or a buffer that finish() scatters.
+class Output {
+  public:
+    Output(const Place& to, int64_t first, int64_t steps, int64_t lanes, const Rows& buffer, bool stream);
+    void finish() const;
+    Sink sink;
+
+  private:
+    Place to_;
+    int64_t steps_, lanes_;
+};
+
+// A state (float32), or a constant for lack of one.
+void read_state(const Place& from, float otherwise, int64_t lanes, float* to);
+void write_state(const float* from, int64_t lanes, const Place& to);
+
+// Outputs above a size are written past the caches: they would not stay there, and reading the lines that are about to
+// be overwritten costs a third of the traffic.
+bool worth_streaming(const Shape& shape, DType dtype);
+// To be called by the thread that wrote them.
+void finish_streaming(bool streamed);
+
+// ---- channels
+// --------------------------------------------------------------------------------------------------------
+
+// Gives each lane of a part its channel's value; `otherwise` where there are none.
+template <class T>
+void spread(const T* per_channel, float otherwise, const Part& part, int64_t rows, float* to) {
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = part.channel; c < part.channel + part.channels; ++c, to += part.length)
+            std::fill_n(to, part.length, per_channel == nullptr ? otherwise : static_cast<float>(per_channel[c]));
+}
+
+// Sums per block and channel, combined in the order of blocks: the same whatever the number of threads.
+class Sums {
+  public:
+    Sums(const Layout& layout, int kinds);
+    // Adds up the lanes of a tile, in an order that depends on the layout alone.
+    template <class T>
+    void fold(int64_t block, int kind, const T* lanes);
+    void combine(const Group& group);
+    double total(int kind, int64_t channel) const { return total_[kind * layout_->shape.c + channel]; }
+
+  private:
+    double* partial(int64_t block, int kind) { return partial_.data() + (block * kinds_ + kind) * most_channels_; }
+    const Layout* layout_;
+    int kinds_;
+    int64_t most_channels_ = 0;
+    std::vector<double> partial_, total_;
+};
+
+template <class T>
+void Sums::fold(int64_t block, int kind, const T* lanes) {
+    const Part& part = layout_->parts[layout_->blocks[block].part];
+    double* sums = partial(block, kind);
+    std::fill_n(sums, part.channels, 0.0);
+    for (int64_t r = 0; r < layout_->most_rows(); ++r) {
+        for (int64_t c = 0; c < part.channels; ++c, lanes += part.length) {
+            double eight[8] = {};
+            int64_t l = 0;
+            for (; l + 8 <= part.length; l += 8)
+                for (int j = 0; j < 8; ++j) eight[j] += lanes[l + j];
+            for (; l < part.length; ++l) eight[0] += lanes[l];
+            sums[c] +=
+                ((eight[0] + eight[1]) + (eight[2] + eight[3])) + ((eight[4] + eight[5]) + (eight[6] + eight[7]));
+        }
+    }
+}
+
+// ---- threads
+// ---------------------------------------------------------------------------------------------------------
+
+// Threads that pay for a problem of this size.
+int useful_threads(const Shape& shape, int threads);
+
+template <class Work>
+void parallel_for(int64_t first, int64_t last, int threads, const Work& work) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (int64_t i = first; i < last; ++i) work(i);
+}
+
+// Runs work(group, threads) for all groups: side by side where there are enough of them (a channel's data then stays in
+// one core's cache between two passes), else one after the other, each on all threads.
+template <class Work>
+void for_groups(const Layout& layout, int threads, const Work& work) {
+    const int64_t groups = static_cast<int64_t>(layout.groups.size());
+    const bool side_by_side = groups >= 4 * threads;
+    parallel_for(0, groups, side_by_side ? threads : 1,
+                 [&](int64_t g) { work(layout.groups[g], side_by_side ? 1 : threads); });
+}
+
+}  // namespace sca
