@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "../cpu/bitpack.h"
+#include "../cpu/blocks.h"
 #include "../cpu/isa.h"
 #include "../cpu/neuron.h"
 
@@ -17,7 +18,7 @@ namespace py = pybind11;
 namespace {
 
 // Raised with every change of a signature below; backends/cpu.py refuses a build that is out of date.
-constexpr int kAbiVersion = 1;
+constexpr int kAbiVersion = 2;
 
 // (address, (t, n, c, s) strides in elements)
 using Activation = std::tuple<uintptr_t, std::array<int64_t, 4>>;
@@ -164,4 +165,20 @@ PYBIND11_MODULE(_cpu, m) {
             sca::unpack_bits(vector_at<const uint8_t>(from), type, numel, vector_at<void>(to), threads);
         },
         py::arg("packed"), py::arg("dtype"), py::arg("numel"), py::arg("spikes"), py::arg("threads"));
+
+    const auto on_block = [](auto function) {
+        return [function](uintptr_t from, std::array<int64_t, 3> shape, bool in_innermost, int64_t element_size,
+                          std::pair<uintptr_t, int64_t> out, std::pair<uintptr_t, int64_t> in, uintptr_t to, int threads) {
+            if (element_size != 2 && element_size != 4)
+                throw py::value_error("element_size: expected 2 or 4 bytes, got " + std::to_string(element_size));
+            const sca::Weight weight{shape[0], shape[1], shape[2], in_innermost, element_size};
+            const sca::Active active{vector_at<const int64_t>(out.first), out.second, vector_at<const int64_t>(in.first), in.second};
+            const py::gil_scoped_release released;
+            function(vector_at<const void>(from), weight, active, vector_at<void>(to), threads);
+        };
+    };
+    m.def("gather_block", on_block(sca::gather_block), py::arg("weight"), py::arg("shape"), py::arg("in_innermost"),
+          py::arg("element_size"), py::arg("out"), py::arg("in"), py::arg("block"), py::arg("threads"));
+    m.def("scatter_block", on_block(sca::scatter_block), py::arg("block"), py::arg("shape"), py::arg("in_innermost"),
+          py::arg("element_size"), py::arg("out"), py::arg("in"), py::arg("weight"), py::arg("threads"));
 }

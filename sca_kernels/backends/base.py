@@ -149,14 +149,23 @@ class Backend:
         """Inverse of :meth:`pack_spikes`: a flat tensor of ``numel`` elements."""
         raise NotImplementedError
 
+    def gather_weight(self, weight: Tensor, channels: Channels) -> Tensor:
+        """Active sub-block of a weight [C_out, C_in, kh, kw]; the weight itself where all channels are active."""
+        return channel_conv.gather(weight, channels)
+
+    def scatter_weight(self, block: Tensor, like: Tensor, channels: Channels) -> Tensor:
+        """Inverse of :meth:`gather_weight`: shaped like the full weight, zero outside the active sub-block."""
+        return channel_conv.scatter(block, like, channels)
+
     def channel_conv2d(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, channels: Channels
     ) -> Tensor:
         """Convolution at the active width; by default on gathered weights, through torch's own convolution."""
-        return channel_conv.forward(x, weight, bias, geometry, channels)
+        return channel_conv.forward(x, weight, bias, geometry, channels, self.gather_weight)
 
     def channel_conv2d_backward(
         self, grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, channels: Channels, needed: Sequence[bool]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Adjoint of :meth:`channel_conv2d`; weight and bias gradients are full size, zero for dormant channels."""
-        return channel_conv.backward(grad, x, weight, geometry, channels, needed)
+        moves = self.gather_weight, self.scatter_weight
+        return channel_conv.backward(grad, x, weight, geometry, channels, needed, *moves)

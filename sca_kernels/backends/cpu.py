@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from types import ModuleType
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor
 
 from ..layout import collapse, empty_activation, empty_state, in_layout_of, spatial_size
 from ..neurons import NeuronConfig
+from ..reference import channel_conv
+from ..reference.channel_conv import Channels
 from .base import Backend, BatchNormGradients, Forward, NeuronGradients
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _REINSTALL = "install a C++17 compiler with Python's headers and run pip install again"
 
@@ -121,8 +124,40 @@ class CpuBackend(Backend):
         _load().unpack_bits(packed.data_ptr(), _DTYPES[dtype], numel, spikes.data_ptr(), torch.get_num_threads())
         return spikes
 
+    def gather_weight(self, weight: Tensor, channels: Channels) -> Tensor:
+        if channels.input is None and channels.output is None:
+            return weight
+        layout = channel_conv.memory_format(weight)
+        weight = weight.contiguous(memory_format=layout)
+        sizes = [
+            n if index is None else index.numel() for n, index in zip(weight.shape[:2], channels[::-1], strict=True)
+        ]
+        block = torch.empty((*sizes, *weight.shape[2:]), dtype=weight.dtype, memory_format=layout)
+        _load().gather_block(weight.data_ptr(), *_block(weight, channels), block.data_ptr(), torch.get_num_threads())
+        return block
+
+    def scatter_weight(self, block: Tensor, like: Tensor, channels: Channels) -> Tensor:
+        if channels.input is None and channels.output is None:
+            return block
+        layout = channel_conv.memory_format(like)
+        block = block.contiguous(memory_format=layout)
+        full = torch.empty_like(like, memory_format=layout)
+        _load().scatter_block(block.data_ptr(), *_block(like, channels), full.data_ptr(), torch.get_num_threads())
+        return full
+
 
 _View = tuple[int, tuple[int, int, int, int]]
+
+
+def _block(weight: Tensor, channels: Channels) -> tuple[Any, ...]:
+    """A dense weight's sizes and layout, and the indices of its active output and input channels."""
+    out, into, *kernel = weight.shape
+    in_innermost = channel_conv.memory_format(weight) == torch.channels_last
+    indices = [
+        (_address(index), size if index is None else index.numel())
+        for index, size in zip(channels[::-1], (out, into), strict=True)
+    ]
+    return (out, into, math.prod(kernel)), in_innermost, weight.element_size(), *indices
 
 
 def _address(z: Tensor | None) -> int:

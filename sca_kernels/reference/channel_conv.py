@@ -6,7 +6,7 @@ Runs on any device: the convolution itself is torch's (oneDNN, cuDNN). x and y a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,23 +29,30 @@ class Channels(NamedTuple):
     output: Tensor | None
 
 
+def memory_format(weight: Tensor) -> torch.memory_format:
+    """Layout of a weight; a block gathered from it and a gradient scattered to it have the same."""
+    last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def gather(weight: Tensor, channels: Channels) -> Tensor:
     """Active sub-block of a weight [C_out, C_in, kh, kw]; the weight itself where all channels are active."""
-    if channels.output is not None:
-        weight = weight.index_select(0, channels.output)
-    if channels.input is not None:
-        weight = weight.index_select(1, channels.input)
-    return weight
+    if channels.input is None and channels.output is None:
+        return weight
+    block = weight if channels.output is None else weight.index_select(0, channels.output)
+    block = block if channels.input is None else block.index_select(1, channels.input)
+    return block.contiguous(memory_format=memory_format(weight))
 
 
 def scatter(block: Tensor, like: Tensor, channels: Channels) -> Tensor:
-    """Inverse of :func:`gather`: a tensor shaped like the full weight, zero outside the active sub-block."""
+    """Inverse of :func:`gather`: shaped like the full weight, zero outside the active sub-block."""
+    if channels.input is None and channels.output is None:
+        return block
     if channels.input is not None:
-        shape = (block.shape[0], *like.shape[1:])
-        block = block.new_zeros(shape).index_copy_(1, channels.input, block.contiguous())
-    if channels.output is not None:
-        block = torch.zeros_like(like).index_copy_(0, channels.output, block)
-    return block
+        rows = block.new_zeros(block.shape[0], *like.shape[1:])
+        block = rows.index_copy_(1, channels.input, block.contiguous())
+    full = torch.zeros_like(like, memory_format=memory_format(like))
+    return full.copy_(block) if channels.output is None else full.index_copy_(0, channels.output, block)
 
 
 def _depthwise(geometry: Geometry, channels: Channels) -> tuple[Geometry, Channels]:
@@ -55,8 +62,15 @@ def _depthwise(geometry: Geometry, channels: Channels) -> tuple[Geometry, Channe
     return geometry._replace(groups=channels.output.numel()), Channels(None, channels.output)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, channels: Channels) -> Tensor:
-    """y = conv2d(x, weight[output][:, input], bias[output])."""
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    channels: Channels,
+    gather: Callable[[Tensor, Channels], Tensor] = gather,
+) -> Tensor:
+    """y = conv2d(x, weight[output][:, input], bias[output]); a backend may bring its own :func:`gather`."""
     geometry, channels = _depthwise(geometry, channels)
     if bias is not None and channels.output is not None:
         bias = bias.index_select(0, channels.output)
@@ -64,10 +78,19 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, 
 
 
 def backward(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, channels: Channels, needed: Sequence[bool]
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    geometry: Geometry,
+    channels: Channels,
+    needed: Sequence[bool],
+    gather: Callable[[Tensor, Channels], Tensor] = gather,
+    scatter: Callable[[Tensor, Tensor, Channels], Tensor] = scatter,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients for x (active width), weight and bias (full size, exactly zero for dormant channels); ``needed`` says
-    which."""
+    """Gradients for x (active width), weight and bias (full size, exactly zero for dormant channels).
+
+    ``needed`` says which; a backend may bring its own :func:`gather` and :func:`scatter`.
+    """
     geometry, channels = _depthwise(geometry, channels)
     active = gather(weight, channels)
     g_x, g_weight, g_bias = torch.ops.aten.convolution_backward(
