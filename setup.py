@@ -17,15 +17,14 @@ from setuptools import Extension, find_namespace_packages, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
-# Spikes are equal bit for bit on every instruction set and backend: no fused multiply-add, no fast math. Neither of the
-# last two flags changes a result; without them a comparison or a square root would not vectorise.
+# Spikes are equal bit for bit on every instruction set and backend: no fused multiply-add, no fast math. The flag about
+# traps changes no result; without it comparisons would not vectorise.
 FLAGS = [
     "-std=c++17",
     "-O3",
     "-fvisibility=hidden",
     "-ffp-contract=off",
     "-fopenmp-simd",
-    "-fno-math-errno",
     "-fno-trapping-math",
     "-g0",
 ]

@@ -11,6 +11,8 @@ namespace {
 
 // A whole line of memory, or the first elements of one.
 struct Whole {
+    static constexpr bool whole = true;
+
     template <class T>
     SCA_HOST_DEVICE auto get(const T* p) const {
         return load(p);
@@ -26,6 +28,7 @@ struct Whole {
 };
 
 struct Partial {
+    static constexpr bool whole = false;
     int64_t size;
 
     template <class T>
@@ -81,7 +84,7 @@ class Writer {
 
     template <class Line>
     SCA_HOST_DEVICE void next(Floats x, Line line) {
-        if (streamed_)
+        if (Line::whole && streamed_)
             stream(x, p_);
         else
             line.put(x, p_);
@@ -94,13 +97,17 @@ class Writer {
     const bool streamed_;
 };
 
-// Rows of the driver, always whole lines.
+// The same for rows of float32. Rows of scratch are read and written in whole lines, those of dL/dy are not: they may
+// lie in a tensor, whose end, or another thread's part, is next to them.
 class Cursor {
   public:
     SCA_HOST_DEVICE Cursor(const Rows& rows, int64_t i, int64_t first = 0, int64_t direction = 1)
         : p_(rows.data + first * rows.step + i), step_(direction * rows.step) {}
 
-    SCA_HOST_DEVICE Floats get() { return load(advance()); }
+    template <class Line>
+    SCA_HOST_DEVICE Floats get(Line line) {
+        return line.get(advance());
+    }
     SCA_HOST_DEVICE void put(Floats x) { store(x, advance()); }
 
   private:
@@ -170,7 +177,7 @@ void adjoint(const Lanes& lanes, int64_t steps, const Rows& h, const Source& g_s
         Reader<T> spike_grads(g_s, i, steps - 1, -1);
         Writer<float> grads(g_y, i, steps - 1, -1);
         for (int64_t k = 0; k < steps; ++k) {
-            const Floats charged = hs.get();
+            const Floats charged = hs.get(Whole{});
             const Floats slope = Surrogate::slope(charged - threshold, alpha, beta);
             const Floats g_h =
                 Reset::template grad_h<detach>(spike_grads.next(line), carried, charged, slope, threshold, rest);
@@ -186,9 +193,9 @@ void leak_adjoint(const Lanes& lanes, const void* x, const float* v_before, cons
                   float* g_rate) {
     const Floats rest = lanes.rest;
     for_lines(lanes.size, [&](int64_t i, auto line) {
-        const Floats y = current<prelude>(line.get(static_cast<const T*>(x) + i), lanes, i), g_h = load(g + i);
+        const Floats y = current<prelude>(line.get(static_cast<const T*>(x) + i), lanes, i), g_h = line.get(g + i);
         line.put(line.get(g_rate + i) + g_h * Charge::by_leak(load(v_before + i), y, rest), g_rate + i);
-        store(g_h * load(by_x + i), g + i);
+        line.put(g_h * load(by_x + i), g + i);
     });
 }
 
@@ -214,7 +221,7 @@ void prelude_sums(const Lanes& lanes, int64_t steps, const Rows& g, const Source
         Cursor gs(g, i);
         Reader<T> xs(x, i);
         for (int64_t k = 0; k < steps; ++k) {
-            const Floats g_k = gs.get();
+            const Floats g_k = gs.get(line);
             scaled = scaled + g_k * (xs.next(line) - center);
             shifted = shifted + g_k;
         }
@@ -232,7 +239,7 @@ void prelude_adjoint(const Lanes& lanes, int64_t steps, const Rows& g, const Sou
         Reader<T> xs(x, i);
         Writer<T> grads(g_x, i);
         for (int64_t k = 0; k < steps; ++k)
-            grads.next(g_y * gs.get() + (slope * (xs.next(line) - center) + bias), line);
+            grads.next(g_y * gs.get(line) + (slope * (xs.next(line) - center) + bias), line);
     });
 }
 
@@ -241,7 +248,7 @@ void put(int64_t size, int64_t steps, const Rows& from, const Sink& to) {
     for_lines(size, [&](int64_t i, auto line) {
         Cursor rows(from, i);
         Writer<T> out(to, i);
-        for (int64_t k = 0; k < steps; ++k) out.next(rows.get(), line);
+        for (int64_t k = 0; k < steps; ++k) out.next(rows.get(Whole{}), line);
     });
 }
 
@@ -249,7 +256,7 @@ void add(int64_t size, int64_t steps, const Rows& from, float* total) {
     for (int64_t i = 0; i < size; i += kLine) {
         Floats sum = load(total + i);
         Cursor rows(from, i);
-        for (int64_t k = 0; k < steps; ++k) sum = sum + rows.get();
+        for (int64_t k = 0; k < steps; ++k) sum = sum + rows.get(Whole{});
         store(sum, total + i);
     }
 }
