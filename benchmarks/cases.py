@@ -114,7 +114,7 @@ def build_neuron(layout: str) -> dict[str, Party | None]:
 
 
 def five_passes(x: Tensor) -> Party:
-    """Two copies and a half: x, the spikes, their gradient, x again and its gradient stream through memory once each."""
+    """Two copies and a half: x, spikes, their gradient, x again and its gradient stream through memory once each."""
     target = torch.empty_like(x)
     half = x.shape[0] // 2
 
