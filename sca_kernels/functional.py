@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .layout import collapse, dense_strides, spatial_size
+from .layout import collapse, dense_strides, spatial_size, state_dtype
 from .neurons import NeuronConfig
 from .reference.batch_norm import prelude as affine_prelude
 from .surrogates import Surrogate, resolve
@@ -208,7 +208,8 @@ def batch_norm_neuron(
         elif process_group is None:
             *outputs, mean, var = ops.batch_norm_forward(x, steps, weight, bias, eps, *common)
         else:
-            mean, var, count = synchronized_moments(x, count, process_group)
+            *moments, count = synchronized_moments(x, count, process_group)
+            mean, var = (z.to(state_dtype(x)) for z in moments)
             outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
         if running_mean is not None and count:
             with torch.no_grad():
@@ -365,16 +366,12 @@ def _check_input(x: Tensor, time_steps: int | None) -> tuple[Tensor, int]:
     return x, x.shape[0] if time_steps is None else time_steps
 
 
-def _state_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _vector(name: str, p: Tensor, x: Tensor) -> Tensor:
     """A contiguous [C] vector in the state's dtype."""
     if not isinstance(p, Tensor) or p.shape != (x.shape[2],) or not p.is_floating_point():
         raise ValueError(f"{name}: expected a floating-point tensor [{x.shape[2]}], got {_describe(p)}")
     _check_device(name, p, x)
-    return p.to(_state_dtype(x)).contiguous()
+    return p.to(state_dtype(x)).contiguous()
 
 
 def _check_device(name: str, p: Tensor, x: Tensor) -> None:
@@ -393,7 +390,7 @@ def _rate(w: Tensor | None, config: NeuronConfig, x: Tensor) -> Tensor | None:
     if not isinstance(w, Tensor) or w.numel() not in (1, x.shape[2]) or not w.is_floating_point():
         raise ValueError(f"w: expected a floating-point tensor with 1 or {x.shape[2]} elements, got {_describe(w)}")
     _check_device("w", w, x)
-    return w.to(_state_dtype(x)).sigmoid().flatten().expand(x.shape[2]).contiguous()
+    return w.to(state_dtype(x)).sigmoid().flatten().expand(x.shape[2]).contiguous()
 
 
 def _check_v_init(v: Tensor | None, x: Tensor) -> Tensor | None:
@@ -402,7 +399,7 @@ def _check_v_init(v: Tensor | None, x: Tensor) -> Tensor | None:
     if not isinstance(v, Tensor) or v.shape != x.shape[1:] or not v.is_floating_point():
         raise ValueError(f"v_init: expected a floating-point tensor {tuple(x.shape[1:])}, got {_describe(v)}")
     _check_device("v_init", v, x)
-    return v.to(_state_dtype(x))
+    return v.to(state_dtype(x))
 
 
 def _check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:

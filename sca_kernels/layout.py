@@ -20,6 +20,11 @@ class Strides(NamedTuple):
     s: int
 
 
+def state_dtype(x: Tensor) -> torch.dtype:
+    """dtype of the membrane potential that goes with input ``x``."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def spatial_size(x: Tensor) -> int:
     """Number of positions per channel: the product of S in [T, N, C, *S]."""
     return math.prod(x.shape[3:])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def synchronized_moments(x: Tensor, count: int, process_group) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance [C] of x [T, N, C, *S] over all ranks, and the number of values per channel;
+    """float64 mean and biased variance [C] of x [T, N, C, *S] over all ranks, and the number of values per channel;
     differentiable.
 
     Args:
@@ -26,5 +26,4 @@ def synchronized_moments(x: Tensor, count: int, process_group) -> tuple[Tensor, 
     mean, n_all = total[:-1] / total[-1], total[-1]
     centred = (z - mean.view(-1, *[1] * (x.dim() - 3))).square().mean(dims) * n
     var = all_reduce(centred, **options) / n_all
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return mean.to(dtype), var.to(dtype), n_all.detach()
+    return mean, var, n_all.detach()

@@ -15,7 +15,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 class TritonBackend(Backend):
     name = "triton"
     priority = 20
-    only_by_name = frozenset({"cpu"})
+    # Not yet the default on CUDA: it has never run on a GPU.
+    only_by_name = frozenset({"cpu", "cuda"})
     fix = "use a CUDA device, with triton installed (pip install 'sca_kernels[cuda]')"
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:

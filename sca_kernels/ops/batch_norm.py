@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..backends import choose
-from ..layout import empty_activation, empty_state
+from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
-from .common import fake_forward, fake_gradient, forward_outputs, no_second_order, or_empty, state_dtype
+from .common import fake_forward, fake_gradient, forward_outputs, no_second_order, or_empty
 
 
 @torch.library.custom_op("sca_kernels::batch_norm_forward", mutates_args=())

@@ -6,12 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends.base import Forward
-from ..layout import empty_activation, empty_state
-
-
-def state_dtype(x: Tensor) -> torch.dtype:
-    """dtype of membrane potentials and per-channel vectors that go with x."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+from ..layout import empty_activation, empty_state, state_dtype
 
 
 def or_empty(z: Tensor | None, x: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .multistep import Prelude, per_channel, state_dtype
+from ..layout import state_dtype
+from .multistep import Prelude, per_channel
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..layout import state_dtype
 from ..neurons import NEURONS, Leak, NeuronConfig
 from ..surrogates import Surrogate
 
@@ -27,11 +28,6 @@ class Prelude(NamedTuple):
         if self.shift is not None:
             x = x + per_channel(self.shift, x)
         return x
-
-
-def state_dtype(x: Tensor) -> torch.dtype:
-    """dtype of the membrane potential that goes with input ``x``."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def per_channel(p: Tensor, like: Tensor) -> Tensor:
