@@ -37,8 +37,6 @@ class Backward {
         bool x;
     };
     void run(int64_t block, Pass pass);
-    void finish_kept(int64_t block);
-    void set_prelude_adjoint(const Part& part, Scratch& scratch, Lanes& tile) const;
 
     const Neuron& neuron_;
     const Input& in_;
@@ -48,9 +46,6 @@ class Backward {
     const Kernels& kernels_;
     Sums sums_;
     const bool prelude_, summed_;
-    // Between two passes dL/dy waits in the memory of dL/dx, if that can hold it; else the second pass computes it
-    // again.
-    const bool keeps_;
     const bool stream_;
     const View grad_spikes_;
 };

@@ -34,13 +34,13 @@ enum Moment { kSum, kSquare, kMoments };
 // Sums of x and of x^2, in double.
 void sum_moments(const Input& in, const Layout& layout, int64_t b, Sums& sums) {
     const int64_t steps = in.x.t == 0 ? 1 : in.shape.t;
-    Scratch scratch(4, layout.most_lanes(), kSteps, kMostLanes);
+    Scratch scratch(4, layout.most_lanes(), kSteps);
     double *first = scratch.tile_doubles(), *second = scratch.tile_doubles();
     std::fill_n(first, layout.most_lanes(), 0.0);
     std::fill_n(second, layout.most_lanes(), 0.0);
     const Rows buffer = scratch.piece_rows(kSteps);
     const auto moments = kernels().moments[static_cast<int>(in.x.dtype)];
-    Pieces piece(layout, layout.blocks[b], kMostLanes);
+    Pieces piece(layout, layout.blocks[b]);
     for (Pieces next = piece; piece; piece = next) {
         ++next;
         const Place x = piece.at(in.x), ahead = piece.ahead(next, in.x);

@@ -34,7 +34,7 @@ void Forward::run(int64_t b) {
     const int64_t rows = layout.most_rows(), steps = in_.shape.t;
     const bool prelude = in_.scale != nullptr || in_.shift != nullptr;
 
-    Scratch scratch(6, layout.most_lanes(), 2 * kSteps + 1, kMostLanes);
+    Scratch scratch(6, layout.most_lanes(), 2 * kSteps + 1);
     const auto lane_values = [&](auto per_channel, float otherwise) {
         float* lanes = scratch.tile_row();
         spread(per_channel, otherwise, part, rows, lanes);
@@ -55,9 +55,9 @@ void Forward::run(int64_t b) {
     std::fill_n(count, layout.most_lanes(), 0);
     const Rows x_buffer = scratch.piece_rows(kSteps), s_buffer = scratch.piece_rows(kSteps);
     float* v = scratch.piece_row();
-    const auto fire = kernels_.fire[neuron_.charge][neuron_.reset][prelude][static_cast<int>(in_.x.dtype)];
+    const auto fire = kernels_.fire[neuron_.charge][neuron_.reset][static_cast<int>(in_.x.dtype)];
 
-    Pieces piece(layout, block, kMostLanes);
+    Pieces piece(layout, block);
     for (Pieces next = piece; piece; piece = next) {
         ++next;
         const Place x = piece.at(in_.x), x_ahead = piece.ahead(next, in_.x), s = piece.at(out_.spikes);

@@ -2,8 +2,8 @@
 //
 // A kernel works on `lanes`: neighbouring elements of one tile, each with its own per-channel parameters, so that the
 // same loop serves planar memory (all lanes of one channel) and channels last (one lane per channel), and takes `steps`
-// time steps of a lane with its potential in a register. Rows that belong to the driver (potentials, sums, parameters)
-// are float32, and may be read and written up to the next multiple of 16 lanes.
+// time steps of a lane with its potential in a register. It runs over whole lines of kLine lanes: rows that belong to
+// the driver (potentials, sums, parameters) are float32 and padded, activations too (read() and Output in tiles.h).
 #pragma once
 
 #include <cstdint>
@@ -23,13 +23,17 @@ enum class DType { float32, bfloat16 };
 constexpr int kDTypes = 2;
 constexpr int64_t element_size(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 
+// What numbers of lanes are rounded up to: a cache line of float32, a whole number of vectors on any machine.
+constexpr int64_t kLine = 16;
+// Time steps that a kernel takes in one go at most.
+constexpr int64_t kSteps = 4;
+
 // Parameters of a run of lanes; pointers are per lane.
 struct Lanes {
     int64_t size;
     float threshold, rest, alpha, beta;
     const float *rate, *scale, *shift;  // charge: y = x * scale + shift, where there is a prelude
     const float* gate;                  // what a spike counts for outside: 1, or 0 for a masked channel
-    const float *by_v, *by_x;           // adjoint: dh/dv, dh/dx, from `derivatives`
     const float *center, *g_y, *slope,
         *bias;  // adjoint of the prelude: dL/dx = g_y dL/dy + (slope (x - center) + bias)
 };
@@ -47,39 +51,29 @@ struct Sink {
     bool streamed;  // past the caches; data and step are multiples of 64 bytes
 };
 
-struct Rows {
-    float* data;
-    int64_t step;
+// What the adjoint hands back; null: not wanted.
+struct Gradients {
+    Sink x;
+    float *scale, *shift, *rate;  // sums per lane of dL/dy (x - center), of dL/dy, and of dL/d(1/tau)
+    float* total;                 // sum per lane of dL/dy, for `finish`
 };
 
 struct Kernels {
     // x -> spikes; v is carried on, spikes are counted and |v - rest| is summed per lane.
     using Fire = void (*)(const Lanes&, int64_t steps, const Source& x, const Sink& s, float* v, int32_t* count,
                           float* l1);
-    // x -> h, for the backward pass.
-    using Charge = void (*)(const Lanes&, int64_t steps, const Source& x, const Rows& h, float* v);
-    // dL/ds -> dL/dy (float32), from the last step down; g_v is carried on.
-    using Adjoint = void (*)(const Lanes&, int64_t steps, const Rows& h, const Source& g_s, const Sink& g_y,
-                             float* g_v);
-    // One step: sums dL/d(1/tau), and turns dL/dh into dL/dy in place. v_before is the potential that the step started
-    // from.
-    using LeakAdjoint = void (*)(const Lanes&, const void* x, const float* v_before, const float* by_x, float* g,
-                                 float* g_rate);
+    // v alone is carried on.
+    using Advance = void (*)(const Lanes&, int64_t steps, const Source& x, float* v);
+    // x, dL/ds and the potential v that the first of at most kSteps steps starts from -> gradients; g_v is carried back.
+    using Adjoint = void (*)(const Lanes&, int64_t steps, bool detach, const Source& x, const Source& g_s,
+                             const float* v, float* g_v, const Gradients&);
 
     const char* name;
-    Fire fire[kCharges][kResets][2][kDTypes];           // [prelude]
-    Charge charge[kCharges][kResets][2][kDTypes];       // [prelude]
-    Adjoint adjoint[kSurrogates][kResets][2][kDTypes];  // [detach]
-    LeakAdjoint leak_adjoint[kCharges][2][kDTypes];     // [prelude]
-    void (*derivatives[kCharges])(const float* rate, float* by_v, float* by_x, int64_t size);
-    void (*reset[kResets])(const Lanes&, const float* h, float* v);
-
-    // g are rows of dL/dy.
-    void (*prelude_sums[kDTypes])(const Lanes&, int64_t steps, const Rows& g, const Source& x, float* g_scale,
-                                  float* g_shift);
-    void (*prelude_adjoint[kDTypes])(const Lanes&, int64_t steps, const Rows& g, const Source& x, const Sink& g_x);
-    void (*put[kDTypes])(int64_t size, int64_t steps, const Rows& from, const Sink& to);
-    void (*add)(int64_t size, int64_t steps, const Rows& from, float* total);
+    Fire fire[kCharges][kResets][kDTypes];
+    Advance advance[kCharges][kResets][kDTypes];
+    Adjoint adjoint[kSurrogates][kCharges][kResets][2][kDTypes];  // [out.rate wanted]
+    // dL/dx of one step that stands for many, from the sum of dL/dy.
+    void (*finish[kDTypes])(const Lanes&, const float* total, const Source& x, const Sink& g_x);
     void (*moments[kDTypes])(int64_t size, int64_t steps, const Source& x, double* sum, double* square);
 
     // 0/1 elements to bits, 8 to a byte; false where another value was met.

@@ -5,74 +5,40 @@
 #include "kernels.h"
 #include "simd.h"
 
+// The steps k of a call, from `first` on: unrolled, so that an array over k stays in registers.
+#define SCA_EACH_STEP(k, first, direction)                                                                   \
+    _Pragma("GCC unroll 8") for (int64_t n = 0, k = first; n < kSteps; ++n, k += direction) if (k < steps)
+
 namespace sca {
 inline namespace SCA_ISA {
 namespace {
 
-// A whole line of memory, or the first elements of one.
-struct Whole {
-    static constexpr bool whole = true;
+// Lanes from those that are computed to those that are fetched: far enough for them to arrive, near enough not to push
+// out, where steps lie a power of two apart, what shares its cache sets.
+constexpr int64_t kAhead = 256;
 
-    template <class T>
-    SCA_HOST_DEVICE auto get(const T* p) const {
-        return load(p);
-    }
-    template <class T>
-    SCA_HOST_DEVICE Doubles get_wide(const T* p) const {
-        return load_wide(p);
-    }
-    template <class V, class T>
-    SCA_HOST_DEVICE void put(V x, T* p) const {
-        store(x, p);
-    }
-};
-
-struct Partial {
-    static constexpr bool whole = false;
-    int64_t size;
-
-    template <class T>
-    SCA_HOST_DEVICE auto get(const T* p) const {
-        return load(p, size);
-    }
-    template <class T>
-    SCA_HOST_DEVICE Doubles get_wide(const T* p) const {
-        return load_wide(p, size);
-    }
-    template <class V, class T>
-    SCA_HOST_DEVICE void put(V x, T* p) const {
-        store(x, p, size);
-    }
-};
-
-// Runs body(first lane, line) for whole lines, then for what is left.
-template <class Body>
-SCA_HOST_DEVICE void for_lines(int64_t size, const Body& body) {
-    int64_t i = 0;
-    for (; i + kLine <= size; i += kLine) body(i, Whole{});
-    if (i < size) body(i, Partial{size - i});
-}
-
-// Walk through the time steps of one line, up or down from step `first`. They copy what they need: as far as the
+// Walk through the time steps of one vector, up or down from step `first`. They copy what they need: as far as the
 // compiler knows, a store through one of them could change the arguments.
 template <class T>
 class Reader {
   public:
-    SCA_HOST_DEVICE Reader(const Source& from, int64_t i, int64_t first = 0, int64_t direction = 1)
-        : p_(static_cast<const T*>(from.data) + first * from.step + i),
+    SCA_HOST_DEVICE Reader(const Source& from, int64_t i, int64_t size, int64_t first = 0, int64_t direction = 1)
+        : first_(static_cast<const T*>(from.data) + first * from.step + i),
+          p_(first_),
           step_(direction * from.step),
-          ahead_(from.ahead) {}
+          ahead_(i + kAhead < size ? kAhead : from.ahead + kAhead - size) {}
 
-    template <class Line>
-    SCA_HOST_DEVICE Floats next(Line line) {
+    SCA_HOST_DEVICE Floats next() {
         __builtin_prefetch(p_ + ahead_);
-        const Floats x = line.get(p_);
+        const Floats x = load(p_);
         p_ += step_;
         return x;
     }
+    // Step k from the first.
+    SCA_HOST_DEVICE Floats at(int64_t k) const { return load(first_ + k * step_); }
 
   private:
-    const T* p_;
+    const T *const first_, *p_;
     const int64_t step_, ahead_;
 };
 
@@ -82,12 +48,8 @@ class Writer {
     SCA_HOST_DEVICE Writer(const Sink& to, int64_t i, int64_t first = 0, int64_t direction = 1)
         : p_(static_cast<T*>(to.data) + first * to.step + i), step_(direction * to.step), streamed_(to.streamed) {}
 
-    template <class Line>
-    SCA_HOST_DEVICE void next(Floats x, Line line) {
-        if (Line::whole && streamed_)
-            stream(x, p_);
-        else
-            line.put(x, p_);
+    SCA_HOST_DEVICE void next(Floats x) {
+        streamed_ ? stream(x, p_) : store(x, p_);
         p_ += step_;
     }
 
@@ -97,184 +59,143 @@ class Writer {
     const bool streamed_;
 };
 
-// The same for rows of float32. Rows of scratch are read and written in whole lines, those of dL/dy are not: they may
-// lie in a tensor, whose end, or another thread's part, is next to them.
-class Cursor {
-  public:
-    SCA_HOST_DEVICE Cursor(const Rows& rows, int64_t i, int64_t first = 0, int64_t direction = 1)
-        : p_(rows.data + first * rows.step + i), step_(direction * rows.step) {}
+// The affine prelude of a vector of lanes; without one, y = x.
+struct Prelude {
+    Floats scale = 1.0f, shift = 0.0f;
+    bool affine;
 
-    template <class Line>
-    SCA_HOST_DEVICE Floats get(Line line) {
-        return line.get(advance());
+    SCA_HOST_DEVICE Prelude(const Lanes& lanes, int64_t i) : affine(lanes.scale != nullptr) {
+        if (!affine) return;
+        scale = load(lanes.scale + i);
+        shift = load(lanes.shift + i);
     }
-    SCA_HOST_DEVICE void put(Floats x) { store(x, advance()); }
-
-  private:
-    SCA_HOST_DEVICE float* advance() {
-        float* p = p_;
-        p_ += step_;
-        return p;
-    }
-    float* p_;
-    const int64_t step_;
+    SCA_HOST_DEVICE Floats operator()(Floats x) const { return affine ? x * scale + shift : x; }
 };
 
-template <bool prelude>
-SCA_HOST_DEVICE Floats current(Floats x, const Lanes& lanes, int64_t i) {
-    if constexpr (prelude) return x * load(lanes.scale + i) + load(lanes.shift + i);
-    return x;
-}
+struct PreludeAdjoint {
+    Floats g_y = 1.0f, slope = 0.0f, center = 0.0f, bias = 0.0f;
+    bool affine;
 
-template <class Charge, class Reset, bool prelude, class T>
+    SCA_HOST_DEVICE PreludeAdjoint(const Lanes& lanes, int64_t i) : affine(lanes.scale != nullptr) {
+        if (!affine) return;
+        g_y = load(lanes.g_y + i);
+        slope = load(lanes.slope + i);
+        center = load(lanes.center + i);
+        bias = load(lanes.bias + i);
+    }
+    SCA_HOST_DEVICE Floats operator()(Floats g, Floats x) const {
+        return affine ? g_y * g + (slope * (x - center) + bias) : g;
+    }
+};
+
+template <class Charge, class Reset, class T>
 void fire(const Lanes& lanes, int64_t steps, const Source& x, const Sink& s, float* v, int32_t* count, float* l1) {
     const Floats threshold = lanes.threshold, rest = Reset::rest(Floats(lanes.rest));
-    for_lines(lanes.size, [&](int64_t i, auto line) {
+    for (int64_t i = 0; i < lanes.size; i += kLanes) {
         const Floats rate = load(lanes.rate + i), gate = load(lanes.gate + i);
+        const Prelude current(lanes, i);
         Floats potential = load(v + i), sum = 0.0f;
-        Ints fired = line.get(count + i);
-        Reader<T> xs(x, i);
+        Ints fired{};
+        Reader<T> xs(x, i, lanes.size);
         Writer<T> spikes(s, i);
         for (int64_t k = 0; k < steps; ++k) {
-            const Floats h = Charge::charge(potential, current<prelude>(xs.next(line), lanes, i), rest, rate);
+            const Floats h = Charge::charge(potential, current(xs.next()), rest, rate);
             const Ints spike = h >= threshold;
             potential = Reset::after(h, threshold, rest);
             fired = count_up(fired, spike);
             sum = sum + absolute(potential - rest);
-            spikes.next(select(spike, gate, Floats(0.0f)), line);
+            spikes.next(select(spike, gate, Floats(0.0f)));
         }
         store(potential, v + i);
-        line.put(fired, count + i);
-        line.put(line.get(l1 + i) + sum, l1 + i);
-    });
+        accumulate(fired, count + i, lanes.size - i);
+        accumulate(sum, l1 + i, lanes.size - i);
+    }
 }
 
-template <class Charge, class Reset, bool prelude, class T>
-void charge(const Lanes& lanes, int64_t steps, const Source& x, const Rows& h, float* v) {
+template <class Charge, class Reset, class T>
+void advance(const Lanes& lanes, int64_t steps, const Source& x, float* v) {
     const Floats threshold = lanes.threshold, rest = Reset::rest(Floats(lanes.rest));
-    for_lines(lanes.size, [&](int64_t i, auto line) {
+    for (int64_t i = 0; i < lanes.size; i += kLanes) {
         const Floats rate = load(lanes.rate + i);
+        const Prelude current(lanes, i);
         Floats potential = load(v + i);
-        Reader<T> xs(x, i);
-        Cursor hs(h, i);
-        for (int64_t k = 0; k < steps; ++k) {
-            const Floats charged = Charge::charge(potential, current<prelude>(xs.next(line), lanes, i), rest, rate);
-            hs.put(charged);
-            potential = Reset::after(charged, threshold, rest);
-        }
+        Reader<T> xs(x, i, lanes.size);
+        for (int64_t k = 0; k < steps; ++k)
+            potential = Reset::after(Charge::charge(potential, current(xs.next()), rest, rate), threshold, rest);
         store(potential, v + i);
-    });
+    }
 }
 
-template <class Surrogate, class Reset, bool detach, class T>
-void adjoint(const Lanes& lanes, int64_t steps, const Rows& h, const Source& g_s, const Sink& g_y, float* g_v) {
+// Vector by vector, every step of one in registers (the loops over kSteps are unrolled): so the little there is to compute
+// hides behind the memory. What is the same for all lanes and doesn't change the equations is a run-time flag. leak: the
+// gradient of 1/tau is wanted.
+template <class Surrogate, class Charge, class Reset, bool leak, class T>
+void adjoint(const Lanes& lanes, int64_t steps, bool detach, const Source& x, const Source& g_s, const float* v,
+             float* g_v, const Gradients& out) {
     const Floats threshold = lanes.threshold, rest = Reset::rest(Floats(lanes.rest));
     const float alpha = lanes.alpha, beta = lanes.beta;
-    for_lines(lanes.size, [&](int64_t i, auto line) {
-        const Floats by_v = load(lanes.by_v + i), by_x = load(lanes.by_x + i);
-        Floats carried = load(g_v + i);
-        Cursor hs(h, i, steps - 1, -1);
-        Reader<T> spike_grads(g_s, i, steps - 1, -1);
-        Writer<float> grads(g_y, i, steps - 1, -1);
-        for (int64_t k = 0; k < steps; ++k) {
-            const Floats charged = hs.get(Whole{});
-            const Floats slope = Surrogate::slope(charged - threshold, alpha, beta);
-            const Floats g_h =
-                Reset::template grad_h<detach>(spike_grads.next(line), carried, charged, slope, threshold, rest);
+    const bool to_x = out.x.data != nullptr, sums = out.scale != nullptr, total = out.total != nullptr;
+    for (int64_t i = 0; i < lanes.size; i += kLanes) {
+        const Floats rate = load(lanes.rate + i), start = load(v + i);
+        const Prelude current(lanes, i);
+        Floats h[kSteps]{}, potential = start;
+        Reader<T> xs(x, i, lanes.size);
+        SCA_EACH_STEP(k, 0, 1) {
+            h[k] = Charge::charge(potential, current(xs.next()), rest, rate);
+            potential = Reset::after(h[k], threshold, rest);
+        }
+
+        const Floats by_v = Charge::by_v(rate), by_x = Charge::by_x(rate);
+        const PreludeAdjoint to_input(lanes, i);
+        Floats carried = load(g_v + i), g_scale = 0.0f, g_shift = 0.0f, g_rate = 0.0f, g_total = 0.0f;
+        Reader<T> spike_grads(g_s, i, lanes.size, steps - 1, -1);
+        Writer<T> grads(out.x, i, steps - 1, -1);
+        SCA_EACH_STEP(k, kSteps - 1, -1) {
+            const Floats slope = Surrogate::slope(h[k] - threshold, alpha, beta), g_s_k = spike_grads.next();
+            const Floats g_h = detach ? Reset::template grad_h<true>(g_s_k, carried, h[k], slope, threshold, rest)
+                                      : Reset::template grad_h<false>(g_s_k, carried, h[k], slope, threshold, rest);
+            const Floats g = g_h * by_x, x_k = current.affine || leak ? xs.at(k) : rest;
             carried = g_h * by_v;
-            grads.next(g_h * by_x, line);
+            if (to_x) grads.next(to_input(g, x_k));
+            if (sums) {
+                g_scale = g_scale + g * (x_k - to_input.center);
+                g_shift = g_shift + g;
+            }
+            if (total) g_total = g_total + g;
+            if constexpr (leak) {
+                const Floats before = k == 0 ? start : Reset::after(h[k - (k > 0)], threshold, rest);
+                g_rate = g_rate + g_h * Charge::by_leak(before, current(x_k), rest);
+            }
         }
         store(carried, g_v + i);
-    });
-}
-
-template <class Charge, bool prelude, class T>
-void leak_adjoint(const Lanes& lanes, const void* x, const float* v_before, const float* by_x, float* g,
-                  float* g_rate) {
-    const Floats rest = lanes.rest;
-    for_lines(lanes.size, [&](int64_t i, auto line) {
-        const Floats y = current<prelude>(line.get(static_cast<const T*>(x) + i), lanes, i), g_h = line.get(g + i);
-        line.put(line.get(g_rate + i) + g_h * Charge::by_leak(load(v_before + i), y, rest), g_rate + i);
-        line.put(g_h * load(by_x + i), g + i);
-    });
-}
-
-template <class Charge>
-void derivatives(const float* rate, float* by_v, float* by_x, int64_t size) {
-    for (int64_t i = 0; i < size; i += kLine) {
-        store(Charge::by_v(load(rate + i)), by_v + i);
-        store(Charge::by_x(load(rate + i)), by_x + i);
-    }
-}
-
-template <class Reset>
-void reset(const Lanes& lanes, const float* h, float* v) {
-    const Floats threshold = lanes.threshold, rest = Reset::rest(Floats(lanes.rest));
-    for (int64_t i = 0; i < lanes.size; i += kLine) store(Reset::after(load(h + i), threshold, rest), v + i);
-}
-
-template <class T>
-void prelude_sums(const Lanes& lanes, int64_t steps, const Rows& g, const Source& x, float* g_scale, float* g_shift) {
-    for_lines(lanes.size, [&](int64_t i, auto line) {
-        const Floats center = load(lanes.center + i);
-        Floats scaled = line.get(g_scale + i), shifted = line.get(g_shift + i);
-        Cursor gs(g, i);
-        Reader<T> xs(x, i);
-        for (int64_t k = 0; k < steps; ++k) {
-            const Floats g_k = gs.get(line);
-            scaled = scaled + g_k * (xs.next(line) - center);
-            shifted = shifted + g_k;
+        if (sums) {
+            store(load(out.scale + i) + g_scale, out.scale + i);
+            store(load(out.shift + i) + g_shift, out.shift + i);
         }
-        line.put(scaled, g_scale + i);
-        line.put(shifted, g_shift + i);
-    });
-}
-
-template <class T>
-void prelude_adjoint(const Lanes& lanes, int64_t steps, const Rows& g, const Source& x, const Sink& g_x) {
-    for_lines(lanes.size, [&](int64_t i, auto line) {
-        const Floats center = load(lanes.center + i), g_y = load(lanes.g_y + i);
-        const Floats slope = load(lanes.slope + i), bias = load(lanes.bias + i);
-        Cursor gs(g, i);
-        Reader<T> xs(x, i);
-        Writer<T> grads(g_x, i);
-        for (int64_t k = 0; k < steps; ++k)
-            grads.next(g_y * gs.get(line) + (slope * (xs.next(line) - center) + bias), line);
-    });
-}
-
-template <class T>
-void put(int64_t size, int64_t steps, const Rows& from, const Sink& to) {
-    for_lines(size, [&](int64_t i, auto line) {
-        Cursor rows(from, i);
-        Writer<T> out(to, i);
-        for (int64_t k = 0; k < steps; ++k) out.next(rows.get(Whole{}), line);
-    });
-}
-
-void add(int64_t size, int64_t steps, const Rows& from, float* total) {
-    for (int64_t i = 0; i < size; i += kLine) {
-        Floats sum = load(total + i);
-        Cursor rows(from, i);
-        for (int64_t k = 0; k < steps; ++k) sum = sum + rows.get(Whole{});
-        store(sum, total + i);
+        if (total) store(load(out.total + i) + g_total, out.total + i);
+        if constexpr (leak) store(load(out.rate + i) + g_rate, out.rate + i);
     }
+}
+
+template <class T>
+void finish(const Lanes& lanes, const float* total, const Source& x, const Sink& g_x) {
+    for (int64_t i = 0; i < lanes.size; i += kLanes)
+        Writer<T>(g_x, i).next(PreludeAdjoint(lanes, i)(load(total + i), Reader<T>(x, i, lanes.size).next()));
 }
 
 template <class T>
 void moments(int64_t size, int64_t steps, const Source& x, double* sum, double* square) {
-    for_lines(size, [&](int64_t i, auto line) {
+    for (int64_t i = 0; i < size; i += kLanes) {
         Doubles first = load(sum + i), second = load(square + i);
-        const T* p = static_cast<const T*>(x.data) + i;
-        for (int64_t k = 0; k < steps; ++k, p += x.step) {
-            __builtin_prefetch(p + x.ahead);
-            const Doubles z = line.get_wide(p);
+        Reader<T> xs(x, i, size);
+        for (int64_t k = 0; k < steps; ++k) {
+            const Doubles z = widened(xs.next());
             first = first + z;
             second = second + z * z;
         }
         store(first, sum + i);
         store(second, square + i);
-    });
+    }
 }
 
 // `one` is the bit pattern of 1. Elements become bytes of 0 or 1 first; the product then moves bit 0 of byte i to bit i
@@ -303,37 +224,42 @@ bool pack(const void* spikes, uint8_t* to, int64_t bytes) {
     return other == 0;
 }
 
-template <class Charge, class Reset>
-void add_reset(Kernels& k, int c, int r) {
-    k.fire[c][r][0][0] = fire<Charge, Reset, false, float>;
-    k.fire[c][r][0][1] = fire<Charge, Reset, false, bfloat16>;
-    k.fire[c][r][1][0] = fire<Charge, Reset, true, float>;
-    k.fire[c][r][1][1] = fire<Charge, Reset, true, bfloat16>;
-    k.charge[c][r][0][0] = charge<Charge, Reset, false, float>;
-    k.charge[c][r][0][1] = charge<Charge, Reset, false, bfloat16>;
-    k.charge[c][r][1][0] = charge<Charge, Reset, true, float>;
-    k.charge[c][r][1][1] = charge<Charge, Reset, true, bfloat16>;
+// One adjoint for both kinds of hard reset: the subtractions of zero that this costs are hidden, variants are not.
+template <class Reset>
+struct InAdjoint {
+    using Kind = Reset;
+};
+template <>
+struct InAdjoint<HardResetToZero> {
+    using Kind = HardReset;
+};
+
+// Charges whose rate is 1/tau, so that it can be learned.
+template <class Charge>
+constexpr bool learns = false;
+template <>
+constexpr bool learns<Leaky<MultiplyByRate>> = true;
+template <>
+constexpr bool learns<LeakyFullInput<MultiplyByRate>> = true;
+
+template <class Charge, class Reset, class T>
+void add_neuron(Kernels& k, int c, int r, DType dtype) {
+    using Kind = typename InAdjoint<Reset>::Kind;
+    const int d = static_cast<int>(dtype);
+    k.fire[c][r][d] = fire<Charge, Reset, T>;
+    k.advance[c][r][d] = advance<Charge, Kind, T>;
+#define SCA_ROW(s, Surrogate, name)                                              \
+    k.adjoint[s][c][r][0][d] = adjoint<Surrogate, Charge, Kind, false, T>;       \
+    if constexpr (learns<Charge>) k.adjoint[s][c][r][1][d] = adjoint<Surrogate, Charge, Kind, true, T>;
+    SCA_SURROGATES(SCA_ROW)
+#undef SCA_ROW
 }
 
 template <class Charge>
 void add_charge(Kernels& k, int c) {
-#define SCA_ROW(r, Reset) add_reset<Charge, Reset>(k, c, r);
-    SCA_RESETS(SCA_ROW)
-#undef SCA_ROW
-    k.leak_adjoint[c][0][0] = leak_adjoint<Charge, false, float>;
-    k.leak_adjoint[c][0][1] = leak_adjoint<Charge, false, bfloat16>;
-    k.leak_adjoint[c][1][0] = leak_adjoint<Charge, true, float>;
-    k.leak_adjoint[c][1][1] = leak_adjoint<Charge, true, bfloat16>;
-    k.derivatives[c] = derivatives<Charge>;
-}
-
-template <class Surrogate>
-void add_surrogate(Kernels& k, int s) {
-#define SCA_ROW(r, Reset)                                               \
-    k.adjoint[s][r][0][0] = adjoint<Surrogate, Reset, false, float>;    \
-    k.adjoint[s][r][0][1] = adjoint<Surrogate, Reset, false, bfloat16>; \
-    k.adjoint[s][r][1][0] = adjoint<Surrogate, Reset, true, float>;     \
-    k.adjoint[s][r][1][1] = adjoint<Surrogate, Reset, true, bfloat16>;
+#define SCA_ROW(r, Reset)                                       \
+    add_neuron<Charge, Reset, float>(k, c, r, DType::float32); \
+    add_neuron<Charge, Reset, bfloat16>(k, c, r, DType::bfloat16);
     SCA_RESETS(SCA_ROW)
 #undef SCA_ROW
 }
@@ -346,23 +272,12 @@ Kernels kernels(const char* name) {
 #define SCA_ROW(index, Charge) add_charge<Charge>(k, index);
     SCA_CHARGES(SCA_ROW)
 #undef SCA_ROW
-#define SCA_ROW(index, Surrogate, name) add_surrogate<Surrogate>(k, index);
-    SCA_SURROGATES(SCA_ROW)
-#undef SCA_ROW
-#define SCA_ROW(index, Reset) k.reset[index] = reset<Reset>;
-    SCA_RESETS(SCA_ROW)
-#undef SCA_ROW
-    k.prelude_sums[0] = prelude_sums<float>;
-    k.prelude_sums[1] = prelude_sums<bfloat16>;
-    k.prelude_adjoint[0] = prelude_adjoint<float>;
-    k.prelude_adjoint[1] = prelude_adjoint<bfloat16>;
-    k.put[0] = put<float>;
-    k.put[1] = put<bfloat16>;
+    k.finish[0] = finish<float>;
+    k.finish[1] = finish<bfloat16>;
     k.moments[0] = moments<float>;
     k.moments[1] = moments<bfloat16>;
     k.pack[0] = pack<uint32_t, 0x3f800000u>;
     k.pack[1] = pack<uint16_t, 0x3f80u>;
-    k.add = add;
     return k;
 }
 

@@ -32,7 +32,7 @@ Layout::Layout(Shape given, const std::vector<const View*>& views, int64_t max_l
     const bool spans = channels_inner_ || channels == 1 || all([&](const View& v) { return v.c == positions * v.s; });
     if (!spans || 2 * length > max_lanes) {
         const int64_t segments = ceil_div(length, max_lanes);
-        const int64_t size = ceil_div(ceil_div(length, segments), 16) * 16;
+        const int64_t size = ceil_div(ceil_div(length, segments), kLine) * kLine;
         for (int64_t c = 0; c < channels; ++c)
             for (int64_t begin = 0; begin < length; begin += size)
                 parts.push_back({c, 1, begin, std::min(size, length - begin)});

@@ -12,15 +12,17 @@ namespace {
 constexpr int64_t kStreamBytes = int64_t{8} << 20;
 constexpr int64_t kThreadElements = 1 << 14;
 
-int64_t spaced(int64_t lanes) { return (lanes + 15) / 16 * 16 + 16; }
+constexpr int64_t padded(int64_t lanes) { return (lanes + kLine - 1) / kLine * kLine; }
+constexpr int64_t spaced(int64_t lanes) { return padded(lanes) + kLine; }
+bool whole_lines(const Place& place, int64_t lanes) { return place.lane == 1 && lanes % kLine == 0; }
+constexpr int64_t kPieceStep = spaced(kMostLanes);
 
 template <class Word>
 void gather(const char* from, int64_t stride, int64_t lanes, char* to) {
     const Word* source = reinterpret_cast<const Word*>(from);
-    if (stride == 0)
-        std::fill_n(reinterpret_cast<Word*>(to), lanes, *source);
-    else
-        for (int64_t l = 0; l < lanes; ++l) reinterpret_cast<Word*>(to)[l] = source[l * stride];
+    Word* row = reinterpret_cast<Word*>(to);
+    for (int64_t l = 0; l < lanes; ++l) row[l] = source[l * stride];
+    std::fill(row + lanes, row + padded(lanes), Word{0});
 }
 
 template <class Word>
@@ -31,11 +33,10 @@ void scatter(const char* from, int64_t stride, int64_t lanes, char* to) {
 
 }  // namespace
 
-Scratch::Scratch(int64_t tile_rows, int64_t tile_lanes, int64_t piece_rows, int64_t piece_lanes)
-    : tile_step_(spaced(tile_lanes)), piece_step_(spaced(piece_lanes)) {
+Scratch::Scratch(int64_t tile_rows, int64_t tile_lanes, int64_t piece_rows) : tile_step_(spaced(tile_lanes)) {
     static thread_local std::unique_ptr<float[]> memory;
     static thread_local int64_t size = 0;
-    const int64_t wanted = tile_rows * tile_step_ + piece_rows * piece_step_ + 16;
+    const int64_t wanted = tile_rows * tile_step_ + piece_rows * kPieceStep + 16;
     if (size < wanted) {
         memory.reset(new float[wanted]);
         size = wanted;
@@ -43,25 +44,27 @@ Scratch::Scratch(int64_t tile_rows, int64_t tile_lanes, int64_t piece_rows, int6
     next_ = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.get()) + 63) / 64 * 64);
 }
 
+Rows Scratch::piece_rows(int64_t count) { return take(count, kPieceStep); }
+
 Rows Scratch::take(int64_t count, int64_t step) {
     const Rows rows{next_, step};
     next_ += count * step;
     return rows;
 }
 
-Pieces::Pieces(const Layout& layout, const Block& block, int64_t width)
-    : layout_(&layout), block_(&block), tile_(block.first), width_(width) {
+Pieces::Pieces(const Layout& layout, const Block& block) : layout_(&layout), block_(&block), tile_(block.first) {
     measure();
 }
 
 void Pieces::measure() {
     if (!*this) return;
     lanes_ = layout_->parts[block_->part].lanes() * layout_->rows(tile_);
-    size = std::min(width_, lanes_ - begin);
+    size = std::min(kMostLanes, lanes_ - begin);
+    if (size > kLine) size -= size % kLine;
 }
 
 Pieces& Pieces::operator++() {
-    begin += width_;
+    begin += size;
     if (begin >= lanes_) {
         begin = 0;
         ++tile_;
@@ -80,8 +83,8 @@ Lanes slice(const Lanes& tile, int64_t begin, int64_t size) {
     const auto from = [begin](const float* lanes) { return lanes == nullptr ? nullptr : lanes + begin; };
     Lanes piece = tile;
     piece.size = size;
-    for (const float** lanes : {&piece.rate, &piece.scale, &piece.shift, &piece.gate, &piece.by_v, &piece.by_x,
-                                &piece.center, &piece.g_y, &piece.slope, &piece.bias})
+    for (const float** lanes : {&piece.rate, &piece.scale, &piece.shift, &piece.gate, &piece.center, &piece.g_y,
+                                &piece.slope, &piece.bias})
         *lanes = from(*lanes);
     return piece;
 }
@@ -89,7 +92,7 @@ Lanes slice(const Lanes& tile, int64_t begin, int64_t size) {
 Source read(const Place& from, const Place& ahead, int64_t first, int64_t steps, int64_t lanes, const Rows& buffer) {
     const int64_t size = element_size(from.dtype);
     const char* start = from.data + first * from.t * size;
-    if (from.lane == 1) return {start, from.t, (ahead.data - from.data) / size};
+    if (whole_lines(from, lanes)) return {start, from.t, (ahead.data - from.data) / size};
     char* to = reinterpret_cast<char*>(buffer.data);
     const int64_t row = buffer.step * static_cast<int64_t>(sizeof(float));
     for (int64_t i = 0; i < steps; ++i)
@@ -98,18 +101,19 @@ Source read(const Place& from, const Place& ahead, int64_t first, int64_t steps,
 }
 
 Output::Output(const Place& to, int64_t first, int64_t steps, int64_t lanes, const Rows& buffer, bool stream)
-    : to_(to), steps_(steps), lanes_(lanes) {
+    : sink{nullptr, 0, false}, to_(to), steps_(steps), lanes_(lanes) {
+    if (to.data == nullptr) return;
     const int64_t size = element_size(to.dtype);
     to_.data += first * to.t * size;
     const bool aligned = (reinterpret_cast<uintptr_t>(to_.data) | static_cast<uintptr_t>(to.t * size)) % 64 == 0;
-    if (to.lane == 1)
+    if (whole_lines(to, lanes))
         sink = {to_.data, to.t, stream && aligned && to.dtype == DType::float32};
     else
         sink = {buffer.data, buffer.step * static_cast<int64_t>(sizeof(float)) / size, false};
 }
 
 void Output::finish() const {
-    if (to_.lane == 1) return;
+    if (to_.data == nullptr || whole_lines(to_, lanes_)) return;
     const int64_t size = element_size(to_.dtype);
     const char* from = static_cast<const char*>(sink.data);
     for (int64_t i = 0; i < steps_; ++i)
@@ -119,7 +123,7 @@ void Output::finish() const {
 
 void read_state(const Place& from, float otherwise, int64_t lanes, float* to) {
     if (from.data == nullptr)
-        std::fill_n(to, lanes, otherwise);
+        std::fill_n(to, padded(lanes), otherwise);
     else
         gather<uint32_t>(from.data, from.lane, lanes, reinterpret_cast<char*>(to));
 }

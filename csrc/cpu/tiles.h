@@ -11,41 +11,43 @@
 
 namespace sca {
 
-// Time steps that a kernel takes in one go.
-constexpr int64_t kSteps = 8;
 // Lanes of a tile at most. Kernels fetch the next piece while they compute one; shorter runs than this are over before
 // it arrives.
 constexpr int64_t kMostLanes = 1024;
-// The potentials of a piece, all time steps of it, stay in the second-level cache between the two halves of the
-// backward pass.
-constexpr int64_t kTapeElements = 1 << 15;
 
 // ---- scratch
 // ---------------------------------------------------------------------------------------------------------
+
+// `step` floats apart.
+struct Rows {
+    float* data;
+    int64_t step;
+};
 
 // Rows of floats for one block, out of memory that its thread keeps between calls. Tile rows hold most_lanes of the
 // layout, piece rows a piece. Rows are spaced so that equal lanes of two of them don't compete for a cache set.
 class Scratch {
   public:
-    Scratch(int64_t tile_rows, int64_t tile_lanes, int64_t piece_rows, int64_t piece_lanes);
+    Scratch(int64_t tile_rows, int64_t tile_lanes, int64_t piece_rows);
     float* tile_row() { return take(1, tile_step_).data; }
     double* tile_doubles() { return reinterpret_cast<double*>(take(2, tile_step_).data); }
-    float* piece_row() { return take(1, piece_step_).data; }
-    Rows piece_rows(int64_t count) { return take(count, piece_step_); }
+    float* piece_row() { return piece_rows(1).data; }
+    Rows piece_rows(int64_t count);
 
   private:
     Rows take(int64_t count, int64_t step);
-    int64_t tile_step_, piece_step_;
+    int64_t tile_step_;
     float* next_;
 };
 
 // ---- pieces
 // ----------------------------------------------------------------------------------------------------------
 
-// Steps through the pieces of a block: lanes [begin, begin + size) of one tile after the other.
+// Steps through the pieces of a block: at most kMostLanes lanes [begin, begin + size) of one tile after the
+// other, whole lines except for what is left of a tile.
 class Pieces {
   public:
-    Pieces(const Layout& layout, const Block& block, int64_t width);
+    Pieces(const Layout& layout, const Block& block);
     explicit operator bool() const { return tile_ < block_->last; }
     Pieces& operator++();
     Place at(const View& view) const;
@@ -58,13 +60,8 @@ class Pieces {
     void measure();
     const Layout* layout_;
     const Block* block_;
-    int64_t tile_, width_, lanes_ = 0;
+    int64_t tile_, lanes_ = 0;
 };
-
-// Lanes of a piece that keep `steps` time steps in scratch.
-inline int64_t piece_lanes(int64_t steps) {
-    return std::min(kMostLanes, std::max<int64_t>(16, kTapeElements / steps / 16 * 16));
-}
 
 // Parameters of lanes [begin, begin + size) out of a tile's.
 Lanes slice(const Lanes& tile, int64_t begin, int64_t size);
@@ -72,11 +69,12 @@ Lanes slice(const Lanes& tile, int64_t begin, int64_t size);
 // ---- memory
 // ----------------------------------------------------------------------------------------------------------
 
-// Time steps [first, first + steps) of a place for the kernels: where they are if lanes are neighbours, else gathered
-// into `buffer`. `ahead` is a place of the same tensor that will be wanted soon.
+// Time steps [first, first + steps) of a place for the kernels: where they are if they are whole lines of memory, else
+// gathered into `buffer` and padded with zeros. `ahead` is a place of the same tensor that will be wanted soon.
 Source read(const Place& from, const Place& ahead, int64_t first, int64_t steps, int64_t lanes, const Rows& buffer);
 
-// Where kernels write time steps [first, first + steps): the place itself, or a buffer that finish() scatters.
+// Where kernels write time steps [first, first + steps): the place itself, or a buffer that finish() scatters; nowhere
+// if the place is null.
 class Output {
   public:
     Output(const Place& to, int64_t first, int64_t steps, int64_t lanes, const Rows& buffer, bool stream);
@@ -88,7 +86,7 @@ class Output {
     int64_t steps_, lanes_;
 };
 
-// A state (float32), or a constant for lack of one.
+// A state (float32), or a constant for lack of one, padded.
 void read_state(const Place& from, float otherwise, int64_t lanes, float* to);
 void write_state(const float* from, int64_t lanes, const Place& to);
 
