@@ -167,15 +167,17 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("packed"), py::arg("dtype"), py::arg("numel"), py::arg("spikes"), py::arg("threads"));
 
     const auto on_block = [](auto function) {
-        return [function](uintptr_t from, std::array<int64_t, 3> shape, bool in_innermost, int64_t element_size,
-                          std::pair<uintptr_t, int64_t> out, std::pair<uintptr_t, int64_t> in, uintptr_t to, int threads) {
-            if (element_size != 2 && element_size != 4)
-                throw py::value_error("element_size: expected 2 or 4 bytes, got " + std::to_string(element_size));
-            const sca::Weight weight{shape[0], shape[1], shape[2], in_innermost, element_size};
-            const sca::Active active{vector_at<const int64_t>(out.first), out.second, vector_at<const int64_t>(in.first), in.second};
-            const py::gil_scoped_release released;
-            function(vector_at<const void>(from), weight, active, vector_at<void>(to), threads);
-        };
+        return
+            [function](uintptr_t from, std::array<int64_t, 3> shape, bool in_innermost, int64_t element_size,
+                       std::pair<uintptr_t, int64_t> out, std::pair<uintptr_t, int64_t> in, uintptr_t to, int threads) {
+                if (element_size != 2 && element_size != 4)
+                    throw py::value_error("element_size: expected 2 or 4 bytes, got " + std::to_string(element_size));
+                const sca::Weight weight{shape[0], shape[1], shape[2], in_innermost, element_size};
+                const sca::Active active{vector_at<const int64_t>(out.first), out.second,
+                                         vector_at<const int64_t>(in.first), in.second};
+                const py::gil_scoped_release released;
+                function(vector_at<const void>(from), weight, active, vector_at<void>(to), threads);
+            };
     };
     m.def("gather_block", on_block(sca::gather_block), py::arg("weight"), py::arg("shape"), py::arg("in_innermost"),
           py::arg("element_size"), py::arg("out"), py::arg("in"), py::arg("block"), py::arg("threads"));

@@ -80,9 +80,12 @@ void Backward::run(int64_t b, Pass pass) {
     const Rows starts = scratch.piece_rows(chunks);
     const Rows x_buffer = scratch.piece_rows(kSteps), g_s_buffer = scratch.piece_rows(kSteps),
                g_x_buffer = scratch.piece_rows(kSteps);
-    float *g_v = scratch.piece_row(), *total = scratch.piece_row();
+    if (in_.v_init.data == nullptr) std::fill_n(starts.data, kMostLanes, neuron_.rest);
+    // dL/dv, where a call does not both begin and end it.
+    const bool carries = chunks > 1 || grad_.v.data != nullptr || out_.v_init.data != nullptr;
+    float *g_v = carries ? scratch.piece_row() : nullptr, *total = to_x && summed_ ? scratch.piece_row() : nullptr;
     const auto advance = kernels_.advance[neuron_.charge][neuron_.reset][dtype];
-    const auto adjoint = kernels_.adjoint[neuron_.surrogate][neuron_.charge][neuron_.reset][leak][dtype];
+    const auto adjoint = kernels_.adjoint[neuron_.surrogate][neuron_.charge][neuron_.reset][dtype];
     const auto finish = kernels_.finish[dtype];
 
     Pieces piece(layout, block);
@@ -93,15 +96,15 @@ void Backward::run(int64_t b, Pass pass) {
         const int64_t size = piece.size, begin = piece.begin;
         const Lanes lanes = slice(tile, begin, size);
 
-        read_state(piece.at(in_.v_init), neuron_.rest, size, starts.data);
+        if (in_.v_init.data != nullptr) read_state(piece.at(in_.v_init), neuron_.rest, size, starts.data);
         for (int64_t c = 1; c < chunks; ++c) {
             float* v = starts.data + c * starts.step;
             std::copy_n(v - starts.step, starts.step, v);
             advance(lanes, kSteps, read(x, x, (c - 1) * kSteps, kSteps, size, x_buffer), v);
         }
 
-        read_state(piece.at(grad_.v), 0.0f, size, g_v);
-        std::fill_n(total, size, 0.0f);
+        if (carries) read_state(piece.at(grad_.v), 0.0f, size, g_v);
+        if (total != nullptr) std::fill_n(total, kMostLanes, 0.0f);
         for (int64_t c = chunks - 1; c >= 0; --c) {
             const int64_t t = c * kSteps, now = std::min(kSteps, steps - t);
             Gradients g{};
@@ -110,19 +113,19 @@ void Backward::run(int64_t b, Pass pass) {
                 g.shift = sums[kShift] + begin;
             }
             if (leak) g.rate = sums[kRate] + begin;
-            if (to_x && summed_) g.total = total;
-            const Output out(to_x && !summed_ ? g_x : Place{}, t, now, size, g_x_buffer, stream_);
+            g.total = total;
+            const Output out(to_x && total == nullptr ? g_x : Place{}, t, now, size, g_x_buffer, stream_);
             g.x = out.sink;
             adjoint(lanes, now, neuron_.detach_reset, read(x, x_ahead, t, now, size, x_buffer),
                     read(g_s, g_s_ahead, t, now, size, g_s_buffer), starts.data + c * starts.step, g_v, g);
             out.finish();
         }
-        if (to_x && summed_) {
+        if (total != nullptr) {
             const Output out(g_x, 0, 1, size, g_x_buffer, false);
             finish(lanes, total, read(x, x, 0, 1, size, x_buffer), out.sink);
             out.finish();
         }
-        if (pass.sums) write_state(g_v, size, piece.at(out_.v_init));
+        if (pass.sums && carries) write_state(g_v, size, piece.at(out_.v_init));
     }
     if (pass.sums)
         for (int kind = 0; kind < kKinds; ++kind) sums_.fold(b, kind, sums[kind]);

@@ -64,14 +64,15 @@ struct Kernels {
                           float* l1);
     // v alone is carried on.
     using Advance = void (*)(const Lanes&, int64_t steps, const Source& x, float* v);
-    // x, dL/ds and the potential v that the first of at most kSteps steps starts from -> gradients; g_v is carried back.
+    // x, dL/ds and the potential v that the first of at most kSteps steps starts from -> gradients; g_v is carried
+    // back, from zero to nowhere if null.
     using Adjoint = void (*)(const Lanes&, int64_t steps, bool detach, const Source& x, const Source& g_s,
                              const float* v, float* g_v, const Gradients&);
 
     const char* name;
     Fire fire[kCharges][kResets][kDTypes];
     Advance advance[kCharges][kResets][kDTypes];
-    Adjoint adjoint[kSurrogates][kCharges][kResets][2][kDTypes];  // [out.rate wanted]
+    Adjoint adjoint[kSurrogates][kCharges][kResets][kDTypes];
     // dL/dx of one step that stands for many, from the sum of dL/dy.
     void (*finish[kDTypes])(const Lanes&, const float* total, const Source& x, const Sink& g_x);
     void (*moments[kDTypes])(int64_t size, int64_t steps, const Source& x, double* sum, double* square);

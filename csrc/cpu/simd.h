@@ -71,9 +71,7 @@ SCA_HOST_DEVICE Floats scale_by_power(Floats x, Floats shifted) {
     return x.v * (NativeFloat)(((NativeInt)shifted.v << 23) + 0x3f800000);
 }
 
-SCA_HOST_DEVICE Floats mantissa_of(Floats x) {
-    return (NativeFloat)(((NativeInt)x.v & 0x007fffff) | 0x3f000000);
-}
+SCA_HOST_DEVICE Floats mantissa_of(Floats x) { return (NativeFloat)(((NativeInt)x.v & 0x007fffff) | 0x3f000000); }
 
 SCA_HOST_DEVICE Floats exponent_of(Floats x) {
     return __builtin_convertvector(((NativeInt)x.v >> 23) - 126, NativeFloat);

@@ -83,8 +83,8 @@ Lanes slice(const Lanes& tile, int64_t begin, int64_t size) {
     const auto from = [begin](const float* lanes) { return lanes == nullptr ? nullptr : lanes + begin; };
     Lanes piece = tile;
     piece.size = size;
-    for (const float** lanes : {&piece.rate, &piece.scale, &piece.shift, &piece.gate, &piece.center, &piece.g_y,
-                                &piece.slope, &piece.bias})
+    for (const float** lanes :
+         {&piece.rate, &piece.scale, &piece.shift, &piece.gate, &piece.center, &piece.g_y, &piece.slope, &piece.bias})
         *lanes = from(*lanes);
     return piece;
 }

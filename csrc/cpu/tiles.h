@@ -151,8 +151,8 @@ int useful_threads(const Shape& shape, int threads);
 
 template <class Work>
 void parallel_for(int64_t first, int64_t last, int threads, const Work& work) {
-    // Not `if (threads > 1)`: a region of one thread would make the regions within it nested ones, for which libgomp starts
-    // new threads each time, while those of its pool still spin on the cores.
+    // Not `if (threads > 1)`: a region of one thread would make the regions within it nested ones, for which libgomp
+    // starts new threads each time, while those of its pool still spin on the cores.
     if (threads <= 1) {
         for (int64_t i = first; i < last; ++i) work(i);
         return;
