@@ -36,8 +36,9 @@ def training_step(
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of all training benchmarks, in torch's fastest form."""
-    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
+    """The optimizer of all training benchmarks, in torch's fastest form: fused, except that it copies channels_last."""
+    fused = all(p.is_contiguous() for p in model.parameters())
+    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=fused)
 
 
 class Run:

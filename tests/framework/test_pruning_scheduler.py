@@ -128,7 +128,7 @@ def test_scheduler_floors_hold_and_one_channel_always_stays(floor: int | None, e
     assert [change.after for change in event.groups.values()] == expected
 
 
-def test_scheduler_rounds_groups_up_to_a_multiple() -> None:
+def test_scheduler_rounds_groups_to_a_multiple() -> None:
     model, optimizer, scheduler = make(ConvNet(12, 16), round_to=4)
     for event in advance(model, optimizer, scheduler, 12):
         assert all(change.after % 4 == 0 for change in event.groups.values())

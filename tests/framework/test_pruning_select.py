@@ -52,14 +52,17 @@ def test_choose_without_growth_only_cuts(made, share) -> None:
 
 
 @given(made=groups(), regrow=st.integers(0, 5), multiple=st.integers(1, 5))
-def test_choose_rounds_every_group_up_to_a_multiple_or_its_size(made, regrow, multiple) -> None:
+def test_choose_rounds_every_group_to_the_nearest_multiple_or_its_size(made, regrow, multiple) -> None:
     total = sum(g.active.numel() for g in made)
     count = max(regrow + 1, total // 2)
     plain = choose(made, count, regrow)
     for group, exact, mask in zip(made, plain, choose(made, count, regrow, round_to=multiple), strict=True):
         n, size = int(mask.sum()), group.active.numel()
-        assert n == min(size, -(-int(exact.sum()) // multiple) * multiple)
-        assert bool((mask | ~exact).all())  # nothing that the exact count keeps is given up
+        m = int(exact.sum())
+        assert n == size or n % multiple == 0
+        assert n >= min(m, group.floor)
+        assert 2 * abs(n - m) <= multiple or n == size or n - multiple < max(1, min(m, group.floor))
+        assert bool((mask | ~exact).all()) if n >= m else bool((exact | ~mask).all())  # no more changes than that
 
 
 @given(made=groups(), share=st.floats(0, 1), by_layer=st.booleans())

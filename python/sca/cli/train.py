@@ -34,6 +34,7 @@ def train(
     target: Annotated[str | None, _option("What density is a share of: channels, parameters or synops.")] = None,
     schedule: Annotated[str | None, _option("Way to the final density: constant, cubic, linear or cosine.")] = None,
     allocation: Annotated[str | None, _option("How channels are ranked: global, layer or synops.")] = None,
+    round_to: Annotated[int | None, _option("Round a layer's active channels to a multiple (16 is fast).")] = None,
     criterion: Annotated[
         str | None, _option("What they are ranked by: sca, rate, weight_l1, bn_gamma or random.")
     ] = None,

@@ -87,7 +87,8 @@ class Plan:
             outgoing weights are zero, so that its return changes no output) or ``"reinit"`` (drawn afresh).
         min_channels: floor of every group, clipped to its size; None: 8 or a sixteenth of it, whichever is larger.
             One channel always stays.
-        round_to: the active channels of a group are rounded up to a multiple of this.
+        round_to: the active channels of a group are rounded to the nearest multiple of this (at least one): 16 suits
+            the convolutions of oneDNN, which take twice as long for 19 channels as for 16.
         seed: of the generator of everything random here.
 
     Raises:

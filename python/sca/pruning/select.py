@@ -47,7 +47,7 @@ def choose(
     """Masks of ``count`` channels: the best ``count - regrow`` active ones, and the ``regrow`` most promising others.
 
     Exactly ``count`` channels over all groups, with these exceptions: the floors ask for more; ``round_to`` rounds
-    the groups up; fewer than ``count`` are active and not enough may be regrown. Where fewer than ``regrow`` may be
+    the groups; fewer than ``count`` are active and not enough may be regrown. Where fewer than ``regrow`` may be
     regrown, more are kept.
 
     Args:
@@ -57,7 +57,8 @@ def choose(
         by_layer: rank channels by their place within their group in place of by value: all groups get the same
             density, to within a channel.
         regrow_pruned: whether an active channel that is not kept is a candidate for regrowth (its ``growth`` is read).
-        round_to: every group's count is rounded up to a multiple (or to its size).
+        round_to: every group's count is rounded to the nearest multiple that its floor allows (or to its size), at
+            least one.
 
     Returns:
         One bool mask [C] for each group.
@@ -77,7 +78,8 @@ def choose(
     promised = [~k & growing & (~a | regrow_pruned) for a, k in zip(active, kept, strict=True)]
     growth = ranked([g.growth if growing else g.score for g in groups], promised)
     chosen = _union(kept, _best(growth, promised, min(regrow, count - _total(kept))))
-    return [_rounded_up(*group, round_to) for group in zip(chosen, score, active, growth, promised, strict=True)]
+    least = [g.floor for g in groups]
+    return [_rounded(*group, round_to) for group in zip(chosen, score, active, growth, promised, least, strict=True)]
 
 
 def largest_count(low: int, high: int, share: Callable[[int], float], target: float) -> int:
@@ -118,13 +120,20 @@ def _by_place(values: Sequence[Tensor], eligible: Sequence[Tensor]) -> list[Tens
     return places
 
 
-def _rounded_up(
-    chosen: Tensor, score: Tensor, active: Tensor, growth: Tensor, promised: Tensor, multiple: int
+def _rounded(
+    chosen: Tensor, score: Tensor, active: Tensor, growth: Tensor, promised: Tensor, floor: int, multiple: int
 ) -> Tensor:
-    """Adds what is missing to a multiple: the best of the channels that were cut, then the most promising others."""
+    """Brings a group to a multiple: drops the worst that were kept, then the least promising that were regrown; or adds
+    the best of those that were cut, then the most promising others."""
+    count = int(chosen.sum())
+    nearest, least = (2 * count + multiple) // (2 * multiple), -(-min(floor, count) // multiple)
+    wanted = min(chosen.numel(), max(nearest, least, 1) * multiple)
     for value, eligible in (score, active), (growth, promised):
-        missing = min(-int(chosen.sum()) % multiple, int((~chosen).sum()))
-        chosen = chosen | _best([value], [eligible & ~chosen], missing)[0]
+        change = wanted - int(chosen.sum())
+        if change >= 0:
+            chosen = chosen | _best([value], [eligible & ~chosen], change)[0]
+        else:
+            chosen = chosen & ~_best([-value], [eligible & chosen], -change)[0]
     return chosen
 
 

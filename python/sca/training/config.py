@@ -33,7 +33,8 @@ class TrainConfig:
         augment: whether training images are moved and mirrored.
         density: final density in (0, 1]; 1 = nothing is pruned.
         target: what density is a share of: ``channels``, ``parameters`` or ``synops``.
-        schedule, allocation, criterion, regrow_fraction, regrow_schedule, min_channels: of :class:`sca.SCAScheduler`.
+        schedule, allocation, criterion, regrow_fraction, regrow_schedule, min_channels, round_to: of
+            :class:`sca.SCAScheduler`.
         prune_start, prune_stop: first and last update, as shares of the run.
         prune_interval: epochs between updates; less where the run is too short for 8 updates.
         reference: what the pruned network is compared with: ``train`` (the same architecture trained alike without
@@ -77,6 +78,7 @@ class TrainConfig:
     regrow_fraction: float = 0.3
     regrow_schedule: str = "cosine"
     min_channels: int | None = None
+    round_to: int = 1
     prune_start: float = 0.05
     prune_stop: float = 0.6
     prune_interval: float = 1.0

@@ -106,7 +106,8 @@ class Trainer:
             [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=config.lr,
             momentum=config.momentum,
-            fused=True,  # one pass over a parameter instead of four
+            # On CPUs torch's fused step copies what is channels_last (and ignores layouts that differ): slower.
+            fused=torch.device(config.device).type == "cuda",
         )
         self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
         self.scheduler = self._new_scheduler() if config.density < 1 else None
@@ -134,6 +135,7 @@ class Trainer:
             regrow_fraction=config.regrow_fraction,
             regrow_schedule=config.regrow_schedule,
             min_channels=config.min_channels,
+            round_to=config.round_to,
             seed=config.seed,
         )
 
