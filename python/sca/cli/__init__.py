@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import typer
 
@@ -28,9 +27,5 @@ app.command("doctor")(doctor)
 
 def main() -> None:
     """Entry point of the console script."""
-    # OpenMP's threads spin at every barrier unless told to sleep. Where the machine also does something else, that
-    # makes a training step of small layers ten times slower. It is read when torch is imported, so it has to be set
-    # before.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(format="%(levelname)s: %(message)s")
     app()
