@@ -94,7 +94,7 @@ def build_neuron(layout: str) -> dict[str, Party | None]:
     x = activation(layout)
     grad = torch.randn_like(x)
     functions = {
-        OURS: lambda x: F.lif(x).spikes,
+        OURS: lambda x: F.lif(x, return_v=False).spikes,  # as nn.LIF has it: nobody asked for the last potential
         SPIKINGJELLY: peers.spikingjelly_lif(),
         COMPILE: peers.compiled(peers.eager_lif),
         SNNTORCH: peers.snntorch_lif(),
