@@ -15,7 +15,6 @@ from . import multistep
 from .multistep import Adjoint, Current
 from .tiling import (
     GEOMETRY,
-    Tiling,
     channel_block,
     channel_of,
     chunk_of_steps,
@@ -27,6 +26,7 @@ from .tiling import (
     put_partial,
     strided,
     strides_of,
+    tile,
     total,
 )
 
@@ -210,20 +210,21 @@ def forward(
 ) -> tuple[tuple[Tensor, Tensor | None, Tensor, Tensor], Tensor, Tensor]:
     """Arguments and results as in :meth:`sca_kernels.backends.base.Backend.batch_norm_forward`."""
     channels = x.shape[2]
-    tiling = Tiling(x, x.shape[0])
-    partials = tiling.partials(2, x)
+    tiling, _ = tile(x, x.shape[0])
+    partials = tiling.partials(2, x.device)
     launch(
         deviations_kernel,
         tiling.programs,
         x,
-        **tiling.arguments(x=x),
+        **tiling.arguments,
+        **tiling.argument("x", 0, x),
         partials=partials,
         T=x.shape[0],
         STEPS=chunk_of_steps(x.shape[0]),
     )
     # An operator's outputs may not share storage; scale and shift stay inside.
-    mean, var = (x.new_empty(channels, dtype=torch.float32) for _ in range(2))
-    scale, shift = x.new_empty((2, channels), dtype=torch.float32)
+    mean, var = (torch.empty(channels, dtype=torch.float32, device=x.device) for _ in range(2))
+    scale, shift = torch.empty((2, channels), dtype=torch.float32, device=x.device)
     launch_per_channel(
         statistics_kernel,
         channels,
@@ -261,7 +262,7 @@ def backward(
     """Gradients of x, weight, bias, rate and v_init, as in
     :meth:`sca_kernels.backends.base.Backend.batch_norm_backward`."""
     channels = x.shape[2]
-    scale, shift, slope, offset = x.new_empty((4, channels), dtype=torch.float32)
+    scale, shift, slope, offset = torch.empty((4, channels), dtype=torch.float32, device=x.device)
     launch_per_channel(
         prelude_kernel,
         channels,

@@ -46,7 +46,7 @@ def pack(spikes: Tensor) -> Tensor:
     """As :meth:`sca_kernels.backends.base.Backend.pack_spikes`, but that on a GPU the values are checked without
     waiting: another value stops the device with an assertion."""
     size = triton.cdiv(spikes.numel(), 8)
-    packed = spikes.new_empty(size, dtype=torch.uint8)
+    packed = torch.empty(size, dtype=torch.uint8, device=spikes.device)
     valid = torch.ones((), dtype=torch.int32, device=spikes.device)
     _launch(pack_kernel, spikes, spikes.numel(), spikes=spikes, packed=packed, valid=valid)
     if spikes.is_cuda:
@@ -58,7 +58,7 @@ def pack(spikes: Tensor) -> Tensor:
 
 def unpack(packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
     """As :meth:`sca_kernels.backends.base.Backend.unpack_spikes`."""
-    spikes = packed.new_empty(numel, dtype=dtype)
+    spikes = torch.empty(numel, dtype=dtype, device=packed.device)
     _launch(unpack_kernel, packed, numel, packed=packed, spikes=spikes)
     return spikes
 

@@ -19,7 +19,6 @@ from .neurons import TWINS, leak_gradient
 from .surrogates import SURROGATES
 from .tiling import (
     GEOMETRY,
-    Tiling,
     chunk_of_steps,
     dense,
     launch,
@@ -30,6 +29,7 @@ from .tiling import (
     put_partial,
     strided,
     strides_of,
+    tile,
     totals,
 )
 
@@ -375,19 +375,20 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Spikes, final v, spike_count and membrane_l1, as in
     :meth:`sca_kernels.backends.base.Backend.neuron_forward`."""
-    tiling = Tiling(x, time_steps)
+    tiling, _ = tile(x, time_steps)
     channels = x.shape[2]
     spikes = empty_activation(x, time_steps)
     v_last = empty_state(x, torch.float32) if return_v else None
-    spike_count = x.new_empty(channels, dtype=torch.int64)
-    membrane_l1 = x.new_empty(channels, dtype=torch.float32)
-    partials = tiling.partials(2, x)
+    spike_count = torch.empty(channels, dtype=torch.int64, device=x.device)
+    membrane_l1 = torch.empty(channels, dtype=torch.float32, device=x.device)
+    partials = tiling.partials(2, x.device)
     dynamics = _dynamics(config, x, time_steps)
     launch(
         forward_kernel,
         tiling.programs,
         x,
-        **tiling.arguments(x=x),
+        **tiling.arguments,
+        **tiling.argument("x", 0, x),
         spikes=spikes,
         v_last=v_last,
         mask=mask,
@@ -415,8 +416,7 @@ class Adjoint:
         self.x = x
         self.current = current._replace(v_init=_dense_state(current.v_init, x))
         self.grad_v = _dense_state(grad_v, x)
-        self.tiling = Tiling(x, time_steps, grad_spikes)
-        (self.grad_spikes,) = self.tiling.tensors
+        self.tiling, (self.grad_spikes,) = tile(x, time_steps, grad_spikes)
         self.dynamics = _dynamics(config, x, time_steps)
         self.modes = {
             "ADJOINT": TWINS[config.neuron].adjoint,
@@ -431,12 +431,14 @@ class Adjoint:
         checkpoints = None
         if chunks > 1:
             size = self.tiling.programs * chunks * self.tiling.tile_size
-            checkpoints = self.x.new_empty(size, dtype=torch.float32)
+            checkpoints = torch.empty(size, dtype=torch.float32, device=self.x.device)
         launch(
             backward_kernel,
             self.tiling.programs,
             self.x,
-            **self.tiling.arguments(x=self.x, grad_spikes=self.grad_spikes),
+            **self.tiling.arguments,
+            **self.tiling.argument("x", 0, self.x),
+            **self.tiling.argument("grad_spikes", 1, self.grad_spikes),
             grad_v=self.grad_v,
             checkpoints=checkpoints,
             **self.current._asdict(),
@@ -449,7 +451,7 @@ class Adjoint:
 
     def partials(self) -> Tensor:
         """Room for the sums of g, of g * (x - center), and of the rate's gradient where there is one."""
-        return self.tiling.partials(2 if self.current.rate is None else 3, self.x)
+        return self.tiling.partials(2 if self.current.rate is None else 3, self.x.device)
 
     def sums(self, center: Tensor) -> Tensor:
         """These sums alone, as partials."""

@@ -11,6 +11,7 @@ once, as float64, to ``partials`` [quantity, chunk, lane or channel]; :func:`tot
 shapes alone, so two runs agree bit for bit.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import layout
 from ..layout import collapse, empty_activation, is_channels_last, spatial_size
 
 WARPS = 4
@@ -39,114 +41,116 @@ class Strides(NamedTuple):
     group: int
 
 
-class Tiling:
-    """Tiles of x [T or 1, N, C, *S], and of tensors [time_steps, N, C, *S] processed with it.
+class Tiling(NamedTuple):
+    """The tiles of one kernel launch.
 
-    Args:
-        x: the input; its layout decides.
-        time_steps: T.
-        others: tensors of any strides; ``tensors`` holds them as they are where tiles can address them, else
-            dense copies.
+    Attributes:
+        arguments: kernel arguments that describe them.
+        strides: of each tensor given to :func:`tile`; None where it was None.
+        programs: size of the launch grid.
+        tile_size: elements of a tile.
+        width: lanes or channels, one column of partials each.
     """
 
-    def __init__(self, x: Tensor, time_steps: int, *others: Tensor | None) -> None:
-        n, c, s = x.shape[1], x.shape[2], spatial_size(x)
-        strides = collapse(x)
-        lanes = is_channels_last(x) or (s == 1 and (c == 1 or strides.c == 1))
-        folded = not lanes and s < _FOLD_BELOW and strides.c == s
+    arguments: dict[str, int]
+    strides: tuple[Strides | None, ...]
+    programs: int
+    tile_size: int
+    width: int
 
-        def addressable(z: Tensor) -> bool:
-            z_strides = collapse(z)
-            if z_strides is None:
-                return False
-            if lanes:
-                return c == 1 or z_strides.c == 1
-            return (s == 1 or z_strides.s == 1) and (not folded or z_strides.c == s)
+    def argument(self, name: str, at: int, z: Tensor | None) -> dict:
+        """Kernel arguments of the tensor that was given to :func:`tile` at this place."""
+        strides = self.strides[at] or Strides(0, 0, 0, 0)
+        return {name: z, **{f"{name}_{field}": v for field, v in zip(Strides._fields, strides, strict=True)}}
 
-        self.tensors = [
-            z if z is None or addressable(z) else empty_activation(x, time_steps, z.dtype).copy_(z) for z in others
-        ]
-        given = [x, *(z for z in self.tensors if z is not None)]
-        collapsed = [collapse(z) for z in given]
-        self.lanes = lanes or folded
-        self.fold = s if folded else 1
-        self.inner = s if lanes else 1
-        self.split = lanes and n > 1 and s > 1 and any(z.n != s * z.s for z in collapsed)
-        self.rows = n * self.inner
-        self.columns = c if lanes else c * s if folded else s
-        self.groups = 1 if self.lanes else c
-        self.width = self.columns if self.lanes else c
-        row_strides = [
-            Strides(
-                z.t,
-                z.n if self.split or not lanes or s == 1 else z.s,
-                z.s if self.split else 0,
-                0 if self.lanes else z.c,
-            )
-            for z in collapsed
-        ]
-
-        tile = _TILE_BYTES // x.element_size()
-        if self.lanes:
-            self.tile_columns = min(max(triton.next_power_of_2(self.columns), 16), 64)
-        else:
-            self.tile_columns = next((size for size in (tile, 256) if size <= s), 64)
-        self.tile_rows = tile // self.tile_columns
-        column_blocks = triton.cdiv(self.columns, self.tile_columns)
-        in_group = triton.cdiv(self.rows, self.tile_rows)
-        if self.lanes:
-            self.groups = column_blocks
-        else:
-            in_group *= column_blocks
-        self.tiles = max(1, min(triton.cdiv(in_group * self.groups, _MAX_PROGRAMS), _MAX_TERMS // time_steps))
-        self.chunks = triton.cdiv(in_group, self.tiles)
-
-        self.align = math.gcd(16 // x.element_size(), self.columns, *(stride for z in row_strides for stride in z))
-        if any(z.data_ptr() % 16 for z in given):
-            self.align = 1
-        self._strides = {
-            id(z): Strides(*(stride // self.align for stride in z_strides))
-            for z, z_strides in zip(given, row_strides, strict=True)
-        }
-
-    @property
-    def programs(self) -> int:
-        """Size of the launch grid."""
-        return self.groups * self.chunks
-
-    @property
-    def tile_size(self) -> int:
-        """Elements of a tile."""
-        return self.tile_rows * self.tile_columns
-
-    def arguments(self, **tensors: Tensor | None) -> dict:
-        """Kernel arguments of this tiling; each named tensor, with its strides as ``<name>_t`` and so on."""
-        arguments = {
-            "rows": self.rows,
-            "columns": self.columns // self.align,
-            "inner": self.inner,
-            "fold": self.fold,
-            "groups": self.groups,
-            "chunks": self.chunks,
-            "tiles": self.tiles,
-            "LANES": self.lanes,
-            "SPLIT": self.split,
-            "ALIGN": self.align,
-            "ROWS": self.tile_rows,
-            "COLUMNS": self.tile_columns,
-        }
-        for name, z in tensors.items():
-            strides = Strides(0, 0, 0, 0) if z is None else self._strides[id(z)]
-            arguments |= {name: z} | {f"{name}_{k}": v for k, v in strides._asdict().items()}
-        return arguments
-
-    def partials(self, quantities: int, like: Tensor) -> Tensor:
+    def partials(self, quantities: int, device: torch.device) -> Tensor:
         """Room for the sums of all programs."""
-        return like.new_empty((quantities, self.chunks, self.width), dtype=torch.float64)
+        return torch.empty((quantities, self.arguments["chunks"], self.width), dtype=torch.float64, device=device)
 
     def total_arguments(self, partials: Tensor) -> dict:
         """Kernel arguments of :func:`total`."""
-        return {"partials": partials, "chunks": self.chunks, "fold": self.fold}
+        return {"partials": partials, "chunks": self.arguments["chunks"], "fold": self.arguments["fold"]}
+
+
+def tile(x: Tensor, time_steps: int, *others: Tensor | None) -> tuple[Tiling, list[Tensor | None]]:
+    """Tiles of x [T or 1, N, C, *S], whose layout decides, and of tensors [time_steps, N, C, *S] processed with it.
+
+    Returns:
+        The tiling, for x and the others in this order; and the others, as they are where tiles can address them, else
+        as dense copies.
+    """
+    positions = spatial_size(x)
+    strides = collapse(x)
+    channels_innermost = is_channels_last(x) or (positions == 1 and (x.shape[2] == 1 or strides.c == 1))
+    folded = not channels_innermost and positions < _FOLD_BELOW and strides.c == positions
+
+    def addressable(z: Tensor) -> bool:
+        z_strides = collapse(z)
+        if z_strides is None:
+            return False
+        if channels_innermost:
+            return x.shape[2] == 1 or z_strides.c == 1
+        return (positions == 1 or z_strides.s == 1) and (not folded or z_strides.c == positions)
+
+    tensors = [z if z is None or addressable(z) else empty_activation(x, time_steps, z.dtype).copy_(z) for z in others]
+    return _tiling(
+        (x.shape[1], x.shape[2], positions),
+        time_steps,
+        x.element_size(),
+        channels_innermost,
+        folded,
+        (strides, *(z if z is None else collapse(z) for z in tensors)),
+        all(z is None or z.data_ptr() % 16 == 0 for z in (x, *tensors)),
+    ), tensors
+
+
+@functools.lru_cache(maxsize=4096)
+def _tiling(
+    shape: tuple[int, int, int],
+    time_steps: int,
+    element_size: int,
+    channels_innermost: bool,
+    folded: bool,
+    collapsed: tuple[layout.Strides | None, ...],
+    aligned: bool,
+) -> Tiling:
+    n, c, s = shape
+    lanes = channels_innermost or folded
+    inner = s if channels_innermost else 1
+    rows, columns = n * inner, c if channels_innermost else c * s if folded else s
+    split = n > 1 and inner > 1 and any(z.n != s * z.s for z in collapsed if z)
+    per_position = inner > 1 and not split
+    strides = [
+        z and Strides(z.t, z.s if per_position else z.n, z.s if split else 0, 0 if lanes else z.c) for z in collapsed
+    ]
+    align = math.gcd(16 // element_size, columns, *(stride for z in strides if z for stride in z)) if aligned else 1
+
+    tile_size = _TILE_BYTES // element_size
+    if lanes:
+        tile_columns = min(max(triton.next_power_of_2(columns), 16), 64)
+    else:
+        tile_columns = next((size for size in (tile_size, 256) if size <= s), 64)
+    tile_rows = tile_size // tile_columns
+    row_blocks, column_blocks = triton.cdiv(rows, tile_rows), triton.cdiv(columns, tile_columns)
+    groups, in_group = (column_blocks, row_blocks) if lanes else (c, row_blocks * column_blocks)
+    tiles = max(1, min(triton.cdiv(groups * in_group, _MAX_PROGRAMS), _MAX_TERMS // time_steps))
+    chunks = triton.cdiv(in_group, tiles)
+    arguments = {
+        "rows": rows,
+        "columns": columns // align,
+        "inner": inner,
+        "fold": s if folded else 1,
+        "groups": groups,
+        "chunks": chunks,
+        "tiles": tiles,
+        "LANES": lanes,
+        "SPLIT": split,
+        "ALIGN": align,
+        "ROWS": tile_rows,
+        "COLUMNS": tile_columns,
+    }
+    in_units = tuple(z and Strides(*(stride // align for stride in z)) for z in strides)
+    return Tiling(arguments, in_units, groups * chunks, tile_size, columns if lanes else c)
 
 
 GEOMETRY = ["rows", "columns", "inner", "fold", "groups", "chunks", "tiles"]
