@@ -1,0 +1,324 @@
+"""`python -m benchmarks.gpu [G1 G2 ...]`: the cases that need a CUDA device; measure, store, print one table.
+
+Parties take turns in one process, timed with device events. `--smoke` runs tiny shapes for two rounds, on any
+device, and stores nothing: it only shows that the cases run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import sca
+from sca_kernels import functional as F
+from sca_kernels.testing import activation
+
+from . import peers, results
+from .cases import COMPILE, OURS, SPIKINGJELLY, Bar, Case, groups_of, label, returned
+from .measure import Party, clock, flip_rate, forward_backward, ratio, relative_error, require, summary
+from .run import table
+from .training import sgd
+
+COPY = "copies of the minimum bytes"
+COPY_SHARE = 0.85  # of copy bandwidth, at least
+LAYOUTS = ("contiguous", "channels_last")
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where and how large the cases run: one gibibyte per activation, or, to see that they run, next to nothing."""
+
+    device: str
+    smoke: bool
+
+    def shape(self, dtype: torch.dtype) -> tuple[int, ...]:
+        """[T, N, C, H, W] of an activation."""
+        return (4, 2, 16, 8, 8) if self.smoke else (4, 512 // dtype.itemsize, 128, 64, 64)
+
+    def batch(self, batch: int) -> int:
+        return 2 if self.smoke else batch
+
+    def clock(self, party: Party) -> float:
+        """Milliseconds that one call takes on the device."""
+        if self.device == "cpu":
+            return clock(party)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        party()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+
+def copies(x: Tensor, passes: int) -> Party:
+    """Read or write as many bytes as so many passes over x, by the device's own copy."""
+    target = torch.empty_like(x)
+    whole, halved = divmod(passes, 2)
+
+    def party() -> None:
+        for _ in range(whole):
+            target.copy_(x)
+        if halved:
+            target[: len(x) // 2].copy_(x[: len(x) // 2])
+
+    return party
+
+
+def build_neuron(scale: Scale, dtype: str, layout: str) -> dict[str, Party | None]:
+    kind, last = DTYPES[dtype], layout == "channels_last"
+    functions = {
+        OURS: lambda x: F.lif(x).spikes,
+        SPIKINGJELLY: peers.spikingjelly_lif(),
+        COMPILE: peers.compiled(peers.eager_lif),
+    }
+    check = activation((4, 2, 16, 8, 8), kind, last, scale.device).requires_grad_()
+    weights = torch.randn_like(check)
+    truth = check.detach().float().requires_grad_()
+    expected = F.lif(truth, backend="reference").spikes
+    expected.backward(weights.float())
+    require(0.05 < expected.mean() < 0.5, "the neurons spike at a realistic rate")
+    for name, function in functions.items():
+        if function:
+            check.grad = None
+            spikes = function(check)
+            spikes.backward(weights)
+            # Ours keeps a float32 state whatever comes in; the others may not.
+            flips = 0 if name == OURS or kind == torch.float32 else 0.05
+            require(flip_rate(spikes, expected) <= flips, f"{name} spikes as the float32 equations do")
+            error = 1e-6 if kind == torch.float32 else 2e-2 if name == OURS else 1
+            require(relative_error(check.grad, truth.grad) <= error, f"{name} has their gradient")
+    x = activation(scale.shape(kind), kind, last, scale.device).requires_grad_()
+    grad = torch.randn_like(x)
+    parties = {name: function and forward_backward(function, [x], grad) for name, function in functions.items()}
+    # Forward: x in, spikes out. Backward: their gradient and x in, that of x out.
+    return parties | {COPY: copies(x.detach(), 5)}
+
+
+def build_batch_norm_neuron(scale: Scale, dtype: str, layout: str) -> dict[str, Party | None]:
+    kind, last = DTYPES[dtype], layout == "channels_last"
+    shape = scale.shape(kind)
+    norm = nn.BatchNorm2d(shape[2], device=scale.device)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.uniform_(norm.bias, 0.0, 1.0)
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor, backend: str | None = None) -> Tensor:
+        statistics = (norm.running_mean, norm.running_var)
+        return F.batch_norm_lif(x, weight, bias, *statistics, training=True, backend=backend).spikes
+
+    def before(lif: Callable[[Tensor], Tensor] | None) -> Callable[..., Tensor] | None:
+        return lif and (lambda x, weight, bias: lif(norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])))
+
+    functions = {
+        OURS: ours,
+        SPIKINGJELLY: before(peers.spikingjelly_lif()),
+        COMPILE: peers.compiled(before(peers.eager_lif)),
+    }
+    check = activation((4, 2, shape[2], 8, 8), kind, last, scale.device).requires_grad_()
+    weights = torch.randn_like(check)
+    truth = check.detach().float().requires_grad_()
+    expected = ours(truth, norm.weight, norm.bias, backend="reference")
+    expected.backward(weights.float())
+    spikes = ours(check, norm.weight, norm.bias)
+    spikes.backward(weights)
+    require(torch.equal(spikes.float(), expected.detach()), "ours spikes as the reference does")
+    error = relative_error(check.grad, truth.grad)
+    require(
+        error <= (1e-5 if kind == torch.float32 else 2e-2), f"ours has the reference's gradient, off by {error:.1e}"
+    )
+    x = activation(shape, kind, last, scale.device).requires_grad_()
+    inputs, grad = [x, norm.weight, norm.bias], torch.randn_like(x)
+    parties = {name: function and forward_backward(function, inputs, grad) for name, function in functions.items()}
+    # As above, and x once more for the statistics, and x and the gradient once more for their sums.
+    return parties | {COPY: copies(x.detach(), 8)}
+
+
+def _steps(scale: Scale, batch: int, density: float) -> dict[str, Callable[[], None] | None]:
+    """One training step in bfloat16 autocast: of our VGG-16 at a density, and of SpikingJelly's dense twin."""
+    batch = scale.batch(batch)
+    images = torch.randn(batch, 3, 32, 32, device=scale.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (batch,), device=scale.device)
+    model = sca.models.build("vgg16", num_classes=10, in_channels=3, time_steps=4, detach_reset=True)
+    model.to(scale.device)
+    twin = peers.spikingjelly_vgg(model, detach_reset=True)
+
+    def loss(net: nn.Module) -> Tensor:
+        with torch.autocast(scale.device, dtype=torch.bfloat16):
+            return cross_entropy(net(images).float().mean(0), labels)
+
+    if twin is not None:
+        twin.to(scale.device)
+        first = [loss(net).item() for net in (model, twin)]
+        require(abs(first[0] - first[1]) <= 0.1 * first[1], f"both networks start at the same loss, {first}")
+    if density < 1:
+        for group in groups_of(model):
+            group.set_active(torch.randperm(group.num_channels)[: round(density * group.num_channels)])
+
+    def step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        loss(net).backward()
+        optimizer.step()
+
+    return {name: net and partial(step, net, sgd(net)) for name, net in ((OURS, model), (SPIKINGJELLY, twin))}
+
+
+def build_step(scale: Scale, batch: int, density: float) -> dict[str, Party | None]:
+    return _steps(scale, batch, density)
+
+
+def build_peak_memory(scale: Scale, batch: int) -> dict[str, Party | None]:
+    def peak(step: Callable[[], None]) -> float:
+        step()
+        if scale.device == "cpu":
+            return 1.0
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+    return {name: step and partial(peak, step) for name, step in _steps(scale, batch, 1.0).items()}
+
+
+GRID = [{"dtype": dtype, "layout": layout} for dtype in DTYPES for layout in LAYOUTS]
+
+
+def cases(scale: Scale) -> dict[str, Case]:
+    """The cases of one device."""
+    steps = [{"batch": batch, "density": density} for batch in (64, 256, 512) for density in (1.0, 0.5, 0.3)]
+    step_bars = {1.0: [Bar(SPIKINGJELLY, at_least=1.5)], 0.3: [Bar(SPIKINGJELLY, at_least=4)]}
+    return {
+        case.id: case
+        for case in (
+            Case(
+                "G1",
+                "LIF forward + backward with activity, T = 4, activations of 1 GiB",
+                "ms",
+                GRID,
+                partial(build_neuron, scale),
+                lambda **_: [Bar(COPY, at_most=1 / COPY_SHARE), Bar(SPIKINGJELLY, at_least=1.6)],
+                scale.clock,
+            ),
+            Case(
+                "G2",
+                "training batch norm + LIF forward + backward, T = 4, activations of 1 GiB",
+                "ms",
+                GRID,
+                partial(build_batch_norm_neuron, scale),
+                lambda **_: [Bar(SPIKINGJELLY, at_least=2)],
+                scale.clock,
+            ),
+            Case(
+                "G4",
+                "VGG-16 training step, 32x32 images, T = 4, bfloat16 autocast",
+                "ms",
+                steps,
+                partial(build_step, scale),
+                lambda batch, density: step_bars.get(density, []),
+                scale.clock,
+            ),
+            Case(
+                "G5",
+                "activation memory of such a step at its peak",
+                "MiB",
+                [{"batch": 256}],
+                partial(build_peak_memory, scale),
+                lambda batch: [Bar(SPIKINGJELLY, at_most=0.4)],
+                returned,
+                rounds=1,
+                warmup=0,
+            ),
+        )
+    }
+
+
+def take(case: Case, variant: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """One figure: every party once per round, in turn, after warm-up."""
+    torch.manual_seed(0)
+    parties = case.build(**variant)
+    present = [name for name, party in parties.items() if party is not None]
+    samples: dict[str, list[float]] = defaultdict(list)
+    for _ in range(case.warmup + rounds):
+        for name in present:
+            samples[name].append(case.sample(parties[name]))
+    taken = {name: values[-rounds:] for name, values in samples.items()}
+    ours, *others = present
+    bars = {bar.peer: bar for bar in case.bars(**variant)}
+    ratios = {
+        name: ratio(taken[ours], taken[name])
+        if name in bars and bars[name].at_most is not None
+        else ratio(taken[name], taken[ours])
+        for name in others
+    }
+    return {
+        "shape": label(variant) or case.work,
+        "variant": variant,
+        "parties": {name: summary(taken[name]) if name in taken else results.NOT_MEASURED for name in parties},
+        "ratios": ratios,
+        "bars": {
+            name: {"text": bar.text(), "reached": bar.reached(ratios[name]["median"]) if name in ratios else None}
+            for name, bar in bars.items()
+        },
+    }
+
+
+def conditions(command: str, scale: Scale) -> dict[str, Any]:
+    """What the figures depend on."""
+    told = results.conditions(command, "torch")
+    if scale.device == "cuda":
+        told["device"] = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
+        told["versions"]["cuda"] = torch.version.cuda
+    return told
+
+
+def measure(chosen: Sequence[Case], scale: Scale, folder: Path, command: str) -> None:
+    """Take and store all figures of these cases."""
+    for case in chosen:
+        figures = []
+        for variant in case.variants:
+            figures.append(take(case, variant, 2 if scale.smoke and case.rounds > 1 else case.rounds))
+            if scale.device == "cuda":
+                torch.cuda.empty_cache()
+        results.store(folder, case.id, case.work, case.unit, conditions(command, scale), figures)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("ids", nargs="*", help="cases to measure; all when left out")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, two rounds, nothing stored")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: with --smoke only")
+    parser.add_argument("--store", type=Path, default=results.FOLDER, help="folder of the result files")
+    options = parser.parse_args()
+    scale = Scale(options.device, options.smoke)
+    known = cases(scale)
+    if unknown := set(options.ids) - set(known):
+        parser.error(f"ids: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    if scale.device == "cpu" and not scale.smoke:
+        parser.error("device: expected cuda, or --smoke; these figures mean nothing on a CPU")
+    chosen = [known[name] for name in options.ids or known]
+    command = f"python -m benchmarks.gpu {' '.join(options.ids)}".strip()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) if scale.smoke else options.store
+        measure(chosen, scale, folder, command)
+        Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160"))).print(table(folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
