@@ -17,13 +17,13 @@ from .tiling import (
     GEOMETRY,
     channel_block,
     channel_of,
-    chunk_of_steps,
     launch,
     launch_per_channel,
     live_at,
     load_steps,
     place,
     put_partial,
+    steps_of,
     strided,
     strides_of,
     tile,
@@ -42,12 +42,13 @@ def deviations_kernel(
     groups: tl.int64,
     chunks: tl.int64,
     tiles: tl.int64,
+    time_steps: tl.int64,
     x_t: tl.int64,
     x_outer: tl.int64,
     x_inner: tl.int64,
     x_group: tl.int64,
-    T: tl.constexpr,
     STEPS: tl.constexpr,
+    CHUNKED: tl.constexpr,
     LANES: tl.constexpr,
     SPLIT: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -73,10 +74,10 @@ def deviations_kernel(
     for i in range(tiles):
         row, column, valid = place(chunk * tiles + i, group, rows, columns, LANES, ROWS, COLUMNS)
         x_at = x + strided(row, column, group, x_outer, x_inner, x_group, inner, SPLIT, ALIGN)
-        for first in range(0, T, STEPS):
-            xs = load_steps(x_at, first, x_t * ALIGN, valid, T, STEPS, False)
+        for first in range(0, time_steps if CHUNKED else STEPS, STEPS):
+            xs = load_steps(x_at, first, x_t * ALIGN, valid, time_steps, STEPS, CHUNKED, False)
             for t in tl.static_range(STEPS):
-                d = tl.where(live_at(valid, first + t, T, STEPS), xs[t].to(tl.float64) - origin, 0.0)
+                d = tl.where(live_at(valid, first + t, time_steps, CHUNKED), xs[t].to(tl.float64) - origin, 0.0)
                 sum_d += d
                 sum_dd += d * d
     put_partial(partials, 0, sum_d, chunk, chunks, group, groups, columns, LANES, COLUMNS)
@@ -219,8 +220,7 @@ def forward(
         **tiling.arguments,
         **tiling.argument("x", 0, x),
         partials=partials,
-        T=x.shape[0],
-        STEPS=chunk_of_steps(x.shape[0]),
+        **steps_of(x.shape[0]).arguments,
     )
     # An operator's outputs may not share storage; scale and shift stay inside.
     mean, var = (torch.empty(channels, dtype=torch.float32, device=x.device) for _ in range(2))

@@ -19,14 +19,16 @@ from .neurons import TWINS, leak_gradient
 from .surrogates import SURROGATES
 from .tiling import (
     GEOMETRY,
-    chunk_of_steps,
+    Steps,
     dense,
+    exists,
     launch,
     live_at,
     load_steps,
     of_channel,
     place,
     put_partial,
+    steps_of,
     strided,
     strides_of,
     tile,
@@ -84,12 +86,13 @@ def forward_kernel(
     groups: tl.int64,
     chunks: tl.int64,
     tiles: tl.int64,
+    time_steps: tl.int64,
     x_t: tl.int64,
     x_outer: tl.int64,
     x_inner: tl.int64,
     x_group: tl.int64,
-    T: tl.constexpr,
     STEPS: tl.constexpr,
+    CHUNKED: tl.constexpr,
     REPEAT: tl.constexpr,
     CHARGE: tl.constexpr,
     DECAY_INPUT: tl.constexpr,
@@ -120,17 +123,22 @@ def forward_kernel(
         x_at = x + strided(row, column, group, x_outer, x_inner, x_group, inner, SPLIT, ALIGN)
         at = dense(row, column, group, groups, columns, LANES)
         v = _initial(v_init, at, valid, v_rest)
-        for first in range(0, T, STEPS):
-            xs = load_steps(x_at, first, x_t * ALIGN, valid, T, STEPS, REPEAT)
+        tile_count = tl.zeros([ROWS, COLUMNS], tl.int32)
+        tile_l1 = tl.zeros([ROWS, COLUMNS], tl.float32)
+        for first in range(0, time_steps if CHUNKED else STEPS, STEPS):
+            xs = load_steps(x_at, first, x_t * ALIGN, valid, time_steps, STEPS, CHUNKED, REPEAT)
             for t in tl.static_range(STEPS):
-                live = live_at(valid, first + t, T, STEPS)
+                is_step = exists(first + t, time_steps, CHUNKED)
                 h = CHARGE(v, _affine(xs[t], scale, shift), leak, v_rest, DECAY_INPUT, DIVIDE)
                 fired = h >= v_threshold
-                v = tl.where(live, _after_spike(h, fired, v_threshold, v_rest, SOFT), v)
-                count += (fired & live).to(tl.int32)
-                l1 += tl.where(live, tl.abs(v - v_rest), 0.0)
+                v = tl.where(is_step, _after_spike(h, fired, v_threshold, v_rest, SOFT), v)
+                tile_count += (fired & is_step).to(tl.int32)
+                tile_l1 += tl.where(is_step, tl.abs(v - v_rest), 0.0)
                 emitted = tl.where(fired if mask is None else fired & mask, 1.0, 0.0)
+                live = live_at(valid, first + t, time_steps, CHUNKED)
                 tl.store(spikes + (first + t) * step + at, emitted.to(spikes.dtype.element_ty), mask=live)
+        count += tl.where(valid, tile_count, 0)
+        l1 += tl.where(valid, tile_l1, 0.0)
         if v_last is not None:
             tl.store(v_last + at, v, mask=valid)
     put_partial(partials, 0, count, chunk, chunks, group, groups, columns, LANES, COLUMNS)
@@ -152,7 +160,7 @@ def _potentials(
     DIVIDE: tl.constexpr,
     SOFT: tl.constexpr,
 ):
-    """h at every step of a chunk, and v after the last (beyond T: of no meaning)."""
+    """h at every step of a chunk, and v after the last (beyond the end: of no meaning)."""
     hs = ()
     for t in tl.static_range(STEPS):
         h = CHARGE(v, _affine(xs[t], scale, shift), leak, v_rest, DECAY_INPUT, DIVIDE)
@@ -201,6 +209,7 @@ def backward_kernel(
     groups: tl.int64,
     chunks: tl.int64,
     tiles: tl.int64,
+    time_steps: tl.int64,
     x_t: tl.int64,
     x_outer: tl.int64,
     x_inner: tl.int64,
@@ -209,8 +218,8 @@ def backward_kernel(
     grad_spikes_outer: tl.int64,
     grad_spikes_inner: tl.int64,
     grad_spikes_group: tl.int64,
-    T: tl.constexpr,
     STEPS: tl.constexpr,
+    CHUNKED: tl.constexpr,
     REPEAT: tl.constexpr,
     CHARGE: tl.constexpr,
     ADJOINT: tl.constexpr,
@@ -226,7 +235,8 @@ def backward_kernel(
     COLUMNS: tl.constexpr,
 ):
     """With g the gradient of the input current: grad_x = scale * g + slope * x + offset; partials = sums of g, of
-    g * (x - center), and of the rate's gradient. What is None is not read, written or summed."""
+    g * (x - center), and of the rate's gradient. What is None is not read, written or summed. Where a tile reaches
+    beyond the tensors, the gradients that come in are loaded as zeros, and all that follow from them are zeros."""
     program = tl.program_id(0).to(tl.int64)
     group = program % groups
     chunk = program // groups
@@ -239,10 +249,12 @@ def backward_kernel(
     offset = of_channel(offset, group, columns, fold, LANES, COLUMNS)
     if rate is not None:
         leak = of_channel(rate, group, columns, fold, LANES, COLUMNS)
-    CHUNKS: tl.constexpr = (T + STEPS - 1) // STEPS
-    if CHUNKS > 1:
+    # Only h must be rounded as the equations say: its gradient is multiplied by the reciprocal.
+    rate_of_leak = 1.0 / leak if DIVIDE else leak
+    pieces = tl.cdiv(time_steps, STEPS) if CHUNKED else 1
+    if CHUNKED:
         in_tile = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-        checkpoints = checkpoints + program * (CHUNKS * ROWS * COLUMNS) + in_tile
+        checkpoints = checkpoints + program * pieces * (ROWS * COLUMNS) + in_tile
 
     sum_g = tl.zeros([ROWS, COLUMNS], tl.float32)
     sum_gx = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -252,34 +264,35 @@ def backward_kernel(
         x_at = x + strided(row, column, group, x_outer, x_inner, x_group, inner, SPLIT, ALIGN)
         at = dense(row, column, group, groups, columns, LANES)
         v = _initial(v_init, at, valid, v_rest)
-        if CHUNKS > 1:
+        if CHUNKED:
             tl.debug_barrier()  # other threads may still read what the last tile left here
-            for j in range(CHUNKS - 1):
-                tl.store(checkpoints + j * (ROWS * COLUMNS), v)
-                xs = load_steps(x_at, j * STEPS, x_t * ALIGN, valid, T, STEPS, REPEAT)
+            for piece in range(pieces - 1):
+                tl.store(checkpoints + piece * (ROWS * COLUMNS), v)
+                xs = load_steps(x_at, piece * STEPS, x_t * ALIGN, valid, time_steps, STEPS, CHUNKED, REPEAT)
                 hs, v = _potentials(
                     v, xs, scale, shift, leak, v_threshold, v_rest, STEPS, CHARGE, DECAY_INPUT, DIVIDE, SOFT
                 )
-            tl.store(checkpoints + (CHUNKS - 1) * (ROWS * COLUMNS), v)
+            tl.store(checkpoints + (pieces - 1) * (ROWS * COLUMNS), v)
             tl.debug_barrier()
 
         g_v = _initial(grad_v, at, valid, 0.0)
         g_x = tl.zeros([ROWS, COLUMNS], tl.float32)  # of a repeated step
-        for back in range(CHUNKS):
-            first = (CHUNKS - 1 - back) * STEPS
-            xs = load_steps(x_at, first, x_t * ALIGN, valid, T, STEPS, REPEAT)
+        for back in range(pieces):
+            piece = pieces - 1 - back
+            first = piece * STEPS
+            xs = load_steps(x_at, first, x_t * ALIGN, valid, time_steps, STEPS, CHUNKED, REPEAT)
             if grad_spikes is not None:
                 g_at = grad_spikes + strided(
                     *(row, column, group, grad_spikes_outer, grad_spikes_inner, grad_spikes_group, inner), SPLIT, ALIGN
                 )
-                g_s = load_steps(g_at, first, grad_spikes_t * ALIGN, valid, T, STEPS, False)
-            if CHUNKS > 1:
-                v = tl.load(checkpoints + (CHUNKS - 1 - back) * (ROWS * COLUMNS))
+                g_s = load_steps(g_at, first, grad_spikes_t * ALIGN, valid, time_steps, STEPS, CHUNKED, False)
+            if CHUNKED:
+                v = tl.load(checkpoints + piece * (ROWS * COLUMNS))
             hs, _ = _potentials(
                 v, xs, scale, shift, leak, v_threshold, v_rest, STEPS, CHARGE, DECAY_INPUT, DIVIDE, SOFT
             )
             for t in tl.static_range(STEPS - 1, -1, -1):
-                live = live_at(valid, first + t, T, STEPS)
+                is_step = exists(first + t, time_steps, CHUNKED)
                 h = hs[t]
                 fired = h >= v_threshold
                 spike_slope = SURROGATE(h - v_threshold, alpha, beta)
@@ -293,10 +306,10 @@ def backward_kernel(
                     v_before = v
                     if t > 0:
                         v_before = _after_spike(hs[t - 1], hs[t - 1] >= v_threshold, v_threshold, v_rest, SOFT)
-                    sum_rate += tl.where(live, leak_gradient(g_h, v_before, y, v_rest, DECAY_INPUT), 0.0)
-                g_before, g = ADJOINT(g_h, leak, DECAY_INPUT, DIVIDE)
-                g_v = tl.where(live, g_before, g_v)
-                g = tl.where(live, g, 0.0)
+                    sum_rate += tl.where(is_step, leak_gradient(g_h, v_before, y, v_rest, DECAY_INPUT), 0.0)
+                g_before, g = ADJOINT(g_h, rate_of_leak, DECAY_INPUT)
+                g_v = tl.where(is_step, g_before, g_v)
+                g = tl.where(is_step, g, 0.0)
                 if partials is not None:
                     centered = xs[t].to(tl.float32)
                     if center is not None:
@@ -307,6 +320,7 @@ def backward_kernel(
                     g_x += g
                 elif grad_x is not None:
                     g = _input_gradient(g, xs[t], scale, slope, offset)
+                    live = live_at(valid, first + t, time_steps, CHUNKED)
                     tl.store(grad_x + (first + t) * step + at, g.to(grad_x.dtype.element_ty), mask=live)
         if REPEAT and grad_x is not None:
             g_x = _input_gradient(g_x, tl.load(x_at, mask=valid, other=0.0), scale, slope, offset)
@@ -321,10 +335,11 @@ def backward_kernel(
 
 
 class Dynamics(NamedTuple):
-    """What both kernels need to know of a neuron: run-time numbers, and compile-time modes."""
+    """What both kernels need to know of a neuron: run-time numbers, compile-time modes, and how they walk over time."""
 
     numbers: dict
     modes: dict
+    steps: Steps
 
 
 def _dynamics(config: NeuronConfig, x: Tensor, time_steps: int) -> Dynamics:
@@ -337,16 +352,15 @@ def _dynamics(config: NeuronConfig, x: Tensor, time_steps: int) -> Dynamics:
         "v_rest": config.v_rest,
     }
     modes = {
-        "T": time_steps,
-        # Beside h, the gradient of a learnable leak holds v and y; two-byte inputs come eight to a thread.
-        "STEPS": chunk_of_steps(time_steps, crowded=learnable_leak and x.element_size() == 2),
         "REPEAT": x.shape[0] != time_steps,
         "CHARGE": TWINS[config.neuron].charge,
         "DECAY_INPUT": config.decay_input,
         "DIVIDE": divide,
         "SOFT": config.v_reset is None,
     }
-    return Dynamics(numbers, modes)
+    # Beside h, the gradient of a learnable leak holds v and y; two-byte inputs come eight to a thread.
+    steps = steps_of(time_steps, crowded=learnable_leak and x.element_size() == 2)
+    return Dynamics(numbers, modes | steps.arguments, steps)
 
 
 def _dense_state(v: Tensor | None, x: Tensor) -> Tensor | None:
@@ -426,9 +440,7 @@ class Adjoint:
         self.slopes = {"alpha": config.alpha, "beta": config.beta}
 
     def _run(self, **arguments: Tensor | None) -> None:
-        steps = self.dynamics.modes["STEPS"]
-        chunks = triton.cdiv(self.dynamics.modes["T"], steps)
-        checkpoints = None
+        chunks, checkpoints = self.dynamics.steps.chunks, None
         if chunks > 1:
             size = self.tiling.programs * chunks * self.tiling.tile_size
             checkpoints = torch.empty(size, dtype=torch.float32, device=self.x.device)

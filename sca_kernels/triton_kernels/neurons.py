@@ -1,7 +1,7 @@
 """Triton twins of :mod:`sca_kernels.neurons`: charge, its adjoint and the leak's gradient, per element, float32.
 
-``leak`` is tau where DIVIDE, else the factor 1 / tau (PLIF: per channel). A division by tau is IEEE; the plain operator
-would be an approximation and flip spikes.
+``leak`` is tau where DIVIDE, else the factor 1 / tau (PLIF: per channel), ``rate`` always the factor. A division by tau is
+IEEE; the plain operator would be an approximation and flip spikes.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ def _if_charge(v, y, leak, v_rest, DECAY_INPUT: tl.constexpr, DIVIDE: tl.constex
 
 
 @triton.jit
-def _if_adjoint(g_h, leak, DECAY_INPUT: tl.constexpr, DIVIDE: tl.constexpr):
+def _if_adjoint(g_h, rate, DECAY_INPUT: tl.constexpr):
     return g_h, g_h
 
 
@@ -38,8 +38,8 @@ def _leaky_charge(v, y, leak, v_rest, DECAY_INPUT: tl.constexpr, DIVIDE: tl.cons
 
 
 @triton.jit
-def _leaky_adjoint(g_h, leak, DECAY_INPUT: tl.constexpr, DIVIDE: tl.constexpr):
-    leaked = _leaked(g_h, leak, DIVIDE)
+def _leaky_adjoint(g_h, rate, DECAY_INPUT: tl.constexpr):
+    leaked = g_h * rate
     if DECAY_INPUT:
         return g_h - leaked, leaked
     else:

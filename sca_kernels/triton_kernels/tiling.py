@@ -28,6 +28,7 @@ _TILE_BYTES = WARPS * 32 * 16  # of the input's dtype and one step: each thread 
 _FOLD_BELOW = 32  # positions: shorter rows would waste most of a memory transaction
 _MAX_PROGRAMS = 8192  # several waves on any GPU; more would only lengthen the sum over partials
 _MAX_STEPS = 8  # whose h fits into registers
+_CHUNK = 6  # steps at once of a longer sequence: a quarter of the registers goes to what walking over chunks takes
 _MAX_TERMS = 64  # steps x tiles that a float32 accumulator takes in before it is widened
 
 
@@ -129,7 +130,7 @@ def _tiling(
     if lanes:
         tile_columns = min(max(triton.next_power_of_2(columns), 16), 64)
     else:
-        tile_columns = next((size for size in (tile_size, 256) if size <= s), 64)
+        tile_columns = tile_size if s >= tile_size else 64
     tile_rows = tile_size // tile_columns
     row_blocks, column_blocks = triton.cdiv(rows, tile_rows), triton.cdiv(columns, tile_columns)
     groups, in_group = (column_blocks, row_blocks) if lanes else (c, row_blocks * column_blocks)
@@ -153,7 +154,7 @@ def _tiling(
     return Tiling(arguments, in_units, groups * chunks, tile_size, columns if lanes else c)
 
 
-GEOMETRY = ["rows", "columns", "inner", "fold", "groups", "chunks", "tiles"]
+GEOMETRY = ["rows", "columns", "inner", "fold", "groups", "chunks", "tiles", "time_steps"]
 """Run-time integers of every kernel over tiles: never specialised, so that a new size compiles nothing."""
 
 
@@ -162,14 +163,26 @@ def strides_of(name: str) -> list[str]:
     return [f"{name}_{field}" for field in Strides._fields]
 
 
-def chunk_of_steps(time_steps: int, crowded: bool = False) -> int:
-    """How many steps a kernel takes at once: all of them, or, where the registers don't hold them, chunks of even
-    length; half as many in a kernel that is crowded by other values."""
-    limit = _MAX_STEPS // 2 if crowded else _MAX_STEPS
+class Steps(NamedTuple):
+    """How a kernel walks over time: all steps at once, or, where the registers don't hold them, chunk by chunk; then T
+    is a run-time argument, and sequences of all lengths share one compiled variant."""
+
+    time_steps: int
+    size: int
+    chunks: int
+
+    @property
+    def arguments(self) -> dict:
+        """Kernel arguments."""
+        return {"time_steps": self.time_steps, "STEPS": self.size, "CHUNKED": self.chunks > 1}
+
+
+def steps_of(time_steps: int, crowded: bool = False) -> Steps:
+    """Half as many steps at once in a kernel that is crowded by other values."""
+    limit, size = (_MAX_STEPS // 2, _CHUNK // 2) if crowded else (_MAX_STEPS, _CHUNK)
     if time_steps <= limit:
-        return time_steps
-    # A quarter of the registers goes to what walking over chunks takes.
-    return triton.cdiv(time_steps, triton.cdiv(time_steps, limit * 3 // 4))
+        return Steps(time_steps, time_steps, 1)
+    return Steps(time_steps, size, triton.cdiv(time_steps, size))
 
 
 def launch(kernel, programs: int, on: Tensor, *, num_warps: int = WARPS, **arguments) -> None:
@@ -211,23 +224,32 @@ def dense(row, column, group, groups, columns, LANES: tl.constexpr):
 
 
 @triton.jit
-def live_at(valid, t, T: tl.constexpr, STEPS: tl.constexpr):
-    """Validity at step t: the last chunk may reach beyond T."""
-    if T % STEPS == 0:
-        return valid
+def exists(t, time_steps, CHUNKED: tl.constexpr):
+    """Whether there is a step t: the last chunk may reach beyond the end."""
+    if CHUNKED:
+        return t < time_steps
     else:
-        return valid & (t < T)
+        return True
 
 
 @triton.jit
-def load_steps(z, first, step, valid, T: tl.constexpr, STEPS: tl.constexpr, REPEAT: tl.constexpr):
+def live_at(valid, t, time_steps, CHUNKED: tl.constexpr):
+    """Validity at step t."""
+    if CHUNKED:
+        return valid & (t < time_steps)
+    else:
+        return valid
+
+
+@triton.jit
+def load_steps(z, first, step, valid, time_steps, STEPS: tl.constexpr, CHUNKED: tl.constexpr, REPEAT: tl.constexpr):
     """A chunk's steps, all issued before any is used; with REPEAT one step stands for all."""
     loaded = ()
     for t in tl.static_range(STEPS):
         if REPEAT and t > 0:
             loaded += (loaded[0],)
         else:
-            loaded += (tl.load(z + (first + t) * step, mask=live_at(valid, first + t, T, STEPS), other=0.0),)
+            loaded += (tl.load(z + (first + t) * step, mask=live_at(valid, first + t, time_steps, CHUNKED), other=0.0),)
     return loaded
 
 
