@@ -10,10 +10,11 @@ import functools
 import importlib
 import logging
 import pkgutil
+from typing import Any
 
 import torch
 
-from .base import Backend
+from .base import Backend, BackendError
 
 _log = logging.getLogger(__name__)
 
@@ -28,17 +29,17 @@ def registry() -> dict[str, Backend]:
 
 
 @functools.cache
-def _default(device_type: str, dtype: torch.dtype) -> Backend:
-    device = torch.device(device_type)
+def _default(device: torch.device, dtype: torch.dtype) -> Backend:
     for backend in registry().values():
-        if device_type in backend.only_by_name:
+        if device.type in backend.only_by_name:
             continue
-        ok, reason = backend.supports(device, dtype)
+        failure = backend.failures.get((device, dtype))
+        ok, reason = backend.supports(device, dtype) if failure is None else (False, failure)
         if ok:
             return backend
         if backend.priority and not reason.startswith("device"):
-            _log.warning("backend %s is off for %s on %s: %s", backend.name, dtype, device_type, reason)
-    raise TypeError(f"x: no backend runs {dtype} on {device_type}")
+            _log.warning("backend %s is off for %s on %s: %s", backend.name, dtype, device, reason)
+    raise TypeError(f"x: no backend runs {dtype} on {device}")
 
 
 def choose(name: str, op: str, x: torch.Tensor) -> Backend:
@@ -49,7 +50,7 @@ def choose(name: str, op: str, x: torch.Tensor) -> Backend:
         is.
     """
     if not name:
-        backend = _default(x.device.type, x.dtype)
+        backend = _default(x.device, x.dtype)
     else:
         check_name(name)
         backend = registry()[name]
@@ -62,6 +63,24 @@ def choose(name: str, op: str, x: torch.Tensor) -> Backend:
             )
     backend.calls[op] += 1
     return backend
+
+
+def run(name: str, op: str, like: torch.Tensor, *arguments: Any) -> Any:
+    """Run ``op`` on the backend of :func:`choose`, with arguments as in :class:`Backend`.
+
+    Raises:
+        BackendError: a kernel of the named backend failed to compile, load or start. Where none was named, the next
+            best one takes over, from then on, and the reason is logged once.
+    """
+    backend = choose(name, op, like)
+    try:
+        return getattr(backend, op)(*arguments)
+    except BackendError as error:
+        if name:
+            raise
+        backend.failures[like.device, like.dtype] = str(error)
+        _default.cache_clear()
+        return run(name, op, like, *arguments)
 
 
 def check_name(name: str) -> None:

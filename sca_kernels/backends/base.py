@@ -20,6 +20,10 @@ from ..reference import channel_conv
 from ..reference.channel_conv import Channels, Geometry
 
 
+class BackendError(RuntimeError):
+    """A kernel of a backend did not compile, or could not be loaded or started; nothing was computed."""
+
+
 class Forward(NamedTuple):
     """Spikes [T, N, C, *S] in x's dtype, final v [N, C, *S] (None unless asked for), spike_count int64 [C], membrane_l1
     float32 [C].
@@ -67,6 +71,8 @@ class Backend:
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
+        self.failures: dict[tuple[torch.device, torch.dtype], str] = {}
+        """Where a kernel of this backend failed, and why: the default choice passes over it there."""
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
         """Whether tensors of this kind can run here; if not, the reason, with the fix where there is one."""

@@ -2,47 +2,88 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from .base import Backend, BatchNormGradients, Forward, NeuronGradients
+from .base import Backend, BackendError, BatchNormGradients, Forward, NeuronGradients
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+@functools.cache
+def _obstacle(device: torch.device) -> str | None:
+    """Why Triton can't compile, load and start a kernel on a CUDA device; None where it can. Found by trying the
+    smallest one, once per process: a driver too old, a missing C compiler or an unknown GPU show nowhere else."""
+    from ..triton_kernels import bitpack
+
+    try:
+        bitpack.unpack(torch.zeros(1, dtype=torch.uint8, device=device), 1, torch.float32)
+    except Exception as error:  # whatever it is, it is the reason
+        return f"Triton can't run a kernel on {device} ({_first_line(error)})"
+    return None
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Make a failed compilation one sentence."""
+    from triton.errors import TritonError
+
+    try:
+        yield
+    except TritonError as error:
+        told = f"backend: 'triton' failed to compile a kernel ({type(error).__name__}: {_first_line(error)})"
+        raise BackendError(f"{told}; name another backend, or none for the best that works") from error
 
 
 class TritonBackend(Backend):
     name = "triton"
     priority = 20
-    # Not yet the default on CUDA: it has never run on a GPU.
-    only_by_name = frozenset({"cpu", "cuda"})
-    fix = "use a CUDA device, with triton installed (pip install 'sca_kernels[cuda]')"
+    only_by_name = frozenset({"cpu"})
+    fix = "use a CUDA device, with triton installed (pip install 'sca_kernels[triton]')"
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
         if device.type not in ("cuda", "cpu"):
             return False, f"device type {device.type} is neither cuda nor cpu"
-        if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-            return False, "device type cpu takes Triton's interpreter; set TRITON_INTERPRET=1 when Python starts"
         if dtype not in _DTYPES:
             return False, f"dtype {dtype} is not float32, bfloat16 or float16"
+        if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+            return False, (
+                "device cpu takes Triton's interpreter: move the tensor to a CUDA device, "
+                "or set TRITON_INTERPRET=1 when Python starts"
+            )
         try:
             from .. import triton_kernels
-        except ImportError as error:
-            return False, f"Triton can't be imported ({error}); pip install triton"
+        except (ImportError, RuntimeError, OSError) as error:
+            return False, f"Triton can't be imported ({_first_line(error)}); pip install 'sca_kernels[triton]'"
         if device.type == "cpu":
             return triton_kernels.INTERPRETED, "Triton's interpreter (TRITON_INTERPRET=1 when Triton is imported)"
+        if triton_kernels.INTERPRETED:
+            return False, "TRITON_INTERPRET=1 is set: Triton interprets, on CPU tensors, and compiles nothing"
+        try:
+            capability = torch.cuda.get_device_capability(device)
+        except (RuntimeError, AssertionError) as error:  # no driver, or one too old; a torch without CUDA
+            return False, f"CUDA can't be used ({_first_line(error)})"
         least = (8, 0) if dtype == torch.bfloat16 else (7, 0)
-        capability = torch.cuda.get_device_capability(device)
         if capability < least:
             return False, f"dtype {dtype} needs compute capability >= {least}, the device has {capability}"
-        return True, f"compute capability {capability[0]}.{capability[1]}"
+        obstacle = _obstacle(torch.device("cuda", torch.cuda.current_device()) if device.index is None else device)
+        return obstacle is None, obstacle or f"compute capability {capability[0]}.{capability[1]}"
 
     def neuron_forward(self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v) -> Forward:
         from ..triton_kernels import multistep
 
         current = multistep.Current(scale, shift, rate, v_init)
-        return Forward(*multistep.forward(x, time_steps, config, current, mask, return_v))
+        with _compiling():
+            return Forward(*multistep.forward(x, time_steps, config, current, mask, return_v))
 
     def neuron_backward(
         self, grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init
@@ -50,14 +91,17 @@ class TritonBackend(Backend):
         from ..triton_kernels import multistep
 
         current = multistep.Current(scale, shift, rate, v_init)
-        return NeuronGradients(*multistep.backward(grad_spikes, grad_v, x, time_steps, config, current))
+        with _compiling():
+            return NeuronGradients(*multistep.backward(grad_spikes, grad_v, x, time_steps, config, current))
 
     def batch_norm_forward(
         self, x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
     ) -> tuple[Forward, Tensor, Tensor]:
         from ..triton_kernels import batch_norm
 
-        out, mean, var = batch_norm.forward(x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v)
+        arguments = x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
+        with _compiling():
+            out, mean, var = batch_norm.forward(*arguments)
         return Forward(*out), mean, var
 
     def batch_norm_backward(
@@ -65,19 +109,21 @@ class TritonBackend(Backend):
     ) -> BatchNormGradients:
         from ..triton_kernels import batch_norm
 
-        return BatchNormGradients(
-            *batch_norm.backward(grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init)
-        )
+        arguments = grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
+        with _compiling():
+            return BatchNormGradients(*batch_norm.backward(*arguments))
 
     def pack_spikes(self, spikes: Tensor) -> Tensor:
         from ..triton_kernels import bitpack
 
-        return bitpack.pack(spikes)
+        with _compiling():
+            return bitpack.pack(spikes)
 
     def unpack_spikes(self, packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
         from ..triton_kernels import bitpack
 
-        return bitpack.unpack(packed, numel, dtype)
+        with _compiling():
+            return bitpack.unpack(packed, numel, dtype)
 
 
 BACKEND = TritonBackend

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends import choose
+from ..backends import run
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
 from .common import fake_forward, fake_gradient, forward_outputs, no_second_order, or_empty
@@ -34,8 +34,8 @@ def batch_norm_forward(
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
-    run = choose(backend, "batch_norm_forward", x).batch_norm_forward
-    out, mean, var = run(x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v)
+    arguments = x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
+    out, mean, var = run(backend, "batch_norm_forward", x, *arguments)
     return *forward_outputs(out, x), mean, var
 
 
@@ -70,8 +70,8 @@ def batch_norm_backward(
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
-    run = choose(backend, "batch_norm_backward", x).batch_norm_backward
-    g = run(grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init)
+    arguments = grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
+    g = run(backend, "batch_norm_backward", x, *arguments)
     return g.x, or_empty(g.weight, x), or_empty(g.bias, x), or_empty(g.rate, x), or_empty(g.v_init, x)
 
 

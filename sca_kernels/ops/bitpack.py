@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends import choose
+from ..backends import run
 
 
 @torch.library.custom_op("sca_kernels::pack_spikes", mutates_args=())
 def pack_spikes(spikes: Tensor, backend: str) -> Tensor:
-    return choose(backend, "pack_spikes", spikes).pack_spikes(spikes.flatten())
+    return run(backend, "pack_spikes", spikes, spikes.flatten())
 
 
 @pack_spikes.register_fake
@@ -21,7 +21,7 @@ def _(spikes, backend):
 @torch.library.custom_op("sca_kernels::unpack_spikes", mutates_args=())
 def unpack_spikes(packed: Tensor, numel: int, dtype: torch.dtype, backend: str) -> Tensor:
     like = torch.empty(0, dtype=dtype, device=packed.device)
-    return choose(backend, "unpack_spikes", like).unpack_spikes(packed, numel, dtype)
+    return run(backend, "unpack_spikes", like, packed, numel, dtype)
 
 
 @unpack_spikes.register_fake

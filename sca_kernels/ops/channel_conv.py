@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backends import choose
+from ..backends import run
 from ..reference import channel_conv
 from ..reference.channel_conv import Channels, Geometry
 
@@ -33,13 +33,11 @@ def channel_conv2d(
 ) -> tuple[Tensor, Tensor]:
     """Returns y [M, C_out, H', W'] at the active width, and x as bits (empty unless ``pack``), kept for the backward in
     place of x."""
-    run = choose(backend, "channel_conv2d", x)
-    y = run.channel_conv2d(
-        x, weight, bias, Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
-    )
+    arguments = x, weight, bias, Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
+    y = run(backend, "channel_conv2d", x, *arguments)
     if not pack:
         return y, x.new_empty(0, dtype=torch.uint8)
-    return y, run.pack_spikes(x.permute(_storage_order(x)).flatten())
+    return y, run(backend, "pack_spikes", x, x.permute(_storage_order(x)).flatten())
 
 
 @channel_conv2d.register_fake
@@ -67,12 +65,11 @@ def channel_conv2d_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x is the input itself or its bits (uint8), whose shape and layout the next two arguments give."""
-    run = choose(backend, "channel_conv2d_backward", grad)
     if x.dtype == torch.uint8:
-        x = _unpacked(run.unpack_spikes(x, _numel(shape), grad.dtype), shape, channels_last)
-    grads = run.channel_conv2d_backward(
-        grad, x, weight, Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels), needed
-    )
+        bits = run(backend, "unpack_spikes", grad, x, _numel(shape), grad.dtype)
+        x = _unpacked(bits, shape, channels_last)
+    geometry, channels = Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
+    grads = run(backend, "channel_conv2d_backward", grad, grad, x, weight, geometry, channels, needed)
     return tuple(grad.new_empty(0) if g is None else g for g in grads)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends import choose
+from ..backends import run
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
 from .common import fake_forward, fake_gradient, forward_outputs, no_second_order, or_empty
@@ -34,8 +34,8 @@ def neuron_forward(
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
-    run = choose(backend, "neuron_forward", x).neuron_forward
-    return forward_outputs(run(x, time_steps, config, scale, shift, rate, v_init, mask, return_v), x)
+    arguments = x, time_steps, config, scale, shift, rate, v_init, mask, return_v
+    return forward_outputs(run(backend, "neuron_forward", x, *arguments), x)
 
 
 @neuron_forward.register_fake
@@ -65,8 +65,8 @@ def neuron_backward(
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
-    run = choose(backend, "neuron_backward", x).neuron_backward
-    g = run(grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init)
+    arguments = grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init
+    g = run(backend, "neuron_backward", x, *arguments)
     return g.x, or_empty(g.scale, x), or_empty(g.shift, x), or_empty(g.rate, x), or_empty(g.v_init, x)
 
 

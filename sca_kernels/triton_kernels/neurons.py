@@ -1,7 +1,7 @@
 """Triton twins of :mod:`sca_kernels.neurons`: charge, its adjoint and the leak's gradient, per element, float32.
 
-``leak`` is tau where DIVIDE, else the factor 1 / tau (PLIF: per channel), ``rate`` always the factor. A division by tau is
-IEEE; the plain operator would be an approximation and flip spikes.
+``leak`` is tau where DIVIDE, else the factor 1 / tau (PLIF: per channel), ``rate`` always the factor. A division by tau
+is IEEE; the plain operator would be an approximation and flip spikes.
 """
 
 from typing import NamedTuple

@@ -127,10 +127,10 @@ def _tiling(
     align = math.gcd(16 // element_size, columns, *(stride for z in strides if z for stride in z)) if aligned else 1
 
     tile_size = _TILE_BYTES // element_size
-    if lanes:
-        tile_columns = min(max(triton.next_power_of_2(columns), 16), 64)
-    else:
-        tile_columns = tile_size if s >= tile_size else 64
+    # The narrower a tile, the more rows a short one wastes; 64 columns still fill whole memory transactions.
+    tile_columns = min(max(triton.next_power_of_2(columns), 16), 64)
+    if not lanes and s >= tile_size:
+        tile_columns = tile_size
     tile_rows = tile_size // tile_columns
     row_blocks, column_blocks = triton.cdiv(rows, tile_rows), triton.cdiv(columns, tile_columns)
     groups, in_group = (column_blocks, row_blocks) if lanes else (c, row_blocks * column_blocks)
