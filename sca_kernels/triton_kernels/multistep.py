@@ -253,8 +253,8 @@ def backward_kernel(
     rate_of_leak = 1.0 / leak if DIVIDE else leak
     pieces = tl.cdiv(time_steps, STEPS) if CHUNKED else 1
     if CHUNKED:
-        in_tile = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-        checkpoints = checkpoints + program * pieces * (ROWS * COLUMNS) + in_tile
+        row = program * pieces * ROWS + tl.arange(0, ROWS)
+        checkpoints += (row * COLUMNS)[:, None] + tl.arange(0, COLUMNS)[None, :]
 
     sum_g = tl.zeros([ROWS, COLUMNS], tl.float32)
     sum_gx = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -358,9 +358,7 @@ def _dynamics(config: NeuronConfig, x: Tensor, time_steps: int) -> Dynamics:
         "DIVIDE": divide,
         "SOFT": config.v_reset is None,
     }
-    # Beside h, the gradient of a learnable leak holds v and y; two-byte inputs come eight to a thread.
-    steps = steps_of(time_steps, crowded=learnable_leak and x.element_size() == 2)
-    return Dynamics(numbers, modes | steps.arguments, steps)
+    return Dynamics(numbers, modes, steps_of(time_steps))
 
 
 def _dense_state(v: Tensor | None, x: Tensor) -> Tensor | None:
@@ -410,6 +408,7 @@ def forward(
         **current._replace(v_init=_dense_state(current.v_init, x))._asdict(),
         **dynamics.numbers,
         **dynamics.modes,
+        **dynamics.steps.arguments(),
     )
     totals(tiling, partials, spike_count, membrane_l1)
     return spikes, v_last, spike_count, membrane_l1
@@ -457,6 +456,7 @@ class Adjoint:
             **dict.fromkeys(("center", "slope", "offset", "partials", "grad_x", "grad_v_init")) | arguments,
             **self.dynamics.numbers,
             **self.dynamics.modes,
+            **self.dynamics.steps.arguments(crowded=self.x.element_size() == 2),
             **self.modes,
             **self.slopes,
         )

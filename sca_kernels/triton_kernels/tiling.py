@@ -169,20 +169,27 @@ class Steps(NamedTuple):
 
     time_steps: int
     size: int
-    chunks: int
 
     @property
-    def arguments(self) -> dict:
-        """Kernel arguments."""
-        return {"time_steps": self.time_steps, "STEPS": self.size, "CHUNKED": self.chunks > 1}
+    def chunks(self) -> int:
+        """How many there are."""
+        return triton.cdiv(self.time_steps, self.size)
+
+    def arguments(self, crowded: bool = False) -> dict:
+        """Kernel arguments. In a crowded kernel, one that keeps the potentials of elements that come eight to a thread,
+        more than four steps are spread over twice as many threads: 8 bytes per access instead of registers spilled."""
+        warps = 2 * WARPS if crowded and self.size > 4 else WARPS
+        return {
+            "time_steps": self.time_steps,
+            "STEPS": self.size,
+            "CHUNKED": self.chunks > 1,
+            "num_warps": warps,
+        }
 
 
-def steps_of(time_steps: int, crowded: bool = False) -> Steps:
-    """Half as many steps at once in a kernel that is crowded by other values."""
-    limit, size = (_MAX_STEPS // 2, _CHUNK // 2) if crowded else (_MAX_STEPS, _CHUNK)
-    if time_steps <= limit:
-        return Steps(time_steps, time_steps, 1)
-    return Steps(time_steps, size, triton.cdiv(time_steps, size))
+def steps_of(time_steps: int) -> Steps:
+    """All steps of a short sequence, chunks of a long one."""
+    return Steps(time_steps, time_steps if time_steps <= _MAX_STEPS else _CHUNK)
 
 
 def launch(kernel, programs: int, on: Tensor, *, num_warps: int = WARPS, **arguments) -> None:
@@ -256,7 +263,7 @@ def load_steps(z, first, step, valid, time_steps, STEPS: tl.constexpr, CHUNKED: 
 @triton.jit
 def channel_of(column, fold):
     """Channel of a lane. (Divided in 32 bits: lanes of one sample are few, and 64 take a subroutine.)"""
-    return column.to(tl.int32) // fold.to(tl.int32)
+    return (column.to(tl.int32) // fold.to(tl.int32)).to(tl.int64)
 
 
 @triton.jit
@@ -302,8 +309,8 @@ def total(partials, quantity, channel, exists, channels, chunks, fold):
     rows = (chunks * fold).to(tl.int32)
     fold = fold.to(tl.int32)
     sums = tl.zeros([_TOTAL_ROWS, TOTAL_CHANNELS], tl.float64)
-    for block in range(tl.cdiv(rows, _TOTAL_ROWS)):
-        row = tl.arange(0, _TOTAL_ROWS) + block * _TOTAL_ROWS
+    for first in range(0, rows, _TOTAL_ROWS):
+        row = first + tl.arange(0, _TOTAL_ROWS)
         at = ((quantity * chunks + row // fold) * (channels * fold) + row % fold)[:, None] + (channel * fold)[None, :]
         sums += tl.load(partials + at, mask=(row < rows)[:, None] & exists[None, :], other=0.0)
     return tl.sum(sums, 0)

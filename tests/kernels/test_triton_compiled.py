@@ -1,0 +1,263 @@
+"""What the compiler makes of the Triton kernels: registers, spills, access widths, index widths, how many variants.
+
+Needs Triton, and no GPU.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from sca_kernels.functional import check_neuron
+from sca_kernels.testing import activation
+
+triton = pytest.importorskip("triton", reason="needs Triton (pip install triton)")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402  after importorskip
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+from sca_kernels import triton_kernels  # noqa: E402
+from sca_kernels.triton_kernels import batch_norm, bitpack, multistep  # noqa: E402
+
+pytestmark = [
+    pytest.mark.compile_only,
+    pytest.mark.skipif(triton_kernels.INTERPRETED, reason="Triton interprets here, it does not compile"),
+]
+
+
+class NoDevice:
+    """A Triton driver that compiles for a target and launches nothing. Each target has its own cache of kernels."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return 1000 + self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+
+@pytest.fixture
+def compiling(monkeypatch):
+    """``compiling(capability)`` -> a list that launched kernels are appended to, compiled and not run."""
+
+    def start(capability: int) -> list:
+        kernels = []
+        run = JITFunction.run
+
+        def only_compile(self, *args, grid, warmup, **kwargs):
+            kernels.append(run(self, *args, grid=grid, warmup=True, **kwargs))
+
+        monkeypatch.setattr(JITFunction, "run", only_compile)
+        monkeypatch.setattr(triton.runtime.driver, "_active", NoDevice(capability))
+        return kernels
+
+    return start
+
+
+def train(x: torch.Tensor, time_steps: int, neuron: str = "lif", surrogate: str = "atan", tau: float = 2.0) -> None:
+    """Forward and backward of a neuron, then of batch norm in front of it."""
+    config = check_neuron(neuron, tau, 1.0, 0.0, True, False, surrogate, None)
+    c = torch.ones(x.shape[2])
+    rate = c if neuron == "plif" else None
+    current = multistep.Current(None, None, rate, None)
+    spikes, *_ = multistep.forward(x, time_steps, config, current, None, False)
+    multistep.backward(spikes, None, x, time_steps, config, current)
+    _, mean, var = batch_norm.forward(x, time_steps, config, c, c, 1e-5, rate, None, None, False)
+    batch_norm.backward(spikes, None, x, time_steps, config, c, c, mean, var, 1e-5, rate, None)
+
+
+# --- registers, spills, access widths --------------------------------------------------------------------------------
+
+
+def disassembled(kernel, tmp_path: Path) -> tuple[Counter, dict[str, int]]:
+    """Instructions, and the compiler's account of registers and memory, of a compiled kernel."""
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+
+    def tool(name: str, *arguments: str) -> str:
+        path = getattr(triton.knobs.nvidia, name).path
+        return subprocess.run([path, *arguments, cubin], capture_output=True, text=True, check=True).stdout
+
+    account = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", tool("cuobjdump", "-res-usage"))}
+    instruction = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][\w.]*)"
+    return Counter(re.findall(instruction, tool("nvdisasm"), re.M)), account
+
+
+LAUNCHES = ("forward", "backward", "deviations", "forward behind norm", "sums behind norm", "backward behind norm")
+"""The kernels over activations that :func:`train` starts, in order."""
+
+RESOURCES = {
+    (torch.bfloat16, "contiguous"): ((64, 864), (76, 1168), (56, 680), (64, 944), (84, 1448), (96, 1400)),
+    (torch.bfloat16, "channels_last"): ((79, 936), (92, 1144), (80, 960), (94, 1184), (179, 1720), (168, 1544)),
+    (torch.float32, "contiguous"): ((48, 616), (51, 720), (40, 496), (48, 664), (60, 896), (64, 856)),
+    (torch.float32, "channels_last"): ((56, 600), (72, 680), (56, 600), (64, 720), (106, 992), (124, 904)),
+}
+"""Per dtype and layout, for each of these: registers of a thread, which decide how many loads are in flight, and
+instructions, which must stay below what the memory leaves time for. T = 4, the most that sm_80, sm_90 or sm_100 takes
+with Triton 3.7.1. A multiprocessor has 65,536 registers: at 128 threads a program and 168 registers each, 12 warps work.
+"""
+MARGIN = 1.1  # for other releases of the compiler
+
+OVER_ACTIVATIONS = ("forward_kernel", "backward_kernel", "deviations_kernel")
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100], ids="sm_{}".format)
+@pytest.mark.parametrize(("dtype", "layout"), RESOURCES, ids=lambda value: str(value).removeprefix("torch."))
+def test_kernels_move_16_bytes_per_access_spill_nothing_and_stay_within_their_registers(
+    compiling, tmp_path, capability, dtype, layout
+):
+    kernels = compiling(capability)
+    train(activation((4, 2, 64, 16, 16), dtype, layout == "channels_last"), 4)
+    large = [kernel for kernel in kernels if kernel.name in OVER_ACTIVATIONS]
+    for name, kernel, (registers, length) in zip(LAUNCHES, large, RESOURCES[dtype, layout], strict=True):
+        instructions, account = disassembled(kernel, tmp_path)
+        assert account["STACK"] == account["LOCAL"] == 0, name
+        assert not any(i.startswith(("LDL", "STL")) for i in instructions), name
+        assert account["REG"] <= MARGIN * registers, name
+        assert account["SHARED"] <= 1024, name  # the last reduction
+        assert instructions.total() <= MARGIN * length, name
+        # Four steps of x, in the backward also of the gradient; nothing of an activation in smaller pieces.
+        assert instructions["LDG.E.128"] == (8 if kernel.name == "backward_kernel" else 4), name
+        assert instructions["STG.E.128"] == (0 if name in ("deviations", "sums behind norm") else 4), name
+        assert not [i for i in instructions if re.match(r"STG\.E(\.U?(8|16|32))?$", i)], name
+
+
+@pytest.mark.parametrize(("steps", "neuron"), [(8, "lif"), (64, "plif")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_no_neuron_spills_at_the_most_steps_of_a_kind(compiling, tmp_path, steps, neuron, dtype):
+    """With a tau whose division is IEEE, and the surrogate with the most arithmetic."""
+    kernels = compiling(90)
+    train(activation((steps, 2, 64, 8, 8), dtype, channels_last=True), steps, neuron, "s2nn", 4 / 3)
+    for kernel in kernels:
+        _, account = disassembled(kernel, tmp_path)
+        assert account["STACK"] == account["LOCAL"] == 0, kernel.name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
+def test_bits_are_packed_16_bytes_at_a_time(compiling, tmp_path, dtype):
+    kernels = compiling(90)
+    bitpack.unpack(torch.zeros(1000, dtype=torch.uint8), 8000, dtype)
+    bitpack.pack(torch.zeros(8000, dtype=dtype))
+    instructions = [disassembled(kernel, tmp_path)[0] for kernel in kernels]
+    assert instructions[0]["STG.E.128"]
+    assert instructions[1]["LDG.E.128"]
+
+
+def test_no_multiply_add_is_fused_in_front_of_a_threshold(compiling, tmp_path):
+    kernels = compiling(90)
+    train(activation((4, 2, 64, 16, 16)), 4)
+    for kernel in kernels:
+        if kernel.name in ("forward_kernel", "backward_kernel"):
+            assert not disassembled(kernel, tmp_path)[0]["FFMA"], kernel.name
+
+
+# --- index widths ----------------------------------------------------------------------------------------------------
+
+
+def narrow_indexing(ttir: str) -> list[str]:
+    """What of a kernel's code computes an address in 32 bits: offsets, products, and program ids used unwidened."""
+    lines = ttir.splitlines()
+    wrong = [line for line in lines if "tt.addptr" in line and not re.search(r"i64>?( loc.*)?$", line.strip())]
+    wrong += [line for line in lines if re.search(r"arith\.muli .*\bx?i32>?( loc.*)?$", line.strip())]
+    for program in re.findall(r"(%\w+) = tt\.get_program_id", ttir):
+        uses = [line for line in lines if re.search(rf"{program}\b", line.partition(" = ")[2])]
+        wrong += [line for line in uses if "arith.extsi" not in line]
+    return wrong
+
+
+@pytest.mark.parametrize("steps", [4, 20], ids="T={}".format)
+def test_no_kernel_indexes_in_32_bits(compiling, steps):
+    """checklist: offsets over 2^31, every program id widened first."""
+    kernels = compiling(90)
+    for shape, last in (((16, 16), False), ((16, 16), True), ((2, 2), False)):
+        train(activation((steps, 2, 64, *shape), torch.bfloat16, last), steps, "plif")
+    bitpack.unpack(torch.zeros(1000, dtype=torch.uint8), 7999, torch.float32)
+    bitpack.pack(torch.zeros(7999))
+    assert {kernel.name for kernel in kernels} >= {*OVER_ACTIVATIONS, "statistics_kernel", "pack_kernel"}
+    assert [line for kernel in kernels for line in narrow_indexing(kernel.asm["ttir"])] == []
+
+
+def test_narrow_indexing_finds_planted_ones():
+    planted = """
+      %p = tt.get_program_id x : i32 loc(#loc1)
+      %a = arith.muli %p, %c : i32 loc(#loc2)
+      %b = tt.addptr %x, %a : !tt.ptr<f32>, i32 loc(#loc3)
+      %d = tt.addptr %x, %e : tensor<4x!tt.ptr<f32>>, tensor<4xi64> loc(#loc4)
+    """
+    assert len(narrow_indexing(planted)) == 3
+
+
+# --- how much is compiled --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def variants(monkeypatch):
+    """Counts what would be compiled: kernel name -> distinct specialisations asked for."""
+    asked: dict[str, set[str]] = {}
+
+    def record(self, key, *arguments, **named):
+        asked.setdefault(self.fn.__name__, set()).add(key)
+
+    monkeypatch.setattr(JITFunction, "_do_compile", record)
+    monkeypatch.setattr(triton.runtime.driver, "_active", NoDevice(1))
+    return asked
+
+
+def made(steps, n, channels, size, channels_last):
+    """An uninitialised bfloat16 activation."""
+    x = activation((steps, n, channels, size, size), channels_last=channels_last, device="meta")
+    return torch.empty_strided(x.shape, x.stride(), dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_new_sizes_and_pruned_widths_compile_a_small_constant_of_variants(variants, channels_last):
+    """checklist: 20 batch sizes x 5 sizes x pruned widths."""
+    for channels in (64, 128, 512):
+        for size in (2, 4, 8, 16, 32):
+            for n in range(1, 21):
+                train(made(4, n, channels, size, channels_last), 4)
+    counts = {name: len(keys) for name, keys in variants.items()}
+    # One kind of tile for channels_last; for contiguous maps one per range of map sizes.
+    tiles = 1 if channels_last else 3
+    # Forward and backward run with and without batch norm, the backward with it twice.
+    assert counts["forward_kernel"] <= 2 * tiles
+    assert counts["backward_kernel"] <= 3 * tiles
+    assert counts["deviations_kernel"] <= tiles
+    assert counts["statistics_kernel"] == counts["prelude_kernel"] == counts["coefficients_kernel"] == 1
+    before = sum(counts.values())
+    for channels in (63, 77, 100, 154, 301):
+        for n in (1, 3, 8):
+            train(made(4, n, channels, 8, channels_last), 4)
+    # A width can only change how many elements an access may take: 8, 4, 2 or 1.
+    assert sum(len(keys) for keys in variants.values()) <= 4 * before
+
+
+def test_all_lengths_beyond_a_chunk_share_one_variant(variants):
+    """checklist: T = 63/64/65/129; the bound of a compile-time T is 8."""
+    for steps in (9, 16, 63, 64, 65, 129, 512):
+        train(made(steps, 2, 64, 4, True), steps)
+    counts = {name: len(keys) for name, keys in variants.items()}
+    assert counts["forward_kernel"] == 2
+    assert counts["backward_kernel"] == 3
+    assert counts["deviations_kernel"] == 1
+
+
+def test_code_does_not_grow_with_the_number_of_steps(compiling):
+    """checklist: first call under a stated time at T = 4/16/64/128."""
+    kernels = compiling(90)
+    size = {}
+    for steps in (8, 512):
+        kernels.clear()
+        train(torch.zeros(steps, 1, 64, 2, 2), steps)
+        size[steps] = sum(len(kernel.asm["ptx"]) for kernel in kernels)
+    assert size[512] <= 2 * size[8]

@@ -1,0 +1,158 @@
+"""What the Triton kernels read and write, counted while Triton's interpreter runs them: the fewest bytes there are
+(architecture.md, decision 3). In a process of their own: TRITON_INTERPRET=1."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy
+import pytest
+import torch
+
+from sca_kernels.functional import check_neuron
+from sca_kernels.testing import activation
+
+triton = pytest.importorskip("triton", reason="needs Triton (pip install triton)")
+
+from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402  after importorskip
+
+from sca_kernels import triton_kernels  # noqa: E402
+from sca_kernels.triton_kernels import batch_norm, bitpack, multistep, tiling  # noqa: E402
+
+pytestmark = [
+    pytest.mark.interpreter,
+    pytest.mark.skipif(not triton_kernels.INTERPRETED, reason="needs TRITON_INTERPRET=1 when Python starts"),
+]
+
+CONFIG = check_neuron("lif", 2.0, 1.0, 0.0, True, False, "atan", None)
+
+
+class Traffic:
+    """Elements loaded and stored, by address."""
+
+    def __init__(self) -> None:
+        self.loaded: Counter[int] = Counter()
+        self.stored: Counter[int] = Counter()
+
+    def times(self, tensor: torch.Tensor) -> tuple[set[int], set[int]]:
+        """How often the elements of a dense tensor were loaded, and stored: one number each if all alike."""
+        addresses = range(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, tensor.element_size())
+        return {self.loaded[a] for a in addresses}, {self.stored[a] for a in addresses}
+
+
+@pytest.fixture
+def traffic(monkeypatch):
+    """Watches every load and store of the interpreter."""
+    seen = Traffic()
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def count(into: Counter, pointers, mask) -> None:
+        pointers, mask = numpy.broadcast_arrays(pointers.data, mask.data)
+        into.update(pointers[mask.astype(bool)].tolist())
+
+    def masked_load(self, ptrs, mask, *rest):
+        count(seen.loaded, ptrs, mask)
+        return load(self, ptrs, mask, *rest)
+
+    def masked_store(self, ptrs, value, mask, *rest):
+        count(seen.stored, ptrs, mask)
+        return store(self, ptrs, value, mask, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_load", masked_load)
+    monkeypatch.setattr(InterpreterBuilder, "create_masked_store", masked_store)
+    return seen
+
+
+ONCE, NEVER = {1}, {0}
+INPUTS = pytest.mark.parametrize(
+    ("shape", "channels_last"),
+    [((4, 3, 5, 7, 9), False), ((4, 3, 13, 5, 3), True), ((4, 5, 6, 3, 3), False)],
+    ids=["planes", "channels_last", "small maps"],
+)
+
+
+@INPUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_neuron_reads_x_once_and_writes_spikes_once(traffic, shape, channels_last, dtype):
+    x = activation(shape, dtype, channels_last)
+    current = multistep.Current(None, None, None, None)
+    spikes, *_ = multistep.forward(x, 4, CONFIG, current, None, False)
+    assert traffic.times(x) == (ONCE, NEVER)
+    assert traffic.times(spikes) == (NEVER, ONCE)
+    # Nothing else of the size of an activation: beside it stand the sums of each program, and their total.
+    others = traffic.loaded.total() + traffic.stored.total() - 2 * x.numel()
+    programs = tiling.tile(x, 4)[0].programs
+    assert others <= 2 * 2 * 64 * programs + 2 * shape[2]
+
+
+@INPUTS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_its_backward_reads_x_and_the_gradient_once_and_writes_once(traffic, shape, channels_last, dtype):
+    x, grad = (activation(shape, dtype, channels_last) for _ in range(2))
+    current = multistep.Current(None, None, None, None)
+    g_x, *_ = multistep.backward(grad, None, x, 4, CONFIG, current)
+    assert traffic.times(x) == traffic.times(grad) == (ONCE, NEVER)
+    assert traffic.times(g_x) == (NEVER, ONCE)
+    assert traffic.loaded.total() + traffic.stored.total() == 3 * x.numel()
+
+
+@INPUTS
+def test_batch_norm_reads_x_once_more_for_its_statistics(traffic, shape, channels_last):
+    x = activation(shape, channels_last=channels_last)
+    (spikes, *_), *_ = batch_norm.forward(x, 4, CONFIG, None, None, 1e-5, None, None, None, False)
+    assert traffic.times(spikes) == (NEVER, ONCE)
+    # Of the first step, the programs of the statistics read each channel's first element once more.
+    assert traffic.times(x[1:]) == ({2}, NEVER)
+
+
+@INPUTS
+def test_batch_norms_backward_reads_twice_and_writes_once(traffic, shape, channels_last):
+    x, grad = (activation(shape, channels_last=channels_last) for _ in range(2))
+    mean, var, weight = torch.zeros(shape[2]), torch.ones(shape[2]), torch.ones(shape[2])
+    g_x, *_ = batch_norm.backward(grad, None, x, 4, CONFIG, weight, None, mean, var, 1e-5, None, None)
+    assert traffic.times(x) == traffic.times(grad) == ({2}, NEVER)
+    assert traffic.times(g_x) == (NEVER, ONCE)
+
+
+def test_one_step_presented_many_times_is_read_once(traffic):
+    x = activation((1, 3, 5, 7, 9))
+    spikes, *_ = multistep.forward(x, 4, CONFIG, multistep.Current(None, None, None, None), None, False)
+    assert traffic.times(x) == (ONCE, NEVER)
+    assert traffic.times(spikes) == (NEVER, ONCE)
+
+
+def test_long_sequences_read_x_twice_in_the_backward_and_keep_one_potential_per_chunk(traffic):
+    """Beyond the steps whose potentials the registers hold: a pass for v at the start of each chunk, and one back."""
+    x, grad = (activation((20, 1, 3, 4, 16)) for _ in range(2))
+    g_x, *_ = multistep.backward(grad, None, x, 20, CONFIG, multistep.Current(None, None, None, None))
+    assert traffic.times(grad) == (ONCE, NEVER)
+    assert traffic.times(g_x) == (NEVER, ONCE)
+    # All but the last chunk, whose potentials the first pass does not need.
+    last = x[18:]
+    assert traffic.times(last) == (ONCE, NEVER)
+    assert traffic.times(x[:18]) == ({2}, NEVER)
+
+
+def test_packing_reads_and_writes_every_byte_once(traffic):
+    spikes = (torch.rand(5000) < 0.3).float()
+    packed = bitpack.pack(spikes)
+    assert traffic.times(spikes) == (ONCE, NEVER)
+    assert traffic.times(packed) == (NEVER, ONCE)
+    unpacked = bitpack.unpack(packed, 5000, torch.float32)
+    assert traffic.times(packed) == (ONCE, ONCE)
+    assert traffic.times(unpacked)[1] == ONCE
+    assert torch.equal(unpacked, spikes)
+
+
+@pytest.mark.parametrize("fold", [1, 4])
+def test_counts_beyond_32_bits_are_exact(fold):
+    """checklist: counts above 2^24 and 2^31; here as the sums that programs hand to the second stage."""
+    x = torch.empty(1, 3000, 2, fold, 1) if fold > 1 else torch.empty(1, 3000, 2, 64)
+    plan, _ = tiling.tile(x, 1)
+    partials = plan.partials(1, x.device)
+    torch.manual_seed(0)
+    partials.copy_(torch.randint(2**30, 2**31, partials.shape))
+    count = torch.empty(2, dtype=torch.int64)
+    tiling.totals(plan, partials, count)
+    assert count.tolist() == partials.long().sum((0, 1)).view(2, -1).sum(1).tolist()
+    assert count.min() > 2**31
