@@ -1,4 +1,4 @@
-"""Settings every test runs under, and a last line that counts what did not run."""
+"""Settings every test runs under, and last lines that count what ran where and what did not run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ torch.set_num_threads(2)
 settings.register_profile("sca", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("sca")
 
+PLACES = ("cpu", "interpreter", "compile-only", "GPU")
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
@@ -24,11 +26,30 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+def place_of(item: pytest.Item) -> str:
+    """What runs the code that a test is about."""
+    backend, device = (getattr(item, "callspec", None) and item.callspec.params.get("target")) or ("", "cpu")
+    if device == "cuda" or item.get_closest_marker("gpu"):
+        return "GPU"
+    if backend == "triton" or item.get_closest_marker("interpreter"):
+        return "interpreter"
+    return "compile-only" if item.get_closest_marker("compile_only") else "cpu"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Note in every report where its test runs."""
+    for item in items:
+        item.user_properties.append(("place", place_of(item)))
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End the output with the skipped tests by reason, so that green never hides not-run."""
+    """End the output with the tests run by place, and the skipped ones by reason, so that green never hides not-run."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or config.option.collectonly:
         return
+    ran = [report for outcome in ("passed", "failed") for report in reporter.stats.get(outcome, [])]
+    places = Counter(dict(report.user_properties).get("place") for report in ran if report.when == "call")
+    reporter.write_line("ran: " + ", ".join(f"{places[place]} {place}" for place in PLACES))
     skipped = [report for report in reporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)]
     reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
     detail = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())

@@ -216,9 +216,10 @@ def test_convolution_with_folded_batch_norm_flips_few_spikes(target):
     conv, norm = torch.nn.Conv2d(8, 13, 3, padding=1, bias=False), twin()
     fused = fused_from(norm, backend).to(device).eval()
     folded = torch.nn.utils.fusion.fuse_conv_bn_eval(conv.eval(), norm.eval()).to(device)
-    frames = (torch.rand(4 * 16, 8, 16, 16) < 0.3).float().to(device)
-    spikes = fused(conv.to(device)(frames).unflatten(0, (4, 16)))
-    other = F.lif(folded(frames).unflatten(0, (4, 16)), backend=backend).spikes
+    n = 4 if (backend, device) == ("triton", "cpu") else 16  # interpreted
+    frames = (torch.rand(4 * n, 8, 16, 16) < 0.3).float().to(device)
+    spikes = fused(conv.to(device)(frames).unflatten(0, (4, n)))
+    other = F.lif(folded(frames).unflatten(0, (4, n)), backend=backend).spikes
     assert (spikes != other).float().mean() < 1e-4
 
 

@@ -445,6 +445,8 @@ def test_bad_arguments_are_named(make, error, says):
 def test_counts_above_float32_precision_are_exact(target):
     """2^24 + 1 is where a float32 counter stops."""
     backend, device = target
+    if (backend, device) == ("triton", "cpu"):
+        pytest.skip("so many elements take an interpreter minutes: test_triton_interpreted.py counts further")
     x = torch.full((1, 1, 1, 1), 2.0, device=device).expand(1, 1, 1, 2**24 + 3).contiguous()
     assert F.if_neuron(x, backend=backend).spike_count.item() == 2**24 + 3
 

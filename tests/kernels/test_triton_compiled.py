@@ -104,7 +104,7 @@ RESOURCES = {
 }
 """Per dtype and layout, for each of these: registers of a thread, which decide how many loads are in flight, and
 instructions, which must stay below what the memory leaves time for. T = 4, the most that sm_80, sm_90 or sm_100 takes
-with Triton 3.7.1. A multiprocessor has 65,536 registers: at 128 threads a program and 168 registers each, 12 warps work.
+with Triton 3.7.1. A multiprocessor has 65,536 registers: with 168 of them per thread 12 warps work.
 """
 MARGIN = 1.1  # for other releases of the compiler
 
