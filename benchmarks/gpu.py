@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 
 import sca
 from sca_kernels import functional as F
+from sca_kernels.backends import registry
 from sca_kernels.testing import activation
 
 from . import peers, results
@@ -79,14 +80,26 @@ def copies(x: Tensor, passes: int) -> Party:
     return party
 
 
+def ours(scale: Scale, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Our LIF: what a user gets, and each other backend of this device by its name."""
+    device = torch.device(scale.device)
+    able = [
+        name
+        for name, backend in registry().items()
+        if scale.device not in backend.only_by_name and backend.supports(device, dtype)[0]
+    ]
+    told = {OURS: None} | {f"{OURS}, {name}": name for name in able[1:] if name != "reference"}
+    return {name: lambda x, backend=backend: F.lif(x, backend=backend).spikes for name, backend in told.items()}
+
+
 def build_neuron(scale: Scale, dtype: str, layout: str) -> dict[str, Party | None]:
     kind, last = DTYPES[dtype], layout == "channels_last"
+    check = activation((4, 2, 16, 8, 8), kind, last, scale.device).requires_grad_()
     functions = {
-        OURS: lambda x: F.lif(x).spikes,
+        **ours(scale, kind),
         SPIKINGJELLY: peers.spikingjelly_lif(),
         COMPILE: peers.compiled(peers.eager_lif),
     }
-    check = activation((4, 2, 16, 8, 8), kind, last, scale.device).requires_grad_()
     weights = torch.randn_like(check)
     truth = check.detach().float().requires_grad_()
     expected = F.lif(truth, backend="reference").spikes
@@ -97,10 +110,11 @@ def build_neuron(scale: Scale, dtype: str, layout: str) -> dict[str, Party | Non
             check.grad = None
             spikes = function(check)
             spikes.backward(weights)
-            # Ours keeps a float32 state whatever comes in; the others may not.
-            flips = 0 if name == OURS or kind == torch.float32 else 0.05
+            # Ours keep a float32 state whatever comes in; the others may not.
+            is_ours = name.startswith(OURS)
+            flips = 0 if is_ours or kind == torch.float32 else 0.05
             require(flip_rate(spikes, expected) <= flips, f"{name} spikes as the float32 equations do")
-            error = 1e-6 if kind == torch.float32 else 2e-2 if name == OURS else 1
+            error = 1e-6 if kind == torch.float32 else 2e-2 if is_ours else 1
             require(relative_error(check.grad, truth.grad) <= error, f"{name} has their gradient")
     x = activation(scale.shape(kind), kind, last, scale.device).requires_grad_()
     grad = torch.randn_like(x)
@@ -112,11 +126,12 @@ def build_neuron(scale: Scale, dtype: str, layout: str) -> dict[str, Party | Non
 def build_batch_norm_neuron(scale: Scale, dtype: str, layout: str) -> dict[str, Party | None]:
     kind, last = DTYPES[dtype], layout == "channels_last"
     shape = scale.shape(kind)
+    check = activation((4, 2, shape[2], 8, 8), kind, last, scale.device).requires_grad_()
     norm = nn.BatchNorm2d(shape[2], device=scale.device)
     nn.init.uniform_(norm.weight, 0.5, 1.5)
     nn.init.uniform_(norm.bias, 0.0, 1.0)
 
-    def ours(x: Tensor, weight: Tensor, bias: Tensor, backend: str | None = None) -> Tensor:
+    def fused(x: Tensor, weight: Tensor, bias: Tensor, backend: str | None = None) -> Tensor:
         statistics = (norm.running_mean, norm.running_var)
         return F.batch_norm_lif(x, weight, bias, *statistics, training=True, backend=backend).spikes
 
@@ -124,16 +139,15 @@ def build_batch_norm_neuron(scale: Scale, dtype: str, layout: str) -> dict[str, 
         return lif and (lambda x, weight, bias: lif(norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])))
 
     functions = {
-        OURS: ours,
+        OURS: fused,
         SPIKINGJELLY: before(peers.spikingjelly_lif()),
         COMPILE: peers.compiled(before(peers.eager_lif)),
     }
-    check = activation((4, 2, shape[2], 8, 8), kind, last, scale.device).requires_grad_()
     weights = torch.randn_like(check)
     truth = check.detach().float().requires_grad_()
-    expected = ours(truth, norm.weight, norm.bias, backend="reference")
+    expected = fused(truth, norm.weight, norm.bias, backend="reference")
     expected.backward(weights.float())
-    spikes = ours(check, norm.weight, norm.bias)
+    spikes = fused(check, norm.weight, norm.bias)
     spikes.backward(weights)
     require(torch.equal(spikes.float(), expected.detach()), "ours spikes as the reference does")
     error = relative_error(check.grad, truth.grad)
@@ -181,7 +195,7 @@ def build_step(scale: Scale, batch: int, density: float) -> dict[str, Party | No
     return _steps(scale, batch, density)
 
 
-def build_peak_memory(scale: Scale, batch: int) -> dict[str, Party | None]:
+def build_peak_memory(scale: Scale, batch: int, density: float) -> dict[str, Party | None]:
     def peak(step: Callable[[], None]) -> float:
         step()
         if scale.device == "cpu":
@@ -193,7 +207,7 @@ def build_peak_memory(scale: Scale, batch: int) -> dict[str, Party | None]:
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
 
-    return {name: step and partial(peak, step) for name, step in _steps(scale, batch, 1.0).items()}
+    return {name: step and partial(peak, step) for name, step in _steps(scale, batch, density).items()}
 
 
 GRID = [{"dtype": dtype, "layout": layout} for dtype in DTYPES for layout in LAYOUTS]
@@ -237,9 +251,9 @@ def cases(scale: Scale) -> dict[str, Case]:
                 "G5",
                 "activation memory of such a step at its peak",
                 "MiB",
-                [{"batch": 256}],
+                [{"batch": 256, "density": density} for density in (1.0, 0.5, 0.3)],
                 partial(build_peak_memory, scale),
-                lambda batch: [Bar(SPIKINGJELLY, at_most=0.4)],
+                lambda batch, density: [Bar(SPIKINGJELLY, at_most=0.4)],
                 returned,
                 rounds=1,
                 warmup=0,
@@ -288,14 +302,35 @@ def conditions(command: str, scale: Scale) -> dict[str, Any]:
 
 
 def measure(chosen: Sequence[Case], scale: Scale, folder: Path, command: str) -> None:
-    """Take and store all figures of these cases."""
+    """Take and store all figures of these cases, each at once: an interrupted run goes on where it was, on the same
+    commit and day."""
+    told = conditions(command, scale)
+    path = folder / told["device"] / f"{told['date'][:10]}.json"
     for case in chosen:
-        figures = []
+        held = next((part for part in results.parts(path) if part["case"] == case.id), None) if path.exists() else None
+        figures = held["figures"] if held and held["conditions"]["commit"] == told["commit"] else []
         for variant in case.variants:
+            if any(figure["variant"] == variant for figure in figures):
+                continue
             figures.append(take(case, variant, 2 if scale.smoke and case.rounds > 1 else case.rounds))
             if scale.device == "cuda":
                 torch.cuda.empty_cache()
-        results.store(folder, case.id, case.work, case.unit, conditions(command, scale), figures)
+            results.store_part(folder, case.id, told, work=case.work, unit=case.unit, figures=figures)
+
+
+def profile(chosen: Sequence[Case]) -> None:
+    """Run our party of every figure twice, for a profiler that watches this process."""
+    for case in chosen:
+        for variant in case.variants:
+            party = case.build(**variant)[OURS]
+            for _ in range(2):
+                party()
+
+
+def missing(known: dict[str, Case], folder: Path, device: str) -> list[str]:
+    """Cases that no file of this device holds."""
+    held = {result["case"] for result in results.stored(folder) if result["conditions"]["device"] == device}
+    return [f"{case.id}, {case.work}: {results.NOT_MEASURED}" for case in known.values() if case.id not in held]
 
 
 def main() -> int:
@@ -304,19 +339,37 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, two rounds, nothing stored")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: with --smoke only")
     parser.add_argument("--store", type=Path, default=results.FOLDER, help="folder of the result files")
+    parser.add_argument("--profile", action="store_true", help="run our kernels for a profiler; measure nothing")
+    parser.add_argument("--record", nargs=2, metavar=("STAGE", "FILE"), help="store the last lines of another stage")
+    parser.add_argument("--list", action="store_true", help="measure nothing, list the cases")
     options = parser.parse_args()
     scale = Scale(options.device, options.smoke)
     known = cases(scale)
     if unknown := set(options.ids) - set(known):
         parser.error(f"ids: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
-    if scale.device == "cpu" and not scale.smoke:
-        parser.error("device: expected cuda, or --smoke; these figures mean nothing on a CPU")
     chosen = [known[name] for name in options.ids or known]
     command = f"python -m benchmarks.gpu {' '.join(options.ids)}".strip()
+    if options.list:
+        for case in chosen:
+            print(f"{case.id}: {case.work}: {len(case.variants)} figures")
+        return 0
+    if options.record:
+        stage, log = options.record
+        lines = Path(log).read_text().splitlines()
+        print(
+            results.store_part(options.store, stage, conditions(f"benchmarks/gpu_suite.sh {stage}", scale), lines=lines)
+        )
+        return 0
+    if scale.device == "cpu" and not scale.smoke:
+        parser.error("device: expected cuda, or --smoke; these figures mean nothing on a CPU")
+    if options.profile:
+        profile(chosen)
+        return 0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) if scale.smoke else options.store
         measure(chosen, scale, folder, command)
         Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160"))).print(table(folder))
+        print(*missing(known, folder, conditions(command, scale)["device"]), sep="\n")
     return 0
 
 

@@ -1,103 +1,118 @@
 #!/usr/bin/env bash
-# What is to be run on a machine with a CUDA device, in stages of less than nine minutes each; the last lines are a short
-# table. Fails loudly: a missing device, compiler or tool is an error, not a skip.
+# What is to be run on a machine with a CUDA device, stage by stage, each in less than nine minutes; its last lines are a
+# short table. Fails loudly: a missing device, compiler or tool is an error, not a skip.
 #
-#   benchmarks/gpu_suite.sh tests | sanitize | bench [G1 G2 ...] | cifar [options of sca train] | dry
+#   benchmarks/gpu_suite.sh [--dry-run] tests | sanitize | bench [G1 G2 ...] | counters | train [options of sca train] | all
 #
 # tests     build the native part, then the whole suite but for the install tests (they need a package index)
-# sanitize  compute-sanitizer's memcheck and racecheck on a selection of the kernel tests
-# bench     the cases of benchmarks/gpu.py, stored under benchmarks/results
-# cifar     train, prune and compact VGG-16 on the CIFAR-10 images in CIFAR10_DIR (default .gpu_data)
-# dry       what of this can be tried without a device
+# sanitize  G7: compute-sanitizer's memcheck and racecheck on a selection of the kernel tests, every CUDA backend
+# bench     G1, G2, G4, G5 against their peers; stored figure by figure, so that it goes on where it was interrupted
+# counters  achieved bytes/s, occupancy and registers of the kernels of G1 and G2, by ncu
+# train     train, prune and compact VGG-16 on the CIFAR-10 images in CIFAR10_DIR
 #
-# Environment: PYTHON (python3), OUT (results and logs are copied there), CIFAR10_DIR.
+# Results: benchmarks/results/<device>/<date>.json. Environment: PYTHON (python3), OUT (results and logs go there, too),
+# CIFAR10_DIR. With --dry-run: print the commands, start none.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+usage() { echo "stage: expected tests, sanitize, bench, counters, train or all, got ${1:-nothing}" >&2; exit 2; }
+dry=
+if [ "${1:-}" = --dry-run ]; then dry=1; shift; fi
+stage=${1:-}
+[ $# -eq 0 ] || shift
 python=${PYTHON:-python3}
-stage=${1:?"expected tests, sanitize, bench, cifar or dry"}
-shift
-export PYTHONPATH="$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export PYTHONPATH="$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 COLUMNS=160
 logs=$(mktemp -d)
-limit="timeout --signal=INT --kill-after=20 530"
+trap 'rm -rf "$logs"' EXIT
 
-device() {
-    "$python" - <<'PYTHON'
-import sys, torch, triton
-if not torch.cuda.is_available():
-    sys.exit("no CUDA device")
-print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}")
-PYTHON
-}
-
-build() { # also registers the distribution, which the version tests and the `sca` command read
-    "$python" -m pip install --quiet --no-deps --no-build-isolation --no-index -e . >"$logs/build.log" 2>&1 ||
-        { cat "$logs/build.log"; exit 1; }
-}
-
-keep() { # copies what a stage made, also after a failure
-    if [ -n "${OUT:-}" ]; then cp "$@" "$OUT/" 2>/dev/null || true; fi
-}
-
-run_tests() {
-    device && build
-    local status=0
-    $limit "$python" -m pytest -q --ignore=tests/house/test_install.py --durations=10 \
-        --junitxml="$logs/tests.xml" >"$logs/tests.log" 2>&1 || status=$?
-    keep "$logs"/tests.*
-    tail -40 "$logs/tests.log"
+# run SECONDS LOG COMMAND...: under a time limit, all that it says in the log, whose end is shown.
+run() {
+    local seconds=$1 log=$2 status=0
+    shift 2
+    if [ -n "$dry" ]; then echo "  $*"; return; fi
+    timeout --signal=INT --kill-after=20 "$seconds" "$@" >"$logs/$log.log" 2>&1 || status=$?
+    tail -40 "$logs/$log.log"
+    [ $status -ne 124 ] || echo "$log: stopped after $seconds s" >&2
     return $status
 }
 
-# One test of every kernel, in both layouts: a sanitizer slows a kernel down by a factor of ten and more.
-selection="triton-cuda and (bit_identical and 3.0 or odd_sizes and (65 or 130) or prelude and plif and no-decay
+# keep STAGE LINES: store what a stage ended with, and copy everything to OUT.
+keep() {
+    if [ -n "$dry" ]; then return; fi
+    if [ -s "${2:-}" ]; then "$python" -m benchmarks.gpu --record "$1" "$2"; fi
+    if [ -n "${OUT:-}" ]; then cp "$logs"/* benchmarks/results/*/20*.json "$OUT/" 2>/dev/null || true; fi
+}
+
+prepare() { # the install also registers the distribution, which the version tests and the `sca` command read
+    if [ -n "$dry" ]; then echo "$stage:"; else "$python" -c 'import sys, torch
+if not torch.cuda.is_available(): sys.exit("no CUDA device")
+print(torch.cuda.get_device_name(), "torch", torch.__version__)'; fi
+    run 120 build "$python" -m pip install --quiet --no-deps --no-build-isolation --no-index -e .
+}
+
+tests() {
+    local status=0
+    run 400 tests "$python" -m pytest -q --ignore=tests/house/test_install.py --durations=10 || status=$?
+    tail -3 "$logs/tests.log" >"$logs/tests.lines" 2>/dev/null || true
+    keep tests "$logs/tests.lines"
+    return $status
+}
+
+# One test of every kernel and layout: a sanitizer slows a kernel down by a factor of ten and more.
+selection="cuda and not reference and (bit_identical and 3.0 or odd_sizes and (65 or 130) or prelude and plif and no-decay
     or presented or training_follows_torch or large_mean or bits_round_trip)"
 
 sanitize() {
-    device && build
-    local failed=0 tool
+    local tool status=0 result
     for tool in memcheck racecheck; do
+        result=clean
         # Each tensor its own allocation, so that reading past its end is seen.
-        PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 260 compute-sanitizer --tool $tool --error-exitcode 99 \
-            "$python" -m pytest -q -x tests/kernels -k "$(echo $selection)" >"$logs/$tool.log" 2>&1 &&
-            result=clean || { result="FAILED ($?)"; failed=1; }
-        keep "$logs/$tool.log"
-        printf '%-10s %-12s %s | %s\n' $tool "$result" "$(grep -E '^=+ (ERROR|RACECHECK) SUMMARY' "$logs/$tool.log" || echo no summary)" \
-            "$(grep -E '[0-9]+ (passed|failed)' "$logs/$tool.log" | tail -1)" >>"$logs/table"
-        [ "$result" = clean ] || tail -60 "$logs/$tool.log"
+        run 200 $tool env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $tool --error-exitcode 99 \
+            "$python" -m pytest -q -x tests/kernels -k "$(echo $selection)" || { result="FAILED ($?)"; status=1; }
+        if [ -n "$dry" ]; then continue; fi
+        echo "G7 $tool: $result; $(grep -E '^=+ (ERROR|RACECHECK) SUMMARY' "$logs/$tool.log" || echo no summary);" \
+            "$(grep -E '[0-9]+ passed' "$logs/$tool.log" | tail -1)" >>"$logs/sanitize.lines"
     done
-    cat "$logs/table"
-    return $failed
+    keep sanitize "$logs/sanitize.lines"
+    if [ -z "$dry" ]; then cat "$logs/sanitize.lines"; fi
+    return $status
 }
 
 bench() {
-    device && build
     local status=0
-    $limit "$python" -m benchmarks.gpu "$@" 2>&1 | tee "$logs/bench.log" || status=$?
-    keep "$logs/bench.log" benchmarks/results/*/G*.json
+    run 400 bench "$python" -m benchmarks.gpu "$@" || status=$?
+    keep bench
     return $status
 }
 
-cifar() {
-    device && build
-    local data=${CIFAR10_DIR:-.gpu_data} status=0
-    [ -d "$data" ] || { echo "no CIFAR-10 images in $data: set CIFAR10_DIR" >&2; exit 1; }
-    $limit "$python" -m sca.cli train --data cifar10 --data-dir "$data" --model vgg16 --device cuda \
-        --precision bfloat16 --reference none --out "$logs/run" "$@" 2>&1 | tee "$logs/cifar.log" || status=$?
-    keep "$logs/cifar.log" "$logs"/run/*.json* "$logs"/run/*.png
+counters() {
+    local status=0
+    local metrics=gpu__time_duration.sum,dram__bytes.sum,dram__bytes.sum.per_second
+    metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread
+    run 400 counters ncu --csv --page raw --metrics $metrics --kernel-name 'regex:forward|backward|deviations|statistics' \
+        "$python" -m benchmarks.gpu --profile G1 G2 || status=$?
+    grep '^"' "$logs/counters.log" >"$logs/counters.lines" 2>/dev/null || true
+    keep counters "$logs/counters.lines"
     return $status
 }
 
-dry() {
-    "$python" -m benchmarks.gpu --smoke --device cpu "$@"
-    "$python" -m pytest -q tests/kernels/test_triton_backend.py
+train() {
+    local data=${CIFAR10_DIR:-} status=0
+    if [ -z "$dry" ] && [ ! -d "$data" ]; then echo "CIFAR10_DIR: expected a folder of CIFAR-10 files, got '$data'" >&2; return 1; fi
+    run 400 train "$python" -m sca.cli train --data cifar10 --data-dir "${data:-CIFAR10_DIR}" --model vgg16 --device cuda \
+        --precision bfloat16 --reference none --out "$logs/run" "$@" || status=$?
+    if [ -d "$logs/run" ]; then cp "$logs"/run/*.json* "$logs/"; fi
+    tail -15 "$logs/train.log" >"$logs/train.lines" 2>/dev/null || true
+    keep train "$logs/train.lines"
+    return $status
 }
 
 case $stage in
-    tests) run_tests ;;
-    sanitize) sanitize ;;
-    bench) bench "$@" ;;
-    cifar) cifar "$@" ;;
-    dry) dry "$@" ;;
-    *) echo "stage: expected tests, sanitize, bench, cifar or dry, got $stage" >&2; exit 2 ;;
+    tests | sanitize | bench | counters | train) prepare && "$stage" "$@" ;;
+    all)
+        [ -n "$dry" ] || usage "all, which takes --dry-run: a stage a call"
+        for stage in tests sanitize bench counters train; do prepare && "$stage"; done
+        "$python" -m benchmarks.gpu --list
+        ;;
+    *) usage "$stage" ;;
 esac

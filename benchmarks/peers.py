@@ -51,7 +51,7 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def spikingjelly_lif() -> Callable[[Tensor], Tensor] | None:
-    """SpikingJelly's multi-step LIF, its state cleared before each call; on a CPU its only backend is torch."""
+    """SpikingJelly's multi-step LIF, its state cleared before each call; release 2.0 picks its backend itself."""
     if not installed("spikingjelly"):
         return None
     from spikingjelly.activation_based import functional, neuron, surrogate

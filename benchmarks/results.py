@@ -69,14 +69,26 @@ def store(
 ) -> Path:
     """Write one result file, whole or not at all."""
     path = folder / conditions["device"] / f"{case}.json"
+    _write(path, {"case": case, "work": work, "unit": unit, "conditions": conditions, "figures": figures})
+    return path
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"case": case, "work": work, "unit": unit, "conditions": conditions, "figures": figures}
     partial = path.with_suffix(".partial")
     with partial.open("w") as file:
         file.write(json.dumps(content, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def store_part(folder: Path, name: str, conditions: dict[str, Any], **content: Any) -> Path:
+    """Add one part to the file of a day on a device, ``<device>/<date>.json``, in place of an earlier one of that name:
+    a case with its figures, or the ``lines`` that another stage ended with."""
+    path = folder / conditions["device"] / f"{conditions['date'][:10]}.json"
+    parts = load(path)["parts"] if path.exists() else {}
+    _write(path, {"parts": parts | {name: {"case": name, "conditions": conditions, **content}}})
     return path
 
 
@@ -86,8 +98,14 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def stored(folder: Path = FOLDER) -> list[dict[str, Any]]:
-    """All results, by device and case."""
-    return [load(path) for path in sorted(folder.glob("*/*.json"))]
+    """All cases with figures, by device, file and case."""
+    return [part for path in sorted(folder.glob("*/*.json")) for part in parts(path) if "figures" in part]
+
+
+def parts(path: Path) -> list[dict[str, Any]]:
+    """What a file holds: one case, or the parts of a day."""
+    content = load(path)
+    return list(content["parts"].values()) if "parts" in content else [content]
 
 
 class Row(NamedTuple):
