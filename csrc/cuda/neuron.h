@@ -1,0 +1,109 @@
+// All time steps of a neuron, forward and adjoint (method.md, sections 2 and 3), over the structs of include/sca.
+//
+// Which neuron, reset and surrogate it is, a kernel learns at run time: the choice is the same for all threads, and made
+// once for kAhead * V elements (charge and reset) or V (surrogate), so that it costs about an instruction per element of
+// kernels that wait for memory. That keeps the compiled variants to the dtype, the layout and the width of an access.
+#pragma once
+
+#include "../include/sca/neurons.h"
+#include "../include/sca/surrogates.h"
+#include "walk.h"
+
+namespace sca {
+
+constexpr int kAhead = 4;  // steps whose loads are issued before the first is used
+
+#define SCA_CASE(index, ...) \
+    case index:              \
+        return body(__VA_ARGS__{});
+#define SCA_NAMED_CASE(index, Struct, name) SCA_CASE(index, Struct)
+
+template <class Body>
+SCA_DEVICE void with_charge(int64 row, const Body& body) {
+    switch (row) { SCA_CHARGES(SCA_CASE) }
+}
+template <class Body>
+SCA_DEVICE void with_reset(int64 row, const Body& body) {
+    switch (row) { SCA_RESETS(SCA_CASE) }
+}
+template <class Body>
+SCA_DEVICE void with_surrogate(int64 row, const Body& body) {
+    switch (row) { SCA_SURROGATES(SCA_NAMED_CASE) }
+}
+#undef SCA_CASE
+#undef SCA_NAMED_CASE
+
+// A neuron's numbers as a thread has them.
+template <bool planes, int V>
+struct Cell {
+    static constexpr int kVectors = 3;  // per channel
+    const Neuron& neuron;
+    const float threshold, rest;
+    PerChannel<planes, V> scale, shift, rate;
+
+    SCA_DEVICE Cell(const Neuron& given, const Prelude& prelude, const Place<planes, V>& place)
+        : neuron(given),
+          threshold(static_cast<float>(given.threshold)),
+          rest(static_cast<float>(given.rest)),
+          scale(place, 0),
+          shift(place, 1),
+          rate(place, 2) {
+        float vector[Place<planes, V>::kWidth];
+        place.of_channel(vector, prelude.scale, 1.0f);
+        scale.put(vector);
+        place.of_channel(vector, prelude.shift, 0.0f);
+        shift.put(vector);
+        place.of_channel(vector, prelude.rate, static_cast<float>(given.rate));
+        rate.put(vector);
+    }
+
+    // kAhead steps or fewer of one place; each(k, h, potential) sees V potentials before and after the reset.
+    template <class T, class Each>
+    SCA_DEVICE void integrate(float (&potential)[V], const Vector<T, V> (&x)[kAhead], int steps,
+                              const Each& each) const {
+        float scales[V], shifts[V], rates[V];
+        scale.get(scales);
+        shift.get(shifts);
+        rate.get(rates);
+#pragma unroll
+        for (int k = 0; k < kAhead; ++k) {
+            if (k >= steps) break;
+            float h[V];
+            with_charge(neuron.charge, [&](auto charge) {
+#pragma unroll
+                for (int v = 0; v < V; ++v) {
+                    const float y = widened(x[k].at[v]) * scales[v] + shifts[v];
+                    h[v] = decltype(charge)::charge(potential[v], y, rest, rates[v]);
+                }
+            });
+            after(h, potential);
+            each(k, h, potential);
+        }
+    }
+
+    // Potentials after the reset.
+    SCA_DEVICE void after(const float (&h)[V], float (&potential)[V]) const {
+        with_reset(neuron.reset, [&](auto reset) {
+            using Reset = decltype(reset);
+#pragma unroll
+            for (int v = 0; v < V; ++v) potential[v] = Reset::after(h[v], threshold, Reset::rest(rest));
+        });
+    }
+};
+
+// kAhead steps or fewer of a tensor; one step stands for all where its stride is 0.
+template <class T, int V>
+SCA_DEVICE void load_steps(Vector<T, V> (&to)[kAhead], const T* p, int64 stride, int steps) {
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k, p += stride)
+        if (k < steps) to[k] = k > 0 && stride == 0 ? to[0] : load<T, V>(p);
+}
+
+template <bool planes, int V>
+SCA_DEVICE void initial(float (&potential)[V], const Strided& z, const Place<planes, V>& place, float absent) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) potential[v] = absent;
+    if (z.data != nullptr) load_floats(potential, place.template in<float>(z), 4);
+}
+
+}  // namespace sca

@@ -1,0 +1,83 @@
+// What kernels are told, by value. Every member is eight bytes; twin of the ctypes structures in
+// sca_kernels/cuda_kernels/parameters.py, which are checked against these sizes before the first launch.
+#pragma once
+
+namespace sca {
+
+using int64 = long long;
+
+// An activation [T, N, C, S], or a state (t unused). Strides in elements: per step, per place (two digits, see Walk)
+// and per group. data is null where there is none.
+struct Strided {
+    void* data;
+    int64 t, outer, inner, group;
+};
+
+// How a tensor is cut among threads (walk.h has the reading, tiling.py the choice).
+struct Walk {
+    int64 places, inner;            // places of a group, in two digits: outer = place / inner, place % inner
+    int64 groups, lanes, columns;   // columns = channels * fold, of which `lanes` vectors lie side by side in a block
+    int64 fold;                     // columns per channel
+    int64 chunks, items;            // blocks per group; places per thread
+    int64 rows, outer_step, inner_step;  // threads one above the other in a block, and that as digits
+};
+
+// Rows of the lists in include/sca; numbers to be rounded to float32.
+struct Neuron {
+    int64 charge, reset, surrogate, detach;
+    double rate, threshold, rest, alpha, beta;
+};
+
+// Per-channel vectors [C], or null: y = x * scale + shift, and the leak's own rate.
+struct Prelude {
+    const float *scale, *shift, *rate;
+};
+
+struct Forward {
+    Walk walk;
+    Neuron neuron;
+    Prelude prelude;
+    int64 steps;
+    Strided x, spikes, v_init, v_last;
+    const float* mask;  // [C] or null: 1 where a channel emits, else 0
+    double* partials;           // [2, chunks, columns]: spikes, and |v - rest|
+};
+
+struct Backward {
+    Walk walk;
+    Neuron neuron;
+    Prelude prelude;
+    int64 steps, resident;  // steps whose h (and, with keep_x, x) shared memory holds
+    int64 keep_x;
+    Strided x, grad_spikes, grad_v, v_init, grad_x, grad_v_init;
+    const float *center, *slope, *bias;  // grad_x = g * scale + slope * (x - center) + bias; null: without the rest
+    double* partials;  // [3, chunks, columns]: sums of g, g * (x - center) and the rate's gradient; or null
+    float* checkpoints;  // v at the start of all but the last `resident` steps, of all threads
+};
+
+struct Moments {
+    Walk walk;
+    int64 steps;
+    Strided x;
+    double* partials;  // [2, chunks, columns]: sums of x and x^2
+};
+
+// Kernels over channels; each reads and writes what it has use for.
+struct Channels {
+    int64 channels, fold, chunks;
+    const double* partials;  // [quantities, chunks, channels * fold]
+    double count, presentations, eps;
+    int64* spike_count;
+    float* membrane_l1;
+    const float *weight, *bias;
+    float *mean, *var, *scale, *shift, *slope, *offset, *grad_scale, *grad_shift, *grad_rate;
+};
+
+struct Bits {
+    int64 numel;
+    void* spikes;
+    unsigned char* packed;
+    int* valid;  // set to 0 where a value is neither 0 nor 1
+};
+
+}  // namespace sca

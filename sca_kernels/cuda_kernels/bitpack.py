@@ -1,0 +1,37 @@
+"""Spikes as bits (twin of :mod:`sca_kernels.reference.bitpack`)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .parameters import Bits, Launch, address
+from .tiling import NAMES, THREADS, ceil_div
+
+_BYTES_PER_BLOCK = 4 * THREADS
+
+
+def pack(launch: Launch, spikes: Tensor) -> Tensor:
+    """As :meth:`sca_kernels.backends.base.Backend.pack_spikes`, but that the values are checked without waiting for the
+    device: another value stops it with an assertion."""
+    spikes = spikes.contiguous()
+    packed = spikes.new_empty(ceil_div(spikes.numel(), 8), dtype=torch.uint8)
+    valid = torch.ones((), dtype=torch.int32, device=spikes.device)
+    _run(launch, "pack_bits", spikes, packed, valid)
+    torch._assert_async(valid, "spikes: expected zeros and ones only, got another value")
+    return packed
+
+
+def unpack(launch: Launch, packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
+    """As :meth:`sca_kernels.backends.base.Backend.unpack_spikes`."""
+    spikes = packed.new_empty(numel, dtype=dtype)
+    _run(launch, "unpack_bits", spikes, packed.contiguous(), None)
+    return spikes
+
+
+def _run(launch: Launch, kernel: str, spikes: Tensor, packed: Tensor, valid: Tensor | None) -> None:
+    vector = 16 // spikes.element_size() if spikes.data_ptr() % 16 == 0 else 1
+    parameters = Bits(spikes.numel(), address(spikes), address(packed), address(valid))
+    grid = ceil_div(packed.numel(), _BYTES_PER_BLOCK)
+    if grid:
+        launch(f"sca::{kernel}<{NAMES[spikes.dtype]}, {vector}>", grid, THREADS, 0, parameters, spikes)

@@ -1,0 +1,118 @@
+"""What kernels are told: twins of the structures in ``csrc/cuda/parameters.h``, all of eight-byte members."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Protocol
+
+from torch import Tensor
+
+from ..neurons import NEURONS, NeuronConfig
+from ..surrogates import TABLE
+
+
+def _integers(*names: str) -> list[tuple[str, type]]:
+    return [(name, ctypes.c_int64) for name in names]
+
+
+def _pointers(*names: str) -> list[tuple[str, type]]:
+    return [(name, ctypes.c_void_p) for name in names]
+
+
+def _reals(*names: str) -> list[tuple[str, type]]:
+    return [(name, ctypes.c_double) for name in names]
+
+
+class Strided(ctypes.Structure):
+    _fields_ = _pointers("data") + _integers("t", "outer", "inner", "group")
+
+
+class Walk(ctypes.Structure):
+    _fields_ = _integers(
+        "places", "inner", "groups", "lanes", "columns", "fold", "chunks", "items", "rows", "outer_step", "inner_step"
+    )
+
+
+class Neuron(ctypes.Structure):
+    _fields_ = _integers("charge", "reset", "surrogate", "detach") + _reals(
+        "rate", "threshold", "rest", "alpha", "beta"
+    )
+
+    @classmethod
+    def of(cls, config: NeuronConfig) -> Neuron:
+        """Rows of the lists at the foot of ``csrc/include/sca/{neurons,surrogates}.h``, and rounded once, numbers."""
+        learnable = NEURONS[config.neuron].learnable_leak
+        multiplies = learnable or math.frexp(config.tau)[0] == 0.5  # a power of two: the product is the quotient
+        charge = 0 if config.neuron == "if" else (1 if config.decay_input else 3) + multiplies
+        reset = 2 if config.v_reset is None else int(config.v_reset == 0)
+        rate = 1 / config.tau if multiplies else config.tau
+        surrogate = list(TABLE).index(config.surrogate)
+        numbers = rate, config.v_threshold, config.v_rest, config.alpha, config.beta
+        return cls(charge, reset, surrogate, config.detach_reset, *numbers)
+
+
+class Prelude(ctypes.Structure):
+    _fields_ = _pointers("scale", "shift", "rate")
+
+
+class Forward(ctypes.Structure):
+    _fields_ = [
+        ("walk", Walk),
+        ("neuron", Neuron),
+        ("prelude", Prelude),
+        *_integers("steps"),
+        *((name, Strided) for name in ("x", "spikes", "v_init", "v_last")),
+        *_pointers("mask", "partials"),
+    ]
+
+
+class Backward(ctypes.Structure):
+    _fields_ = [
+        ("walk", Walk),
+        ("neuron", Neuron),
+        ("prelude", Prelude),
+        *_integers("steps", "resident", "keep_x"),
+        *((name, Strided) for name in ("x", "grad_spikes", "grad_v", "v_init", "grad_x", "grad_v_init")),
+        *_pointers("center", "slope", "bias", "partials", "checkpoints"),
+    ]
+
+
+class Moments(ctypes.Structure):
+    _fields_ = [("walk", Walk), *_integers("steps"), ("x", Strided), *_pointers("partials")]
+
+
+class Channels(ctypes.Structure):
+    _fields_ = [
+        *_integers("channels", "fold", "chunks"),
+        *_pointers("partials"),
+        *_reals("count", "presentations", "eps"),
+        *_pointers("spike_count", "membrane_l1", "weight", "bias", "mean", "var", "scale", "shift", "slope", "offset"),
+        *_pointers("grad_scale", "grad_shift", "grad_rate"),
+    ]
+
+
+class Bits(ctypes.Structure):
+    _fields_ = _integers("numel") + _pointers("spikes", "packed", "valid")
+
+
+SIZES = {structure.__name__: ctypes.sizeof(structure) for structure in (Forward, Backward, Moments, Channels, Bits)}
+"""Bytes of each structure; whoever compiled the kernels must agree."""
+
+
+def address(z: Tensor | None) -> int | None:
+    """Where a tensor's data begins; None for none."""
+    return None if z is None else z.data_ptr()
+
+
+class Launch(Protocol):
+    """Start a kernel on the current stream of the device of ``on``.
+
+    Args:
+        kernel: a C++ expression of the list in ``csrc/cuda/kernels.h``.
+        grid: blocks, at least one. threads: per block. shared: bytes of dynamic shared memory per block.
+    """
+
+    def __call__(
+        self, kernel: str, grid: int, threads: int, shared: int, parameters: ctypes.Structure, on: Tensor
+    ) -> None: ...

@@ -1,0 +1,73 @@
+// The kernels of csrc/cuda as a Python module that runs them on CPU tensors; test only.
+
+#include "emulation.h"
+
+#include "../../../csrc/cuda/kernels.h"
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <string>
+
+namespace sca {
+
+// Half precision, which a device converts by an instruction.
+float widened(float16 x) {
+    const float magnitude = bits_as<float>((x.bits & 0x7fffu) << 13) * 0x1p112f;  // denormals come right by themselves
+    const bool special = (x.bits & 0x7c00u) == 0x7c00u;
+    const unsigned bits = special ? 0x7f800000u | (x.bits & 0x3ffu) << 13 : bits_as<unsigned>(magnitude);
+    return bits_as<float>(bits | (x.bits & 0x8000u) << 16);
+}
+
+void round_to(float16& to, float x) {
+    const unsigned sign = bits_as<unsigned>(x) >> 16 & 0x8000u;
+    const double magnitude = std::fabs(static_cast<double>(x));
+    if (x != x) {
+        to.bits = 0x7fff;
+        return;
+    }
+    // To the nearest multiple of the last place, ties to even; the exponent of denormals is that of the least normal.
+    const int exponent = magnitude == 0.0 ? -14 : std::max(-14, std::min(16, std::ilogb(magnitude)));
+    const double units = std::nearbyint(std::min(std::ldexp(magnitude, 10 - exponent), 4096.0));
+    const unsigned bits = static_cast<unsigned>(units) + static_cast<unsigned>(exponent + 14) * 1024u;
+    to.bits = static_cast<unsigned short>(sign | std::min(bits, 0x7c00u));
+}
+
+}  // namespace sca
+
+namespace py = pybind11;
+
+namespace {
+
+using Launch = void (*)(const void*, unsigned, int, size_t);
+
+template <class Parameters, void (*kernel)(const Parameters)>
+void run(const void* bytes, unsigned grid, int threads, size_t shared) {
+    emulation::launch<Parameters>(kernel, bytes, grid, threads, shared);
+}
+
+const std::map<std::string, Launch>& table() {
+    static const std::map<std::string, Launch> rows = {
+#define SCA_ROW(Parameters, ...) {#__VA_ARGS__, run<sca::Parameters, __VA_ARGS__>},
+        SCA_KERNELS_OF(SCA_ROW, float, 4)
+        SCA_KERNELS_OF(SCA_ROW, sca::bfloat16, 8)
+        SCA_KERNELS_OF(SCA_ROW, sca::float16, 8)
+        SCA_KERNELS_OF_CHANNELS(SCA_ROW)
+#undef SCA_ROW
+    };
+    return rows;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(emulated, m) {
+    m.def("launch", [](const std::string& kernel, unsigned grid, int threads, size_t shared, const py::bytes& parameters) {
+        table().at(kernel)(std::string_view(parameters).data(), grid, threads, shared);
+    });
+    std::map<std::string, size_t> sizes;
+#define SCA_ROW(Parameters) sizes[#Parameters] = sizeof(sca::Parameters);
+    SCA_PARAMETERS(SCA_ROW)
+#undef SCA_ROW
+    m.attr("sizes") = sizes;
+}
