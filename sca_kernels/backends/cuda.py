@@ -22,39 +22,39 @@ class CudaBackend(Backend):
         return False, "todo"
 
     @property
-    def _launch(self):
+    def launch(self):
         raise NotImplementedError
 
     def neuron_forward(self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v) -> Forward:
         current = Current(scale, shift, rate, v_init)
-        return Forward(*multistep.forward(self._launch, x, time_steps, config, current, mask, return_v))
+        return Forward(*multistep.forward(self.launch, x, time_steps, config, current, mask, return_v))
 
     def neuron_backward(
         self, grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init
     ) -> NeuronGradients:
         current = Current(scale, shift, rate, v_init)
         return NeuronGradients(
-            *multistep.backward(self._launch, grad_spikes, grad_v, x, time_steps, config, current)
+            *multistep.backward(self.launch, grad_spikes, grad_v, x, time_steps, config, current)
         )
 
     def batch_norm_forward(
         self, x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
     ) -> tuple[Forward, Tensor, Tensor]:
         arguments = x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
-        out, mean, var = batch_norm.forward(self._launch, *arguments)
+        out, mean, var = batch_norm.forward(self.launch, *arguments)
         return Forward(*out), mean, var
 
     def batch_norm_backward(
         self, grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
     ) -> BatchNormGradients:
         arguments = grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
-        return BatchNormGradients(*batch_norm.backward(self._launch, *arguments))
+        return BatchNormGradients(*batch_norm.backward(self.launch, *arguments))
 
     def pack_spikes(self, spikes: Tensor) -> Tensor:
-        return bitpack.pack(self._launch, spikes)
+        return bitpack.pack(self.launch, spikes)
 
     def unpack_spikes(self, packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
-        return bitpack.unpack(self._launch, packed, numel, dtype)
+        return bitpack.unpack(self.launch, packed, numel, dtype)
 
 
 BACKEND = CudaBackend
