@@ -1,10 +1,9 @@
-// Every kernel, and the list of those that are compiled: SCA_KERNELS(row) is row(expression, parameters) per kernel. The
-// expression, as text, is the name that a launch asks for, and what NVRTC instantiates.
+// Every kernel over elements, and the list of what is compiled: row(parameters, expression). The expression, as text, is
+// the name that a launch asks for, and what NVRTC instantiates. Those over channels are in channels.h.
 #pragma once
 
 #include "batch_norm.h"
 #include "bitpack.h"
-#include "channels.h"
 #include "neuron_backward.h"
 #include "neuron_forward.h"
 
@@ -19,10 +18,3 @@
     SCA_WALKS(row, moments, Moments, T, V)                   \
     row(Bits, sca::pack_bits<T, V>) row(Bits, sca::pack_bits<T, 1>) \
     row(Bits, sca::unpack_bits<T, V>) row(Bits, sca::unpack_bits<T, 1>)
-
-#define SCA_KERNELS_OF_CHANNELS(row)                                          \
-    row(Channels, sca::activity_totals) row(Channels, sca::gradient_totals)   \
-        row(Channels, sca::statistics) row(Channels, sca::prelude) row(Channels, sca::coefficients)
-
-// sizeof, to be compared with what the caller packs.
-#define SCA_PARAMETERS(row) row(Forward) row(Backward) row(Moments) row(Channels) row(Bits)

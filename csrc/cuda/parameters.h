@@ -81,3 +81,18 @@ struct Bits {
 };
 
 }  // namespace sca
+
+// row(structure): their sizes are compared with those of the caller's.
+#define SCA_PARAMETERS(row) row(Forward) row(Backward) row(Moments) row(Channels) row(Bits)
+
+#ifdef SCA_SIZES
+namespace sca {
+constexpr unsigned long long kExpectedSizes[] = {SCA_SIZES};
+#define SCA_ROW(Parameters) sizeof(Parameters),
+constexpr unsigned long long kSizes[] = {SCA_PARAMETERS(SCA_ROW)};
+#undef SCA_ROW
+static_assert(kSizes[0] == kExpectedSizes[0] && kSizes[1] == kExpectedSizes[1] && kSizes[2] == kExpectedSizes[2] &&
+                  kSizes[3] == kExpectedSizes[3] && kSizes[4] == kExpectedSizes[4],
+              "the caller packs other structures than these");
+}  // namespace sca
+#endif

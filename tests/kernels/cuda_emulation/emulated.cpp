@@ -2,6 +2,7 @@
 
 #include "emulation.h"
 
+#include "../../../csrc/cuda/channels.h"
 #include "../../../csrc/cuda/kernels.h"
 
 #include <pybind11/pybind11.h>
