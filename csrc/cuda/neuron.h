@@ -1,8 +1,8 @@
 // All time steps of a neuron, forward and adjoint (method.md, sections 2 and 3), over the structs of include/sca.
 //
-// Which neuron, reset and surrogate it is, a kernel learns at run time: the choice is the same for all threads, and made
-// once for kAhead * V elements (charge and reset) or V (surrogate), so that it costs about an instruction per element of
-// kernels that wait for memory. That keeps the compiled variants to the dtype, the layout and the width of an access.
+// Which neuron, reset and surrogate it is, a kernel learns at run time: the choice is the same for all threads and made
+// once for V elements, so that it costs an instruction or two per element of kernels that wait for memory. That keeps the
+// compiled variants to the dtype, the layout and the width of an access.
 #pragma once
 
 #include "../include/sca/neurons.h"
@@ -57,28 +57,21 @@ struct Cell {
         rate.put(vector);
     }
 
-    // kAhead steps or fewer of one place; each(k, h, potential) sees V potentials before and after the reset.
-    template <class T, class Each>
-    SCA_DEVICE void integrate(float (&potential)[V], const Vector<T, V> (&x)[kAhead], int steps,
-                              const Each& each) const {
+    // One time step of V elements: potentials before the reset in h, after it in `potential`.
+    template <class T>
+    SCA_DEVICE void step(const Vector<T, V>& x, float (&h)[V], float (&potential)[V]) const {
         float scales[V], shifts[V], rates[V];
         scale.get(scales);
         shift.get(shifts);
         rate.get(rates);
+        with_charge(neuron.charge, [&](auto charge) {
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k) {
-            if (k >= steps) break;
-            float h[V];
-            with_charge(neuron.charge, [&](auto charge) {
-#pragma unroll
-                for (int v = 0; v < V; ++v) {
-                    const float y = widened(x[k].at[v]) * scales[v] + shifts[v];
-                    h[v] = decltype(charge)::charge(potential[v], y, rest, rates[v]);
-                }
-            });
-            after(h, potential);
-            each(k, h, potential);
-        }
+            for (int v = 0; v < V; ++v) {
+                const float y = widened(x.at[v]) * scales[v] + shifts[v];
+                h[v] = decltype(charge)::charge(potential[v], y, rest, rates[v]);
+            }
+        });
+        after(h, potential);
     }
 
     // Potentials after the reset.

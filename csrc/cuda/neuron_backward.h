@@ -12,12 +12,11 @@ class Tape {
     static constexpr int kPart = V < 4 ? V : 4;
 
   public:
-    SCA_DEVICE Tape(unsigned char* memory, int64 steps, bool keep_x) {
+    SCA_DEVICE Tape(unsigned char* memory, int64 steps) {
         const int64 thread = static_cast<int64>(threadIdx.x);
         grad_ = reinterpret_cast<Vector<T, V>*>(memory) + thread;
         x_ = grad_ + steps * kThreads;
-        const int64 vectors = (keep_x ? 2 : 1) * steps * kThreads;
-        h_ = reinterpret_cast<float*>(memory + vectors * sizeof(Vector<T, V>)) + thread * kPart;
+        h_ = reinterpret_cast<float*>(memory + 2 * steps * kThreads * sizeof(Vector<T, V>)) + thread * kPart;
     }
 
     SCA_DEVICE void put_h(int64 k, const float (&h)[V]) { store_floats(h_ + k * kThreads * V, kThreads * kPart, h); }
@@ -34,7 +33,7 @@ class Tape {
 // With g the gradient of the input current: grad_x and the sums that `Backward` lists. h is recomputed from x, `resident`
 // steps at a time, the last first; the others start from checkpoints.
 template <class T, bool planes, int V>
-__global__ void __launch_bounds__(kThreads) neuron_backward(const Backward p) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) neuron_backward(const Backward p) {
     Place<planes, V> place(p.walk);
     const Cell<planes, V> cell(p.neuron, p.prelude, place);
     constexpr int kFirst = cell.kVectors;
@@ -56,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) neuron_backward(const Backward p) {
     bias.put(vector);
     __syncthreads();
 
-    Tape<T, V> tape(shared_memory() + (kFirst + 5) * PerChannel<planes, V>::bytes(place), p.resident, p.keep_x != 0);
+    Tape<T, V> tape(shared_memory() + (kFirst + 5) * PerChannel<planes, V>::bytes(place), p.resident);
     const float alpha = static_cast<float>(p.neuron.alpha), beta = static_cast<float>(p.neuron.beta);
     const bool repeated = p.grad_x.data != nullptr && p.grad_x.t == 0, sums = p.partials != nullptr, leaks = sums && p.prelude.rate != nullptr;
     const int resident = static_cast<int>(p.resident);
@@ -88,13 +87,32 @@ __global__ void __launch_bounds__(kThreads) neuron_backward(const Backward p) {
     for (; place.valid(); place.next()) {
         float potential[V], grad_v[V];
         const T* x_at = place.template in<const T>(p.x);
+        // Loads a chunk's steps, kAhead at once, and integrates them.
+        const auto record = [&](int chunk, int steps, bool with_gradients) {
+            const int64 first = static_cast<int64>(chunk) * resident;
+            const T* grad_at = place.template in<const T>(p.grad_spikes);
+            for (int t = 0; t < steps; t += kAhead) {
+                Vector<T, V> x[kAhead], grad[kAhead] = {};
+                load_steps(x, x_at + (first + t) * p.x.t, p.x.t, steps - t);
+                if (with_gradients)
+                    load_steps(grad, grad_at + (first + t) * p.grad_spikes.t, p.grad_spikes.t, steps - t);
+#pragma unroll
+                for (int k = 0; k < kAhead; ++k) {
+                    if (k >= steps - t) break;
+                    tape.x(t + k) = x[k];
+                    tape.grad(t + k) = grad[k];
+                }
+            }
+#pragma unroll 1
+            for (int t = 0; t < steps; ++t) {
+                float h[V];
+                cell.step(tape.x(t), h, potential);
+                tape.put_h(t, h);
+            }
+        };
         initial(potential, p.v_init, place, cell.rest);
         for (int c = 0; c < chunks - 1; ++c) {
-            for (int t = 0; t < resident; t += kAhead) {
-                Vector<T, V> x[kAhead];
-                load_steps(x, x_at + (static_cast<int64>(c) * resident + t) * p.x.t, p.x.t, resident - t);
-                cell.integrate(potential, x, resident - t, [](int, const float(&)[V], const float(&)[V]) {});
-            }
+            record(c, resident, false);
             store_floats(checkpoints + static_cast<int64>(c) * kThreads * V, 4, potential);
         }
         const auto restart = [&](float(&v)[V], int chunk) {  // v in front of a chunk's steps
@@ -109,19 +127,7 @@ __global__ void __launch_bounds__(kThreads) neuron_backward(const Backward p) {
             const int64 first = static_cast<int64>(c) * resident;
             const int steps = c == chunks - 1 ? static_cast<int>(p.steps - first) : resident;
             if (c < chunks - 1) restart(potential, c);
-            for (int t = 0; t < steps; t += kAhead) {
-                Vector<T, V> x[kAhead], grad[kAhead] = {};
-                load_steps(x, x_at + (first + t) * p.x.t, p.x.t, steps - t);
-                if (p.grad_spikes.data != nullptr) {
-                    const T* grad_at = place.template in<const T>(p.grad_spikes) + (first + t) * p.grad_spikes.t;
-                    load_steps(grad, grad_at, p.grad_spikes.t, steps - t);
-                }
-                cell.integrate(potential, x, steps - t, [&](int k, const float(&h)[V], const float(&)[V]) {
-                    tape.put_h(t + k, h);
-                    tape.grad(t + k) = grad[k];
-                    if (p.keep_x) tape.x(t + k) = x[k];
-                });
-            }
+            record(c, steps, p.grad_spikes.data != nullptr);
 
             T* out = place.template in<T>(p.grad_x) + (first + steps) * p.grad_x.t;
 #pragma unroll 1
@@ -145,8 +151,7 @@ __global__ void __launch_bounds__(kThreads) neuron_backward(const Backward p) {
                                                                                  cell.threshold, at_rest);
                     }
                 });
-                Vector<T, V> x = {};
-                if (p.keep_x) x = tape.x(t);
+                const Vector<T, V> x = tape.x(t);
                 if (leaks) {
                     float before[V], scales[V], shifts[V], by_rate[V];  // before: v in front of this step
                     if (t > 0) {

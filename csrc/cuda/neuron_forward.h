@@ -5,7 +5,7 @@
 namespace sca {
 
 template <class T, bool planes, int V>
-__global__ void __launch_bounds__(kThreads) neuron_forward(const Forward p) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 3) neuron_forward(const Forward p) {
     Place<planes, V> place(p.walk);
     const Cell<planes, V> cell(p.neuron, p.prelude, place);
     PerChannel<planes, V> gate(place, cell.kVectors);
@@ -24,22 +24,25 @@ __global__ void __launch_bounds__(kThreads) neuron_forward(const Forward p) {
         for (int left = static_cast<int>(p.steps); left > 0; left -= kAhead) {
             Vector<T, V> x[kAhead];
             load_steps(x, x_at, p.x.t, left);
-            cell.integrate(potential, x, left, [&](int, const float(&h)[V], const float(&after)[V]) {
+#pragma unroll
+            for (int k = 0; k < kAhead; ++k) {
+                if (k >= left) break;
                 Vector<T, V> spikes;
-                float gates[V], distance[V];
+                float h[V], gates[V], distance[V];
                 int spike[V];
+                cell.step(x[k], h, potential);
                 gate.get(gates);
 #pragma unroll
                 for (int v = 0; v < V; ++v) {
                     spike[v] = h[v] >= cell.threshold ? 1 : 0;
-                    distance[v] = absolute(after[v] - cell.rest);
+                    distance[v] = absolute(potential[v] - cell.rest);
                     spikes.at[v] = spike[v] != 0 && gates[v] != 0.0f ? One<T>::value() : T{};
                 }
                 accumulate(fired, spike);
                 accumulate(l1, distance);
                 store(spikes_at, spikes);
                 spikes_at += p.spikes.t;
-            });
+            }
             x_at += kAhead * p.x.t;
         }
         if (p.v_last.data != nullptr) store_floats(place.template in<float>(p.v_last), 4, potential);

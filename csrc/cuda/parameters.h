@@ -47,8 +47,7 @@ struct Backward {
     Walk walk;
     Neuron neuron;
     Prelude prelude;
-    int64 steps, resident;  // steps whose h (and, with keep_x, x) shared memory holds
-    int64 keep_x;
+    int64 steps, resident;  // all, and those that shared memory holds at a time
     Strided x, grad_spikes, grad_v, v_init, grad_x, grad_v_init;
     const float *center, *slope, *bias;  // grad_x = g * scale + slope * (x - center) + bias; null: without the rest
     double* partials;  // [3, chunks, columns]: sums of g, g * (x - center) and the rate's gradient; or null

@@ -49,9 +49,7 @@ class Compiled:
         self.module = module
         self.versions = module.driver_version(), module.runtime_version
         listed = [entry.partition("+") for entry in module.architectures.split(";")]
-        self.architectures = [
-            (tuple(map(int, number.split("."))), suffix == "PTX") for number, _, suffix in listed
-        ]
+        self.architectures = [(tuple(map(int, number.split("."))), suffix == "PTX") for number, _, suffix in listed]
 
     def supports(self, capability: tuple[int, int]) -> tuple[bool, str]:
         # Machine code runs on later devices of its own generation, PTX on all later ones.

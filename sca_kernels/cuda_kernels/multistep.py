@@ -109,11 +109,10 @@ class Adjoint:
     def run(self, launch: Launch, *outputs: str, partials: Tensor | None = None, **vectors: Tensor) -> None:
         """Write ``outputs`` (grad_x, grad_v_init) and, where given, the sums; vectors are center, slope and bias."""
         tiling, x = self.tiling, self.tiling.tensors["x"]
-        keep_x = partials is not None or "slope" in vectors
         repeated = "grad_x" in outputs and x.shape[0] != self.time_steps
         table = tiling.table_bytes(8)
         h = THREADS * tiling.vector * 4
-        step = h + THREADS * tiling.vector * x.element_size() * (2 if keep_x else 1)
+        step = h + THREADS * tiling.vector * x.element_size() * 2
         resident = min(self.time_steps, (_MOST_SHARED - table - h * repeated) // step)
         if resident < self.time_steps:
             resident -= resident % _AHEAD
@@ -126,7 +125,6 @@ class Adjoint:
             prelude=self.current.prelude(),
             steps=self.time_steps,
             resident=resident,
-            keep_x=keep_x,
             partials=address(partials),
             checkpoints=address(checkpoints),
             **tiling.strided(*tensors, *outputs),

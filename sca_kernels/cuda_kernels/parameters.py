@@ -72,7 +72,7 @@ class Backward(ctypes.Structure):
         ("walk", Walk),
         ("neuron", Neuron),
         ("prelude", Prelude),
-        *_integers("steps", "resident", "keep_x"),
+        *_integers("steps", "resident"),
         *((name, Strided) for name in ("x", "grad_spikes", "grad_v", "v_init", "grad_x", "grad_v_init")),
         *_pointers("center", "slope", "bias", "partials", "checkpoints"),
     ]

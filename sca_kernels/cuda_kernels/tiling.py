@@ -76,9 +76,7 @@ class Tiling:
             steps = (
                 stride
                 for z, own in zip(self.tensors.values(), collapsed.values(), strict=True)
-                for stride, size in zip(
-                    own, (z.shape[0], n, c if self.planes else 1, s if lanes else 1), strict=True
-                )
+                for stride, size in zip(own, (z.shape[0], n, c if self.planes else 1, s if lanes else 1), strict=True)
                 if size > 1
             )
             self.vector = vector if all(stride % vector == 0 for stride in steps) else 1

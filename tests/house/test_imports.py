@@ -15,7 +15,7 @@ KERNEL_LAYERS = [
     {"functional"},
     {"ops"},
     {"backends"},
-    {"reference", "triton_kernels"},
+    {"reference", "triton_kernels", "cuda_kernels"},
     {"neurons"},
     {"surrogates"},
     {"layout", "memory", "sync", "version"},
@@ -151,7 +151,15 @@ def test_import_sca_kernels_loads_no_native_code_and_probes_no_device():
         "print(*sorted(set(sys.modules) - before))"
     )
     loaded = out.split()
-    heavy = ("triton", "cupy", "sca_kernels._cpu", "sca_kernels._cuda", "sca_kernels.triton_kernels", "torch._dynamo")
+    heavy = (
+        "triton",
+        "cupy",
+        "sca_kernels._cpu",
+        "sca_kernels._cuda",
+        "sca_kernels.triton_kernels",
+        "sca_kernels.cuda_kernels",
+        "torch._dynamo",
+    )
     assert [name for name in loaded if any(inside(name, package) for package in heavy)] == []
     assert "sca_kernels.functional" in loaded
 

@@ -110,6 +110,15 @@ def test_without_a_compiler_the_wheel_holds_both_packages_and_no_binary(pure_whe
     assert [name for name in names if name.endswith((".so", ".pyd", ".cpp"))] == []
 
 
+def test_the_wheel_holds_the_sources_that_cupy_compiles(pure_wheel):
+    tracked = subprocess.run(
+        ["git", "ls-files", "csrc/include", "csrc/cuda"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    headers = {f"sca_kernels/_{name}" for name in tracked.stdout.split() if name.endswith(".h")}
+    assert headers
+    assert {name for name in zipfile.ZipFile(pure_wheel[0]).namelist() if "_csrc" in name} == headers
+
+
 def test_without_a_compiler_the_build_says_so_once(pure_wheel):
     told = [line for line in pure_wheel[1].splitlines() if "compiler" in line.lower() and "sca_kernels" in line]
     assert len(told) == 1
