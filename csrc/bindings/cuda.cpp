@@ -26,8 +26,7 @@ std::map<std::string, const void*>& kernel_table() {
 namespace {
 
 void check(cudaError_t code, const std::string& what) {
-    if (code != cudaSuccess)
-        throw std::runtime_error("backend cuda: " + what + " failed: " + cudaGetErrorString(code));
+    if (code != cudaSuccess) throw std::runtime_error("backend cuda: " + what + " failed: " + cudaGetErrorString(code));
 }
 
 void launch(const std::string& kernel, unsigned grid, unsigned threads, size_t shared, const py::bytes& parameters,

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads) unpack_bits(const Bits p) {
 #pragma unroll
             for (int v = 0; v < V; ++v) part.at[v] = (bits >> (i + v) & 1u) != 0 ? One<T>::value() : T{};
             if (left >= 8 || (V == 1 && i < left))
-                store(spikes + 8 * byte + i, part);
+                store_global(spikes + 8 * byte + i, part);
             else
                 for (int v = 0; v < V; ++v)
                     if (i + v < left) spikes[8 * byte + i + v] = part.at[v];

@@ -134,6 +134,6 @@ __global__ void __launch_bounds__(kTotalThreads) coefficients(const Channels p) 
 }  // namespace sca
 
 // row(parameters, expression), as in kernels.h.
-#define SCA_KERNELS_OF_CHANNELS(row)                                        \
-    row(Channels, sca::activity_totals) row(Channels, sca::gradient_totals) \
-        row(Channels, sca::statistics) row(Channels, sca::prelude) row(Channels, sca::coefficients)
+#define SCA_ALL_OVER_CHANNELS(row)                                                                         \
+    row(Channels, sca::activity_totals) row(Channels, sca::gradient_totals) row(Channels, sca::statistics) \
+        row(Channels, sca::prelude) row(Channels, sca::coefficients)

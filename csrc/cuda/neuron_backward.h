@@ -30,10 +30,10 @@ class Tape {
     Vector<T, V>* x_;
 };
 
-// With g the gradient of the input current: grad_x and the sums that `Backward` lists. h is recomputed from x, `resident`
-// steps at a time, the last first; the others start from checkpoints.
+// With g the gradient of the input current: grad_x and the sums that `Backward` lists. h is recomputed from x,
+// `resident` steps at a time, the last first; the others start from checkpoints.
 template <class T, bool planes, int V>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) neuron_backward(const Backward p) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2) neuron_backward(const Backward p) {
     Place<planes, V> place(p.walk);
     const Cell<planes, V> cell(p.neuron, p.prelude, place);
     constexpr int kFirst = cell.kVectors;
@@ -57,14 +57,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) neuron_backw
 
     Tape<T, V> tape(shared_memory() + (kFirst + 5) * PerChannel<planes, V>::bytes(place), p.resident);
     const float alpha = static_cast<float>(p.neuron.alpha), beta = static_cast<float>(p.neuron.beta);
-    const bool repeated = p.grad_x.data != nullptr && p.grad_x.t == 0, sums = p.partials != nullptr, leaks = sums && p.prelude.rate != nullptr;
+    const bool repeated = p.grad_x.data != nullptr && p.grad_x.t == 0, sums = p.partials != nullptr,
+               leaks = sums && p.prelude.rate != nullptr;
     const int resident = static_cast<int>(p.resident);
     const int chunks = static_cast<int>((p.steps + resident - 1) / resident);  // of steps
     float* const checkpoints =
-        p.checkpoints + (static_cast<int64>(blockIdx.x) * (chunks - 1) * kThreads + static_cast<int64>(threadIdx.x)) * V;
+        p.checkpoints +
+        (static_cast<int64>(blockIdx.x) * (chunks - 1) * kThreads + static_cast<int64>(threadIdx.x)) * V;
 
     // From g, the gradient of the current.
-    const auto input_gradient = [&](const float(&g)[V], const Vector<T, V>& x) {
+    const auto input_gradient = [&](const float (&g)[V], const Vector<T, V>& x) {
         Vector<T, V> to;
         float factor[V], slopes[V], centers[V], biases[V];
         cell.scale.get(factor);
@@ -76,9 +78,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) neuron_backw
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             const float scaled = g[v] * factor[v];
-            round_to(to.at[v], p.slope == nullptr
-                                   ? scaled
-                                   : scaled + (slopes[v] * (widened(x.at[v]) - centers[v]) + biases[v]));
+            round_to(to.at[v],
+                     p.slope == nullptr ? scaled : scaled + (slopes[v] * (widened(x.at[v]) - centers[v]) + biases[v]));
         }
         return to;
     };
@@ -113,9 +114,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) neuron_backw
         initial(potential, p.v_init, place, cell.rest);
         for (int c = 0; c < chunks - 1; ++c) {
             record(c, resident, false);
-            store_floats(checkpoints + static_cast<int64>(c) * kThreads * V, 4, potential);
+            store_state(checkpoints + static_cast<int64>(c) * kThreads * V, potential);
         }
-        const auto restart = [&](float(&v)[V], int chunk) {  // v in front of a chunk's steps
+        const auto restart = [&](float (&v)[V], int chunk) {  // v in front of a chunk's steps
             if (chunk == 0)
                 initial(v, p.v_init, place, cell.rest);
             else
@@ -189,16 +190,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 3 : 2) neuron_backw
                     for (int v = 0; v < V; ++v) g_h[v] += h[v];
                     tape.put_h(resident, g_h);
                 } else if (p.grad_x.data != nullptr) {
-                    store(out, input_gradient(g_h, x));
+                    store_global(out, input_gradient(g_h, x));
                 }
             }
         }
         if (repeated) {
             float total[V];
             tape.get_h(resident, total);
-            store(place.template in<T>(p.grad_x), input_gradient(total, load<T, V>(x_at)));
+            store_global(place.template in<T>(p.grad_x), input_gradient(total, load<T, V>(x_at)));
         }
-        if (p.grad_v_init.data != nullptr) store_floats(place.template in<float>(p.grad_v_init), 4, grad_v);
+        if (p.grad_v_init.data != nullptr) store_state(place.template in<float>(p.grad_v_init), grad_v);
     }
     if (!sums) return;
     place.put(p.partials, 0, sum_g);

@@ -40,12 +40,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 3) neuron_forwa
                 }
                 accumulate(fired, spike);
                 accumulate(l1, distance);
-                store(spikes_at, spikes);
+                store_global(spikes_at, spikes);
                 spikes_at += p.spikes.t;
             }
             x_at += kAhead * p.x.t;
         }
-        if (p.v_last.data != nullptr) store_floats(place.template in<float>(p.v_last), 4, potential);
+        if (p.v_last.data != nullptr) store_state(place.template in<float>(p.v_last), potential);
     }
     place.put(p.partials, 0, fired);
     place.put(p.partials, 1, l1);

@@ -13,6 +13,9 @@ struct bfloat16 {
 struct float16 {
     unsigned short bits;
 };
+struct alignas(16) Sixteen {
+    unsigned words[4];
+};
 
 // A test can run the kernels on a host by replacing what no host has.
 #ifndef SCA_EMULATED
@@ -22,6 +25,13 @@ SCA_DEVICE float widened(float16 x) {
     return y;
 }
 SCA_DEVICE void round_to(float16& to, float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x)); }
+
+SCA_DEVICE void store_sixteen(void* p, const Sixteen& x) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(p), "r"(x.words[0]), "r"(x.words[1]), "r"(x.words[2]), "r"(x.words[3])
+                 : "memory");
+}
 
 SCA_DEVICE unsigned char* shared_memory() {
     extern __shared__ uint4 memory[];
@@ -71,6 +81,14 @@ SCA_DEVICE Vector<T, V> load(const T* p) {
 template <class T, int V>
 SCA_DEVICE void store(T* p, const Vector<T, V>& x) {
     *reinterpret_cast<Vector<T, V>*>(p) = x;
+}
+// To global memory; the compiler would take some stores of 16 bytes apart.
+template <class T, int V>
+SCA_DEVICE void store_global(T* p, const Vector<T, V>& x) {
+    if constexpr (sizeof(x) == 16)
+        store_sixteen(p, bits_as<Sixteen>(x));
+    else
+        store(p, x);
 }
 
 }  // namespace sca

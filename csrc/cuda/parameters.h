@@ -15,10 +15,10 @@ struct Strided {
 
 // How a tensor is cut among threads (walk.h has the reading, tiling.py the choice).
 struct Walk {
-    int64 places, inner;            // places of a group, in two digits: outer = place / inner, place % inner
-    int64 groups, lanes, columns;   // columns = channels * fold, of which `lanes` vectors lie side by side in a block
-    int64 fold;                     // columns per channel
-    int64 chunks, items;            // blocks per group; places per thread
+    int64 places, inner;           // places of a group, in two digits: outer = place / inner, place % inner
+    int64 groups, lanes, columns;  // columns = channels * fold, of which `lanes` vectors lie side by side in a block
+    int64 fold;                    // columns per channel
+    int64 chunks, items;           // blocks per group; places per thread
     int64 rows, outer_step, inner_step;  // threads one above the other in a block, and that as digits
 };
 
@@ -40,7 +40,7 @@ struct Forward {
     int64 steps;
     Strided x, spikes, v_init, v_last;
     const float* mask;  // [C] or null: 1 where a channel emits, else 0
-    double* partials;           // [2, chunks, columns]: spikes, and |v - rest|
+    double* partials;   // [2, chunks, columns]: spikes, and |v - rest|
 };
 
 struct Backward {
@@ -50,7 +50,7 @@ struct Backward {
     int64 steps, resident;  // all, and those that shared memory holds at a time
     Strided x, grad_spikes, grad_v, v_init, grad_x, grad_v_init;
     const float *center, *slope, *bias;  // grad_x = g * scale + slope * (x - center) + bias; null: without the rest
-    double* partials;  // [3, chunks, columns]: sums of g, g * (x - center) and the rate's gradient; or null
+    double* partials;    // [3, chunks, columns]: sums of g, g * (x - center) and the rate's gradient; or null
     float* checkpoints;  // v at the start of all but the last `resident` steps, of all threads
 };
 

@@ -120,6 +120,19 @@ SCA_DEVICE void store_floats(float* p, int64 apart, const float (&from)[V]) {
     }
 }
 
+// V floats of a state in global memory.
+template <int V>
+SCA_DEVICE void store_state(float* p, const float (&from)[V]) {
+    constexpr int kPart = V < 4 ? V : 4;
+#pragma unroll
+    for (int i = 0; i < V; i += kPart) {
+        Vector<float, kPart> part;
+#pragma unroll
+        for (int j = 0; j < kPart; ++j) part.at[j] = from[i + j];
+        store_global(p + i, part);
+    }
+}
+
 // Per-channel numbers of a block: in planes one per thread, in lanes V, kept in shared memory to spare registers.
 template <bool planes, int V>
 class PerChannel;

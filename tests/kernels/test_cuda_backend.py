@@ -234,7 +234,7 @@ def test_a_large_mean_leaves_the_variance_exact(emulation):
 @EMULATED
 def test_more_steps_than_the_bound_are_refused_before_any_launch(emulation):
     x = torch.zeros(1, 1, 1).expand((1 << 20) + 1, 1, 1)
-    with pytest.raises(ValueError, match="time_steps: .* at most 1048576 .* got 1048577"):
+    with pytest.raises(ValueError, match=r"time_steps: .* at most 1048576 .* got 1048577"):
         BACKEND.neuron_forward(x, x.shape[0], config_of(), None, None, None, None, None, False)
 
 
@@ -611,7 +611,7 @@ REGISTERS = {
     "neuron_forward<float, false, 4>": 96,
     "neuron_forward<sca::bfloat16, true, 8>": 100,
     "neuron_backward<float, true, 4>": 144,
-    "neuron_backward<float, false, 4>": 168,
+    "neuron_backward<float, false, 4>": 200,
     "neuron_backward<sca::bfloat16, true, 8>": 192,
     "moments<sca::bfloat16, false, 8>": 80,
 }

@@ -1,4 +1,5 @@
-// The kernels of csrc/cuda as a Python module that runs them on CPU tensors; test only.
+// The kernels of csrc/cuda as a Python module that runs them on CPU tensors;
+// test only.
 
 #include "emulation.h"
 
@@ -12,6 +13,11 @@
 #include <string>
 
 namespace sca {
+
+void store_sixteen(void* p, const Sixteen& x) {
+    if (reinterpret_cast<uintptr_t>(p) % 16 != 0) throw std::logic_error("a store of 16 bytes that is not aligned");
+    std::memcpy(p, &x, 16);
+}
 
 // Half precision, which a device converts by an instruction.
 float widened(float16 x) {
@@ -28,7 +34,8 @@ void round_to(float16& to, float x) {
         to.bits = 0x7fff;
         return;
     }
-    // To the nearest multiple of the last place, ties to even; the exponent of denormals is that of the least normal.
+    // To the nearest multiple of the last place, ties to even; the exponent of
+    // denormals is that of the least normal.
     const int exponent = magnitude == 0.0 ? -14 : std::max(-14, std::min(16, std::ilogb(magnitude)));
     const double units = std::nearbyint(std::min(std::ldexp(magnitude, 10 - exponent), 4096.0));
     const unsigned bits = static_cast<unsigned>(units) + static_cast<unsigned>(exponent + 14) * 1024u;
@@ -51,10 +58,8 @@ void run(const void* bytes, unsigned grid, int threads, size_t shared) {
 const std::map<std::string, Launch>& table() {
     static const std::map<std::string, Launch> rows = {
 #define SCA_ROW(Parameters, ...) {#__VA_ARGS__, run<sca::Parameters, __VA_ARGS__>},
-        SCA_KERNELS_OF(SCA_ROW, float, 4)
-        SCA_KERNELS_OF(SCA_ROW, sca::bfloat16, 8)
-        SCA_KERNELS_OF(SCA_ROW, sca::float16, 8)
-        SCA_KERNELS_OF_CHANNELS(SCA_ROW)
+        SCA_ALL_OVER_ELEMENTS(SCA_ROW, float, 4) SCA_ALL_OVER_ELEMENTS(SCA_ROW, sca::bfloat16, 8)
+            SCA_ALL_OVER_ELEMENTS(SCA_ROW, sca::float16, 8) SCA_ALL_OVER_CHANNELS(SCA_ROW)
 #undef SCA_ROW
     };
     return rows;
@@ -63,9 +68,10 @@ const std::map<std::string, Launch>& table() {
 }  // namespace
 
 PYBIND11_MODULE(emulated, m) {
-    m.def("launch", [](const std::string& kernel, unsigned grid, int threads, size_t shared, const py::bytes& parameters) {
-        table().at(kernel)(std::string_view(parameters).data(), grid, threads, shared);
-    });
+    m.def("launch",
+          [](const std::string& kernel, unsigned grid, int threads, size_t shared, const py::bytes& parameters) {
+              table().at(kernel)(std::string_view(parameters).data(), grid, threads, shared);
+          });
     std::map<std::string, size_t> sizes;
 #define SCA_ROW(Parameters) sizes[#Parameters] = sizeof(sca::Parameters);
     SCA_PARAMETERS(SCA_ROW)

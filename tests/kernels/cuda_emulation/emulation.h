@@ -1,5 +1,6 @@
-// CUDA as far as the kernels of csrc/cuda use it, on a host: a block's threads are coroutines of one thread, run in turn
-// from barrier to barrier. Included in front of the kernels; test only.
+// CUDA as far as the kernels of csrc/cuda use it, on a host: a block's threads
+// are coroutines of one thread, run in turn from barrier to barrier. Included
+// in front of the kernels; test only.
 #pragma once
 
 #include <setjmp.h>
@@ -15,7 +16,7 @@
 
 #define SCA_EMULATED
 #define __device__
-#define __global__ static
+#define __global__      static
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 
@@ -40,7 +41,8 @@ class Block {
         current_ = this;
         std::vector<State> states(threads_.size());
         states_ = &states;
-        // Poison: what a block finds in shared memory is not what another left there.
+        // Poison: what a block finds in shared memory is not what another left
+        // there.
         std::fill(shared.begin(), shared.end(), 0xff);
         int running = static_cast<int>(threads_.size());
         for (size_t i = 0; i < threads_.size(); ++i) start(i);
@@ -79,7 +81,8 @@ class Block {
         makecontext(&threads_[i].context, &Block::enter, 0);
     }
 
-    // The first entry needs the new stack; after that, jumps (which save no signal mask) are enough.
+    // The first entry needs the new stack; after that, jumps (which save no
+    // signal mask) are enough.
     void resume(size_t i) {
         threadIdx.x = static_cast<unsigned>(i);
         at_ = i;
@@ -130,8 +133,10 @@ inline void __syncthreads() { emulation::Block::barrier(); }
 namespace sca {
 
 struct float16;
+struct Sixteen;
 float widened(float16 x);
 void round_to(float16& to, float x);
+void store_sixteen(void* p, const Sixteen& x);
 inline unsigned char* shared_memory() { return emulation::shared.data(); }
 
 }  // namespace sca
