@@ -42,10 +42,10 @@ def report() -> list[Row]:
 def _cuda_row() -> Row:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return Row("cuda", True, f"{', '.join(names)}; CUDA {torch.version.cuda}", "")
+        return Row("devices", True, f"{', '.join(names)}; CUDA {torch.version.cuda}", "")
     if torch.version.cuda is None:
-        return Row("cuda", False, "this torch was built without CUDA", "install a CUDA build of torch to use a GPU")
-    return Row("cuda", False, "no device, or no driver", "install the NVIDIA driver; check nvidia-smi")
+        return Row("devices", False, "this torch was built without CUDA", "install a CUDA build of torch to use a GPU")
+    return Row("devices", False, "no device, or no driver", "install the NVIDIA driver; check nvidia-smi")
 
 
 def _backend_row(backend: Backend, devices: list[torch.device]) -> Row:

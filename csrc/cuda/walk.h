@@ -161,8 +161,10 @@ class PerChannel<false, V> {
     SCA_DEVICE PerChannel(const Place<false, V>& place, int slot)
         : p_(reinterpret_cast<float*>(shared_memory() + slot * bytes(place)) + place.lane() * kPart),
           apart_(static_cast<int>(place.lanes()) * kPart) {}
-    // All rows of a block have the same numbers. A barrier follows the last put.
-    SCA_DEVICE void put(const float (&from)[V]) { store_floats(p_, apart_, from); }
+    // All rows of a block have the same numbers; the first writes them. A barrier follows the last put.
+    SCA_DEVICE void put(const float (&from)[V]) {
+        if (static_cast<int>(threadIdx.x) * kPart < apart_) store_floats(p_, apart_, from);
+    }
     SCA_DEVICE void get(float (&to)[V]) const { load_floats(to, p_, apart_); }
 
   private:
