@@ -1,10 +1,12 @@
 // The kernels of csrc/cuda as a Python module that runs them on CPU tensors;
 // test only.
 
+// clang-format off: the kernels need what the emulation defines
 #include "emulation.h"
 
 #include "../../../csrc/cuda/channels.h"
 #include "../../../csrc/cuda/kernels.h"
+// clang-format on
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -16,7 +16,7 @@
 
 #define SCA_EMULATED
 #define __device__
-#define __global__      static
+#define __global__ static
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 
