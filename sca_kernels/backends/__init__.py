@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import os
 import pkgutil
 from typing import Any
 
@@ -43,12 +44,15 @@ def _default(device: torch.device, dtype: torch.dtype) -> Backend:
 
 
 def choose(name: str, op: str, x: torch.Tensor) -> Backend:
-    """The backend that runs ``op`` on tensors like x: the named one, or, for an empty name, the best that can.
+    """The backend that runs ``op`` on tensors like x: the named one, or, for an empty name, that of the environment
+    variable SCA_KERNELS_BACKEND, or the best that can.
 
     Raises:
         ValueError: the named backend does not exist, or can't run this; the message says why not and what else there
         is.
     """
+    if not name and (name := _or_environment(name)):
+        check_name(name, "SCA_KERNELS_BACKEND")
     if not name:
         backend = _default(x.device, x.dtype)
     else:
@@ -76,14 +80,18 @@ def run(name: str, op: str, like: torch.Tensor, *arguments: Any) -> Any:
     try:
         return getattr(backend, op)(*arguments)
     except BackendError as error:
-        if name:
+        if _or_environment(name):
             raise
         backend.failures[like.device, like.dtype] = str(error)
         _default.cache_clear()
         return run(name, op, like, *arguments)
 
 
-def check_name(name: str) -> None:
+def _or_environment(name: str) -> str:
+    return name or os.environ.get("SCA_KERNELS_BACKEND", "")
+
+
+def check_name(name: str, argument: str = "backend") -> None:
     """ValueError unless a backend of that name exists."""
     if name not in registry():
-        raise ValueError(f"backend: expected one of {', '.join(registry())} or None, got {name!r}")
+        raise ValueError(f"{argument}: expected one of {', '.join(registry())} or None, got {name!r}")

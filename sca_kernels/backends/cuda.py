@@ -21,7 +21,7 @@ from ..cuda_kernels import batch_norm, bitpack, multistep
 from ..cuda_kernels.multistep import Current
 from ..cuda_kernels.parameters import SIZES
 from ..cuda_kernels.tiling import NAMES
-from .base import Backend, BatchNormGradients, Forward, NeuronGradients
+from .base import Backend, BackendError, BatchNormGradients, Forward, NeuronGradients
 
 _LEAST_CAPABILITY = (7, 5)
 _FIX = (
@@ -64,7 +64,10 @@ class Compiled:
         )
 
     def start(self, kernel: str, grid: int, threads: int, shared: int, parameters: bytes, device: int, stream: int):
-        self.module.launch(kernel, grid, threads, shared, parameters, device, stream)
+        try:
+            self.module.launch(kernel, grid, threads, shared, parameters, device, stream)
+        except RuntimeError as error:
+            raise BackendError(str(error)) from error
 
 
 class RunTime:
@@ -90,7 +93,7 @@ class RunTime:
                 function = self.kernel(kernel).kernel.ptr
             except self.cupy.cuda.compiler.CompileException as error:
                 first = str(error).strip().splitlines()[0]
-                raise RuntimeError(f"backend cuda: NVRTC can't compile {kernel}: {first}") from error
+                raise BackendError(f"backend cuda: NVRTC can't compile {kernel}: {first}") from error
             self.cupy.cuda.driver.launchKernel(
                 *(function, grid, 1, 1, threads, 1, 1, shared, stream, ctypes.addressof(arguments), 0)
             )
@@ -134,8 +137,6 @@ def _kernels() -> Compiled | RunTime | str:
 class CudaBackend(Backend):
     name = "cuda"
     priority = 15
-    # Not yet the default on CUDA: it has never run on a GPU.
-    only_by_name = frozenset({"cuda"})
     fix = _FIX
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:

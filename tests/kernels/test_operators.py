@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sca_kernels import functional as F
 from sca_kernels import nn, ops
+from sca_kernels.backends import registry
 from sca_kernels.testing import activation, relative_l2
 
 CONFIG = ("lif", 2.0, 1.0, 0.0, True, False, "atan", 2.0, 0.0)
@@ -172,3 +174,13 @@ def test_new_sizes_need_few_graphs():
         for s in (3, 5, 8, 13, 21):
             compiled(torch.randn(4, n, 3, s))
     assert len(graphs) <= 3
+
+
+def test_environment_names_the_backend_where_no_argument_does(monkeypatch):
+    monkeypatch.setenv("SCA_KERNELS_BACKEND", "reference")
+    before = registry()["reference"].calls["neuron_forward"]
+    F.lif(torch.randn(2, 2, 3))
+    assert registry()["reference"].calls["neuron_forward"] == before + 1
+    monkeypatch.setenv("SCA_KERNELS_BACKEND", "tpu")
+    with pytest.raises(ValueError, match="SCA_KERNELS_BACKEND: expected one of"):
+        F.lif(torch.randn(2, 2, 3))
