@@ -1,6 +1,7 @@
 """Neurons on every backend: forward against the eager equations bit for bit, gradients against float64 autograd."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -468,3 +469,15 @@ def test_eval_of_the_same_input_gives_the_same_spikes(target, combination):
     trained = call(config, x.requires_grad_(), backend, **more)
     assert torch.equal(evaluated.spikes, trained.spikes)
     assert torch.equal(evaluated.membrane_l1, trained.membrane_l1)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["neuron", "batch_norm"])
+def test_nan_in_the_input_is_an_error_that_names_its_channels(target, fused):
+    backend, device = target
+    if device == "cuda":
+        pytest.skip("a CUDA device is not waited for")
+    x = activation((3, 2, 5, 2, 2))
+    x[1, 1, 3] = x[2, 0, 1, 0, 0] = float("nan")
+    call = partial(F.batch_norm_lif, x, None, None, None, None, True) if fused else partial(F.lif, x)
+    with pytest.raises(ValueError, match=r"x: expected numbers, got NaN .* in channels 1, 3$"):
+        call(backend=backend)
