@@ -1,0 +1,35 @@
+"""One problem for whole backends: every output of their four kernels, by name."""
+
+from __future__ import annotations
+
+import torch
+
+from sca_kernels.layout import state_dtype
+from sca_kernels.neurons import NeuronConfig
+from sca_kernels.surrogates import resolve
+
+
+def config_of(neuron="lif", tau=2.0, v_reset=0.0, decay_input=True, detach_reset=False, surrogate="atan"):
+    return NeuronConfig(neuron, tau, 1.0, v_reset, decay_input, detach_reset, *resolve(surrogate))
+
+
+def run(backend, x, config, grad=None, *, time_steps=None, affine=True, v_init=None, mask=None, grad_v=None):
+    """Every output of the four kernels on one problem, by name."""
+    steps, channels = time_steps or x.shape[0], x.shape[2]
+    generator = torch.Generator().manual_seed(7)
+    scale, shift = torch.rand(channels, generator=generator) + 0.5, torch.randn(channels, generator=generator)
+    rate = torch.rand(channels, generator=generator) * 0.8 + 0.1
+    scale, shift, rate = (z.to(state_dtype(x)) for z in (scale, shift, rate))
+    rate = rate if config.neuron == "plif" else None
+    prelude = (scale, shift) if affine else (None, None)
+    out = {}
+    forward = backend.neuron_forward(x, steps, config, *prelude, rate, v_init, mask, True)
+    out |= {f"forward.{k}": v for k, v in forward._asdict().items()}
+    backward = backend.neuron_backward(grad, grad_v, x, steps, config, *prelude, rate, v_init)
+    out |= {f"backward.{k}": v for k, v in backward._asdict().items()}
+    fused, mean, var = backend.batch_norm_forward(x, steps, config, scale, shift, 1e-5, rate, v_init, mask, True)
+    out |= {f"norm.{k}": v for k, v in fused._asdict().items()} | {"norm.mean": mean, "norm.var": var}
+    norm = (scale, shift, mean, var, 1e-5, rate, v_init)
+    backward = backend.batch_norm_backward(grad, grad_v, x, steps, config, *norm)
+    out |= {f"norm_backward.{k}": v for k, v in backward._asdict().items()}
+    return {k: v for k, v in out.items() if v is not None}
