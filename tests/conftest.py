@@ -28,7 +28,8 @@ def seeded() -> None:
 
 def place_of(item: pytest.Item) -> str:
     """What runs the code that a test is about."""
-    backend, device = (getattr(item, "callspec", None) and item.callspec.params.get("target")) or ("", "cpu")
+    target = item.callspec.params.get("target") if hasattr(item, "callspec") else None
+    backend, device = target if isinstance(target, tuple) else ("", "cpu")
     if device == "cuda" or item.get_closest_marker("gpu"):
         return "GPU"
     if backend == "triton" or item.get_closest_marker("interpreter"):
