@@ -43,10 +43,12 @@ keep() {
     if [ -n "${OUT:-}" ]; then cp "$logs"/* benchmarks/results/*/20*.json "$OUT/" 2>/dev/null || true; fi
 }
 
-prepare() { # the install also registers the distribution, which the version tests and the `sca` command read
+# The install also registers the distribution, which the version tests and the `sca` command read. `prepare && ...` turns
+# set -e off in here.
+prepare() {
     if [ -n "$dry" ]; then echo "$stage:"; else "$python" -c 'import sys, torch
 if not torch.cuda.is_available(): sys.exit("no CUDA device")
-print(torch.cuda.get_device_name(), "torch", torch.__version__)'; fi
+print(torch.cuda.get_device_name(), "torch", torch.__version__)' || return; fi
     run 120 build "$python" -m pip install --quiet --no-deps --no-build-isolation --no-index -e .
 }
 
