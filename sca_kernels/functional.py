@@ -23,6 +23,7 @@ from .sync import synchronized_moments
 
 __all__ = [
     "NeuronOutput",
+    "batch_norm",
     "batch_norm_lif",
     "batch_norm_neuron",
     "channel_conv2d",
@@ -184,10 +185,7 @@ def batch_norm_neuron(
     """
     config = check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
     x, steps = _check_input(x, time_steps)
-    if (running_mean is None) != (running_var is None):
-        raise ValueError("running_mean, running_var: expected both or neither")
-    if not training and running_mean is None:
-        training = True
+    training = _uses_batch(training, running_mean, running_var)
     vectors = {"weight": weight, "bias": bias}
     weight, bias = (None if p is None else _vector(name, p, x) for name, p in vectors.items())
     common = (
@@ -212,9 +210,7 @@ def batch_norm_neuron(
             mean, var = (z.to(state_dtype(x)) for z in moments)
             outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
         if running_mean is not None and count:
-            with torch.no_grad():
-                running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-                running_var.lerp_((var * (count / max(count - 1, 1))).to(running_var.dtype), momentum)
+            _track(running_mean, running_var, mean, var, count, momentum)
     else:
         mean, var = (_vector(n, p, x) for n, p in (("running_mean", running_mean), ("running_var", running_var)))
         outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
@@ -236,6 +232,50 @@ def batch_norm_lif(
     """:func:`batch_norm_neuron` with ``neuron="lif"``."""
     statistics = (running_mean, running_var, training, momentum, eps)
     return batch_norm_neuron(x, weight, bias, *statistics, channel_mask, "lif", **lif_arguments)
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    process_group=None,
+) -> Tensor:
+    """Batch norm over (T, N, S) alone, for a current that something is added to before the neuron.
+
+    Equivalent to ``torch.nn.functional.batch_norm(x.flatten(0, 1), ...).view_as(x)``, which it is on one process.
+
+    Args:
+        x: [T, N, C, *S].
+        All others: see :func:`batch_norm_neuron`.
+
+    Returns:
+        [T, N, C, *S], in the dtype and layout of x.
+
+    Raises:
+        TypeError, ValueError: an argument is off; the message names it.
+    """
+    x, steps = _check_input(x, None)
+    training = _uses_batch(training, running_mean, running_var)
+    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    for name, p in vectors.items():
+        if p is not None:
+            _vector(name, p, x)
+    if not training or process_group is None:
+        y = torch.nn.functional.batch_norm(
+            x.flatten(0, 1), running_mean, running_var, weight, bias, training, momentum, eps
+        )
+        return y.unflatten(0, x.shape[:2])
+    *moments, count = synchronized_moments(x, steps * x.shape[1] * spatial_size(x), process_group)
+    mean, var = (z.to(state_dtype(x)) for z in moments)
+    if running_mean is not None:
+        _track(running_mean, running_var, mean, var, count, momentum)
+    scale, shift = (z.view(-1, *[1] * (x.dim() - 3)) for z in affine_prelude(mean, var, weight, bias, eps))
+    return (x * scale + shift).to(x.dtype)
 
 
 def channel_conv2d(
@@ -364,6 +404,20 @@ def _check_input(x: Tensor, time_steps: int | None) -> tuple[Tensor, int]:
     if strides is None or (strides.s != 1 and strides.c != 1 and x[0, 0].numel() > 1):
         x = torch.empty_strided(x.shape, dense_strides(x.shape, False), dtype=x.dtype, device=x.device).copy_(x)
     return x, x.shape[0] if time_steps is None else time_steps
+
+
+def _uses_batch(training: bool, running_mean: Tensor | None, running_var: Tensor | None) -> bool:
+    """Whether a batch norm takes the statistics of the batch: in training, and where there are no others."""
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean, running_var: expected both or neither")
+    return training or running_mean is None
+
+
+@torch.no_grad()
+def _track(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count, momentum: float) -> None:
+    """Move running statistics towards those of a batch of ``count`` values per channel, in place, as torch does."""
+    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    running_var.lerp_((var * (count / max(count - 1, 1))).to(running_var.dtype), momentum)
 
 
 def _vector(name: str, p: Tensor, x: Tensor) -> Tensor:

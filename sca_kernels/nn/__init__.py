@@ -1,12 +1,13 @@
-"""Modules over :mod:`sca_kernels.functional`: neurons, batch norm + neuron, channel-sparse convolution and linear
-layers."""
+"""Modules over :mod:`sca_kernels.functional`: neurons, batch norm with and without one, channel-sparse convolution and
+linear layers."""
 
 from .activity import Activity
-from .batch_norm import BatchNormIF, BatchNormLIF, BatchNormPLIF
+from .batch_norm import BatchNormIF, BatchNormLIF, BatchNormPLIF, ChannelBatchNorm2d
 from .conv import ChannelConv2d
 from .group import ChannelGroup, probing
 from .linear import ChannelLinear
 from .neuron import IF, LIF, PLIF, detach, reset
+from .select import ChannelSelect
 
 __all__ = [
     "IF",
@@ -16,9 +17,11 @@ __all__ = [
     "BatchNormIF",
     "BatchNormLIF",
     "BatchNormPLIF",
+    "ChannelBatchNorm2d",
     "ChannelConv2d",
     "ChannelGroup",
     "ChannelLinear",
+    "ChannelSelect",
     "detach",
     "probing",
     "reset",

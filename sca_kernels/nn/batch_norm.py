@@ -1,4 +1,4 @@
-"""Batch norm + neuron as one module (method.md section 4)."""
+"""Batch norm + neuron as one module (method.md section 4), and batch norm alone."""
 
 from __future__ import annotations
 
@@ -7,11 +7,103 @@ from torch import Tensor
 from torch import nn as tnn
 
 from .. import functional as F
-from .group import gathered
+from .group import ChannelGroup, gathered
 from .neuron import NeuronModule, ParametricLeak
 
 
-class BatchNormNeuron(NeuronModule):
+class Normalisation(tnn.Module):
+    """Mixin that owns a batch norm's parameters and running statistics, full size, and uses those of a group's active
+    channels."""
+
+    group: ChannelGroup | None
+
+    def init_norm(self, num_features, eps, momentum, affine, track_running_stats, process_group) -> None:
+        if self.group is not None and self.group.num_channels != num_features:
+            raise ValueError(
+                f"num_features: expected the {self.group.num_channels} channels of {self.group}, got {num_features}"
+            )
+        self.num_features, self.eps, self.momentum, self.process_group = num_features, eps, momentum, process_group
+        self.affine, self.track_running_stats = affine, track_running_stats
+        for name, value in (("weight", torch.ones(num_features)), ("bias", torch.zeros(num_features))):
+            self.register_parameter(name, tnn.Parameter(value) if affine else None)
+        self.register_buffer("running_mean", torch.zeros(num_features) if track_running_stats else None)
+        self.register_buffer("running_var", torch.ones(num_features) if track_running_stats else None)
+        self.register_buffer("num_batches_tracked", torch.tensor(0) if track_running_stats else None)
+
+    def is_tracking(self) -> bool:
+        """Whether this forward pass moves the running statistics: not while probing."""
+        return self.training and self.track_running_stats and not (self.group is not None and self.group.probing)
+
+    def batch_weight(self) -> float | Tensor:
+        """Weight of the coming batch in the running statistics; ``1 / batches`` for the cumulative average."""
+        return 1.0 / (self.num_batches_tracked + 1) if self.momentum is None else self.momentum
+
+    def statistics(self) -> tuple[Tensor | None, Tensor | None]:
+        """Running mean and variance at the active width, for a call that updates them in place and :meth:`track`; None
+        for batch statistics that must not be tracked."""
+        if self.training and not self.is_tracking():
+            return None, None
+        return gathered(self.running_mean, self.group), gathered(self.running_var, self.group)
+
+    def track(self, mean: Tensor, var: Tensor) -> None:
+        """Count a batch, and keep the statistics that it moved."""
+        self.num_batches_tracked.add_(1)
+        index = None if self.group is None else self.group.index(mean.device)
+        if index is not None:  # gathered copies were updated
+            self.running_mean.index_copy_(0, index, mean)
+            self.running_var.index_copy_(0, index, var)
+
+
+class ChannelBatchNorm2d(Normalisation):
+    """torch.nn.BatchNorm2d of the active channels of a group; same parameters, same state_dict, full size.
+
+    For a current that something is added to before its neuron; where nothing is, :class:`BatchNormLIF` and its like
+    need no memory for the normalised current.
+
+    Args:
+        All as in :class:`BatchNormNeuron`.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        process_group=None,
+        group: ChannelGroup | None = None,
+    ) -> None:
+        super().__init__()
+        self.group = group
+        self.init_norm(num_features, eps, momentum, affine, track_running_stats, process_group)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [T, N, C, H, W], C the active channels (all while probing) -> the same, normalised over T, N, H, W."""
+        mean, var = self.statistics()
+        tracking = self.is_tracking()
+        y = F.batch_norm(
+            x,
+            gathered(self.weight, self.group),
+            gathered(self.bias, self.group),
+            mean,
+            var,
+            self.training,
+            float(self.batch_weight()) if tracking else 0.0,
+            self.eps,
+            self.process_group,
+        )
+        if tracking:
+            self.track(mean, var)
+        return y
+
+    def extra_repr(self) -> str:
+        group = "" if self.group is None else f", group={self.group}"
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}{group}"
+
+
+class BatchNormNeuron(Normalisation, NeuronModule):
     """Batch norm over (T, N, S) followed by a neuron; equivalent to ``neuron(BatchNorm2d(x.flatten(0, 1)))``, in one
     operator.
 
@@ -38,36 +130,20 @@ class BatchNormNeuron(NeuronModule):
         **arguments,
     ) -> None:
         super().__init__(**arguments)
-        if self.group is not None and self.group.num_channels != num_features:
-            raise ValueError(
-                f"num_features: expected the {self.group.num_channels} channels of {self.group}, got {num_features}"
-            )
-        self.num_features, self.eps, self.momentum, self.process_group = num_features, eps, momentum, process_group
-        self.affine, self.track_running_stats = affine, track_running_stats
-        for name, value in (("weight", torch.ones(num_features)), ("bias", torch.zeros(num_features))):
-            self.register_parameter(name, tnn.Parameter(value) if affine else None)
-        self.register_buffer("running_mean", torch.zeros(num_features) if track_running_stats else None)
-        self.register_buffer("running_var", torch.ones(num_features) if track_running_stats else None)
-        self.register_buffer("num_batches_tracked", torch.tensor(0) if track_running_stats else None)
-
-    def _batch_weight(self) -> float | Tensor:
-        """Weight of the coming batch in the running statistics; ``1 / batches`` for the cumulative average."""
-        return 1.0 / (self.num_batches_tracked + 1) if self.momentum is None else self.momentum
+        self.init_norm(num_features, eps, momentum, affine, track_running_stats, process_group)
 
     def integrate(self, x: Tensor, time_steps: int | None) -> F.NeuronOutput:
         group = self.group
-        probing = group is not None and group.probing
-        mean, var = gathered(self.running_mean, group), gathered(self.running_var, group)
-        track = self.training and self.track_running_stats and not probing
+        mean, var = self.statistics()
+        tracking = self.is_tracking()
         out = F.batch_norm_neuron(
             x,
             gathered(self.weight, group),
             gathered(self.bias, group),
-            # Batch statistics that must not be tracked are asked for without running ones.
-            mean if track or not self.training else None,
-            var if track or not self.training else None,
+            mean,
+            var,
             self.training,
-            self._batch_weight() if track else 0.0,
+            self.batch_weight() if tracking else 0.0,
             self.eps,
             None if group is None else group.probe_mask(x.device),
             self.neuron,
@@ -76,12 +152,8 @@ class BatchNormNeuron(NeuronModule):
             process_group=self.process_group,
             **self.call_arguments(x),
         )
-        if track:
-            self.num_batches_tracked.add_(1)
-            index = None if group is None else group.index(x.device)
-            if index is not None:  # gathered copies were updated
-                self.running_mean.index_copy_(0, index, mean)
-                self.running_var.index_copy_(0, index, var)
+        if tracking:
+            self.track(mean, var)
         return out
 
     def extra_repr(self) -> str:

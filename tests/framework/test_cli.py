@@ -12,9 +12,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from sca.cli import app
+from sca.models import MODELS
 
 TINY = [
     *("--model", "vgg5", "--width", "0.125", "--time-steps", "2", "--epochs", "2", "--batch-size", "32"),
@@ -94,7 +96,7 @@ def test_doctor_lists_the_backends():
     ("arguments", "message"),
     [
         (["--data", "mnist"], "data: expected one of cifar10, cifar100, digits, got 'mnist'"),
-        (["--model", "vgg7"], "model: expected one of vgg5"),
+        (["--model", "vgg7"], "model: expected one of preresnet18"),
         (["--density", "0"], "density: expected a share in (0, 1], got 0.0"),
         (["--density", "1.5"], "density"),
         (["--criterion", "luck"], "criterion: expected one of"),
@@ -136,6 +138,19 @@ def test_eval_reports_a_damaged_model_by_name(finished, tmp_path):
     assert result.exit_code == 2
     assert "model.safetensors" in plain(result.output)
     assert sca("eval", tmp_path).exit_code == 2
+
+
+def test_train_help_lists_every_model():
+    options = {option.name: option for option in get_command(app).commands["train"].params}
+    assert re.split(", | or ", options["model"].help.rstrip(".")) == list(MODELS)
+
+
+@pytest.mark.parametrize("model", ["preresnet20", "resnet19", "sew_resnet18"])
+def test_train_prunes_and_compacts_residual_networks(tmp_path, model):
+    small = ["--model", model, "--width", "0.0625", "--limit-train", "64", "--epochs", "1", "--out", tmp_path / "run"]
+    result = sca("train", *TINY, *small)
+    assert result.exit_code == 0, result.output
+    assert "test accuracy" in plain(sca("eval", tmp_path / "run").output)
 
 
 def test_help_imports_no_torch():

@@ -138,7 +138,7 @@ def test_build_with_widths_makes_a_physically_smaller_network():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "vgg7"}, "model: expected one of vgg5, vgg9, vgg11, vgg16, vgg19, got 'vgg7'"),
+        ({"name": "vgg7"}, f"model: expected one of {', '.join(models.MODELS)}, got 'vgg7'"),
         ({"neuron": "relu"}, "neuron: expected one of if, lif, plif, got 'relu'"),
         ({"time_steps": 0}, "time_steps: expected at least 1, got 0"),
         ({"num_classes": 0}, "num_classes"),

@@ -26,6 +26,7 @@ def context(seed: int = 0, **changes) -> GroupContext:
         "membrane_l1": torch.tensor([5.0, 20.0, 0.0, 1.0, 0.0, 0.0], dtype=torch.float64),
         "positions": positions,
         "producers": (conv,),
+        "consumers": (),
         "norms": (norm,),
         "generator": torch.Generator().manual_seed(seed),
     }
@@ -95,3 +96,13 @@ def test_criterion_without_activity_raises_by_group(name: str) -> None:
 def test_criterion_without_its_module_raises_by_group(name: str, lacking: str) -> None:
     with pytest.raises(ValueError, match=f"criterion '{name}': group 'g' has no"):
         CRITERIA[name](context(**{lacking: ()}))
+
+
+def test_criterion_weight_l1_ranks_a_selected_group_by_the_weights_that_read_it() -> None:
+    group, sink = snn.ChannelGroup(C, "g"), snn.ChannelGroup(3)
+    sink.set_active([0, 2])
+    conv = snn.ChannelConv2d(C, 3, 3, in_group=group, out_group=sink)
+    score = CRITERIA["weight_l1"](context(producers=(), consumers=(conv,)))
+    torch.testing.assert_close(score, conv.weight.detach()[[0, 2]].abs().sum((0, 2, 3)).double())
+    with pytest.raises(ValueError, match="group 'g' has no layer"):
+        CRITERIA["weight_l1"](context(producers=()))

@@ -223,23 +223,24 @@ def test_convolution_with_folded_batch_norm_flips_few_spikes(target):
     assert (spikes != other).float().mean() < 1e-4
 
 
-def synchronised_worker(rank, file, queue):
+def synchronised_worker(rank, file, queue, kind):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     torch.manual_seed(0)
     x = activation((3, 4, 5, 6))[:, 2 * rank : 2 * rank + 2].clone().requires_grad_()
     weights = torch.randn(3, 4, 5, 6)[:, 2 * rank : 2 * rank + 2]
-    module = nn.BatchNormLIF(5, process_group=True)
-    spikes = module(x)
-    (spikes * weights).sum().backward()
-    queue.put((rank, [z.detach().numpy() for z in (spikes, x.grad, module.weight.grad, module.running_var)]))
+    module = kind(5, process_group=True)
+    y = module(x)
+    (y * weights).sum().backward()
+    queue.put((rank, [z.detach().numpy() for z in (y, x.grad, module.weight.grad, module.running_var)]))
     torch.distributed.destroy_process_group()
 
 
-def test_batch_norm_synchronised_over_two_ranks_equals_one_process(tmp_path):
+@pytest.mark.parametrize("kind", [nn.BatchNormLIF, nn.ChannelBatchNorm2d])
+def test_batch_norm_synchronised_over_two_ranks_equals_one_process(tmp_path, kind):
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
-    workers = [context.Process(target=synchronised_worker, args=(r, tmp_path / "store", queue)) for r in range(2)]
+    workers = [context.Process(target=synchronised_worker, args=(r, tmp_path / "store", queue, kind)) for r in range(2)]
     for worker in workers:
         worker.start()
     results = dict(queue.get() for _ in workers)
@@ -249,11 +250,11 @@ def test_batch_norm_synchronised_over_two_ranks_equals_one_process(tmp_path):
     torch.manual_seed(0)
     x = activation((3, 4, 5, 6)).requires_grad_()
     weights = torch.randn(3, 4, 5, 6)
-    module = nn.BatchNormLIF(5)
-    spikes = module(x)
-    (spikes * weights).sum().backward()
+    module = kind(5)
+    y = module(x)
+    (y * weights).sum().backward()
     parts = [torch.cat([torch.from_numpy(results[r][i]) for r in range(2)], 1) for i in (0, 1)]
-    assert torch.equal(parts[0], spikes.detach())
+    assert relative_l2(parts[0], y.detach()) <= (0 if kind is nn.BatchNormLIF else 1e-6)
     assert relative_l2(parts[1], x.grad) <= 1e-5
     summed = torch.from_numpy(results[0][2]) + torch.from_numpy(results[1][2])
     assert relative_l2(summed, module.weight.grad) <= 1e-5
@@ -278,3 +279,65 @@ def test_bad_arguments_are_named(change, says):
 def test_module_rejects_a_group_of_another_size():
     with pytest.raises(ValueError, match="num_features: expected the 4 channels"):
         nn.BatchNormLIF(3, group=nn.ChannelGroup(4))
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}],
+    ids=["default", "cumulative", "no-affine", "no-stats"],
+)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_batch_norm_alone_is_that_of_torch_over_time_and_samples(training, options, channels_last):
+    norm = twin(**options).train(training)
+    ours = nn.ChannelBatchNorm2d(13, **options).train(training)
+    ours.load_state_dict(norm.state_dict())
+    for step in range(3):
+        x = activation(SHAPE, channels_last=channels_last) + step
+        y = ours(x)
+        assert y.stride() == x.stride()
+        torch.testing.assert_close(y, norm(x.flatten(0, 1)).view_as(x))
+    for p, q in zip(ours.buffers(), norm.buffers(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_batch_norm_alone_normalises_tracks_and_trains_active_channels_only():
+    group = nn.ChannelGroup(13)
+    ours = nn.ChannelBatchNorm2d(13, group=group)
+    before = copy.deepcopy(ours.state_dict())
+    group.set_active([0, 4, 12])
+    dense, x = torch.nn.BatchNorm2d(3), activation((4, 3, 3, 5, 7))
+    torch.testing.assert_close(ours(x), dense(x.flatten(0, 1)).view_as(x))
+    torch.testing.assert_close(ours.running_var[group.active], dense.running_var)
+    for name in ("running_mean", "running_var"):
+        assert torch.equal(getattr(ours, name)[group.dormant], before[name][group.dormant])
+    ours(x).square().sum().backward()
+    assert ours.weight.grad[group.active].all()
+    assert not ours.weight.grad[group.dormant].any()
+
+
+def test_batch_norm_alone_runs_at_full_width_while_probing_and_tracks_nothing():
+    group = nn.ChannelGroup(13)
+    group.set_active([0, 4])
+    ours = nn.ChannelBatchNorm2d(13, group=group)
+    before = copy.deepcopy(ours.state_dict())
+    x = activation(SHAPE)
+    with nn.probing([group]):
+        y = ours(x)
+    torch.testing.assert_close(y, torch.nn.BatchNorm2d(13)(x.flatten(0, 1)).view_as(x))
+    assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"x": torch.zeros(2, 3)}, "x: expected at least three dimensions"),
+        ({"weight": torch.ones(4)}, "weight: expected"),
+        ({"running_var": None}, "running_mean, running_var: expected both"),
+        ({"running_mean": torch.zeros(2)}, "running_mean: expected"),
+    ],
+)
+def test_batch_norm_alone_names_bad_arguments(change, says):
+    arguments = {"x": torch.zeros(2, 2, 3), "weight": None, "bias": None, "training": True}
+    with pytest.raises(ValueError, match=says):
+        F.batch_norm(**{**arguments, "running_mean": torch.zeros(3), "running_var": torch.ones(3), **change})

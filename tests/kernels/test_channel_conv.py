@@ -1,11 +1,12 @@
-"""Channel-sparse convolution and linear layers, and spikes as bits."""
+"""Channel-sparse convolution and linear layers, selection of channels, and spikes as bits."""
 
 import pytest
 import torch
 
 from sca_kernels import functional as F
 from sca_kernels import nn
-from sca_kernels.testing import relative_l2
+from sca_kernels.layout import is_channels_last
+from sca_kernels.testing import activation, relative_l2
 
 INDEX = {"all": None, "some": [0, 2, 3, 7], "one": [5], "every one by index": list(range(8))}
 
@@ -228,3 +229,31 @@ W = torch.randn(8, 8, 3, 3)
 def test_bad_arguments_are_named(make, error, says):
     with pytest.raises(error, match=says):
         make(torch.zeros(2, 8, 5, 5))
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_select_takes_active_channels_in_the_layout_of_its_input(channels_last):
+    group = nn.ChannelGroup(6, "g")
+    select = nn.ChannelSelect(6, group)
+    x = activation((3, 2, 6, 4, 5), channels_last=channels_last)
+    assert select(x) is x
+    group.set_active([1, 2, 5])
+    y = select(x)
+    assert torch.equal(y, x[:, :, [1, 2, 5]])
+    assert is_channels_last(y) == channels_last
+    with nn.probing([group]):
+        assert select(x) is x
+
+
+def test_select_keeps_where_its_channels_lie_in_its_state():
+    narrow = nn.ChannelSelect(6, nn.ChannelGroup(2))
+    narrow.load_state_dict({"index": torch.tensor([3, 5])})
+    x = activation((3, 2, 6))
+    assert torch.equal(narrow(x), x[:, :, [3, 5]])
+
+
+def test_select_names_what_does_not_fit():
+    with pytest.raises(ValueError, match="group: expected at most the 4 channels"):
+        nn.ChannelSelect(4, nn.ChannelGroup(5))
+    with pytest.raises(ValueError, match="x: expected 4 channels in dimension 2"):
+        nn.ChannelSelect(4, nn.ChannelGroup(4))(torch.zeros(2, 2, 3))

@@ -110,6 +110,8 @@ def modules():
     yield "BatchNormLIF", nn.BatchNormLIF(3, momentum=None), (4, 2, 3, 5)
     yield "BatchNormLIF-group", nn.BatchNormLIF(5, group=group), (4, 2, 3, 5)
     yield "BatchNormPLIF", nn.BatchNormPLIF(5, group=group, per_channel=True), (4, 2, 3, 5)
+    yield "ChannelBatchNorm2d", nn.ChannelBatchNorm2d(5, group=group), (4, 2, 3, 5, 6)
+    yield "ChannelSelect", nn.ChannelSelect(6, group), (4, 2, 6, 5)
     yield "ChannelConv2d", nn.ChannelConv2d(3, 5, 3, out_group=group), (4, 2, 3, 5, 6)
     yield "ChannelConv2d-input", nn.ChannelConv2d(5, 2, 3, in_group=group), (8, 3, 5, 6)
     yield "ChannelLinear", nn.ChannelLinear(10, 2, in_group=group, features_per_channel=2), (4, 2, 6)

@@ -11,6 +11,9 @@ import typer
 
 from .errors import reported
 
+# Help must not import torch, so it can't ask the registry; a test compares.
+_MODELS = "preresnet18, preresnet20, resnet18, resnet19, resnet20, sew_resnet18, vgg5, vgg9, vgg11, vgg16 or vgg19."
+
 # Every option that is a field of TrainConfig and was given overrides the preset; None = not given.
 
 
@@ -23,7 +26,7 @@ def train(
     data: Annotated[str | None, _option("digits (default, embedded), cifar10 or cifar100.")] = None,
     data_dir: Annotated[str | None, _option("Folder of the CIFAR files; downloaded when left out.")] = None,
     preset: Annotated[str | None, _option("digits (default for that data), fast (default otherwise) or paper.")] = None,
-    model: Annotated[str | None, _option("vgg5, vgg9, vgg11, vgg16 or vgg19.")] = None,
+    model: Annotated[str | None, _option(_MODELS)] = None,
     width: Annotated[float | None, _option("Factor on the model's hidden widths.")] = None,
     time_steps: Annotated[int | None, _option("Time steps that an image is presented for.")] = None,
     neuron: Annotated[str | None, _option("if, lif or plif.")] = None,

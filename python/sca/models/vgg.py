@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sca_kernels import nn as snn
+
+from .parts import Layers, check_positive, initialise, presented
 
 HIDDEN_WIDTH = 512
 
@@ -24,7 +25,6 @@ _LAYOUTS: dict[str, tuple[tuple[tuple[int, ...], ...], int]] = {
     "vgg16": (((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3), 2),
     "vgg19": (((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4), 2),
 }
-_NEURONS = {"if": snn.BatchNormIF, "lif": snn.BatchNormLIF, "plif": snn.BatchNormPLIF}
 
 
 class ConvBlock(nn.Module):
@@ -90,13 +90,8 @@ class VGG(nn.Module):
         super().__init__()
         height, columns = (image_size, image_size) if isinstance(image_size, int) else image_size
         numbers = {"num_classes": num_classes, "in_channels": in_channels, "time_steps": time_steps}
-        for argument, value in (numbers | {"image_size": min(height, columns)}).items():
-            if value < 1:
-                raise ValueError(f"{argument}: expected at least 1, got {value}")
-        if neuron not in _NEURONS:
-            raise ValueError(f"neuron: expected one of {', '.join(_NEURONS)}, got {neuron!r}")
-        if width <= 0:
-            raise ValueError(f"width: expected a factor > 0, got {width}")
+        check_positive(**numbers, image_size=min(height, columns))
+        layers = Layers(neuron, width, widths, neuron_arguments)
         self.time_steps = time_steps
         self.config = {
             "name": name,
@@ -109,32 +104,15 @@ class VGG(nn.Module):
         }
 
         stages, num_hidden = _LAYOUTS[name]
-        remaining = dict(widths or {})
-
-        def new_group(group_name: str, full_width: int) -> snn.ChannelGroup:
-            channels = remaining.pop(group_name, max(1, round(full_width * width)))
-            return snn.ChannelGroup(channels, name=group_name)
-
-        def new_neuron(group: snn.ChannelGroup) -> nn.Module:
-            return _NEURONS[neuron](group.num_channels, group=group, **neuron_arguments)
-
         previous: snn.ChannelGroup | None = None
         self.features = nn.ModuleList()
         for stage in stages:
             pooled = min(height, columns) >= 2
             for position, channels in enumerate(stage, 1):
-                group = new_group(f"conv{len(self.features) + 1}", channels)
-                conv = snn.ChannelConv2d(
-                    in_channels if previous is None else previous.num_channels,
-                    group.num_channels,
-                    kernel_size=3,
-                    padding=1,
-                    bias=False,
-                    in_group=previous,
-                    out_group=group,
-                    spike_input=previous is not None,
-                )
-                self.features.append(ConvBlock(conv, new_neuron(group), pool=pooled and position == len(stage)))
+                group = layers.group(f"conv{len(self.features) + 1}", layers.scaled(channels))
+                conv = layers.conv(previous or in_channels, group, 3, spike_input=previous is not None)
+                neuron_layer = layers.norm_neuron(group)
+                self.features.append(ConvBlock(conv, neuron_layer, pool=pooled and position == len(stage)))
                 previous = group
             if pooled:
                 height, columns = height // 2, columns // 2
@@ -142,18 +120,14 @@ class VGG(nn.Module):
         positions = height * columns
         self.hidden = nn.ModuleList()
         for number in range(1, num_hidden + 1):
-            group = new_group(f"fc{number}", HIDDEN_WIDTH)
+            group = layers.group(f"fc{number}", layers.scaled(HIDDEN_WIDTH))
             linear = self._linear(previous, positions, group.num_channels, bias=False, out_group=group)
-            self.hidden.append(HiddenBlock(linear, new_neuron(group)))
+            self.hidden.append(HiddenBlock(linear, layers.norm_neuron(group)))
             previous, positions = group, 1
         self.classifier = self._linear(previous, positions, num_classes)
 
-        if remaining:
-            raise ValueError(f"widths: {name} has no group named {', '.join(remaining)}")
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        self.to(memory_format=torch.channels_last)
+        layers.check_widths(name)
+        initialise(self)
 
     @staticmethod
     def _linear(group: snn.ChannelGroup, positions: int, out_features: int, **arguments: Any) -> snn.ChannelLinear:
@@ -178,11 +152,8 @@ class VGG(nn.Module):
         Raises:
             ValueError: x has another rank.
         """
-        if x.dim() not in (4, 5):
-            raise ValueError(f"x: expected [N, C, H, W] or [T, N, C, H, W], got {list(x.shape)}")
-        still = x.dim() == 4
         first, *others = self.features
-        spikes = first(x.unsqueeze(0), self.time_steps) if still else first(x)
+        spikes = first(*presented(x, self.time_steps))
         for block in others:
             spikes = block(spikes)
         spikes = spikes.flatten(2)

@@ -1,7 +1,7 @@
 """Where the channels of a group occur in a model: in which layers, parameters and buffers, along which dimension.
 
-Modules say what they carry: ``in_group`` and ``out_group`` on convolutions and linear layers, ``group`` on neurons and
-batch-norm neurons (see :mod:`sca_kernels.nn`). Nothing is traced and nothing is paired by order.
+Modules say what they carry: ``in_group`` and ``out_group`` on convolutions and linear layers, ``group`` on neurons,
+batch norms and selections (see :mod:`sca_kernels.nn`). Nothing is traced and nothing is paired by order.
 """
 
 from __future__ import annotations
@@ -39,19 +39,24 @@ class Members:
         name: the group's, or that of the first module that carries it where it has none.
         producers: layers whose output channels it is (``out_group``).
         consumers: layers that read it (``in_group``).
-        neurons: neuron modules, fused with a batch norm or not (``group``).
+        carriers: what works channel by channel (``group``): neurons, batch norms, both fused, selections.
     """
 
     name: str
     group: ChannelGroup
     producers: dict[str, nn.Module] = field(default_factory=dict)
     consumers: dict[str, nn.Module] = field(default_factory=dict)
-    neurons: dict[str, nn.Module] = field(default_factory=dict)
+    carriers: dict[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def neurons(self) -> dict[str, nn.Module]:
+        """Those of the carriers that can record activity."""
+        return {name: m for name, m in self.carriers.items() if hasattr(m, "activity")}
 
     @property
     def norms(self) -> dict[str, nn.Module]:
-        """Those of the neurons that have a batch-norm weight."""
-        return {name: m for name, m in self.neurons.items() if getattr(m, "weight", None) is not None}
+        """Those of the carriers that have a batch-norm weight."""
+        return {name: m for name, m in self.carriers.items() if getattr(m, "weight", None) is not None}
 
 
 def find_groups(model: nn.Module) -> dict[str, Members]:
@@ -62,7 +67,7 @@ def find_groups(model: nn.Module) -> dict[str, Members]:
     """
     found: dict[int, Members] = {}
     for name, module in model.named_modules():
-        for attribute, role in (("out_group", "producers"), ("group", "neurons"), ("in_group", "consumers")):
+        for attribute, role in (("out_group", "producers"), ("group", "carriers"), ("in_group", "consumers")):
             group = carried(module, attribute)
             if group is not None:
                 members = found.setdefault(id(group), Members(group.name or name, group))

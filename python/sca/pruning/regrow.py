@@ -34,14 +34,15 @@ def zero(members: Members, channels: Tensor, generator: Generator) -> None:
 @torch.no_grad()
 def reinit(members: Members, channels: Tensor, generator: Generator) -> None:
     """Drawn afresh like the channels that were active: normal weights of their spread; batch norm, leak, bias: their
-    mean.
+    mean. Indices say where a channel lies, and stay.
     """
-    modules = {**members.producers, **members.neurons, **members.consumers}
+    modules = {**members.producers, **members.carriers, **members.consumers}
     for module in modules.values():
         for name, axes in channel_axes(module).items():
+            tensor = getattr(module, name)
             for axis in axes:
-                if axis.group is members.group:
-                    _reinit(getattr(module, name), axis, channels, generator)
+                if axis.group is members.group and tensor.is_floating_point():
+                    _reinit(tensor, axis, channels, generator)
 
 
 def _reinit(tensor: Tensor, axis: Axis, channels: Tensor, generator: Generator) -> None:

@@ -345,6 +345,7 @@ class SCAScheduler:
                 name=name,
                 active=members.group.active,
                 producers=tuple(members.producers.values()),
+                consumers=tuple(members.consumers.values()),
                 norms=tuple(members.norms.values()),
                 generator=self._generator,
                 **sums,

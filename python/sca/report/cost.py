@@ -34,7 +34,7 @@ class LayerReport:
 
     Attributes:
         name: of the module.
-        label: short name for tables: that of the group it produces, else ``name``.
+        label: short name for tables: that of the group it alone produces, else ``name``.
         parameters, active_parameters: weight and bias; an entry is active when all channels that it connects are.
         weights, active_weights: the same for the weight alone.
         presentations: how often the layer runs for one sample: the number of time steps, or 1 where it is computed
@@ -209,8 +209,13 @@ def report_cost(
     if time_steps is None:
         time_steps = math.ceil(max(c.passes for c in counts.values()) / samples)
     axes = parameter_axes(model)
+    sinks = [carried(layer, "out_group") for layer in layers.values()]
+    labels = {
+        name: sink.name if sink is not None and sink.name and sinks.count(sink) == 1 else name
+        for name, sink in zip(layers, sinks, strict=True)
+    }
     return CostReport(
-        tuple(_report(name, layer, counts[name], samples, time_steps) for name, layer in layers.items()),
+        tuple(_report(name, labels[name], layer, counts[name], samples, time_steps) for name, layer in layers.items()),
         samples,
         time_steps,
         sum(p.numel() for p in model.parameters()),
@@ -242,13 +247,13 @@ def _count_pass(counts: _Counts, layer: nn.Module, inputs: tuple[Tensor, ...], o
     counts.dense_connections += where * layer.weight.numel()
 
 
-def _report(name: str, layer: nn.Module, counts: _Counts, samples: int, time_steps: int) -> LayerReport:
-    axes, group = channel_axes(layer), carried(layer, "out_group")
+def _report(name: str, label: str, layer: nn.Module, counts: _Counts, samples: int, time_steps: int) -> LayerReport:
+    axes = channel_axes(layer)
     own = dict(layer.named_parameters(recurse=False))
     rate = counts.nonzero / max(counts.inputs, 1)
     return LayerReport(
         name=name,
-        label=name if group is None else group.name or name,
+        label=label,
         parameters=sum(p.numel() for p in own.values()),
         active_parameters=sum(_active(p, axes.get(key, ())) for key, p in own.items()),
         weights=layer.weight.numel(),

@@ -29,6 +29,7 @@ class GroupContext:
         membrane_l1: float64 [C], sum of |v| after the reset.
         positions: int64 [C], how many values (time x samples x space) these were summed over.
         producers: convolutions and linear layers whose output channels the group is.
+        consumers: those whose input channels it is.
         norms: batch norms of the group, with a ``weight`` [C].
         generator: of the scheduler, for criteria that draw.
     """
@@ -39,6 +40,7 @@ class GroupContext:
     membrane_l1: Tensor
     positions: Tensor
     producers: tuple[nn.Module, ...]
+    consumers: tuple[nn.Module, ...]
     norms: tuple[nn.Module, ...]
     generator: torch.Generator
 

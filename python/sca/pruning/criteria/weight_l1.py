@@ -12,18 +12,23 @@ from . import GroupContext
 def weight_l1(group: GroupContext) -> Tensor:
     """Sum of a filter's absolute weights, those that read dormant channels left out; summed over the group's producers.
 
+    A group that no layer produces, since it is selected from what others do, is ranked by the weights that read it.
+
     Raises:
-        ValueError: no layer produces the group.
+        ValueError: no layer produces or reads the group.
     """
-    if not group.producers:
-        raise ValueError(f"criterion 'weight_l1': group {group.name!r} has no producing layer (out_group)")
-    total = torch.zeros(group.positions.numel(), dtype=torch.float64)
-    for layer in group.producers:
+    layers, dim = (group.producers, 0) if group.producers else (group.consumers, 1)
+    if not layers:
+        raise ValueError(f"criterion 'weight_l1': group {group.name!r} has no layer that produces or reads it")
+    channels = group.positions.numel()
+    total = torch.zeros(channels, dtype=torch.float64)
+    for layer in layers:
         weight = layer.weight.detach()
         for axis in channel_axes(layer)["weight"]:
-            if axis.dim > 0:
+            if axis.dim != dim:
                 weight = weight.index_select(axis.dim, axis.entries(axis.group.active.to(weight.device)))
-        total += weight.abs().flatten(1).sum(1, dtype=torch.float64).cpu()
+        by_channel = weight.movedim(dim, 0).reshape(channels, -1)
+        total += by_channel.abs().sum(1, dtype=torch.float64).cpu()
     return total
 
 

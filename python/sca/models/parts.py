@@ -1,0 +1,137 @@
+"""What the families share: checks of the arguments that all of them take, their layers by name, direct encoding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sca_kernels import nn as snn
+
+__all__ = ["Layers", "check_positive", "initialise", "presented"]
+
+# name -> the neuron fused with a batch norm, and alone
+_NEURONS = {
+    "if": (snn.BatchNormIF, snn.IF),
+    "lif": (snn.BatchNormLIF, snn.LIF),
+    "plif": (snn.BatchNormPLIF, snn.PLIF),
+}
+# Those of the neurons' arguments that are about the batch norm.
+_NORM_ARGUMENTS = ("eps", "momentum", "affine", "track_running_stats", "process_group")
+
+
+class Layers:
+    """Makes the channel groups of one network, and layers that carry them.
+
+    Args:
+        neuron: ``if``, ``lif`` or ``plif``.
+        width: factor on all hidden widths.
+        widths: number of channels of the groups named here.
+        neuron_arguments: of the neurons and of the batch norms in front of them.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self, neuron: str, width: float, widths: dict[str, int] | None, neuron_arguments: dict[str, Any]
+    ) -> None:
+        if neuron not in _NEURONS:
+            raise ValueError(f"neuron: expected one of {', '.join(_NEURONS)}, got {neuron!r}")
+        if width <= 0:
+            raise ValueError(f"width: expected a factor > 0, got {width}")
+        self._fused, self._plain = _NEURONS[neuron]
+        self._arguments = neuron_arguments
+        self._width = width
+        self._widths = dict(widths or {})
+
+    def scaled(self, channels: int) -> int:
+        """A hidden width of the original, times the factor."""
+        return max(1, round(channels * self._width))
+
+    def group(self, name: str, channels: int, prunable: bool = True) -> snn.ChannelGroup:
+        """A group of so many channels, or of those that ``widths`` says."""
+        return snn.ChannelGroup(self._widths.pop(name, channels), name=name, prunable=prunable)
+
+    def check_widths(self, model: str) -> None:
+        """Call it when all groups are made.
+
+        Raises:
+            ValueError: ``widths`` names a group that does not exist.
+        """
+        if self._widths:
+            raise ValueError(f"widths: {model} has no group named {', '.join(self._widths)}")
+
+    def conv(
+        self,
+        source: snn.ChannelGroup | int,
+        sink: snn.ChannelGroup | int,
+        kernel_size: int,
+        stride: int = 1,
+        spike_input: bool = True,
+    ) -> snn.ChannelConv2d:
+        """A convolution without bias, padded by half its kernel; an int is a number of channels that have no group."""
+        (inputs, in_group), (outputs, out_group) = (
+            (side, None) if isinstance(side, int) else (side.num_channels, side) for side in (source, sink)
+        )
+        return snn.ChannelConv2d(
+            inputs,
+            outputs,
+            kernel_size,
+            stride=stride,
+            padding=kernel_size // 2,
+            bias=False,
+            in_group=in_group,
+            out_group=out_group,
+            spike_input=spike_input,
+        )
+
+    def norm_neuron(self, group: snn.ChannelGroup) -> nn.Module:
+        """Batch norm and neuron in one."""
+        return self._fused(group.num_channels, group=group, **self._arguments)
+
+    def norm(self, group: snn.ChannelGroup) -> nn.Module:
+        """The batch norm alone."""
+        own = {name: value for name, value in self._arguments.items() if name in _NORM_ARGUMENTS}
+        return snn.ChannelBatchNorm2d(group.num_channels, group=group, **own)
+
+    def neuron(self, group: snn.ChannelGroup) -> nn.Module:
+        """The neuron alone."""
+        own = {name: value for name, value in self._arguments.items() if name not in _NORM_ARGUMENTS}
+        if own.pop("per_channel", False):
+            own["channels"] = group.num_channels
+        return self._plain(group=group, **own)
+
+
+def check_positive(**sizes: int) -> None:
+    """Raise a ValueError that names the first argument below 1."""
+    for argument, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{argument}: expected at least 1, got {value}")
+
+
+def presented(x: Tensor, time_steps: int) -> tuple[Tensor, int | None]:
+    """What a network's first layers take: a still image as one step and how often to present it, a sequence as it is.
+
+    Args:
+        x: ``[N, C, H, W]``, or ``[T, N, C, H, W]``.
+        time_steps: how often a still image is presented.
+
+    Returns:
+        ``[1, N, C, H, W]`` and ``time_steps``, or x and None.
+
+    Raises:
+        ValueError: x has another rank.
+    """
+    if x.dim() not in (4, 5):
+        raise ValueError(f"x: expected [N, C, H, W] or [T, N, C, H, W], got {list(x.shape)}")
+    return (x.unsqueeze(0), time_steps) if x.dim() == 4 else (x, None)
+
+
+def initialise(model: nn.Module) -> None:
+    """He initialisation of convolutions and linear layers (ICCV 2015), and the layout that convolutions like best."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    model.to(memory_format=torch.channels_last)

@@ -1,0 +1,52 @@
+"""Spiking ResNet, post-activation: the neuron behind each addition fires into the residual stream.
+
+Blocks after He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016), with a neuron for each ReLU, as in
+Zheng et al., "Going Deeper With Directly-Trained Larger Spiking Neural Networks" (AAAI 2021). ResNet-18: the former's
+table 1, shortcuts of type B; ResNet-20: its section 4.2, shortcuts of type B too; ResNet-19: the latter's, whose 256
+hidden neurons have a batch norm here. The number counts the layers with weights, those on shortcuts aside.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from .parts import Layers
+from .residual import Layout, ResidualNetwork, Stream
+
+
+class Block(nn.Module):
+    """Two convolutions 3x3; the sum of the second one's batch norm and of the shortcut charges the last neuron."""
+
+    def __init__(self, layers: Layers, name: str, source: Stream, stream: Stream, inner: int, halves: bool) -> None:
+        super().__init__()
+        between = layers.group(f"{name}.conv1", inner)
+        stride = 2 if halves else 1
+        self.conv1 = layers.conv(source, between, 3, stride)
+        self.neuron1 = layers.norm_neuron(between)
+        self.conv2 = layers.conv(between, stream, 3)
+        self.norm2 = layers.norm(stream)
+        self.shortcut = (
+            nn.Sequential(layers.conv(source, stream, 1, stride), layers.norm(stream)) if halves else nn.Identity()
+        )
+        self.neuron2 = layers.neuron(stream)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Spikes ``[T, N, C, H, W]`` -> spikes ``[T, N, C', H', W']``."""
+        current = self.norm2(self.conv2(self.neuron1(self.conv1(x))))
+        return self.neuron2(current + self.shortcut(x))
+
+
+class ResNet(ResidualNetwork):
+    """Spiking ResNet; arguments as for :class:`sca.models.residual.ResidualNetwork`."""
+
+    layouts: ClassVar[dict[str, Layout]] = {
+        "resnet18": Layout(((64, 2), (128, 2), (256, 2), (512, 2)), stems=("cifar", "imagenet")),
+        "resnet19": Layout(((128, 3), (256, 3), (512, 2)), hidden=256),
+        "resnet20": Layout(((16, 3), (32, 3), (64, 3))),
+    }
+    make_block = staticmethod(Block)
+
+
+MODELS = dict.fromkeys(ResNet.layouts, ResNet)
