@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy
 
 import sca
+from sca.bench.memory import saved_bytes
+from sca.bench.peers import snntorch_lif, spikingjelly_vgg
+from sca.bench.work import prune_evenly, sgd, training_step
 from sca_kernels import functional as F
 from sca_kernels import nn as snn
 
 from . import peers, training
-from .measure import Party, clock, flip_rate, forward_backward, relative_error, require, saved_bytes
+from .measure import Party, clock, flip_rate, forward_backward, relative_error, require
 
 OURS = "sca_kernels"
 SPIKINGJELLY = "SpikingJelly 2.0.0"
@@ -97,7 +100,7 @@ def build_neuron(layout: str) -> dict[str, Party | None]:
         OURS: lambda x: F.lif(x, return_v=False).spikes,  # as nn.LIF has it: nobody asked for the last potential
         SPIKINGJELLY: peers.spikingjelly_lif(),
         COMPILE: peers.compiled(peers.eager_lif),
-        SNNTORCH: peers.snntorch_lif(),
+        SNNTORCH: snntorch_lif(),
     }
     parties = {name: function and forward_backward(function, [x], grad) for name, function in functions.items()}
     reference = peers.eager_lif(x)
@@ -195,27 +198,20 @@ def build_channel_conv(channels: int, size: int, density: float) -> dict[str, Pa
     return parties
 
 
-def groups_of(model: nn.Module) -> list[snn.ChannelGroup]:
-    """The prunable channel groups of a model, in order."""
-    found = {id(m.group): m.group for m in model.modules() if getattr(m, "group", None) is not None}
-    return [group for group in found.values() if group.prunable]
-
-
 def build_vgg_step(density: float) -> dict[str, Party | None]:
     images = torch.randn(32, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (32,))
     model = sca.models.build("vgg16", num_classes=10, in_channels=3, time_steps=4, detach_reset=True)
-    twin = peers.spikingjelly_vgg(model, detach_reset=True)
+    twin = spikingjelly_vgg(model, detach_reset=True)
     if twin is not None:
         # Rounding flips a few spikes per layer and batch norm passes that on; the first loss tells a wrong layer apart.
         losses = [cross_entropy(net(images).mean(0), labels).item() for net in (model, twin)]
         require(abs(losses[0] - losses[1]) <= 0.05 * losses[1], f"both networks start at the same loss, {losses}")
-    if density < 1:  # as a scheduler with allocation="layer", round_to=16 has it: 30.7 % of all channels at 0.3
-        for group in groups_of(model):
-            group.set_active(torch.randperm(group.num_channels)[: round(density * group.num_channels / 16) * 16])
+    if density < 1:
+        prune_evenly(model, density, round_to=16)  # 30.7 % of all channels at 0.3
 
     def step(net: nn.Module | None) -> Party | None:
-        return net and partial(training.training_step, net, images, labels, training.sgd(net))
+        return net and partial(training_step, net, images, labels, sgd(net))
 
     return {OURS: step(model), SPIKINGJELLY: step(twin)}
 

@@ -24,15 +24,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import sca
+from sca.bench.peers import spikingjelly_vgg
+from sca.bench.work import prune_evenly, sgd
 from sca_kernels import functional as F
 from sca_kernels.backends import registry
 from sca_kernels.testing import activation
 
 from . import peers, results
-from .cases import COMPILE, OURS, SPIKINGJELLY, Bar, Case, groups_of, label, returned
+from .cases import COMPILE, OURS, SPIKINGJELLY, Bar, Case, label, returned
 from .measure import Party, clock, flip_rate, forward_backward, ratio, relative_error, require, summary
 from .run import table
-from .training import sgd
 
 COPY = "copies of the minimum bytes"
 COPY_SHARE = 0.85  # of copy bandwidth, at least
@@ -169,7 +170,7 @@ def _steps(scale: Scale, batch: int, density: float) -> dict[str, Callable[[], N
     labels = torch.randint(10, (batch,), device=scale.device)
     model = sca.models.build("vgg16", num_classes=10, in_channels=3, time_steps=4, detach_reset=True)
     model.to(scale.device)
-    twin = peers.spikingjelly_vgg(model, detach_reset=True)
+    twin = spikingjelly_vgg(model, detach_reset=True)
 
     def loss(net: nn.Module) -> Tensor:
         with torch.autocast(scale.device, dtype=torch.bfloat16):
@@ -180,8 +181,7 @@ def _steps(scale: Scale, batch: int, density: float) -> dict[str, Callable[[], N
         first = [loss(net).item() for net in (model, twin)]
         require(abs(first[0] - first[1]) <= 0.1 * first[1], f"both networks start at the same loss, {first}")
     if density < 1:
-        for group in groups_of(model):
-            group.set_active(torch.randperm(group.num_channels)[: round(density * group.num_channels)])
+        prune_evenly(model, density, round_to=1)
 
     def step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()

@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 Party = Callable[[], float | None]
@@ -62,20 +61,3 @@ def require(ok: bool, claim: str) -> None:
     """
     if not ok:
         raise AssertionError(f"not timed, since this does not hold: {claim}")
-
-
-def saved_bytes(function: Callable[[], Tensor], parameters: Sequence[Tensor] = ()) -> int:
-    """Bytes of the distinct storages that autograd keeps for the backward of ``function``, without the parameters'."""
-    storages: dict[int, int] = {}
-    alive = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        alive.append(tensor)  # a freed storage's address may be handed out again
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        function()
-    for parameter in parameters:
-        storages.pop(parameter.untyped_storage().data_ptr(), None)
-    return sum(storages.values())

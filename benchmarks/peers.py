@@ -1,22 +1,17 @@
-"""The peers, each in its fastest setting on a CPU, and the same equations in plain torch.
+"""The neuron as SpikingJelly has it, and its equations in plain torch; whole networks are in :mod:`sca.bench.peers`.
 
 A peer that is not installed is None: it is reported as not measured.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-ALPHA = 2.0  # slope of the arctangent surrogate, in all parties
-
-
-def installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+from sca.bench.peers import ALPHA, installed
 
 
 class _Spike(torch.autograd.Function):
@@ -63,79 +58,3 @@ def spikingjelly_lif() -> Callable[[Tensor], Tensor] | None:
         return node(x)
 
     return run
-
-
-def snntorch_lif() -> Callable[[Tensor], Tensor] | None:
-    """snnTorch's Leaky with beta 1/2 on half the current: h = v/2 + x/2, which is LIF with tau 2."""
-    if not installed("snntorch"):
-        return None
-    import snntorch
-
-    cell = snntorch.Leaky(
-        beta=0.5, threshold=1.0, spike_grad=snntorch.surrogate.atan(ALPHA), reset_mechanism="zero", reset_delay=False
-    )
-
-    def run(x: Tensor) -> Tensor:
-        v = torch.zeros_like(x[0])
-        spikes = []
-        for step in x / 2:
-            s, v = cell(step, v)
-            spikes.append(s)
-        return torch.stack(spikes)
-
-    return run
-
-
-def spikingjelly_vgg(model: nn.Module, detach_reset: bool) -> nn.Module | None:
-    """The twin of one of our VGGs: the same layers and parameter values, made of SpikingJelly's multi-step modules.
-
-    Like ours, it computes the first convolution and its batch norm once, presents the result T times, and runs in
-    channels_last.
-    """
-    if not installed("spikingjelly"):
-        return None
-    from spikingjelly.activation_based import functional, layer, neuron, surrogate
-
-    def lif() -> nn.Module:
-        surrogate_function = surrogate.ATan(ALPHA)
-        return neuron.LIFNode(tau=2.0, detach_reset=detach_reset, surrogate_function=surrogate_function, step_mode="m")
-
-    class Twin(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            convolution = {"kernel_size": 3, "padding": 1, "bias": False}
-            first, *rest = model.features
-            self.stem = nn.Sequential(
-                nn.Conv2d(first.conv.in_channels, first.conv.out_channels, **convolution),
-                nn.BatchNorm2d(first.conv.out_channels),
-            )
-            body: list[nn.Module] = [lif()]
-            for block in rest:
-                body += [
-                    layer.Conv2d(block.conv.in_channels, block.conv.out_channels, **convolution, step_mode="m"),
-                    layer.BatchNorm2d(block.conv.out_channels, step_mode="m"),
-                    lif(),
-                ]
-                if isinstance(block.pool, nn.MaxPool2d):
-                    body.append(layer.MaxPool2d(2, step_mode="m"))
-            body.append(layer.Flatten(step_mode="m"))
-            for block in model.hidden:
-                body += [
-                    layer.Linear(block.linear.in_features, block.linear.out_features, bias=False, step_mode="m"),
-                    layer.BatchNorm1d(block.linear.out_features, step_mode="m"),
-                    lif(),
-                ]
-            body.append(layer.Linear(model.classifier.in_features, model.classifier.out_features, step_mode="m"))
-            self.body = nn.Sequential(*body)
-
-        def forward(self, x: Tensor) -> Tensor:
-            functional.reset_net(self)
-            current = self.stem(x)
-            return self.body(current.expand(model.time_steps, *current.shape))
-
-    twin = Twin().to(memory_format=torch.channels_last)
-    # Both list their weights from the first layer to the last: convolution, then batch norm, layer by layer.
-    with torch.no_grad():
-        for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
-            theirs.copy_(ours)
-    return twin

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
-import re
 import subprocess
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from sca.bench.conditions import conditions as common_conditions
 
 FOLDER = Path(__file__).parent / "results"
 NOT_MEASURED = "not measured"
 MARKS = ("<!-- results: written by `python -m benchmarks.run --readme` -->", "<!-- /results -->")
-
-
-def device_name() -> str:
-    """Processor and cores, as a folder name."""
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text() + "model name: " + model)[1]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return re.sub(r"[^a-z0-9]+", "-", f"{model} {cores} cores".lower()).strip("-")
 
 
 def _git(*arguments: str) -> str:
@@ -34,34 +23,15 @@ def _git(*arguments: str) -> str:
 
 def conditions(command: str, allocator: str) -> dict[str, Any]:
     """Everything that a figure depends on and that does not stand in the case itself."""
-    import torch
-
-    from sca_kernels import doctor
-
-    packages = ("torch", "numpy", "sca_kernels", "spikingjelly", "snntorch")
-    versions = {name: _version(name) for name in packages}
     changed = _git(
         "status", "--porcelain", "--", "../sca_kernels", "../csrc", "../python", "../setup.py", ".", ":!results"
     )
     return {
         "commit": _git("rev-parse", "HEAD") or "no checkout",
         "uncommitted_changes": bool(changed),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": device_name(),
-        "threads": torch.get_num_threads(),
-        "backends": {row.name: row.detail for row in doctor.report() if row.on},
         "allocator": allocator,
-        "load_average": os.getloadavg()[0],
-        "command": command,
-        "versions": {"python": platform.python_version(), **versions},
+        **common_conditions(command),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def store(

@@ -14,31 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
-
 import sca
-
-from . import peers
+from sca.bench.peers import spikingjelly_vgg
+from sca.bench.work import sgd, training_step
 
 CIFAR10 = os.environ.get("SCA_KERNELS_CIFAR10_DIR")
 BATCH = 32
-
-
-def training_step(
-    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, optimizer: torch.optim.Optimizer
-) -> None:
-    """Forward, cross-entropy of the mean logits, backward, optimizer step."""
-    optimizer.zero_grad()
-    cross_entropy(model(images).mean(0), labels).backward()
-    optimizer.step()
-
-
-def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of all training benchmarks, in torch's fastest form: fused, except that it copies channels_last."""
-    fused = all(p.is_contiguous() for p in model.parameters())
-    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=fused)
 
 
 class Run:
@@ -90,7 +71,7 @@ def spikingjelly_epoch() -> float:
     """Seconds of SpikingJelly's twin for one epoch on the same images; measured once."""
     data = sca.data.load("cifar10", CIFAR10)
     model = sca.models.build("vgg16", num_classes=10, in_channels=3, time_steps=4, detach_reset=True)
-    twin = peers.spikingjelly_vgg(model, detach_reset=True)
+    twin = spikingjelly_vgg(model, detach_reset=True)
     optimizer = sgd(twin)
     start = time.perf_counter()
     for images, labels in data.train_batches(BATCH, seed=0, epoch=0):

@@ -15,7 +15,7 @@ _EXPORTS = {
     "compact": "sca.pruning",
     "report_cost": "sca.report",
 }
-_MODULES = ("data", "models", "pruning", "report", "training")
+_MODULES = ("bench", "data", "models", "pruning", "report", "training")
 
 __all__ = [*_EXPORTS, *_MODULES]
 

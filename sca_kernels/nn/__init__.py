@@ -1,5 +1,5 @@
 """Modules over :mod:`sca_kernels.functional`: neurons, batch norm with and without one, channel-sparse convolution and
-linear layers."""
+linear layers, max-pooling."""
 
 from .activity import Activity
 from .batch_norm import BatchNormIF, BatchNormLIF, BatchNormPLIF, ChannelBatchNorm2d
@@ -7,6 +7,7 @@ from .conv import ChannelConv2d
 from .group import ChannelGroup, probing
 from .linear import ChannelLinear
 from .neuron import IF, LIF, PLIF, detach, reset
+from .pool import MaxPool2d
 from .select import ChannelSelect
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ChannelGroup",
     "ChannelLinear",
     "ChannelSelect",
+    "MaxPool2d",
     "detach",
     "probing",
     "reset",

@@ -8,7 +8,7 @@ from torch import nn as tnn
 
 from .. import functional as F
 from .group import ChannelGroup, gathered
-from .neuron import NeuronModule, ParametricLeak
+from .neuron import NeuronModule, ParametricLeak, is_recomputing
 
 
 class Normalisation(tnn.Module):
@@ -31,8 +31,12 @@ class Normalisation(tnn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0) if track_running_stats else None)
 
     def is_tracking(self) -> bool:
-        """Whether this forward pass moves the running statistics: not while probing."""
-        return self.training and self.track_running_stats and not (self.group is not None and self.group.probing)
+        """Whether this forward pass moves the running statistics: not while probing, nor when activation checkpointing
+        repeats it."""
+        return self.training and self._has_statistics() and not is_recomputing()
+
+    def _has_statistics(self) -> bool:
+        return self.track_running_stats and not (self.group is not None and self.group.probing)
 
     def batch_weight(self) -> float | Tensor:
         """Weight of the coming batch in the running statistics; ``1 / batches`` for the cumulative average."""
@@ -41,9 +45,13 @@ class Normalisation(tnn.Module):
     def statistics(self) -> tuple[Tensor | None, Tensor | None]:
         """Running mean and variance at the active width, for a call that updates them in place and :meth:`track`; None
         for batch statistics that must not be tracked."""
-        if self.training and not self.is_tracking():
+        if self.training and not self._has_statistics():
             return None, None
-        return gathered(self.running_mean, self.group), gathered(self.running_var, self.group)
+        mean, var = gathered(self.running_mean, self.group), gathered(self.running_var, self.group)
+        if self.training and not self.is_tracking():
+            # torch's batch norm saves them for its backward pass; repeated, it must save as many tensors
+            return mean.clone(), var.clone()
+        return mean, var
 
     def track(self, mean: Tensor, var: Tensor) -> None:
         """Count a batch, and keep the statistics that it moved."""

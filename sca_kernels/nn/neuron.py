@@ -14,6 +14,11 @@ from .activity import Activity
 from .group import ChannelGroup, gathered
 
 
+def is_recomputing() -> bool:
+    """Whether activation checkpointing is repeating this forward pass inside a backward pass."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 class NeuronModule(tnn.Module):
     """Base of all neuron modules: arguments, membrane state, activity. See :func:`sca_kernels.functional.neuron` for
     the arguments.
@@ -103,7 +108,7 @@ class NeuronModule(tnn.Module):
             return False
         if self.group is not None and self.group.probing:
             return False
-        return torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
+        return not is_recomputing()
 
     def reset(self) -> None:
         """Forget the state: the next call starts as a fresh module does."""

@@ -350,6 +350,14 @@ def test_trainer_repeats_itself_bit_for_bit(uninterrupted):
     assert_equal_state(trainer.state(), uninterrupted)
 
 
+def test_trainer_with_checkpointing_goes_through_the_same_states(uninterrupted):
+    trainer, watch = trainer_of(tiny(checkpointing=True)), Watch()
+    trainer.fit(watch, lambda state: None, lambda row: None)
+    assert trainer.model.checkpointing
+    for part in ("model", "optimizer", "active", "sums"):
+        assert_equal_state(trainer.state()[part], uninterrupted[part])
+
+
 @pytest.mark.parametrize("step", [1, 6, 8, 11], ids=lambda step: f"after-step-{step}")
 def test_trainer_resumed_after_any_step_equals_the_uninterrupted_run(uninterrupted, tmp_path, step):
     path = tmp_path / "state.safetensors"

@@ -30,9 +30,10 @@ SCA_ROOMS = {
     "data": set(),
     "report": {"pruning"},
     "training": {"pruning", "models", "data", "report"},
+    "bench": {"pruning", "models", "training"},
     "convert": {"models"},
     "export": {"pruning", "models"},
-    "cli": {"pruning", "models", "data", "report", "training", "convert", "export"},
+    "cli": {"pruning", "models", "data", "report", "training", "bench", "convert", "export"},
 }
 SCA_SEES_OF_KERNELS = {"functional", "nn", "doctor", "surrogates"}
 

@@ -39,6 +39,7 @@ NAMES = {
     "sca_kernels.nn.ChannelBatchNorm2d": f"{BATCH_NORM_MODULE} process_group",
     "sca_kernels.nn.ChannelConv2d": f"kernel_size {CONVOLUTION} in_group out_group spike_input backend",
     "sca_kernels.nn.ChannelLinear": "in_features out_features bias in_group out_group features_per_channel spike_input",
+    "sca_kernels.nn.MaxPool2d": "kernel_size stride padding",
     "sca_kernels.nn.ChannelSelect": "in_channels group",
     "sca_kernels.nn.ChannelGroup": "num_channels name prunable",
     "sca_kernels.nn.Activity": "training_only",

@@ -108,6 +108,17 @@ def test_activity_is_not_doubled_by_activation_checkpointing(use_reentrant):
     assert torch.equal(model[1].activity.spike_count, expected)
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["non-reentrant", "reentrant"])
+def test_running_statistics_are_updated_once_under_activation_checkpointing(use_reentrant):
+    x = activation((4, 2, 6)).requires_grad_()
+    plain, again = nn.BatchNormLIF(6), nn.BatchNormLIF(6)
+    plain(x).sum().backward()
+    expected, x.grad = x.grad, None
+    checkpoint(again, x, use_reentrant=use_reentrant).sum().backward()
+    assert torch.equal(x.grad, expected)
+    assert all(torch.equal(a, b) for a, b in zip(plain.buffers(), again.buffers(), strict=True))
+
+
 def test_activity_is_not_doubled_by_gradient_accumulation():
     """Two micro-batches count as their union."""
     model, x = network(), activation((4, 6, 6))

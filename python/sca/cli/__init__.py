@@ -6,6 +6,7 @@ import logging
 
 import typer
 
+from .bench import bench
 from .doctor import doctor
 from .evaluate import evaluate
 from .report import report
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("report")(report)
+app.command("bench")(bench)
 app.command("doctor")(doctor)
 
 

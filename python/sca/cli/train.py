@@ -46,6 +46,9 @@ def train(
     prune_stop: Annotated[float | None, _option("Last update, as a share of the run.")] = None,
     prune_interval: Annotated[float | None, _option("Epochs between updates.")] = None,
     precision: Annotated[str | None, _option("float32 or bfloat16.")] = None,
+    checkpointing: Annotated[
+        bool | None, typer.Option("--checkpointing", help="Save memory: compute activations twice.", show_default=False)
+    ] = None,
     reference: Annotated[
         str | None, _option("Dense twin to compare with: train (train it too), none, or the folder of a dense run.")
     ] = None,
@@ -86,7 +89,7 @@ def _train(changes: dict[str, Any], preset: str | None, out: Path | None, resume
     sca_kernels.reuse_host_memory()
     console = Console()
     say = functools.partial(console.print, highlight=False, soft_wrap=True)
-    folder_path = out or _free_folder(Path("runs"), f"{config.data}-{config.model}")
+    folder_path = out or free_folder(Path("runs"), f"{config.data}-{config.model}")
     mode = "resume" if resume else "overwrite" if overwrite else "new"
     with RunFolder(folder_path, mode) as folder, Display(console) as display:
         try:
@@ -104,13 +107,13 @@ def _resumed_config(held: Any, changes: dict[str, Any], out: Path) -> Any:
     if held is None:
         raise ValueError(f"out: {out} holds no run to resume")
     config = held.changed(**changes)
-    movable = {name: getattr(config, name) for name in ("data_dir", "device")}
+    movable = {name: getattr(config, name) for name in ("data_dir", "device", "checkpointing")}
     if held.changed(**movable) != config:
         differing = [name for name, value in changes.items() if getattr(held, name) != value and name not in movable]
         raise ValueError(f"{', '.join(differing)}: the run in {out} has another value; a resumed run keeps its own")
     return config
 
 
-def _free_folder(parent: Path, stem: str) -> Path:
+def free_folder(parent: Path, stem: str) -> Path:
     """The first ``stem-number`` that does not exist yet."""
     return next(path for number in count(1) if not (path := parent / f"{stem}-{number}").exists())

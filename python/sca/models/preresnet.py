@@ -64,9 +64,9 @@ class PreResNet(ResidualNetwork):
         return nn.Sequential(select, layers.norm_neuron(selected)), selected
 
     def features(self, x: Tensor, time_steps: int | None) -> Tensor:
-        x = self.stem(x, time_steps)
+        x = self.run(self.stem, x, time_steps, spike_input=False)
         for block in self.blocks:
-            x = block(x, time_steps)
+            x = self.run(block, x, time_steps, spike_input=False)
         return self.tail(x)
 
 

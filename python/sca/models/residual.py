@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sca_kernels import nn as snn
 
 from .parts import Layers, check_positive, initialise, presented
+from .recompute import Checkpointed
 from .vgg import HiddenBlock
 
 __all__ = ["Layout", "ResidualNetwork", "Stem", "Stream"]
@@ -27,7 +28,7 @@ Stream = snn.ChannelGroup | int
 # stem -> kernel and stride of its convolution, and the pool behind it
 _STEMS: dict[str, tuple[int, int, Callable[[], nn.Module]]] = {
     "cifar": (3, 1, nn.Identity),
-    "imagenet": (7, 2, lambda: nn.MaxPool2d(3, stride=2, padding=1)),
+    "imagenet": (7, 2, lambda: snn.MaxPool2d(3, stride=2, padding=1)),
 }
 # Images of at least so many pixels get the ImageNet stem, which divides their sides by 4, where none is named.
 _LARGE = 96
@@ -63,7 +64,7 @@ class Stem(nn.Module):
         return self.pool(z.flatten(0, 1)).unflatten(0, z.shape[:2])
 
 
-class ResidualNetwork(nn.Module, ABC):
+class ResidualNetwork(Checkpointed, ABC):
     """Residual network with a :class:`sca_kernels.nn.ChannelGroup` for each inner width: ``stage1.block1.conv1``, ...
 
     Args:
@@ -78,6 +79,7 @@ class ResidualNetwork(nn.Module, ABC):
         stem: ``cifar`` (convolution 3x3) or ``imagenet`` (convolution 7x7 with stride 2, max-pool); None: the latter
             from 96 pixels on, where the original has it.
         prune_stream: whether the channels of the residual streams are pruned as well, one group per stage.
+        checkpointing: as in :class:`sca.models.vgg.VGG`; a block's input is kept as bits where it is spikes.
         neuron_arguments: passed to neurons (``tau``, ``surrogate``, ``detach_reset``, ...) and batch norms.
 
     Attributes:
@@ -88,6 +90,8 @@ class ResidualNetwork(nn.Module, ABC):
     """
 
     layouts: ClassVar[dict[str, Layout]]
+    #: whether the residual stream holds spikes; else currents, or sums of spikes
+    stream_is_spikes: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -101,6 +105,7 @@ class ResidualNetwork(nn.Module, ABC):
         widths: dict[str, int] | None = None,
         stem: str | None = None,
         prune_stream: bool = False,
+        checkpointing: bool = False,
         **neuron_arguments: Any,
     ) -> None:
         super().__init__()
@@ -114,6 +119,7 @@ class ResidualNetwork(nn.Module, ABC):
             raise ValueError(f"stem: expected {' or '.join(layout.stems)} for {name}, got {stem!r}")
         layers = Layers(neuron, width, widths, neuron_arguments)
         self.time_steps = time_steps
+        self.init_checkpointing(checkpointing, neuron_arguments)
         self.config = {
             "name": name,
             **numbers,
@@ -123,6 +129,7 @@ class ResidualNetwork(nn.Module, ABC):
             "widths": widths,
             "stem": stem,
             "prune_stream": prune_stream,
+            "checkpointing": checkpointing,
             **neuron_arguments,
         }
 
@@ -178,9 +185,9 @@ class ResidualNetwork(nn.Module, ABC):
 
     def features(self, x: Tensor, time_steps: int | None) -> Tensor:
         """``[T, N, C, H, W]`` -> the maps ``[T, N, C', H', W']`` whose means are classified."""
-        x = self.stem(x, time_steps)
+        x = self.run(self.stem, x, time_steps, spike_input=False)
         for block in self.blocks:
-            x = block(x)
+            x = self.run(block, x, spike_input=self.stream_is_spikes)
         return self.tail(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -198,5 +205,5 @@ class ResidualNetwork(nn.Module, ABC):
         """
         means = self.features(*presented(x, self.time_steps)).mean((3, 4))
         for block in self.hidden:
-            means = block(means)
+            means = self.run(block, means, spike_input=False)
         return self.classifier(means)

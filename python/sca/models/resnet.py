@@ -46,6 +46,7 @@ class ResNet(ResidualNetwork):
         "resnet19": Layout(((128, 3), (256, 3), (512, 2)), hidden=256),
         "resnet20": Layout(((16, 3), (32, 3), (64, 3))),
     }
+    stream_is_spikes = True
     make_block = staticmethod(Block)
 
 

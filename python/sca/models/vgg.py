@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sca_kernels import nn as snn
 
 from .parts import Layers, check_positive, initialise, presented
+from .recompute import Checkpointed
 
 HIDDEN_WIDTH = 512
 
@@ -33,7 +34,7 @@ class ConvBlock(nn.Module):
     def __init__(self, conv: snn.ChannelConv2d, neuron: nn.Module, pool: bool) -> None:
         super().__init__()
         self.conv, self.neuron = conv, neuron
-        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
+        self.pool = snn.MaxPool2d(2) if pool else nn.Identity()
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """``[T, N, C, H, W]`` -> spikes ``[T, N, C', H', W']``; with ``time_steps``, one step in and that many out."""
@@ -54,7 +55,7 @@ class HiddenBlock(nn.Module):
         return self.neuron(self.linear(x))
 
 
-class VGG(nn.Module):
+class VGG(Checkpointed):
     """Spiking VGG with one :class:`sca_kernels.nn.ChannelGroup` per hidden layer: ``conv1``, ..., ``fc1``, ...
 
     Args:
@@ -66,6 +67,8 @@ class VGG(nn.Module):
         image_size: side in pixels, or (height, width). A pool whose map would vanish is left out.
         width: factor on all hidden widths.
         widths: number of channels of the groups named here, for a physically smaller network (:func:`sca.compact`).
+        checkpointing: keep only each block's input for the backward pass, a bit per spike, and run the block again
+            there: less memory, a second forward pass, the same gradients.
         neuron_arguments: passed to the batch-norm neurons (``tau``, ``surrogate``, ``detach_reset``, ...).
 
     Attributes:
@@ -85,6 +88,7 @@ class VGG(nn.Module):
         image_size: int | tuple[int, int] = 32,
         width: float = 1.0,
         widths: dict[str, int] | None = None,
+        checkpointing: bool = False,
         **neuron_arguments: Any,
     ) -> None:
         super().__init__()
@@ -93,6 +97,7 @@ class VGG(nn.Module):
         check_positive(**numbers, image_size=min(height, columns))
         layers = Layers(neuron, width, widths, neuron_arguments)
         self.time_steps = time_steps
+        self.init_checkpointing(checkpointing, neuron_arguments)
         self.config = {
             "name": name,
             **numbers,
@@ -100,6 +105,7 @@ class VGG(nn.Module):
             "image_size": [height, columns],
             "width": width,
             "widths": widths,
+            "checkpointing": checkpointing,
             **neuron_arguments,
         }
 
@@ -153,12 +159,12 @@ class VGG(nn.Module):
             ValueError: x has another rank.
         """
         first, *others = self.features
-        spikes = first(*presented(x, self.time_steps))
+        spikes = self.run(first, *presented(x, self.time_steps), spike_input=False)
         for block in others:
-            spikes = block(spikes)
+            spikes = self.run(block, spikes)
         spikes = spikes.flatten(2)
         for block in self.hidden:
-            spikes = block(spikes)
+            spikes = self.run(block, spikes)
         return self.classifier(spikes)
 
 

@@ -13,6 +13,14 @@ PRECISIONS = ("float32", "bfloat16")
 LR_SCHEDULES = ("cosine", "step")
 
 
+def check_device(device: str) -> None:
+    """ValueError unless torch can use this device here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second: a torch built without that kind of device
+        raise ValueError(f"device: expected one that torch can use here, got {device!r} ({error})") from error
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run. The defaults are the recipe of the preset ``fast``.
@@ -41,6 +49,7 @@ class TrainConfig:
             pruning, in the run's folder ``dense``), the folder of such a run, or None (the dense network's speed alone
             is measured).
         precision: ``float32`` or ``bfloat16`` (autocast).
+        checkpointing: compute activations again in the backward pass, block by block, in place of keeping them.
         seed, device: of everything random; a torch device.
 
     Raises:
@@ -84,6 +93,7 @@ class TrainConfig:
     prune_interval: float = 1.0
     reference: str | None = None
     precision: str = "float32"
+    checkpointing: bool = False
     seed: int = 0
     device: str = "cpu"
 
@@ -103,10 +113,7 @@ class TrainConfig:
         check("label_smoothing", 0 <= self.label_smoothing < 1, "a number in [0, 1)")
         check("prune_start", 0 <= self.prune_start < self.prune_stop, "a share of the run, in [0, prune_stop)")
         check("prune_stop", self.prune_stop <= 1, "a share of the run, at most 1")
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:  # the second: a torch built without that kind of device
-            raise ValueError(f"device: expected one that torch can use here, got {self.device!r} ({error})") from error
+        check_device(self.device)
         for name, known in (("loss", tuple(LOSSES)), ("precision", PRECISIONS), ("lr_schedule", LR_SCHEDULES)):
             check(name, getattr(self, name) in known, f"one of {', '.join(known)}")
 

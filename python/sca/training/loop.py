@@ -95,6 +95,7 @@ class Trainer:
             time_steps=config.time_steps,
             width=config.width,
             neuron=config.neuron,
+            checkpointing=config.checkpointing,
             **config.neuron_arguments,
         ).to(config.device)
         self.groups = {name: members.group for name, members in find_groups(self.model).items()}

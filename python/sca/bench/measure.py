@@ -1,0 +1,173 @@
+"""Take the figures: all parties in one process, in turn, after warm-up; what computes something else is not timed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models import build
+from ..models.vgg import VGG
+from ..pruning import compact
+from ..pruning.groups import find_groups
+from ..training.metrics import FiringRate, compare_speed
+from .conditions import conditions, version
+from .config import BenchConfig
+from .memory import allocated, saved_bytes
+from .peers import PEERS
+from .work import inference_step, mean_loss, prune_evenly, settle_statistics, sgd, training_step
+
+OURS = "sca_kernels"
+# Rounding flips a few spikes per layer and batch norm passes that on; a wrong layer is off by more.
+LOSS_TOLERANCE = {"float32": 0.05, "bfloat16": 0.1}
+
+
+@dataclass
+class Party:
+    """One network that takes part, or the reason why it does not.
+
+    Attributes:
+        label: whose it is.
+        density: asked for, in (0, 1].
+        active: reached: active / all channels.
+        net: None where there is nothing to time.
+        note: why not; empty otherwise.
+        loss: of the first batch.
+        firing_rate: spikes per neuron and step on the first batch; ours only.
+    """
+
+    label: str
+    density: float
+    active: float
+    net: nn.Module | None
+    note: str = ""
+    loss: float | None = None
+    firing_rate: float | None = None
+
+
+def measure(config: BenchConfig, command: str, progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """All figures of a benchmark.
+
+    Args:
+        config: what to measure.
+        command: what the result names as the command.
+        progress: told what is being measured.
+
+    Returns:
+        Plain values, for JSON: ``config``, ``conditions``, and ``figures``, one for each mode, setting and party:
+        ``samples_per_second`` (median, p20, p80, rounds), ``saved_bytes`` (kept by autograd for the backward of one
+        pass, parameters left out; None in inference), ``peak_bytes`` (of one step, beyond what there was before; see
+        :func:`sca.bench.memory.allocated`), and the fields of :class:`Party`. A party that was not timed has None
+        and a note.
+    """
+    told = conditions(command)
+    if torch.device(config.device).type == "cuda":
+        told["device"] = torch.cuda.get_device_name(config.device)
+        told["versions"]["cuda"] = torch.version.cuda
+    figures = []
+    for time_steps in config.time_steps:
+        for batch_size in config.batch_size:
+            figures += _setting(config, time_steps, batch_size, progress)
+    return {"config": config.to_dict(), "conditions": told, "figures": figures}
+
+
+def _setting(
+    config: BenchConfig, time_steps: int, batch_size: int, progress: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """The figures at one T and N."""
+    torch.manual_seed(config.seed)
+    shape = (batch_size, config.in_channels, config.size, config.size)
+    images = torch.randn(shape, device=config.device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (batch_size,), device=config.device)
+    progress(f"T = {time_steps}, batch {batch_size}: networks")
+    parties = _parties(config, time_steps, images, labels)
+    figures = []
+    for mode in config.modes:
+        progress(f"T = {time_steps}, batch {batch_size}: {mode}")
+        timed = [party for party in parties if party.net is not None]
+        steps = {id(party): _step(mode, party.net, images, labels, config.precision) for party in timed}
+        speeds = compare_speed(steps, batch_size, config.device, config.rounds, max_seconds=float("inf"))
+        for party in parties:
+            figure = {
+                "mode": mode,
+                "time_steps": time_steps,
+                "batch_size": batch_size,
+                "input": list(shape),
+                "party": party.label,
+                "density": party.density,
+                "active": party.active,
+                "note": party.note,
+                "loss": party.loss,
+                "firing_rate": party.firing_rate,
+                "samples_per_second": None,
+                "saved_bytes": None,
+                "peak_bytes": None,
+            }
+            if party.net is not None:
+                figure["samples_per_second"] = speeds[id(party)].to_dict()
+                party.net.zero_grad()  # the gradients of the last step are freed before the next one's memory peaks
+                figure["peak_bytes"] = allocated(steps[id(party)], config.device).peak
+                if mode == "training":
+                    loss = partial(mean_loss, party.net, images, labels, config.precision)
+                    figure["saved_bytes"] = saved_bytes(loss, list(party.net.parameters()))
+            figures.append(figure)
+    return figures
+
+
+def _parties(config: BenchConfig, time_steps: int, images: Tensor, labels: Tensor) -> list[Party]:
+    """Ours at every density, and the dense twin of each peer, their first losses compared."""
+    dense = build(
+        config.model,
+        in_channels=config.in_channels,
+        image_size=config.size,
+        time_steps=time_steps,
+        width=config.width,
+        detach_reset=True,
+    ).to(config.device)
+
+    def first_loss(net: nn.Module) -> float:
+        with torch.no_grad():
+            return mean_loss(net, images, labels, config.precision).item()
+
+    def checked(party: Party, expected: float) -> Party:
+        if party.net is not None:
+            party.loss = first_loss(party.net)
+            if not abs(party.loss - expected) <= LOSS_TOLERANCE[config.precision] * expected:
+                party.net, party.note = None, f"not timed: its first loss is {party.loss:.4g}, not {expected:.4g}"
+        return party
+
+    parties = []
+    for density in config.densities:
+        net = copy.deepcopy(dense)
+        if density < 1:
+            prune_evenly(net, density, config.round_to)
+        rate = FiringRate(counted := copy.deepcopy(net))
+        first_loss(counted)
+        spikes, positions = rate.since_mark()
+        groups = [members.group for members in find_groups(net).values()]
+        active = sum(g.num_active for g in groups) / sum(g.num_channels for g in groups)
+        party = Party(OURS, density, active, net, firing_rate=spikes / positions)
+        # the same channels, physically alone: what skipping the others must equal
+        parties.append(checked(party, first_loss(compact(net))))
+    for peer in map(PEERS.get, config.peers):
+        twin = peer.vgg(dense, detach_reset=True) if isinstance(dense, VGG) else None
+        known = f"{peer.label} {version(peer.package)}" if twin else peer.label
+        note = "" if twin else "not installed" if isinstance(dense, VGG) else f"no twin of {config.model}"
+        party = Party(known, 1.0, 1.0, twin and twin.to(config.device), note)
+        parties.append(checked(party, parties[0].loss))
+    return parties
+
+
+def _step(mode: str, net: nn.Module, images: Tensor, labels: Tensor, precision: str) -> Callable[[], None]:
+    """What is timed."""
+    if mode == "training":
+        net.train()
+        return partial(training_step, net, images, labels, sgd(net), precision)
+    settle_statistics(net, images, precision)
+    net.eval()
+    return partial(inference_step, net, images, precision)

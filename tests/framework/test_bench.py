@@ -1,0 +1,162 @@
+"""sca bench: its files, its rows, its refusals; the peers' twins compute what our networks compute."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import pytest
+import torch
+from rich.console import Console
+from torch.nn.functional import cross_entropy
+from typer.testing import CliRunner
+
+from sca import models
+from sca.bench import peers, table
+from sca.bench.work import prune_evenly
+from sca.cli import app
+from sca.pruning.groups import find_groups
+
+TINY = ("--model", "vgg5", "--width", "0.125", "--size", "8", "--rounds", "3", "--round-to", "1", "--batch-size", "2")
+
+
+def bench(*arguments: object):
+    result = CliRunner().invoke(app, ["bench", *TINY, *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def plain(text: str) -> str:
+    """Without styles and line breaks."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
+
+
+@pytest.fixture
+def no_peers(monkeypatch):
+    installed = peers.installed
+    monkeypatch.setattr(peers, "installed", lambda name: name == "matplotlib" and installed(name))
+
+
+@pytest.fixture
+def written(no_peers, tmp_path) -> dict:
+    """What a benchmark without peers writes."""
+    outcome = bench("--densities", "0.5", "--time-steps", "2", "--out", tmp_path)
+    assert outcome.exit_code == 0, outcome.output
+    assert (tmp_path / "bench.png").stat().st_size > 10_000
+    return json.loads((tmp_path / "bench.json").read_text())
+
+
+def test_bench_stores_every_figure_with_its_conditions(written):
+    told = written["conditions"]
+    assert all(told[key] for key in ("date", "device", "command", "threads", "versions", "backends"))
+    assert written["config"]["densities"] == [1.0, 0.5]  # dense is always measured
+    assert [(f["mode"], f["party"], f["density"]) for f in written["figures"]] == [
+        (mode, *party)
+        for mode in ("training", "inference")
+        for party in (("sca_kernels", 1.0), ("sca_kernels", 0.5), ("SpikingJelly", 1.0), ("snnTorch", 1.0))
+    ]
+    for figure in written["figures"]:
+        if figure["party"] == "sca_kernels":
+            speed = figure["samples_per_second"]
+            assert 0 < speed["p20"] <= speed["median"] <= speed["p80"]
+            assert speed["rounds"] == 3
+            assert figure["peak_bytes"] > 0
+            assert (figure["saved_bytes"] is None) == (figure["mode"] == "inference")
+            assert 0 < figure["firing_rate"] < 1
+            assert figure["input"] == [2, 3, 8, 8]
+    dense, half = written["figures"][:2]
+    assert half["active"] == pytest.approx(0.5, abs=0.01)
+    assert half["saved_bytes"] < dense["saved_bytes"]
+    assert half["peak_bytes"] < dense["peak_bytes"]
+
+
+def test_bench_says_which_peer_is_not_installed(written):
+    rows = [figure for figure in written["figures"] if figure["party"] != "sca_kernels"]
+    assert all(row["samples_per_second"] is None and row["note"] == "not installed" for row in rows)
+    shown = io.StringIO()
+    Console(width=200, file=shown).print(table(written))
+    assert shown.getvalue().count("not installed") == 4
+
+
+@pytest.mark.parametrize("option", ["--time-steps", "--batch-size"])
+def test_bench_scales_over_a_list(no_peers, tmp_path, option):
+    outcome = bench(option, "1,2,4", "--mode", "training", "--densities", "0.5", "--out", tmp_path)
+    assert outcome.exit_code == 0, outcome.output
+    figures = json.loads((tmp_path / "bench.json").read_text())["figures"]
+    field = option[2:].replace("-", "_")
+    ours = [f for f in figures if f["party"] == "sca_kernels" and f["density"] == 1]
+    assert [f[field] for f in ours] == [1, 2, 4]
+    assert ours[0]["saved_bytes"] < ours[1]["saved_bytes"] < ours[2]["saved_bytes"]
+    assert (tmp_path / "bench.png").exists()
+
+
+def test_bench_does_not_time_a_twin_that_computes_something_else(monkeypatch, tmp_path):
+    def wrong(model, detach_reset):
+        twin = models.build(**model.config)
+        torch.nn.init.normal_(twin.classifier.bias, std=20)
+        return twin
+
+    monkeypatch.setitem(peers.PEERS, "snntorch", peers.Peer("snnTorch", "snntorch", wrong))
+    outcome = bench("--peers", "snntorch", "--mode", "training", "--out", tmp_path)
+    assert outcome.exit_code == 0, outcome.output
+    row = json.loads((tmp_path / "bench.json").read_text())["figures"][-1]
+    assert row["samples_per_second"] is None
+    assert row["note"].startswith("not timed: its first loss is")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--densities", "1,0"], "densities: expected shares in (0, 1], got '1.0,0.0'"),
+        (["--densities", "1.5"], "densities: expected shares in (0, 1]"),
+        (["--densities", "half"], "densities: expected numbers separated by commas, got 'half'"),
+        (["--model", "vgg7"], "model: expected one of "),
+        (["--peers", "norse"], "peers: expected some of spikingjelly, snntorch, got 'norse'"),
+        (["--mode", "thinking"], "modes: expected some of training, inference"),
+        (["--time-steps", "0"], "time_steps: expected numbers, each at least 1"),
+        (["--time-steps", "1,2", "--batch-size", "1,2"], "time_steps, batch_size: expected several values of one"),
+        (["--rounds", "2"], "rounds: expected at least 3"),
+        (["--precision", "int8"], "precision: expected one of float32, bfloat16"),
+        (["--device", "warp"], "device: expected one that torch can use here"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bench_reports_bad_input_in_one_line_before_work_starts(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    outcome = bench(*arguments)
+    assert outcome.exit_code == 2, outcome.output
+    assert message in plain(outcome.output)
+    assert "Traceback" not in outcome.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_bench_reports_an_unwritable_folder_before_work_starts(tmp_path):
+    (tmp_path / "file").write_text("")
+    outcome = bench("--out", tmp_path / "file" / "results")
+    assert outcome.exit_code == 2
+    assert "out: expected a folder to write to" in plain(outcome.output)
+
+
+def test_prune_evenly_leaves_the_same_share_of_every_layer():
+    model = models.build("vgg9", in_channels=2, image_size=8)
+    prune_evenly(model, 0.5, round_to=16)
+    assert {members.group.density for members in find_groups(model).values()} == {0.5}
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize("model", ["vgg5", "vgg9"])  # with and without a pool behind the first convolution
+def test_twin_has_our_loss_and_gradients(name, model):
+    peer = peers.PEERS[name]
+    if not peers.installed(peer.package):
+        pytest.skip(f"{peer.label} is not installed")
+    ours = models.build(model, in_channels=2, image_size=8, width=0.25, detach_reset=True)
+    twin = peer.vgg(ours, detach_reset=True)
+    x, labels = torch.randn(4, 2, 8, 8), torch.randint(10, (4,))
+    losses = [cross_entropy(net(x).mean(0), labels) for net in (ours, twin)]
+    for loss in losses:
+        loss.backward()
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-4)
+    for (at, a), b in zip(ours.named_parameters(), twin.parameters(), strict=True):
+        assert (a.grad - b.grad).norm() <= 1e-3 * a.grad.norm() + 1e-6, at
