@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import conv2d, cross_entropy
 
 import sca
 from sca.bench.peers import spikingjelly_vgg
@@ -35,6 +35,7 @@ from .cases import COMPILE, OURS, SPIKINGJELLY, Bar, Case, label, returned
 from .measure import Party, clock, flip_rate, forward_backward, ratio, relative_error, require, summary
 from .run import table
 
+CUDNN = "cuDNN dense"
 COPY = "copies of the minimum bytes"
 COPY_SHARE = 0.85  # of copy bandwidth, at least
 LAYOUTS = ("contiguous", "channels_last")
@@ -162,6 +163,56 @@ def build_batch_norm_neuron(scale: Scale, dtype: str, layout: str) -> dict[str, 
     return parties | {COPY: copies(x.detach(), 8)}
 
 
+PATHS = {
+    "gathered": {"path": "gathered"},
+    "implicit": {"path": "implicit", "backend": "triton"},
+    "implicit, full width": {"path": "implicit", "backend": "triton", "full_input": True, "full_output": True},
+}
+
+
+def build_channel_conv(scale: Scale, channels: int, density: float, path: str) -> dict[str, Party | None]:
+    """Frames of 4096 / C pixels a side, so that dense all widths multiply equally often."""
+    active, whole = round(density * channels), "full" in path
+    index = torch.randperm(channels)[:active].sort().values.to(scale.device) if active < channels else None
+    weight = torch.randn(channels, channels, 3, 3, device=scale.device) / (9 * channels) ** 0.5
+    weight = weight.to(torch.bfloat16).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def spikes(count: int, size: int) -> tuple[Tensor, Tensor]:
+        x = (torch.rand(count, channels, size, size, device=scale.device) < 0.15).to(torch.bfloat16)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return x, torch.randn_like(x)
+
+    def pick(z: Tensor) -> Tensor:
+        return z if index is None else z.index_select(1, index).contiguous(memory_format=torch.channels_last)
+
+    def ours(x: Tensor, weight: Tensor) -> Tensor:
+        return F.channel_conv2d(x, weight, padding=1, in_channels=index, out_channels=index, **PATHS[path])
+
+    def dense(x: Tensor, weight: Tensor) -> Tensor:
+        return conv2d(x, weight, padding=1)
+
+    x, grad = spikes(2, 8)
+    check = (x if whole else pick(x)).detach().requires_grad_()
+    y = ours(check, weight)
+    y.backward(grad if whole else pick(grad))
+    truth, block = pick(x).float().requires_grad_(), weight.detach().float().requires_grad_()
+    rows = slice(None) if index is None else index
+    expected = dense(truth, block[rows][:, rows])
+    expected.backward(pick(grad).float())
+    for name, value, reference in (
+        ("result", pick(y) if whole else y, expected),
+        ("gradient of x", pick(check.grad) if whole else check.grad, truth.grad),
+        ("gradient of the weight, zero for dormant channels", weight.grad, block.grad),
+    ):
+        require(relative_error(value, reference) <= 2e-2, f"{path}: the {name} of the active channels")
+    x, grad = spikes(*((2, 8) if scale.smoke else (1024, 4096 // channels)))
+    narrow = (x if whole else pick(x)).detach().requires_grad_()
+    return {
+        OURS: forward_backward(ours, [narrow, weight], grad if whole else pick(grad)),
+        CUDNN: forward_backward(dense, [x.requires_grad_(), weight], grad),
+    }
+
+
 def _steps(scale: Scale, batch: int, density: float) -> dict[str, Callable[[], None] | None]:
     """One training step in bfloat16 autocast: of our VGG-16 at a density, and of SpikingJelly's dense twin."""
     batch = scale.batch(batch)
@@ -216,6 +267,13 @@ GRID = [{"dtype": dtype, "layout": layout} for dtype in DTYPES for layout in LAY
 def cases(scale: Scale) -> dict[str, Case]:
     """The cases of one device."""
     steps = [{"batch": batch, "density": density} for batch in (64, 256, 512) for density in (1.0, 0.5, 0.3)]
+    able = scale.device == "cuda" or registry()["triton"].supports(torch.device(scale.device), torch.bfloat16)[0]
+    convolutions = [
+        {"channels": channels, "density": density, "path": path}
+        for channels in (128, 256, 512)
+        for density in (1.0, 0.5, 0.3)
+        for path in (PATHS if able else ("gathered",))
+    ]
     step_bars = {1.0: [Bar(SPIKINGJELLY, at_least=1.5)], 0.3: [Bar(SPIKINGJELLY, at_least=4)]}
     return {
         case.id: case
@@ -236,6 +294,15 @@ def cases(scale: Scale) -> dict[str, Case]:
                 GRID,
                 partial(build_batch_norm_neuron, scale),
                 lambda **_: [Bar(SPIKINGJELLY, at_least=2)],
+                scale.clock,
+            ),
+            Case(
+                "G3",
+                "channel_conv2d 3x3 forward + backward, bfloat16 [1024, C, H, H] channels_last, 15 % spikes",
+                "ms",
+                convolutions,
+                partial(build_channel_conv, scale),
+                lambda channels, density, path: [Bar(CUDNN, at_most=min(1.3 * density**2 + 0.05, 1.02))],
                 scale.clock,
             ),
             Case(

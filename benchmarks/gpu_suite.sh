@@ -6,7 +6,7 @@
 #
 # tests     build the native part, then the whole suite but for the install tests (they need a package index)
 # sanitize  G7: compute-sanitizer's memcheck and racecheck on a selection of the kernel tests, every CUDA backend
-# bench     G1, G2, G4, G5 against their peers; stored figure by figure, so that it goes on where it was interrupted
+# bench     G1 to G5 against their peers; stored figure by figure, so that it goes on where it was interrupted
 # counters  achieved bytes/s, occupancy and registers of the kernels of G1 and G2, by ncu
 # train     train, prune and compact VGG-16 on the CIFAR-10 images in CIFAR10_DIR
 #

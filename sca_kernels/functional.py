@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import ops
+from . import backends, ops, paths
+from .channels import narrow
 from .layout import collapse, dense_strides, spatial_size, state_dtype
 from .neurons import NeuronConfig
 from .reference.batch_norm import prelude as affine_prelude
@@ -292,6 +293,7 @@ def channel_conv2d(
     full_output: bool = False,
     spike_input: bool = False,
     backend: str | None = None,
+    path: str | None = None,
 ) -> Tensor:
     """2-D convolution that computes active channels alone.
 
@@ -308,11 +310,15 @@ def channel_conv2d(
         groups: 1, or any number while all channels are active, or C_in = C_out (depthwise: in_channels must equal
             out_channels).
         in_channels, out_channels: sorted unique int64 indices of the active channels; None = all.
-        full_input: x holds all input channels; the active ones are selected first.
+        full_input: x holds all input channels; the active ones alone are read.
         full_output: the result holds all output channels, dormant ones zero.
         spike_input: x holds zeros and ones only; one bit each is kept for the backward pass. ValueError if that is not
             so.
         backend: see :func:`neuron`.
+        path: ``gathered`` convolves by torch's own convolution, on gathered weights; ``implicit`` by kernels that read
+            and write x and the result through the index lists (backend triton; x channels_last; groups 1 or depthwise;
+            float32 as tf32 where ``torch.backends.cudnn`` allows that, its default). None takes what was measured to be
+            faster (:mod:`sca_kernels.paths`; :func:`sca_kernels.nn.explain` tells).
 
     Returns:
         [M, B, H', W'] or [T, N, B, H', W'], B active output channels (C_out with ``full_output``), in the layout of x.
@@ -337,13 +343,16 @@ def channel_conv2d(
 
     time_major = x.dim() == 5
     frames = x.flatten(0, 1) if time_major else x
-    if full_input and in_channels is not None:
-        frames = frames.index_select(1, in_channels)
-    expected = sizes["in_channels"] if in_channels is None else in_channels.numel()
+    expected = sizes["in_channels"] if in_channels is None or full_input else in_channels.numel()
     if frames.shape[1] != expected:
-        raise ValueError(f"x: expected {expected} active input channels in dimension {x.dim() - 3}, got {_describe(x)}")
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+        kind = "" if full_input else "active "
+        raise ValueError(f"x: expected {expected} {kind}input channels in dimension {x.dim() - 3}, got {_describe(x)}")
+    autocast = torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+    implicit = _is_implicit(path, backend, frames, dtype, weight, groups, (in_channels, out_channels))
+    if not implicit:
+        frames = narrow(frames, in_channels)
+    if autocast:
         frames, weight, bias = frames.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     for name, p in (("weight", weight), ("bias", bias)):
         if p is not None and p.dtype != frames.dtype:
@@ -351,9 +360,8 @@ def channel_conv2d(
     frames = _dense_frames(frames)
     pack = spike_input and torch.is_grad_enabled() and weight.requires_grad
     geometry = (_pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation), groups)
-    y, _ = ops.channel_conv2d(frames, weight, bias, *geometry, in_channels, out_channels, pack, backend or "")
-    if full_output and out_channels is not None:
-        y = y.new_zeros(y.shape[0], weight.shape[0], *y.shape[2:]).index_copy(1, out_channels, y)
+    choices = full_output, implicit, pack, backend or ""
+    y, _ = ops.channel_conv2d(frames, weight, bias, *geometry, in_channels, out_channels, *choices)
     return y.unflatten(0, x.shape[:2]) if time_major else y
 
 
@@ -480,6 +488,36 @@ def _same_index(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
     return a is b or a.is_cuda or torch.compiler.is_compiling() or torch.equal(a, b)
+
+
+def _is_implicit(
+    path: str | None,
+    backend: str | None,
+    frames: Tensor,
+    dtype: torch.dtype,
+    weight: Tensor,
+    groups: int,
+    channels: Sequence[Tensor | None],
+) -> bool:
+    """Whether a convolution takes the implicit path: by name, or by measurement where it can."""
+    if path not in (None, "gathered", "implicit"):
+        raise ValueError(f"path: expected 'gathered', 'implicit' or None, got {path!r}")
+    channels_last = frames.is_contiguous(memory_format=torch.channels_last)
+    possible = channels_last and (groups == 1 or weight.shape[1] == 1)
+    if path is None:
+        sizes = weight.shape[1] * groups, weight.shape[0]
+        active = [size if index is None else index.numel() for size, index in zip(sizes, channels, strict=True)]
+        return possible and paths.measured(frames.device, dtype, sizes, active).path == "implicit"
+    if path == "implicit" and not possible:
+        raise ValueError(
+            f"path: 'implicit' expected x in channels_last, and 1 group or a depthwise convolution, got strides "
+            f"{frames.stride()}, {groups} groups"
+        )
+    if path == "implicit" and not torch.compiler.is_compiling():
+        found = backends.find(backend or "", frames.device, dtype)
+        if not found.implicit:
+            raise ValueError(f"path: 'implicit' expected backend triton, got {found.name!r} for {_describe(frames)}")
+    return path == "implicit"
 
 
 def _pair(name: str, value: int | Sequence[int]) -> list[int]:

@@ -43,9 +43,9 @@ def _default(device: torch.device, dtype: torch.dtype) -> Backend:
     raise TypeError(f"x: no backend runs {dtype} on {device}")
 
 
-def choose(name: str, op: str, x: torch.Tensor) -> Backend:
-    """The backend that runs ``op`` on tensors like x: the named one, or, for an empty name, that of the environment
-    variable SCA_KERNELS_BACKEND, or the best that can.
+def find(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    """The backend for tensors of this kind: the named one, or, for an empty name, that of the environment variable
+    SCA_KERNELS_BACKEND, or the best that can.
 
     Raises:
         ValueError: the named backend does not exist, or can't run this; the message says why not and what else there
@@ -54,17 +54,21 @@ def choose(name: str, op: str, x: torch.Tensor) -> Backend:
     if not name and (name := _or_environment(name)):
         check_name(name, "SCA_KERNELS_BACKEND")
     if not name:
-        backend = _default(x.device, x.dtype)
-    else:
-        check_name(name)
-        backend = registry()[name]
-        ok, reason = backend.supports(x.device, x.dtype)
-        if not ok:
-            others = [b.name for b in registry().values() if b is not backend and b.supports(x.device, x.dtype)[0]]
-            raise ValueError(
-                f"backend: {name!r} can't run {x.dtype} on {x.device}: {reason}. "
-                f"Others that can: {', '.join(others) or 'none'}"
-            )
+        return _default(device, dtype)
+    check_name(name)
+    backend = registry()[name]
+    ok, reason = backend.supports(device, dtype)
+    if not ok:
+        others = [b.name for b in registry().values() if b is not backend and b.supports(device, dtype)[0]]
+        raise ValueError(
+            f"backend: {name!r} can't run {dtype} on {device}: {reason}. Others that can: {', '.join(others) or 'none'}"
+        )
+    return backend
+
+
+def choose(name: str, op: str, x: torch.Tensor) -> Backend:
+    """:func:`find` for an operator that is about to run on tensors like x; counted."""
+    backend = find(name, x.device, x.dtype)
     backend.calls[op] += 1
     return backend
 

@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import channels as active
+from ..channels import Channels, Geometry
 from ..neurons import NeuronConfig
 from ..reference import channel_conv
-from ..reference.channel_conv import Channels, Geometry
 
 
 class BackendError(RuntimeError):
@@ -66,6 +67,8 @@ class Backend:
     """Backends of a device are tried from the highest priority down."""
     only_by_name: frozenset[str] = frozenset()
     """Types of devices that this backend runs on when it is named, but is never the default for."""
+    implicit: bool = False
+    """Whether it has kernels for the implicit path of a convolution; without, that path gathers."""
     fix: str = ""
     """What turns this backend on where it is off."""
 
@@ -157,21 +160,38 @@ class Backend:
 
     def gather_weight(self, weight: Tensor, channels: Channels) -> Tensor:
         """Active sub-block of a weight [C_out, C_in, kh, kw]; the weight itself where all channels are active."""
-        return channel_conv.gather(weight, channels)
+        return active.gather(weight, channels)
 
     def scatter_weight(self, block: Tensor, like: Tensor, channels: Channels) -> Tensor:
         """Inverse of :meth:`gather_weight`: shaped like the full weight, zero outside the active sub-block."""
-        return channel_conv.scatter(block, like, channels)
+        return active.scatter(block, like, channels)
 
     def channel_conv2d(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, channels: Channels
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+        channels: Channels,
+        full_output: bool,
+        implicit: bool,
     ) -> Tensor:
-        """Convolution at the active width; by default on gathered weights, through torch's own convolution."""
-        return channel_conv.forward(x, weight, bias, geometry, channels, self.gather_weight)
+        """Convolution of the active channels, on gathered weights through torch's own. x has the active or the full
+        width; so has y, as ``full_output`` says, dormant channels zero. ``implicit``: by kernels that go through the
+        index lists, where the backend has them; x is then channels_last, and not grouped unless depthwise."""
+        return channel_conv.forward(x, weight, bias, geometry, channels, full_output, self.gather_weight)
 
     def channel_conv2d_backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, channels: Channels, needed: Sequence[bool]
+        self,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        geometry: Geometry,
+        channels: Channels,
+        needed: Sequence[bool],
+        implicit: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Adjoint of :meth:`channel_conv2d`; weight and bias gradients are full size, zero for dormant channels."""
+        """Adjoint of :meth:`channel_conv2d`, grad as wide as y. The gradient of x is as wide as x, those of weight and
+        bias are full size; all are exactly zero for dormant channels."""
         moves = self.gather_weight, self.scatter_weight
         return channel_conv.backward(grad, x, weight, geometry, channels, needed, *moves)

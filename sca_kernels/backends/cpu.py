@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..channels import Channels, memory_format
 from ..layout import collapse, empty_activation, empty_state, in_layout_of, spatial_size
 from ..neurons import NeuronConfig
-from ..reference import channel_conv
-from ..reference.channel_conv import Channels
 from .base import Backend, BatchNormGradients, Forward, NeuronGradients
 
 ABI_VERSION = 2
@@ -127,7 +126,7 @@ class CpuBackend(Backend):
     def gather_weight(self, weight: Tensor, channels: Channels) -> Tensor:
         if channels.input is None and channels.output is None:
             return weight
-        layout = channel_conv.memory_format(weight)
+        layout = memory_format(weight)
         weight = weight.contiguous(memory_format=layout)
         sizes = [
             n if index is None else index.numel() for n, index in zip(weight.shape[:2], channels[::-1], strict=True)
@@ -139,7 +138,7 @@ class CpuBackend(Backend):
     def scatter_weight(self, block: Tensor, like: Tensor, channels: Channels) -> Tensor:
         if channels.input is None and channels.output is None:
             return block
-        layout = channel_conv.memory_format(like)
+        layout = memory_format(like)
         block = block.contiguous(memory_format=layout)
         full = torch.empty_like(like, memory_format=layout)
         _load().scatter_block(block.data_ptr(), *_block(like, channels), full.data_ptr(), torch.get_num_threads())
@@ -152,7 +151,7 @@ _View = tuple[int, tuple[int, int, int, int]]
 def _block(weight: Tensor, channels: Channels) -> tuple[Any, ...]:
     """A dense weight's sizes and layout, and the indices of its active output and input channels."""
     out, into, *kernel = weight.shape
-    in_innermost = channel_conv.memory_format(weight) == torch.channels_last
+    in_innermost = memory_format(weight) == torch.channels_last
     indices = [
         (_address(index), size if index is None else index.numel())
         for index, size in zip(channels[::-1], (out, into), strict=True)

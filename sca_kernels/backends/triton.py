@@ -48,6 +48,7 @@ class TritonBackend(Backend):
     name = "triton"
     priority = 20
     only_by_name = frozenset({"cpu"})
+    implicit = True
     fix = "use a CUDA device, with triton installed (pip install 'sca_kernels[triton]')"
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
@@ -112,6 +113,24 @@ class TritonBackend(Backend):
         arguments = grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
         with _compiling():
             return BatchNormGradients(*batch_norm.backward(*arguments))
+
+    def channel_conv2d(self, x, weight, bias, geometry, channels, full_output, implicit) -> Tensor:
+        if not implicit:
+            return super().channel_conv2d(x, weight, bias, geometry, channels, full_output, implicit)
+        from ..triton_kernels import channel_conv
+
+        with _compiling():
+            return channel_conv.forward(x, weight, bias, geometry, channels, full_output)
+
+    def channel_conv2d_backward(
+        self, grad, x, weight, geometry, channels, needed, implicit
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        if not implicit:
+            return super().channel_conv2d_backward(grad, x, weight, geometry, channels, needed, implicit)
+        from ..triton_kernels import channel_conv
+
+        with _compiling():
+            return channel_conv.backward(grad, x, weight, geometry, channels, needed)
 
     def pack_spikes(self, spikes: Tensor) -> Tensor:
         from ..triton_kernels import bitpack

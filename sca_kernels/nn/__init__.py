@@ -4,6 +4,7 @@ linear layers, max-pooling."""
 from .activity import Activity
 from .batch_norm import BatchNormIF, BatchNormLIF, BatchNormPLIF, ChannelBatchNorm2d
 from .conv import ChannelConv2d
+from .explain import explain
 from .group import ChannelGroup, probing
 from .linear import ChannelLinear
 from .neuron import IF, LIF, PLIF, detach, reset
@@ -25,6 +26,7 @@ __all__ = [
     "ChannelSelect",
     "MaxPool2d",
     "detach",
+    "explain",
     "probing",
     "reset",
 ]

@@ -17,6 +17,7 @@ class ChannelConv2d(tnn.Conv2d):
         in_group, out_group: channel groups of the input and the output; None: all channels, always.
         spike_input: the input holds zeros and ones only (checked): one bit each is kept for the backward pass.
         backend: see :func:`sca_kernels.functional.neuron`.
+        path: see :func:`sca_kernels.functional.channel_conv2d`.
         All others as in torch.nn.Conv2d.
     """
 
@@ -29,6 +30,7 @@ class ChannelConv2d(tnn.Conv2d):
         out_group: ChannelGroup | None = None,
         spike_input: bool = False,
         backend: str | None = None,
+        path: str | None = None,
         **named,
     ) -> None:
         super().__init__(in_channels, out_channels, *arguments, **named)
@@ -36,7 +38,7 @@ class ChannelConv2d(tnn.Conv2d):
             if group is not None and group.num_channels != size:
                 raise ValueError(f"{name}: expected a group of {size} channels, got {group}")
         self.in_group, self.out_group = in_group, out_group
-        self.spike_input, self.backend = spike_input, backend
+        self.spike_input, self.backend, self.path = spike_input, backend, path
 
     def forward(self, x: Tensor) -> Tensor:
         """x [M, A, H, W] or [T, N, A, H, W], A the active input channels (or all: the active ones are then selected) ->
@@ -66,6 +68,7 @@ class ChannelConv2d(tnn.Conv2d):
             full_input=index is not None and x.shape[-3] == self.in_channels,
             spike_input=self.spike_input,
             backend=self.backend,
+            path=self.path,
         )
 
     def extra_repr(self) -> str:

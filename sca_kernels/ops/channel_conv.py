@@ -8,13 +8,18 @@ import torch
 from torch import Tensor
 
 from ..backends import run
+from ..channels import Channels, Geometry, memory_format
 from ..reference import channel_conv
-from ..reference.channel_conv import Channels, Geometry
 
 
 def _storage_order(x: Tensor) -> tuple[int, ...]:
     """Permutation that makes x [M, C, H, W] contiguous in memory for its layout."""
     return (0, 2, 3, 1) if x.is_contiguous(memory_format=torch.channels_last) else (0, 1, 2, 3)
+
+
+def _laid_out(z: Tensor, implicit: bool) -> Tensor:
+    """Activations of the implicit path are channels_last, also where a single channel leaves a library the choice."""
+    return z.contiguous(memory_format=torch.channels_last) if implicit else z
 
 
 @torch.library.custom_op("sca_kernels::channel_conv2d", mutates_args=())
@@ -28,23 +33,38 @@ def channel_conv2d(
     groups: int,
     in_channels: Tensor | None,
     out_channels: Tensor | None,
+    full_output: bool,
+    implicit: bool,
     pack: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Returns y [M, C_out, H', W'] at the active width, and x as bits (empty unless ``pack``), kept for the backward in
-    place of x."""
+    """Returns y [M, C_out, H', W'], at the active width unless ``full_output``, and x as bits (empty unless ``pack``),
+    kept for the backward in place of x."""
     arguments = x, weight, bias, Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
-    y = run(backend, "channel_conv2d", x, *arguments)
+    y = _laid_out(run(backend, "channel_conv2d", x, *arguments, full_output, implicit), implicit)
     if not pack:
         return y, x.new_empty(0, dtype=torch.uint8)
     return y, run(backend, "pack_spikes", x, x.permute(_storage_order(x)).flatten())
 
 
 @channel_conv2d.register_fake
-def _(x, weight, bias, stride, padding, dilation, groups, in_channels, out_channels, pack, backend):
-    y = channel_conv.forward(
-        x, weight, bias, Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
-    )
+def _(
+    x,
+    weight,
+    bias,
+    stride,
+    padding,
+    dilation,
+    groups,
+    in_channels,
+    out_channels,
+    full_output,
+    implicit,
+    pack,
+    backend,
+):
+    geometry, channels = Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
+    y = _laid_out(channel_conv.forward(x, weight, bias, geometry, channels, full_output), implicit)
     return y, x.new_empty((x.numel() + 7) // 8 if pack else 0, dtype=torch.uint8)
 
 
@@ -62,6 +82,7 @@ def channel_conv2d_backward(
     in_channels: Tensor | None,
     out_channels: Tensor | None,
     needed: Sequence[bool],
+    implicit: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x is the input itself or its bits (uint8), whose shape and layout the next two arguments give."""
@@ -69,20 +90,43 @@ def channel_conv2d_backward(
         bits = run(backend, "unpack_spikes", grad, x, _numel(shape), grad.dtype)
         x = _unpacked(bits, shape, channels_last)
     geometry, channels = Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
-    grads = run(backend, "channel_conv2d_backward", grad, grad, x, weight, geometry, channels, needed)
-    return tuple(grad.new_empty(0) if g is None else g for g in grads)
+    grads = run(backend, "channel_conv2d_backward", grad, grad, x, weight, geometry, channels, needed, implicit)
+    return _outputs(grads, weight, implicit)
 
 
 @channel_conv2d_backward.register_fake
 def _(
-    grad, x, shape, channels_last, weight, stride, padding, dilation, groups, in_channels, out_channels, needed, backend
+    grad,
+    x,
+    shape,
+    channels_last,
+    weight,
+    stride,
+    padding,
+    dilation,
+    groups,
+    in_channels,
+    out_channels,
+    needed,
+    implicit,
+    backend,
 ):
     if x.dtype == torch.uint8:
         x = _unpacked(grad.new_empty(_numel(shape)), shape, channels_last)
     grads = channel_conv.backward(
         grad, x, weight, Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels), needed
     )
-    return tuple(grad.new_empty(0) if g is None else g for g in grads)
+    return _outputs(grads, weight, implicit)
+
+
+def _outputs(grads: Sequence[Tensor | None], weight: Tensor, implicit: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients, empty where not needed; on the implicit path in the layouts of activations and of the weight."""
+    g_x, g_weight, g_bias = (weight.new_empty(0) if g is None else g for g in grads)
+    if implicit and g_x.dim() == 4:
+        g_x = _laid_out(g_x, implicit)
+    if implicit and g_weight.dim() == 4:
+        g_weight = g_weight.contiguous(memory_format=memory_format(weight))
+    return g_x, g_weight, g_bias
 
 
 def _numel(shape: Sequence[int]) -> int:
@@ -98,20 +142,19 @@ def _unpacked(flat: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor
 
 
 def _setup(ctx, inputs, output):
-    x, weight, bias, stride, padding, dilation, groups, in_channels, out_channels, pack, backend = inputs
+    x, weight, bias, *geometry, in_channels, out_channels, _, implicit, pack, backend = inputs
     ctx.save_for_backward(output[1] if pack else x, weight, in_channels, out_channels)
     ctx.shape, ctx.channels_last = x.shape, _storage_order(x) != (0, 1, 2, 3)
-    ctx.geometry, ctx.backend, ctx.has_bias = (stride, padding, dilation, groups), backend, bias is not None
+    ctx.geometry, ctx.implicit, ctx.backend, ctx.has_bias = geometry, implicit, backend, bias is not None
     ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx, grad, _packed):
     x, weight, in_channels, out_channels = ctx.saved_tensors
     needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
-    grads = channel_conv2d_backward(
-        grad, x, ctx.shape, ctx.channels_last, weight, *ctx.geometry, in_channels, out_channels, needed, ctx.backend
-    )
-    return *(g if want else None for g, want in zip(grads, needed, strict=True)), *[None] * 8
+    saved = x, ctx.shape, ctx.channels_last, weight, *ctx.geometry, in_channels, out_channels
+    grads = channel_conv2d_backward(grad, *saved, needed, ctx.implicit, ctx.backend)
+    return *(g if want else None for g, want in zip(grads, needed, strict=True)), *[None] * 10
 
 
 channel_conv2d.register_autograd(_backward, setup_context=_setup)

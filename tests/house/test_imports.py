@@ -18,7 +18,7 @@ KERNEL_LAYERS = [
     {"reference", "triton_kernels", "cuda_kernels"},
     {"neurons"},
     {"surrogates"},
-    {"layout", "memory", "sync", "version"},
+    {"channels", "layout", "memory", "paths", "sync", "version"},
 ]
 COMPILED = {"sca_kernels._cpu": "sca_kernels.backends.cpu", "sca_kernels._cuda": "sca_kernels.backends.cuda"}
 

@@ -43,6 +43,7 @@ NAMES = {
     "sca_kernels.nn.ChannelSelect": "in_channels group",
     "sca_kernels.nn.ChannelGroup": "num_channels name prunable",
     "sca_kernels.nn.Activity": "training_only",
+    "sca_kernels.nn.explain": "module",
     "sca_kernels.nn.probing": "groups",
     "sca_kernels.nn.reset": "module",
     "sca_kernels.reuse_host_memory": "",

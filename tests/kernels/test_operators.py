@@ -40,13 +40,19 @@ def samples(backend):
     yield "unpack_spikes", (ops.pack_spikes(spikes, backend), x.numel(), torch.float32, backend)
     frames, weight, index = spikes.flatten(0, 1), torch.randn(4, 3, 3, 3), torch.tensor([0, 2])
     geometry = ([1, 1], [1, 1], [1, 1], 1)
-    yield "channel_conv2d", (frames, weight, vector(4), *geometry, None, None, True, backend)
-    yield "channel_conv2d", (frames[:, :2], weight, None, *geometry, index, index, False, backend)
+    yield "channel_conv2d", (frames, weight, vector(4), *geometry, None, None, False, False, True, backend)
+    yield "channel_conv2d", (frames[:, :2], weight, None, *geometry, index, index, False, False, False, backend)
+    wide = frames.contiguous(memory_format=torch.channels_last)
+    yield "channel_conv2d", (wide, weight, vector(4), *geometry, index, index, True, True, True, backend)
     grad = torch.randn(8, 2, 5, 6)
     narrow = frames[:, :2].contiguous()
     yield (
         "channel_conv2d_backward",
-        (grad, narrow, narrow.shape, False, weight, *geometry, index, index, [True, True, False], backend),
+        (grad, narrow, narrow.shape, False, weight, *geometry, index, index, [True, True, False], False, backend),
+    )
+    yield (
+        "channel_conv2d_backward",
+        (grad, wide, wide.shape, True, weight, *geometry, index, index, [True, True, True], True, backend),
     )
     yield (
         "channel_conv2d_backward",
@@ -60,6 +66,7 @@ def samples(backend):
             index,
             index,
             [True, True, True],
+            False,
             backend,
         ),
     )
@@ -71,7 +78,7 @@ def differentiable(arguments):
     )
 
 
-@pytest.mark.parametrize("number", range(14))
+@pytest.mark.parametrize("number", range(16))
 def test_opcheck_on_every_operator(target, number):
     backend, device = target
     if device != "cpu":
@@ -84,10 +91,10 @@ def test_opcheck_on_every_operator(target, number):
 
 def test_samples_cover_every_operator():
     assert {name for name, _ in samples("reference")} == set(ops.__all__)
-    assert len(list(samples("reference"))) == 14
+    assert len(list(samples("reference"))) == 16
 
 
-@pytest.mark.parametrize("number", range(14))
+@pytest.mark.parametrize("number", range(16))
 def test_fake_outputs_have_the_real_shapes_strides_and_dtypes(target, number):
     backend, device = target
     name, arguments = list(samples(backend))[number]

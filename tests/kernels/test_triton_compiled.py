@@ -22,7 +22,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402  after importorskip
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from sca_kernels import triton_kernels  # noqa: E402
-from sca_kernels.triton_kernels import batch_norm, bitpack, multistep  # noqa: E402
+from sca_kernels.channels import Channels, Geometry  # noqa: E402
+from sca_kernels.triton_kernels import batch_norm, bitpack, channel_conv, multistep  # noqa: E402
 
 pytestmark = [
     pytest.mark.compile_only,
@@ -74,6 +75,19 @@ def train(x: torch.Tensor, time_steps: int, neuron: str = "lif", surrogate: str 
     multistep.backward(spikes, None, x, time_steps, config, current)
     _, mean, var = batch_norm.forward(x, time_steps, config, c, c, 1e-5, rate, None, None, False)
     batch_norm.backward(spikes, None, x, time_steps, config, c, c, mean, var, 1e-5, rate, None)
+
+
+def convolve(x: torch.Tensor, some: torch.Tensor | None = None, stride: int = 1) -> None:
+    """Forward and backward of a 3x3 convolution of x [M, C, H, W] to as many channels; of some, at full width."""
+    weight = torch.zeros(x.shape[1], x.shape[1], 3, 3, dtype=x.dtype)
+    geometry, channels = Geometry((stride, stride), (1, 1), (1, 1), 1), Channels(some, some)
+    y = channel_conv.forward(x, weight, None, geometry, channels, some is not None)
+    channel_conv.backward(y, x, weight, geometry, channels, (True, True, False))
+
+
+def made_frames(m: int, channels: int, size: int, dtype=torch.bfloat16) -> torch.Tensor:
+    """Uninitialised frames [m, channels, size, size]."""
+    return torch.empty(m, channels, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
 
 # --- registers, spills, access widths --------------------------------------------------------------------------------
@@ -153,6 +167,39 @@ def test_bits_are_packed_16_bytes_at_a_time(compiling, tmp_path, dtype):
     assert instructions[1]["LDG.E.128"]
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["active width", "full width"])
+@pytest.mark.parametrize(
+    ("capability", "dtype", "channels"),
+    [
+        *((capability, torch.bfloat16, channels) for capability in (80, 90, 100) for channels in (64, 512)),
+        (90, torch.float16, 32),
+        (90, torch.float32, 64),
+    ],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_convolutions_multiply_on_tensor_cores_and_spill_nothing(
+    compiling, tmp_path, capability, dtype, channels, full
+):
+    kernels = compiling(capability)
+    some = torch.arange(channels // 2) if full else None
+    convolve(made_frames(2, channels, 8, dtype), some)
+    assert [kernel.name for kernel in kernels] == [
+        *("pack_kernel", "correlate_kernel", "pack_kernel", "correlate_kernel", "weight_gradient_kernel")
+    ]
+    for kernel in kernels:
+        instructions, account = disassembled(kernel, tmp_path)
+        assert account["STACK"] == account["LOCAL"] == 0, kernel.name
+        if kernel.name != "pack_kernel":
+            assert re.search(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", kernel.asm["ptx"]), kernel.name
+        # Four-byte operands that a product takes transposed move one by one.
+        if kernel.name != "pack_kernel" and dtype.itemsize == 2 and not full:
+            # Copied to shared memory while the last product runs.
+            assert [i for i in instructions if i.startswith("LDGSTS") and i.endswith(".128")], kernel.name
+            assert instructions["STG.E.128"], kernel.name
+            smaller = [i for i in instructions if re.match(r"(LDG|LDGSTS|STG)\.E(\.BYPASS)?(\.U?(8|16|32|64))?$", i)]
+            assert not smaller, kernel.name
+
+
 def test_no_multiply_add_is_fused_in_front_of_a_threshold(compiling, tmp_path):
     kernels = compiling(90)
     train(activation((4, 2, 64, 16, 16)), 4)
@@ -183,7 +230,10 @@ def test_no_kernel_indexes_in_32_bits(compiling, steps):
         train(activation((steps, 2, 64, *shape), torch.bfloat16, last), steps, "plif")
     bitpack.unpack(torch.zeros(1000, dtype=torch.uint8), 7999, torch.float32)
     bitpack.pack(torch.zeros(7999))
-    assert {kernel.name for kernel in kernels} >= {*OVER_ACTIVATIONS, "statistics_kernel", "pack_kernel"}
+    for dtype, some, stride in ((torch.bfloat16, None, 1), (torch.float32, torch.arange(9), 2)):
+        convolve(made_frames(2, 64, 8, dtype), some, stride)
+    convolutions = {"correlate_kernel", "weight_gradient_kernel"}
+    assert {kernel.name for kernel in kernels} >= {*OVER_ACTIVATIONS, *convolutions, "statistics_kernel", "pack_kernel"}
     assert [line for kernel in kernels for line in narrow_indexing(kernel.asm["ttir"])] == []
 
 
@@ -240,6 +290,28 @@ def test_new_sizes_and_pruned_widths_compile_a_small_constant_of_variants(varian
             train(made(4, n, channels, 8, channels_last), 4)
     # A width can only change how many elements an access may take: 8, 4, 2 or 1.
     assert sum(len(keys) for keys in variants.values()) <= 4 * before
+
+
+def test_new_sizes_and_pruned_widths_of_a_convolution_compile_a_small_constant_of_variants(variants):
+    for channels in (64, 128, 512):
+        for size in (2, 4, 8, 16):
+            for m in (1, 2, 3, 16):
+                convolve(made_frames(m, channels, size))
+    counts = {name: len(keys) for name, keys in variants.items()}
+    assert counts["pack_kernel"] == 1
+    # Two tiles; y and the gradient of x.
+    assert counts["correlate_kernel"] <= 4
+    assert counts["weight_gradient_kernel"] <= 2
+    before = sum(counts.values())
+    for channels in (63, 77, 100, 154, 301):
+        convolve(made_frames(2, channels, 8))
+    # As for neurons: 8, 4, 2 or 1 elements per access.
+    assert sum(len(keys) for keys in variants.values()) <= 4 * before
+    convolve(made_frames(2, 64, 8), torch.arange(20))
+    before = sum(len(keys) for keys in variants.values())
+    for count in (1, 7, 16, 31):
+        convolve(made_frames(3, 64, 4), torch.arange(1, 1 + count))
+    assert sum(len(keys) for keys in variants.values()) <= before + 3  # columns beyond 32 take a wider tile
 
 
 def test_all_lengths_beyond_a_chunk_share_one_variant(variants):

@@ -17,7 +17,8 @@ triton = pytest.importorskip("triton", reason="needs Triton (pip install triton)
 from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402  after importorskip
 
 from sca_kernels import triton_kernels  # noqa: E402
-from sca_kernels.triton_kernels import batch_norm, bitpack, multistep, tiling  # noqa: E402
+from sca_kernels.channels import Channels, Geometry  # noqa: E402
+from sca_kernels.triton_kernels import batch_norm, bitpack, channel_conv, multistep, tiling  # noqa: E402
 
 pytestmark = [
     pytest.mark.interpreter,
@@ -142,6 +143,21 @@ def test_packing_reads_and_writes_every_byte_once(traffic):
     assert traffic.times(packed) == (ONCE, ONCE)
     assert traffic.times(unpacked)[1] == ONCE
     assert torch.equal(unpacked, spikes)
+
+
+def test_a_convolution_at_full_width_reads_and_writes_active_channels_alone(traffic):
+    index = torch.tensor([0, 3, 4])
+    x = torch.randn(2, 6, 5, 4).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(6, 6, 1, 1)
+    geometry, channels = Geometry((1, 1), (0, 0), (1, 1), 1), Channels(index, index)
+    y = channel_conv.forward(x, weight, None, geometry, channels, True)
+    g_x, *_ = channel_conv.backward(y, x, weight, geometry, channels, (True, False, False))
+    for z, read, written in ((x, 1, 0), (y, 1, 1), (g_x, 0, 1)):
+        addresses = z.data_ptr() + 4 * torch.arange(z.numel()).view(2, 5, 4, 6)
+        for channel in range(6):
+            active = channel in index
+            for a in addresses[..., channel].flatten().tolist():
+                assert (traffic.loaded[a], traffic.stored[a]) == (read * active, written * active)
 
 
 @pytest.mark.parametrize("fold", [1, 4])

@@ -1,0 +1,78 @@
+"""Active channels of weights and activations, as index lists: the words of a channel-sparse convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Geometry(NamedTuple):
+    """Stride, padding and dilation per spatial dimension, and the number of groups (1, or depthwise)."""
+
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+
+
+class Channels(NamedTuple):
+    """Sorted int64 indices of the active input and output channels; None stands for all of them."""
+
+    input: Tensor | None
+    output: Tensor | None
+
+
+def memory_format(weight: Tensor) -> torch.memory_format:
+    """Layout of a weight; a block gathered from it and a gradient scattered to it have the same."""
+    last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def gather(weight: Tensor, channels: Channels) -> Tensor:
+    """Active sub-block of a weight [C_out, C_in, kh, kw]; the weight itself where all channels are active."""
+    if channels.input is None and channels.output is None:
+        return weight
+    block = weight if channels.output is None else weight.index_select(0, channels.output)
+    block = block if channels.input is None else block.index_select(1, channels.input)
+    return block.contiguous(memory_format=memory_format(weight))
+
+
+def scatter(block: Tensor, like: Tensor, channels: Channels) -> Tensor:
+    """Inverse of :func:`gather`: shaped like the full weight, zero outside the active sub-block."""
+    if channels.input is None and channels.output is None:
+        return block
+    if channels.input is not None:
+        rows = block.new_zeros(block.shape[0], *like.shape[1:])
+        block = rows.index_copy_(1, channels.input, block.contiguous())
+    full = torch.zeros_like(like, memory_format=memory_format(like))
+    return full.copy_(block) if channels.output is None else full.index_copy_(0, channels.output, block)
+
+
+def narrow(z: Tensor, index: Tensor | None) -> Tensor:
+    """Active channels of z [M, C, ...], in its layout; z itself where it is at the active width."""
+    if index is None or z.shape[1] == index.numel():
+        return z
+    return z.movedim(1, -1).index_select(-1, index).movedim(-1, 1) if z.stride(1) == 1 else z.index_select(1, index)
+
+
+def widen(z: Tensor, index: Tensor | None, width: int) -> Tensor:
+    """Inverse of :func:`narrow`: ``width`` channels, the dormant ones zero; z itself where it has as many."""
+    if index is None or z.shape[1] == width:
+        return z
+    shape = z.shape[0], width, *z.shape[2:]
+    full = torch.empty(shape, dtype=z.dtype, device=z.device, memory_format=memory_format(z))
+    return full.zero_().index_copy_(1, index, z)
+
+
+def output_size(x: Tensor, weight: Tensor, geometry: Geometry) -> list[int]:
+    """Height and width of a convolution's output."""
+    sizes = zip(x.shape[2:], weight.shape[2:], *geometry[:3], strict=True)
+    return [(size + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, padding, dilation in sizes]
+
+
+def bias_gradient(grad: Tensor, channels: Channels, width: int) -> Tensor:
+    """Sums of dL/dy per channel, [width], exactly zero for dormant channels."""
+    return widen(narrow(grad.sum((0, 2, 3))[None], channels.output), channels.output, width)[0]

@@ -1,0 +1,93 @@
+"""What the modules of a model will run, and why."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn as tnn
+
+from .. import backends, paths
+from .conv import ChannelConv2d
+from .linear import ChannelLinear
+from .neuron import NeuronModule
+
+
+class Row(NamedTuple):
+    """One module: its name in the model, its class, the backend and the path of its forward and backward pass, active /
+    all channels of its input and output, and the reasons."""
+
+    name: str
+    kind: str
+    backend: str
+    path: str
+    inputs: str
+    outputs: str
+    why: str
+
+
+class Explanation(tuple[Row, ...]):
+    """Rows in the order of the model's modules; as a string, a table."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        lines = [Row._fields, *self]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(Row._fields))]
+        padded = (zip(line, widths, strict=True) for line in lines)
+        return "\n".join("  ".join(text.ljust(width) for text, width in line).rstrip() for line in padded)
+
+
+def explain(module: tnn.Module) -> Explanation:
+    """What every channel-sparse convolution and linear layer and every neuron of a model will run, and why: on the
+    device of its parameters, for their dtype (that of autocast where it is on), and for the channels that are active
+    now. Nothing runs.
+
+    Args:
+        module: a model, or one of its modules.
+
+    Returns:
+        One :class:`Row` per such module; ``str()`` of the whole is a table. A backend that can't run is ``none``, and
+        the reason says why.
+    """
+    like = next(module.parameters(), torch.empty(0))
+    rows = []
+    for name, child in module.named_modules():
+        if isinstance(child, ChannelConv2d | ChannelLinear | NeuronModule):
+            p = next(child.parameters(), like)
+            autocast = torch.is_autocast_enabled(p.device.type)
+            dtype = torch.get_autocast_dtype(p.device.type) if autocast else p.dtype
+            rows.append(_row(name, child, p.device, dtype))
+    return Explanation(rows)
+
+
+def _row(name: str, module: tnn.Module, device: torch.device, dtype: torch.dtype) -> Row:
+    backend, reason, implicit = "torch", "torch.nn.functional.linear", False
+    if not isinstance(module, ChannelLinear):
+        named = module.arguments["backend"] if isinstance(module, NeuronModule) else module.backend
+        try:
+            found = backends.find(named or "", device, dtype)
+            backend, reason, implicit = found.name, found.supports(device, dtype)[1], found.implicit
+        except (TypeError, ValueError) as error:
+            backend, reason = "none", str(error)
+    if isinstance(module, NeuronModule):
+        group = module.group
+        width = "as its input" if group is None else f"{group.width}/{group.num_channels}"
+        return Row(name, type(module).__name__, backend, "fused", width, width, reason)
+    if isinstance(module, ChannelConv2d):
+        sizes = module.in_channels, module.out_channels
+    else:
+        sizes = module.in_features // module.features_per_channel, module.out_features
+    groups = module.in_group, module.out_group
+    active = [size if group is None else group.width for group, size in zip(groups, sizes, strict=True)]
+    path, why = paths.measured(device, dtype, sizes, active)
+    if isinstance(module, ChannelLinear):
+        why = "the weight's active block" if path != "dense" else why
+    elif module.path is not None:
+        path, why = module.path, "named"
+        if path == "implicit" and not implicit:
+            backend, why = "none", f"named, but backend {backend} has no kernels for it"
+    elif path == "implicit" and not implicit:
+        path, why = "gathered", f"{why}, but backend {backend} has no kernels for the implicit path"
+    widths = [f"{now}/{size}" for now, size in zip(active, sizes, strict=True)]
+    return Row(name, type(module).__name__, backend, path, *widths, f"{why}; {reason}")
