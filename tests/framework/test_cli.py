@@ -90,6 +90,7 @@ def test_doctor_lists_the_backends():
     output = plain(sca("doctor").output)
     assert "reference" in output
     assert "cpu" in output
+    assert "sca_kernels[triton]" in output  # not taken for markup
 
 
 @pytest.mark.parametrize(
