@@ -52,8 +52,7 @@ def eager_neuron(
     rate: Tensor | None = None,
     v_init: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The equations of method.md section 2 step by step, differentiated by autograd: what every gradient is compared
-    with.
+    """The equations of a neuron step by step, differentiated by autograd: what every gradient is compared with.
 
     Returns:
         spikes [T, N, C, *S] and the final potential [N, C, *S], in the dtype of x.

@@ -1,5 +1,4 @@
-// All time steps of a neuron, forward and adjoint, with or without training batch norm in front (method.md, sections 2
-// to 4).
+// All time steps of a neuron, forward and adjoint, with or without training batch norm in front.
 #pragma once
 
 #include <cstdint>

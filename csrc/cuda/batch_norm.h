@@ -1,4 +1,4 @@
-// Statistics of training batch norm (method.md, section 4).
+// Statistics of training batch norm.
 #pragma once
 
 #include "walk.h"

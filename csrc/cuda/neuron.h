@@ -1,4 +1,4 @@
-// All time steps of a neuron, forward and adjoint (method.md, sections 2 and 3), over the structs of include/sca.
+// All time steps of a neuron, forward and adjoint, over the structs of include/sca.
 //
 // Which neuron, reset and surrogate it is, a kernel learns at run time: the choice is the same for all threads and made
 // once for V elements, so that it costs an instruction or two per element of kernels that wait for memory. That keeps

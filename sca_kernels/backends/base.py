@@ -8,6 +8,7 @@ state's dtype. Outputs are dense in the memory layout of x.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -58,7 +59,7 @@ class BatchNormGradients(NamedTuple):
     v_init: Tensor | None
 
 
-class Backend:
+class Backend(ABC):
     """Base of all backends. ``calls`` counts how often each operator ran here, so that a test can tell which path was
     taken."""
 
@@ -77,10 +78,11 @@ class Backend:
         self.failures: dict[tuple[torch.device, torch.dtype], str] = {}
         """Where a kernel of this backend failed, and why: the default choice passes over it there."""
 
+    @abstractmethod
     def supports(self, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
         """Whether tensors of this kind can run here; if not, the reason, with the fix where there is one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def neuron_forward(
         self,
         x: Tensor,
@@ -94,8 +96,8 @@ class Backend:
         return_v: bool,
     ) -> Forward:
         """Integrate ``y = x * scale + shift``; an absent scale is 1, an absent shift 0 (no operation at all)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def neuron_backward(
         self,
         grad_spikes: Tensor | None,
@@ -109,8 +111,8 @@ class Backend:
         v_init: Tensor | None,
     ) -> NeuronGradients:
         """Adjoint of :meth:`neuron_forward`, the mask passed straight through. grad_spikes may have any strides."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batch_norm_forward(
         self,
         x: Tensor,
@@ -129,8 +131,8 @@ class Backend:
         Both are rounded to the state's dtype first; scale and shift follow from the rounded values, in float64, rounded
         once.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def batch_norm_backward(
         self,
         grad_spikes: Tensor | None,
@@ -147,16 +149,15 @@ class Backend:
         v_init: Tensor | None,
     ) -> BatchNormGradients:
         """Adjoint of :meth:`batch_norm_forward`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pack_spikes(self, spikes: Tensor) -> Tensor:
         """Flat zeros and ones to bits: uint8 [ceil(n / 8)], bit i of byte j is element 8 j + i. ValueError on any other
         value."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unpack_spikes(self, packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
         """Inverse of :meth:`pack_spikes`: a flat tensor of ``numel`` elements."""
-        raise NotImplementedError
 
     def gather_weight(self, weight: Tensor, channels: Channels) -> Tensor:
         """Active sub-block of a weight [C_out, C_in, kh, kw]; the weight itself where all channels are active."""

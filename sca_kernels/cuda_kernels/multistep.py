@@ -1,4 +1,4 @@
-"""All time steps of a neuron (twin of :mod:`sca_kernels.reference.multistep`; method.md, sections 2 and 3).
+"""All time steps of a neuron (twin of :mod:`sca_kernels.reference.multistep`).
 
 Nothing but x is kept for the backward pass, which recomputes h.
 """

@@ -11,8 +11,7 @@ from .group import ChannelGroup
 
 
 class Activity:
-    """Activity sums of one neuron module since the last :meth:`reset` (method.md section 3). Not part of any
-    state_dict.
+    """Activity sums of one neuron module since the last :meth:`reset` (Li et al., ICML 2024); in no state_dict.
 
     The SCA score of a channel is ``(spike_count + membrane_l1) / positions``.
 

@@ -1,4 +1,4 @@
-"""Batch norm + neuron as one module (method.md section 4), and batch norm alone."""
+"""Batch norm + neuron as one module, and batch norm alone."""
 
 from __future__ import annotations
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 
 class ChannelGroup:
-    """Which channels of a convolution, its batch norm and neurons, and its consumers' inputs are active (method.md
-    section 1).
+    """Which channels of a convolution, its batch norm and neurons, and its consumers' inputs are active.
 
     A plain object that modules share by reference: it has no parameters and does not appear in a state_dict. Copying or
     pickling a model keeps the sharing within the copy.
@@ -108,7 +107,7 @@ class ChannelGroup:
 
 @contextlib.contextmanager
 def probing(groups: Iterable[ChannelGroup]) -> Iterator[None]:
-    """Run the modules of these groups at full width (method.md section 6, "probe").
+    """Run the modules of these groups at full width.
 
     Dormant channels are computed from their stored parameters, their spikes reach the next layer as zeros, so the
     output is that of the pruned network, and the gradient passes that gate as if it were open. Running statistics and

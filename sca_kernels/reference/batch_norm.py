@@ -1,4 +1,4 @@
-"""Batch norm in front of a neuron, in plain PyTorch (method.md section 4).
+"""Batch norm in front of a neuron, in plain PyTorch.
 
 Statistics are taken in float64 and rounded once to float32 (scale and shift alike), so that every backend integrates
 the same numbers whatever the order of its sums, and spikes can be compared bit for bit.

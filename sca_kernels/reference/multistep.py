@@ -1,5 +1,4 @@
-"""THE definition of correct: all time steps of a neuron in plain PyTorch, forward and adjoint, in any dtype (method.md,
-sections 2 and 3).
+"""THE definition of correct: all time steps of a neuron in plain PyTorch, forward and adjoint, in any dtype.
 
 Half-precision inputs are integrated in float32, float64 in float64. Per-channel vectors have shape [C].
 """
@@ -101,7 +100,7 @@ def backward(
     rate: Tensor | None,
     v_init: Tensor | None,
 ) -> Gradients:
-    """Adjoint of :func:`forward` (method.md section 2, "Backward"), h recomputed from x.
+    """Adjoint of :func:`forward`, h recomputed from x.
 
     A single step presented ``time_steps`` times has the sum of its gradients over time.
     """

@@ -1,5 +1,4 @@
-"""Training batch norm in front of a neuron in Triton (method.md, section 4; twin of
-:mod:`sca_kernels.reference.batch_norm`).
+"""Training batch norm in front of a neuron in Triton (twin of :mod:`sca_kernels.reference.batch_norm`).
 
 Forward: a pass over x for the statistics, then the neuron behind an affine prelude. Backward: the neuron's adjoint
 twice, first for its sums, then to write the gradient of x. The normalised current is never written to memory.

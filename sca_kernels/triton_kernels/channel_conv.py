@@ -1,4 +1,4 @@
-"""2-D convolution over the active channels alone in Triton, as implicit GEMMs (architecture.md, decision 10; twin of
+"""2-D convolution over the active channels alone in Triton, as implicit GEMMs (twin of
 :mod:`sca_kernels.reference.channel_conv`).
 
 Activations are channels_last: a position is a row, a channel a column. They are read and written where they lie: at

@@ -1,5 +1,5 @@
 """All time steps of a neuron in Triton: one forward and one backward kernel for every neuron, surrogate, reset and
-layout (twin of :mod:`sca_kernels.reference.multistep`; method.md, sections 2 and 3).
+layout (twin of :mod:`sca_kernels.reference.multistep`).
 
 Nothing but x is kept for the backward pass, which recomputes h: in registers where T is short, else chunk by chunk,
 after a first pass that writes v at the start of each chunk to a scratch buffer of the program.

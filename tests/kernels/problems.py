@@ -1,12 +1,13 @@
-"""One problem for whole backends: every output of their four kernels, by name."""
+"""Problems for whole backends: every output of their four kernels by name, and activations with any strides."""
 
 from __future__ import annotations
 
 import torch
 
-from sca_kernels.layout import state_dtype
+from sca_kernels.layout import dense_strides, state_dtype
 from sca_kernels.neurons import NeuronConfig
 from sca_kernels.surrogates import resolve
+from sca_kernels.testing import activation
 
 
 def config_of(neuron="lif", tau=2.0, v_reset=0.0, decay_input=True, detach_reset=False, surrogate="atan"):
@@ -33,3 +34,19 @@ def run(backend, x, config, grad=None, *, time_steps=None, affine=True, v_init=N
     backward = backend.batch_norm_backward(grad, grad_v, x, steps, config, *norm)
     out |= {f"norm_backward.{k}": v for k, v in backward._asdict().items()}
     return {k: v for k, v in out.items() if v is not None}
+
+
+def views(x):
+    """x [T, N, C, H, W] as other strides present the same values, with what kernels run on without a copy."""
+    t, n, c, h, w = x.shape
+    wide = torch.randn(t, n + 1, c + 3, h, w)
+    wide[:, 1:, 2:-1] = x
+    last = torch.empty_strided(wide.shape, dense_strides(wide.shape, True)).copy_(wide)
+    return {
+        "contiguous": x.contiguous(),
+        "channels_last": activation(x.shape, channels_last=True).copy_(x),
+        "sliced": wide[:, 1:, 2:-1],
+        "sliced channels_last": last[:, 1:, 2:-1],
+        "batch first": x.transpose(0, 1).contiguous().transpose(0, 1),
+        "channels first": x.permute(2, 0, 1, 3, 4).contiguous().permute(1, 2, 0, 3, 4),
+    }

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from sca_kernels.backends import cpu, registry
-from sca_kernels.layout import dense_strides
 from sca_kernels.surrogates import TABLE
 from sca_kernels.testing import activation, poisoned_memory, relative_l2
-from tests.kernels.problems import config_of, run
+from tests.kernels.problems import config_of, run, views
 
 BACKEND, REFERENCE = registry()["cpu"], registry()["reference"]
 ON, WHY_NOT = BACKEND.supports(torch.device("cpu"), torch.float32)
@@ -200,22 +199,6 @@ def test_counts_above_the_precision_of_float32_and_int32_are_exact(positions):
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
-
-
-def views(x):
-    """x [T, N, C, H, W] as other strides present the same values, with what the kernels run on without a copy."""
-    t, n, c, h, w = x.shape
-    wide = torch.randn(t, n + 1, c + 3, h, w)
-    wide[:, 1:, 2:-1] = x
-    last = torch.empty_strided(wide.shape, dense_strides(wide.shape, True)).copy_(wide)
-    return {
-        "contiguous": x.contiguous(),
-        "channels_last": activation(x.shape, channels_last=True).copy_(x),
-        "sliced": wide[:, 1:, 2:-1],
-        "sliced channels_last": last[:, 1:, 2:-1],
-        "batch first": x.transpose(0, 1).contiguous().transpose(0, 1),
-        "channels first": x.permute(2, 0, 1, 3, 4).contiguous().permute(1, 2, 0, 3, 4),
-    }
 
 
 VIEWS = list(views(torch.zeros(1, 1, 1, 1, 1)))

@@ -1,5 +1,6 @@
-"""What the Triton kernels read and write, counted while Triton's interpreter runs them: the fewest bytes there are
-(architecture.md, decision 3). In a process of their own: TRITON_INTERPRET=1."""
+"""What the Triton kernels read and write, counted while Triton's interpreter runs them: the fewest bytes there are.
+
+In a process of their own: TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 

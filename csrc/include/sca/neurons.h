@@ -1,4 +1,4 @@
-// Neurons: charge, reset and their adjoints, for one time step (method.md, section 2).
+// Neurons: charge, reset and their adjoints, for one time step.
 //
 // Evaluated as written, each operation rounded: compile with -ffp-contract=off (nvcc --fmad=false) and no fast math, or
 // spikes differ from the other backends. Branch-free.

@@ -19,27 +19,34 @@ def table(result: dict[str, Any]) -> Table:
     """One line for each mode, setting and party; ``x dense`` is against our dense network in the same round."""
     device = result["config"]["device"]
     source = "CUDA allocator" if device.startswith("cuda") else "torch's allocations"
-    columns = ("mode", "T", "batch", "network", "active", "samples/s (p20 to p80)", "x dense", "1 / d²")
-    shown = Table(*columns, "saved, MiB", f"peak, MiB ({source})", "firing")
+    # What is the same in all lines stands above them, so that a terminal of 80 columns holds the rest.
+    headers = {"time_steps": "T", "batch_size": "batch"}
+    swept = [name for name in headers if len(result["config"][name]) > 1]
+    fixed = ", ".join(f"{headers[name]} {result['config'][name][0]}" for name in headers if name not in swept)
+    columns = ("network", "active", "samples/s", "p20 to p80", "x dense", "1/d²", "saved", "peak", "firing")
+    shown = Table("mode", *(headers[name] for name in swept), *columns, title=f"{result['config']['model']}, {fixed}")
+    shown.caption = f"saved for backward, and peak of a step ({source}), in MiB"
     last = None
     for figure in result["figures"]:
         setting = (figure["mode"], figure["time_steps"], figure["batch_size"])
         if last not in (None, setting):
             shown.add_section()
         last = setting
+        keys = figure["mode"], *(str(figure[name]) for name in swept)
         speed = figure["samples_per_second"]
         if speed is None:
-            shown.add_row(*map(str, setting), figure["party"], "", figure["note"])
+            shown.add_row(*keys, figure["party"], "", figure["note"])
             continue
         shown.add_row(
-            *map(str, setting),
+            *keys,
             figure["party"],
-            f"{figure['active']:.1%}",
-            f"{speed['median']:,.1f} ({speed['p20']:,.1f} to {speed['p80']:,.1f})",
+            f"{figure['active']:.0%}",
+            f"{speed['median']:,.0f}",
+            f"{speed['p20']:,.0f} to {speed['p80']:,.0f}",
             f"{speed['median'] / _dense(result, figure)['samples_per_second']['median']:.2f}",
-            f"{figure['active'] ** -2:.2f}" if figure["party"] == OURS else "",
+            f"{figure['active'] ** -2:.1f}" if figure["party"] == OURS else "",
             *(_mebibytes(figure[key]) for key in ("saved_bytes", "peak_bytes")),
-            "" if figure["firing_rate"] is None else f"{figure['firing_rate']:.1%}",
+            "" if figure["firing_rate"] is None else f"{figure['firing_rate']:.0%}",
         )
     return shown
 
@@ -94,7 +101,7 @@ def _dense(result: dict[str, Any], of: Figure) -> Figure:
 
 
 def _mebibytes(count: int | None) -> str:
-    return "" if count is None else f"{count / 2**20:,.1f}"
+    return "" if count is None else f"{count / 2**20:,.0f}"
 
 
 def _milliseconds(figure: Figure) -> tuple[float, float, float]:

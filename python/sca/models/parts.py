@@ -1,4 +1,4 @@
-"""What the families share: checks of the arguments that all of them take, their layers by name, direct encoding."""
+"""What the families share: checks of the arguments that all of them take, and their layers by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sca_kernels import nn as snn
 
-__all__ = ["Layers", "check_positive", "initialise", "presented"]
+__all__ = ["HiddenBlock", "Layers", "check_positive", "initialise"]
 
 # name -> the neuron fused with a batch norm, and alone
 _NEURONS = {
@@ -104,29 +104,23 @@ class Layers:
         return self._plain(group=group, **own)
 
 
+class HiddenBlock(nn.Module):
+    """Fully-connected layer, batch norm + neuron."""
+
+    def __init__(self, linear: snn.ChannelLinear, neuron: nn.Module) -> None:
+        super().__init__()
+        self.linear, self.neuron = linear, neuron
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, N, features]`` -> spikes ``[T, N, features']``."""
+        return self.neuron(self.linear(x))
+
+
 def check_positive(**sizes: int) -> None:
     """Raise a ValueError that names the first argument below 1."""
     for argument, value in sizes.items():
         if value < 1:
             raise ValueError(f"{argument}: expected at least 1, got {value}")
-
-
-def presented(x: Tensor, time_steps: int) -> tuple[Tensor, int | None]:
-    """What a network's first layers take: a still image as one step and how often to present it, a sequence as it is.
-
-    Args:
-        x: ``[N, C, H, W]``, or ``[T, N, C, H, W]``.
-        time_steps: how often a still image is presented.
-
-    Returns:
-        ``[1, N, C, H, W]`` and ``time_steps``, or x and None.
-
-    Raises:
-        ValueError: x has another rank.
-    """
-    if x.dim() not in (4, 5):
-        raise ValueError(f"x: expected [N, C, H, W] or [T, N, C, H, W], got {list(x.shape)}")
-    return (x.unsqueeze(0), time_steps) if x.dim() == 4 else (x, None)
 
 
 def initialise(model: nn.Module) -> None:

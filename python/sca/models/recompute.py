@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sca_kernels import functional as F
 
-__all__ = ["Checkpointed", "recomputed"]
+__all__ = ["recomputed"]
 
 _Packed = tuple[Tensor, torch.Size, list[int], torch.dtype]
 
@@ -39,25 +39,3 @@ def _pack(spikes: Tensor) -> _Packed:
 def _unpack(packed: _Packed) -> Tensor:
     bits, shape, order, dtype = packed
     return F.unpack_spikes(bits, shape, dtype).permute([order.index(dim) for dim in range(len(order))])
-
-
-class Checkpointed(nn.Module):
-    """Base of the families: a network of blocks that, with checkpointing, keep their input alone.
-
-    Attributes:
-        checkpointing: may be changed at any time between two passes.
-    """
-
-    def init_checkpointing(self, checkpointing: bool, neuron_arguments: dict[str, Any]) -> None:
-        """ValueError where the neurons hold a state, which a second pass would change."""
-        if checkpointing and neuron_arguments.get("stateful"):
-            raise ValueError(
-                "checkpointing: expected False beside stateful=True, whose state a second pass would change"
-            )
-        self.checkpointing = checkpointing
-
-    def run(self, block: nn.Module, x: Tensor, *arguments: Any, spike_input: bool = True) -> Tensor:
-        """``block(x, *arguments)``, :func:`recomputed` if that is wanted and a gradient is."""
-        if self.checkpointing and torch.is_grad_enabled():
-            return recomputed(block, x, *arguments, spike_input=spike_input)
-        return block(x, *arguments)

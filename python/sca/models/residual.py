@@ -7,7 +7,7 @@ same active channels.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from sca_kernels import nn as snn
 
-from .parts import Layers, check_positive, initialise, presented
-from .recompute import Checkpointed
-from .vgg import HiddenBlock
+from .network import Network
+from .parts import HiddenBlock, Layers, check_positive, initialise
 
 __all__ = ["Layout", "ResidualNetwork", "Stem", "Stream"]
 
@@ -64,7 +63,7 @@ class Stem(nn.Module):
         return self.pool(z.flatten(0, 1)).unflatten(0, z.shape[:2])
 
 
-class ResidualNetwork(Checkpointed, ABC):
+class ResidualNetwork(Network):
     """Residual network with a :class:`sca_kernels.nn.ChannelGroup` for each inner width: ``stage1.block1.conv1``, ...
 
     Args:
@@ -190,20 +189,8 @@ class ResidualNetwork(Checkpointed, ABC):
             x = self.run(block, x, spike_input=self.stream_is_spikes)
         return self.tail(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of every time step; their mean over the first dimension predicts.
-
-        Args:
-            x: ``[N, C, H, W]``: a still image, presented for ``time_steps`` steps (the first convolution is computed
-                once), or ``[T, N, C, H, W]``: a sequence. float32 or bfloat16; channels_last is fastest.
-
-        Returns:
-            ``[T, N, num_classes]``.
-
-        Raises:
-            ValueError: x has another rank.
-        """
-        means = self.features(*presented(x, self.time_steps)).mean((3, 4))
+    def logits(self, x: Tensor, time_steps: int | None) -> Tensor:
+        means = self.features(x, time_steps).mean((3, 4))
         for block in self.hidden:
             means = self.run(block, means, spike_input=False)
         return self.classifier(means)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sca_kernels import nn as snn
 
-from .parts import Layers, check_positive, initialise, presented
-from .recompute import Checkpointed
+from .network import Network
+from .parts import HiddenBlock, Layers, check_positive, initialise
 
 HIDDEN_WIDTH = 512
 
@@ -43,19 +43,7 @@ class ConvBlock(nn.Module):
         return self.pool(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2])
 
 
-class HiddenBlock(nn.Module):
-    """Fully-connected layer, batch norm + neuron."""
-
-    def __init__(self, linear: snn.ChannelLinear, neuron: nn.Module) -> None:
-        super().__init__()
-        self.linear, self.neuron = linear, neuron
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[T, N, features]`` -> spikes ``[T, N, features']``."""
-        return self.neuron(self.linear(x))
-
-
-class VGG(Checkpointed):
+class VGG(Network):
     """Spiking VGG with one :class:`sca_kernels.nn.ChannelGroup` per hidden layer: ``conv1``, ..., ``fc1``, ...
 
     Args:
@@ -145,21 +133,9 @@ class VGG(Checkpointed):
             **arguments,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of every time step; their mean over the first dimension predicts.
-
-        Args:
-            x: ``[N, C, H, W]``: a still image, presented for ``time_steps`` steps (the first convolution is computed
-                once), or ``[T, N, C, H, W]``: a sequence. float32 or bfloat16; channels_last is fastest.
-
-        Returns:
-            ``[T, N, num_classes]``.
-
-        Raises:
-            ValueError: x has another rank.
-        """
+    def logits(self, x: Tensor, time_steps: int | None) -> Tensor:
         first, *others = self.features
-        spikes = self.run(first, *presented(x, self.time_steps), spike_input=False)
+        spikes = self.run(first, x, time_steps, spike_input=False)
         for block in others:
             spikes = self.run(block, spikes)
         spikes = spikes.flatten(2)

@@ -107,7 +107,7 @@ class Trainer:
             [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=config.lr,
             momentum=config.momentum,
-            # On CPUs torch's fused step copies what is channels_last (and ignores layouts that differ): slower.
+            # On CPUs torch's fused step copies what is channels_last, and is slower for it.
             fused=torch.device(config.device).type == "cuda",
         )
         self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
