@@ -1,10 +1,12 @@
-"""A measurement as a table and as a picture."""
+"""A measurement as tables and as a picture."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.table import Table
 
 from .measure import OURS
@@ -15,40 +17,49 @@ _COLOURS = ("#1b6ca8", "#e08a1e", "#2f9e60", "#8e5ba6", "#b23a48", "#7a7a7a")
 _AXES = {"densities": "active channels (share)", "time_steps": "time steps T", "batch_size": "batch size"}
 
 
-def table(result: dict[str, Any]) -> Table:
-    """One line for each mode, setting and party; ``x dense`` is against our dense network in the same round."""
-    device = result["config"]["device"]
-    source = "CUDA allocator" if device.startswith("cuda") else "torch's allocations"
-    # What is the same in all lines stands above them, so that a terminal of 80 columns holds the rest.
+def table(result: dict[str, Any]) -> Group:
+    """A table for each mode, a line for each setting and party. ``x dense``: samples per second over those of our dense
+    network in the same rounds; ours ``of`` the ideal, 1 / d²."""
+    config = result["config"]
+    source = "CUDA allocator" if config["device"].startswith("cuda") else "torch's allocations"
+    # What all lines have in common stands above them, so that a terminal of 80 columns holds the rest.
     headers = {"time_steps": "T", "batch_size": "batch"}
-    swept = [name for name in headers if len(result["config"][name]) > 1]
-    fixed = ", ".join(f"{headers[name]} {result['config'][name][0]}" for name in headers if name not in swept)
-    columns = ("network", "active", "samples/s", "p20 to p80", "x dense", "1/d²", "saved", "peak", "firing")
-    shown = Table("mode", *(headers[name] for name in swept), *columns, title=f"{result['config']['model']}, {fixed}")
-    shown.caption = f"saved for backward, and peak of a step ({source}), in MiB"
-    last = None
-    for figure in result["figures"]:
-        setting = (figure["mode"], figure["time_steps"], figure["batch_size"])
-        if last not in (None, setting):
-            shown.add_section()
-        last = setting
-        keys = figure["mode"], *(str(figure[name]) for name in swept)
-        speed = figure["samples_per_second"]
-        if speed is None:
-            shown.add_row(*keys, figure["party"], "", figure["note"])
-            continue
-        shown.add_row(
-            *keys,
-            figure["party"],
-            f"{figure['active']:.0%}",
-            f"{speed['median']:,.0f}",
-            f"{speed['p20']:,.0f} to {speed['p80']:,.0f}",
-            f"{speed['median'] / _dense(result, figure)['samples_per_second']['median']:.2f}",
-            f"{figure['active'] ** -2:.1f}" if figure["party"] == OURS else "",
-            *(_mebibytes(figure[key]) for key in ("saved_bytes", "peak_bytes")),
-            "" if figure["firing_rate"] is None else f"{figure['firing_rate']:.0%}",
+    swept = [name for name in headers if len(config[name]) > 1]
+    common = [f"{headers[name]} {config[name][0]}" for name in headers if name not in swept]
+    tables = []
+    for mode in config["modes"]:
+        shown = Table(
+            *(headers[name] for name in swept),
+            *("network", "active", "samples/s", "p20 to p80", "x dense", "saved", "peak"),
+            title=", ".join([config["model"], *common, mode]),
+            caption=f"saved for the backward pass, and peak of a step ({source}), in MiB",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
         )
-    return shown
+        last = None
+        for figure in result["figures"]:
+            if figure["mode"] != mode:
+                continue
+            setting = [str(figure[name]) for name in swept]
+            if last not in (None, setting):
+                shown.add_section()
+            last = setting
+            speed = figure["samples_per_second"]
+            if speed is None:
+                shown.add_row(*setting, figure["party"], "", figure["note"])
+                continue
+            gain = f"{speed['median'] / _dense(result, figure)['samples_per_second']['median']:.2f}"
+            shown.add_row(
+                *setting,
+                figure["party"],
+                f"{figure['active']:.0%}",
+                f"{speed['median']:,.1f}",
+                f"{speed['p20']:,.1f} to {speed['p80']:,.1f}",
+                f"{gain} of {figure['active'] ** -2:.2f}" if figure["party"] == OURS else gain,
+                *(_mebibytes(figure[key]) for key in ("saved_bytes", "peak_bytes")),
+            )
+        tables.append(shown)
+    return Group(*tables)
 
 
 def plot(path: Path, result: dict[str, Any]) -> None:
