@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, cross_entropy
+from torch.nn.functional import conv2d
 
 import sca
 from sca.bench.memory import saved_bytes
 from sca.bench.peers import snntorch_lif, spikingjelly_vgg
-from sca.bench.work import prune_evenly, sgd, training_step
+from sca.bench.work import mean_loss, prune_evenly, sgd, training_step
 from sca_kernels import functional as F
 from sca_kernels import nn as snn
 
@@ -205,7 +205,7 @@ def build_vgg_step(density: float) -> dict[str, Party | None]:
     twin = spikingjelly_vgg(model, detach_reset=True)
     if twin is not None:
         # Rounding flips a few spikes per layer and batch norm passes that on; the first loss tells a wrong layer apart.
-        losses = [cross_entropy(net(images).mean(0), labels).item() for net in (model, twin)]
+        losses = [mean_loss(net, images, labels).item() for net in (model, twin)]
         require(abs(losses[0] - losses[1]) <= 0.05 * losses[1], f"both networks start at the same loss, {losses}")
     if density < 1:
         prune_evenly(model, density, round_to=16)  # 30.8 % of all channels at 0.3

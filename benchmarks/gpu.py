@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, cross_entropy
+from torch.nn.functional import conv2d
 
 import sca
+from sca.bench.memory import allocated
 from sca.bench.peers import spikingjelly_vgg
-from sca.bench.work import prune_evenly, sgd
+from sca.bench.work import mean_loss, prune_evenly, sgd, training_step
 from sca_kernels import functional as F
 from sca_kernels.backends import registry
 from sca_kernels.testing import activation
@@ -83,7 +84,7 @@ def copies(x: Tensor, passes: int) -> Party:
 
 
 def ours(scale: Scale, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Our LIF: what a user gets, and each other backend of this device by its name."""
+    """Our LIF, run as its module runs it: on what a user gets, and on each other backend of this device by its name."""
     device = torch.device(scale.device)
     able = [
         name
@@ -91,7 +92,10 @@ def ours(scale: Scale, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tenso
         if scale.device not in backend.only_by_name and backend.supports(device, dtype)[0]
     ]
     told = {OURS: None} | {f"{OURS}, {name}": name for name in able[1:] if name != "reference"}
-    return {name: lambda x, backend=backend: F.lif(x, backend=backend).spikes for name, backend in told.items()}
+    return {
+        name: lambda x, backend=backend: F.lif(x, return_v=False, backend=backend).spikes
+        for name, backend in told.items()
+    }
 
 
 def build_neuron(scale: Scale, dtype: str, layout: str) -> dict[str, Party | None]:
@@ -135,7 +139,8 @@ def build_batch_norm_neuron(scale: Scale, dtype: str, layout: str) -> dict[str, 
 
     def fused(x: Tensor, weight: Tensor, bias: Tensor, backend: str | None = None) -> Tensor:
         statistics = (norm.running_mean, norm.running_var)
-        return F.batch_norm_lif(x, weight, bias, *statistics, training=True, backend=backend).spikes
+        options = {"training": True, "return_v": False, "backend": backend}
+        return F.batch_norm_lif(x, weight, bias, *statistics, **options).spikes
 
     def before(lif: Callable[[Tensor], Tensor] | None) -> Callable[..., Tensor] | None:
         return lif and (lambda x, weight, bias: lif(norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])))
@@ -213,7 +218,7 @@ def build_channel_conv(scale: Scale, channels: int, density: float, path: str) -
     }
 
 
-def _steps(scale: Scale, batch: int, density: float) -> dict[str, Callable[[], None] | None]:
+def build_step(scale: Scale, batch: int, density: float) -> dict[str, Party | None]:
     """One training step in bfloat16 autocast: of our VGG-16 at a density, and of SpikingJelly's dense twin."""
     batch = scale.batch(batch)
     images = torch.randn(batch, 3, 32, 32, device=scale.device)
@@ -223,42 +228,24 @@ def _steps(scale: Scale, batch: int, density: float) -> dict[str, Callable[[], N
     model.to(scale.device)
     twin = spikingjelly_vgg(model, detach_reset=True)
 
-    def loss(net: nn.Module) -> Tensor:
-        with torch.autocast(scale.device, dtype=torch.bfloat16):
-            return cross_entropy(net(images).float().mean(0), labels)
-
     if twin is not None:
         twin.to(scale.device)
-        first = [loss(net).item() for net in (model, twin)]
+        first = [mean_loss(net, images, labels, "bfloat16").item() for net in (model, twin)]
         require(abs(first[0] - first[1]) <= 0.1 * first[1], f"both networks start at the same loss, {first}")
     if density < 1:
-        prune_evenly(model, density, round_to=1)
-
-    def step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad()
-        loss(net).backward()
-        optimizer.step()
-
-    return {name: net and partial(step, net, sgd(net)) for name, net in ((OURS, model), (SPIKINGJELLY, twin))}
-
-
-def build_step(scale: Scale, batch: int, density: float) -> dict[str, Party | None]:
-    return _steps(scale, batch, density)
+        prune_evenly(model, density, round_to=16)
+    return {
+        name: net and partial(training_step, net, images, labels, sgd(net), "bfloat16")
+        for name, net in ((OURS, model), (SPIKINGJELLY, twin))
+    }
 
 
 def build_peak_memory(scale: Scale, batch: int, density: float) -> dict[str, Party | None]:
     def peak(step: Callable[[], None]) -> float:
-        step()
-        if scale.device == "cpu":
-            return 1.0
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        step()  # the optimizer's state and the gradients are there from now on
+        return allocated(step, scale.device).peak / 2**20
 
-    return {name: step and partial(peak, step) for name, step in _steps(scale, batch, density).items()}
+    return {name: step and partial(peak, step) for name, step in build_step(scale, batch, density).items()}
 
 
 GRID = [{"dtype": dtype, "layout": layout} for dtype in DTYPES for layout in LAYOUTS]
