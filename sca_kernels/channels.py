@@ -25,6 +25,27 @@ class Channels(NamedTuple):
     output: Tensor | None
 
 
+class Bits(NamedTuple):
+    """An input [M, C, H, W] of zeros and ones as bits (uint8), in the order of its memory."""
+
+    packed: Tensor
+    shape: Sequence[int]
+    channels_last: bool
+
+    def unflattened(self, flat: Tensor) -> Tensor:
+        """The input from its elements in the order of its memory."""
+        m, c, h, w = self.shape
+        return flat.view(m, h, w, c).permute(0, 3, 1, 2) if self.channels_last else flat.view(m, c, h, w)
+
+
+def numel(shape: Sequence[int]) -> int:
+    """Product of sizes, symbolic ones too."""
+    n = 1
+    for size in shape:
+        n = n * size
+    return n
+
+
 def memory_format(weight: Tensor) -> torch.memory_format:
     """Layout of a weight; a block gathered from it and a gradient scattered to it have the same."""
     last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import backends, ops, paths
-from .channels import narrow
+from .channels import Channels, Geometry, narrow
 from .layout import collapse, dense_strides, spatial_size, state_dtype
 from .neurons import NeuronConfig
 from .reference.batch_norm import prelude as affine_prelude
@@ -315,10 +315,12 @@ def channel_conv2d(
         spike_input: x holds zeros and ones only; one bit each is kept for the backward pass. ValueError if that is not
             so.
         backend: see :func:`neuron`.
-        path: ``gathered`` convolves by torch's own convolution, on gathered weights; ``implicit`` by kernels that read
-            and write x and the result through the index lists (backend triton; x channels_last; groups 1 or depthwise;
-            float32 as tf32 where ``torch.backends.cudnn`` allows that, its default). None takes what was measured to be
-            faster (:mod:`sca_kernels.paths`; :func:`sca_kernels.nn.explain` tells).
+        path: ``gathered`` convolves by torch's own convolution, on gathered weights; ``winograd`` with 4/9 of the
+            multiplications (backend cpu; float32, 3x3, groups, stride and dilation 1, x channels_last; Lavin & Gray,
+            CVPR 2016); ``implicit`` by kernels that read and write x and the result through the index lists (backend
+            triton; x channels_last; groups 1 or depthwise; float32 as tf32 where ``torch.backends.cudnn`` allows that,
+            its default). None takes what was measured to be faster (:mod:`sca_kernels.paths`;
+            :func:`sca_kernels.nn.explain` tells).
 
     Returns:
         [M, B, H', W'] or [T, N, B, H', W'], B active output channels (C_out with ``full_output``), in the layout of x.
@@ -349,8 +351,11 @@ def channel_conv2d(
         raise ValueError(f"x: expected {expected} {kind}input channels in dimension {x.dim() - 3}, got {_describe(x)}")
     autocast = torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-    implicit = _is_implicit(path, backend, frames, dtype, weight, groups, (in_channels, out_channels))
-    if not implicit:
+    geometry = Geometry(
+        *(_pair(n, v) for n, v in (("stride", stride), ("padding", padding), ("dilation", dilation))), groups
+    )
+    path = _path(path, backend, frames, dtype, weight, geometry, Channels(in_channels, out_channels))
+    if path != "implicit":
         frames = narrow(frames, in_channels)
     if autocast:
         frames, weight, bias = frames.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -359,8 +364,7 @@ def channel_conv2d(
             raise TypeError(f"{name}: expected the dtype of x, {frames.dtype}, got {p.dtype}")
     frames = _dense_frames(frames)
     pack = spike_input and torch.is_grad_enabled() and weight.requires_grad
-    geometry = (_pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation), groups)
-    choices = full_output, implicit, pack, backend or ""
+    choices = full_output, path, pack, backend or ""
     y, _ = ops.channel_conv2d(frames, weight, bias, *geometry, in_channels, out_channels, *choices)
     return y.unflatten(0, x.shape[:2]) if time_major else y
 
@@ -490,34 +494,36 @@ def _same_index(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b or a.is_cuda or torch.compiler.is_compiling() or torch.equal(a, b)
 
 
-def _is_implicit(
+def _path(
     path: str | None,
     backend: str | None,
     frames: Tensor,
     dtype: torch.dtype,
     weight: Tensor,
-    groups: int,
-    channels: Sequence[Tensor | None],
-) -> bool:
-    """Whether a convolution takes the implicit path: by name, or by measurement where it can."""
-    if path not in (None, "gathered", "implicit"):
-        raise ValueError(f"path: expected 'gathered', 'implicit' or None, got {path!r}")
-    channels_last = frames.is_contiguous(memory_format=torch.channels_last)
-    possible = channels_last and (groups == 1 or weight.shape[1] == 1)
+    geometry: Geometry,
+    channels: Channels,
+) -> str:
+    """The path of a convolution: as named, or as measured among those that it can take."""
+    if path is not None and path not in paths.NEEDS:
+        raise ValueError(f"path: expected one of {', '.join(paths.NEEDS)} or None, got {path!r}")
+    possible = paths.possible(weight, geometry, dtype, frames.is_contiguous(memory_format=torch.channels_last))
     if path is None:
-        sizes = weight.shape[1] * groups, weight.shape[0]
+        sizes = weight.shape[1] * geometry.groups, weight.shape[0]
         active = [size if index is None else index.numel() for size, index in zip(sizes, channels, strict=True)]
-        return possible and paths.measured(frames.device, dtype, sizes, active).path == "implicit"
-    if path == "implicit" and not possible:
+        chosen = paths.measured(frames.device, dtype, sizes, active, possible).path
+        return chosen if chosen in paths.NEEDS else "gathered"
+    if path not in possible:
+        kernel = "x".join(map(str, weight.shape[2:]))
         raise ValueError(
-            f"path: 'implicit' expected x in channels_last, and 1 group or a depthwise convolution, got strides "
-            f"{frames.stride()}, {groups} groups"
+            f"path: {path!r} expected {paths.NEEDS[path]}; got {dtype}, strides {frames.stride()}, a {kernel} kernel, "
+            f"{geometry}"
         )
-    if path == "implicit" and not torch.compiler.is_compiling():
+    if path != "gathered" and not torch.compiler.is_compiling():
         found = backends.find(backend or "", frames.device, dtype)
-        if not found.implicit:
-            raise ValueError(f"path: 'implicit' expected backend triton, got {found.name!r} for {_describe(frames)}")
-    return path == "implicit"
+        if path not in found.paths:
+            able = ", ".join(name for name, other in backends.registry().items() if path in other.paths)
+            raise ValueError(f"path: {path!r} expected backend {able}, got {found.name!r} for {_describe(frames)}")
+    return path
 
 
 def _pair(name: str, value: int | Sequence[int]) -> list[int]:

@@ -1,10 +1,11 @@
-"""Which way a channel-sparse convolution runs: what was measured, per class of device.
+"""Which way a convolution runs: what was measured, per class of device.
 
 * ``dense``: all channels are active, and torch's own convolution runs on the whole weight.
 * ``gathered``: torch's own convolution (oneDNN, cuDNN) on the gathered weight, at the active width.
-* ``implicit``: the Triton kernels that read and write activations through the index lists.
+* ``winograd``: CPU kernels with 4/9 of the multiplications, at the active width, all channels or some.
+* ``implicit``: Triton kernels that read and write activations through the index lists.
 
-:data:`RULES` holds what measurements have shown, most specific first; where they are silent, the gathered path runs.
+:data:`RULES` holds what measurements have shown, most specific first; where they are silent, torch's own runs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
+from .channels import Geometry
+
+NEEDS = {
+    "gathered": "any convolution",
+    "winograd": "a float32 3x3 convolution of 1 group, stride 1, dilation 1, padding up to 2, and x in channels_last",
+    "implicit": "x in channels_last, and 1 group or a depthwise convolution",
+}
+"""The paths that can be named, and what each takes."""
 
 
 class Rule(NamedTuple):
@@ -21,6 +32,7 @@ class Rule(NamedTuple):
 
     Attributes:
         device_class: as :func:`device_class` names it.
+        narrowest: active channels of the narrower side, at least.
         widest: channels of the wider side, active and dormant, at most.
         densest: active / all channels of the input times the same of the output, at most.
         source: where the figures are.
@@ -28,14 +40,19 @@ class Rule(NamedTuple):
 
     device_class: str
     dtype: torch.dtype
+    narrowest: int
     widest: int
     densest: float
     path: str
     source: str
 
 
+_A3 = "benchmarks/results/amd-epyc-2-cores/A3.json"
 RULES = {
-    "cpu": (Rule("cpu", torch.float32, 256, 1.0, "gathered", "benchmarks/results/amd-epyc-2-cores/A3.json"),),
+    "cpu": (
+        Rule("cpu", torch.float32, 12, 512, 1.0, "winograd", _A3),
+        Rule("cpu", torch.float32, 1, 256, 1.0, "gathered", _A3),
+    ),
     "cuda": (),  # benchmarks/gpu.py, G3: not measured
 }
 """By type of device."""
@@ -56,13 +73,30 @@ def device_class(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def measured(device: torch.device, dtype: torch.dtype, channels: Sequence[int], active: Sequence[int]) -> Choice:
-    """The path for a convolution with so many channels, and so many active ones, at its input and its output."""
+def possible(weight: Tensor, geometry: Geometry, dtype: torch.dtype, channels_last: bool) -> list[str]:
+    """The paths that a convolution can take, see :data:`NEEDS`; channels_last: whether its input is."""
+    stride, padding, dilation, groups = geometry
+    found = ["gathered"]
+    plain = groups == 1 and all(step == 1 for step in (*stride, *dilation)) and max(padding) <= 2
+    if channels_last and plain and tuple(weight.shape[2:]) == (3, 3) and dtype == torch.float32:
+        found.append("winograd")
+    if channels_last and (groups == 1 or weight.shape[1] == 1):
+        found.append("implicit")
+    return found
+
+
+def measured(
+    device: torch.device, dtype: torch.dtype, channels: Sequence[int], active: Sequence[int], paths: Sequence[str]
+) -> Choice:
+    """The best of ``paths`` for a convolution with so many channels, and so many active ones, at its input and its
+    output."""
     widest, density = max(channels), math.prod(active) / math.prod(channels)
+    for rule in RULES.get(device.type, ()):
+        fits = dtype == rule.dtype and min(active) >= rule.narrowest and widest <= rule.widest
+        if fits and density <= rule.densest and rule.path in paths and device_class(device) == rule.device_class:
+            if rule.path == "gathered" and density == 1:
+                break
+            return Choice(rule.path, f"measured: {rule.source}")
     if density == 1:
         return Choice("dense", "all channels are active")
-    for rule in RULES.get(device.type, ()):
-        fits = dtype == rule.dtype and widest <= rule.widest and density <= rule.densest
-        if fits and device_class(device) == rule.device_class:
-            return Choice(rule.path, f"measured: {rule.source}")
     return Choice("gathered", f"not measured for {dtype}, {widest} channels on {device.type}: the default")

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 
@@ -12,13 +13,14 @@
 #include "../cpu/blocks.h"
 #include "../cpu/isa.h"
 #include "../cpu/neuron.h"
+#include "../cpu/winograd.h"
 
 namespace py = pybind11;
 
 namespace {
 
 // Raised with every change of a signature below; backends/cpu.py refuses a build that is out of date.
-constexpr int kAbiVersion = 2;
+constexpr int kAbiVersion = 3;
 
 // (address, (t, n, c, s) strides in elements)
 using Activation = std::tuple<uintptr_t, std::array<int64_t, 4>>;
@@ -47,6 +49,19 @@ sca::View state(const MaybeActivation& z) { return view(z, sca::DType::float32);
 template <class T>
 T* vector_at(uintptr_t address) {
     return reinterpret_cast<T*>(address);
+}
+
+// ((images, height, width, pad rows, pad columns, in, out), filters in channels_last)
+using Convolution = std::tuple<std::array<int64_t, 7>, bool>;
+
+sca::Convolution convolution(const Convolution& c) {
+    const auto& [sizes, in_innermost] = c;
+    const auto [images, height, width, rows, columns, in, out] = sizes;
+    const sca::Convolution made{images, height, width, rows, columns, in, out, in_innermost};
+    if (images < 0 || in < 1 || out < 1 || std::min(rows, columns) < 0 || std::max(rows, columns) > 2 ||
+        std::min(made.out_height(), made.out_width()) < 1)
+        throw py::value_error("convolution: expected at least one channel and position, and a padding of 2 at most");
+    return made;
 }
 
 struct Problem {
@@ -165,6 +180,35 @@ PYBIND11_MODULE(_cpu, m) {
             sca::unpack_bits(vector_at<const uint8_t>(from), type, numel, vector_at<void>(to), threads);
         },
         py::arg("packed"), py::arg("dtype"), py::arg("numel"), py::arg("spikes"), py::arg("threads"));
+
+    m.def(
+        "winograd_forward",
+        [](const Convolution& c, uintptr_t x, uintptr_t filters, uintptr_t bias, uintptr_t y, int threads) {
+            const sca::Convolution made = convolution(c);
+            const py::gil_scoped_release released;
+            sca::winograd_forward(made, vector_at<const float>(x), vector_at<const float>(filters),
+                                  vector_at<const float>(bias), vector_at<float>(y), threads);
+        },
+        py::arg("convolution"), py::arg("x"), py::arg("filters"), py::arg("bias"), py::arg("y"), py::arg("threads"));
+    m.def(
+        "winograd_backward_input",
+        [](const Convolution& c, uintptr_t g_y, uintptr_t filters, uintptr_t g_x, int threads) {
+            const sca::Convolution made = convolution(c);
+            const py::gil_scoped_release released;
+            sca::winograd_backward_input(made, vector_at<const float>(g_y), vector_at<const float>(filters),
+                                         vector_at<float>(g_x), threads);
+        },
+        py::arg("convolution"), py::arg("grad"), py::arg("filters"), py::arg("grad_x"), py::arg("threads"));
+    m.def(
+        "winograd_backward_filters",
+        [](const Convolution& c, uintptr_t g_y, uintptr_t x, uintptr_t bits, uintptr_t g_filters, int threads) {
+            const sca::Convolution made = convolution(c);
+            const py::gil_scoped_release released;
+            sca::winograd_backward_filters(made, vector_at<const float>(g_y), vector_at<const float>(x),
+                                           vector_at<const uint8_t>(bits), vector_at<float>(g_filters), threads);
+        },
+        py::arg("convolution"), py::arg("grad"), py::arg("x"), py::arg("bits"), py::arg("grad_filters"),
+        py::arg("threads"));
 
     const auto on_block = [](auto function) {
         return

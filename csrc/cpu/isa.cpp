@@ -32,7 +32,7 @@ std::vector<Isa> isas() {
     all.push_back({"avx512", avx512::kernels,
                    __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")});
-    all.push_back({"avx2", avx2::kernels, static_cast<bool>(__builtin_cpu_supports("avx2"))});
+    all.push_back({"avx2", avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
 #endif
     all.push_back({"baseline", baseline::kernels, true});
     return all;

@@ -10,6 +10,7 @@
 
 #include "sca/neurons.h"
 #include "sca/surrogates.h"
+#include "winograd_kernels.h"
 
 namespace sca {
 
@@ -79,6 +80,8 @@ struct Kernels {
 
     // 0/1 elements to bits, 8 to a byte; false where another value was met.
     bool (*pack[kDTypes])(const void* from, uint8_t* to, int64_t bytes);
+
+    WinogradKernels winograd;
 };
 
 }  // namespace sca

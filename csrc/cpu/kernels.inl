@@ -4,6 +4,7 @@
 
 #include "kernels.h"
 #include "simd.h"
+#include "winograd.inl"
 
 // The steps k of a call, from `first` on: unrolled, so that an array over k stays in registers.
 #define SCA_EACH_STEP(k, first, direction) \
@@ -270,6 +271,7 @@ Kernels kernels(const char* name) {
     k.moments[1] = moments<bfloat16>;
     k.pack[0] = pack<uint32_t, 0x3f800000u>;
     k.pack[1] = pack<uint16_t, 0x3f80u>;
+    k.winograd = kWinograd;
     return k;
 }
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import channels as active
-from ..channels import Channels, Geometry
+from ..channels import Bits, Channels, Geometry, numel
 from ..neurons import NeuronConfig
 from ..reference import channel_conv
 
@@ -68,8 +68,8 @@ class Backend(ABC):
     """Backends of a device are tried from the highest priority down."""
     only_by_name: frozenset[str] = frozenset()
     """Types of devices that this backend runs on when it is named, but is never the default for."""
-    implicit: bool = False
-    """Whether it has kernels for the implicit path of a convolution; without, that path gathers."""
+    paths: frozenset[str] = frozenset()
+    """Paths of a convolution (:mod:`sca_kernels.paths`) that it has kernels of its own for; without, it gathers."""
     fix: str = ""
     """What turns this backend on where it is off."""
 
@@ -175,24 +175,30 @@ class Backend(ABC):
         geometry: Geometry,
         channels: Channels,
         full_output: bool,
-        implicit: bool,
+        path: str,
     ) -> Tensor:
-        """Convolution of the active channels, on gathered weights through torch's own. x has the active or the full
-        width; so has y, as ``full_output`` says, dormant channels zero. ``implicit``: by kernels that go through the
-        index lists, where the backend has them; x is then channels_last, and not grouped unless depthwise."""
+        """Convolution of the active channels. x has the active width, or on the path ``implicit`` the full one too; y
+        has the active or, with ``full_output``, the full width, dormant channels zero. The path is one that the
+        arguments allow; here, and where a backend has no kernels for it, torch's own convolves gathered weights."""
         return channel_conv.forward(x, weight, bias, geometry, channels, full_output, self.gather_weight)
 
     def channel_conv2d_backward(
         self,
         grad: Tensor,
-        x: Tensor,
+        x: Tensor | Bits,
         weight: Tensor,
         geometry: Geometry,
         channels: Channels,
         needed: Sequence[bool],
-        implicit: bool,
+        path: str,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Adjoint of :meth:`channel_conv2d`, grad as wide as y. The gradient of x is as wide as x, those of weight and
         bias are full size; all are exactly zero for dormant channels."""
         moves = self.gather_weight, self.scatter_weight
-        return channel_conv.backward(grad, x, weight, geometry, channels, needed, *moves)
+        return channel_conv.backward(grad, self.unpacked(x, grad.dtype), weight, geometry, channels, needed, *moves)
+
+    def unpacked(self, x: Tensor | Bits, dtype: torch.dtype) -> Tensor:
+        """The input of a convolution, whichever way it was kept."""
+        if isinstance(x, Tensor):
+            return x
+        return x.unflattened(self.unpack_spikes(x.packed, numel(x.shape), dtype))

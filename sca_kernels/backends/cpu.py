@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..channels import Channels, memory_format
+from ..channels import Bits, Channels, Geometry, memory_format, output_size
 from ..layout import collapse, empty_activation, empty_state, in_layout_of, spatial_size
 from ..neurons import NeuronConfig
+from ..reference import channel_conv
 from .base import Backend, BatchNormGradients, Forward, NeuronGradients
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _REINSTALL = "install a C++17 compiler with Python's headers and run pip install again"
 
@@ -72,6 +73,12 @@ class CpuBackend(Backend):
         if isinstance(module, str):
             return False, module
         return True, f"{module.isa()} kernels; this processor can run {', '.join(module.available_isas())}"
+
+    @property
+    def paths(self) -> frozenset[str]:
+        # The products of winograd's are worth it with wide registers and fused multiply-adds.
+        module = _load()
+        return frozenset() if isinstance(module, str) or module.isa() == "baseline" else frozenset({"winograd"})
 
     def neuron_forward(self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v) -> Forward:
         x, v_init = _strided(x, _one_step(v_init))
@@ -143,6 +150,67 @@ class CpuBackend(Backend):
         full = torch.empty_like(like, memory_format=layout)
         _load().scatter_block(block.data_ptr(), *_block(like, channels), full.data_ptr(), torch.get_num_threads())
         return full
+
+    def channel_conv2d(self, x, weight, bias, geometry, channels, full_output, path) -> Tensor:
+        convolve = _convolve if path in self.paths else torch.conv2d
+        return channel_conv.forward(x, weight, bias, geometry, channels, full_output, self.gather_weight, convolve)
+
+    def channel_conv2d_backward(
+        self, grad, x, weight, geometry, channels, needed, path
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        if path not in self.paths:
+            return super().channel_conv2d_backward(grad, x, weight, geometry, channels, needed, path)
+        moves = self.gather_weight, self.scatter_weight, _convolve_backward
+        return channel_conv.backward(grad, x, weight, geometry, channels, needed, *moves)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups) -> Tensor:
+    """torch.conv2d by Winograd's algorithm."""
+    x, weight = _last(x), weight.contiguous(memory_format=memory_format(weight))
+    size = output_size(x, weight, Geometry(stride, padding, dilation, groups))
+    y = torch.empty((x.shape[0], weight.shape[0], *size), dtype=x.dtype, memory_format=torch.channels_last)
+    bias = None if bias is None else bias.contiguous()
+    problem = _convolution(x, weight, padding)
+    _load().winograd_forward(problem, *map(_address, (x, weight, bias, y)), torch.get_num_threads())
+    return y
+
+
+def _convolve_backward(
+    grad: Tensor,
+    x: Tensor | Bits,
+    weight: Tensor,
+    bias_sizes,
+    stride,
+    padding,
+    dilation,
+    transposed,
+    out_padding,
+    groups,
+    needed,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """aten.convolution_backward by Winograd's algorithm; the input may be bits."""
+    grad, weight = _last(grad), weight.contiguous(memory_format=memory_format(weight))
+    problem, threads = _convolution(x, weight, padding), torch.get_num_threads()
+    g_x = g_weight = None
+    if needed[0]:
+        g_x = torch.empty(tuple(x.shape), dtype=grad.dtype, memory_format=torch.channels_last)
+        _load().winograd_backward_input(problem, *map(_address, (grad, weight, g_x)), threads)
+    if needed[1]:
+        g_weight = torch.empty_like(weight, memory_format=memory_format(weight))
+        floats, bits = (_last(x), None) if isinstance(x, Tensor) else (None, x.packed.contiguous())
+        _load().winograd_backward_filters(problem, *map(_address, (grad, floats, bits, g_weight)), threads)
+    return g_x, g_weight, grad.sum((0, 2, 3)) if needed[2] else None
+
+
+def _last(z: Tensor) -> Tensor:
+    return z.contiguous(memory_format=torch.channels_last)
+
+
+def _convolution(x: Tensor | Bits, weight: Tensor, padding) -> tuple[Any, ...]:
+    """A convolution's sizes, and the layout of its weight."""
+    images, _, height, width = x.shape
+    out, into = weight.shape[:2]
+    return (images, height, width, *padding, into, out), memory_format(weight) == torch.channels_last
 
 
 _View = tuple[int, tuple[int, int, int, int]]

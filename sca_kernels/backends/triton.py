@@ -48,7 +48,7 @@ class TritonBackend(Backend):
     name = "triton"
     priority = 20
     only_by_name = frozenset({"cpu"})
-    implicit = True
+    paths = frozenset({"implicit"})
     fix = "use a CUDA device, with triton installed (pip install 'sca_kernels[triton]')"
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
@@ -114,23 +114,23 @@ class TritonBackend(Backend):
         with _compiling():
             return BatchNormGradients(*batch_norm.backward(*arguments))
 
-    def channel_conv2d(self, x, weight, bias, geometry, channels, full_output, implicit) -> Tensor:
-        if not implicit:
-            return super().channel_conv2d(x, weight, bias, geometry, channels, full_output, implicit)
+    def channel_conv2d(self, x, weight, bias, geometry, channels, full_output, path) -> Tensor:
+        if path != "implicit":
+            return super().channel_conv2d(x, weight, bias, geometry, channels, full_output, path)
         from ..triton_kernels import channel_conv
 
         with _compiling():
             return channel_conv.forward(x, weight, bias, geometry, channels, full_output)
 
     def channel_conv2d_backward(
-        self, grad, x, weight, geometry, channels, needed, implicit
+        self, grad, x, weight, geometry, channels, needed, path
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        if not implicit:
-            return super().channel_conv2d_backward(grad, x, weight, geometry, channels, needed, implicit)
+        if path != "implicit":
+            return super().channel_conv2d_backward(grad, x, weight, geometry, channels, needed, path)
         from ..triton_kernels import channel_conv
 
         with _compiling():
-            return channel_conv.backward(grad, x, weight, geometry, channels, needed)
+            return channel_conv.backward(grad, self.unpacked(x, grad.dtype), weight, geometry, channels, needed)
 
     def pack_spikes(self, spikes: Tensor) -> Tensor:
         from ..triton_kernels import bitpack

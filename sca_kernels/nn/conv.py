@@ -6,6 +6,7 @@ from torch import Tensor
 from torch import nn as tnn
 
 from .. import functional as F
+from ..channels import Geometry
 from .group import ChannelGroup
 
 
@@ -40,29 +41,29 @@ class ChannelConv2d(tnn.Conv2d):
         self.in_group, self.out_group = in_group, out_group
         self.spike_input, self.backend, self.path = spike_input, backend, path
 
+    @property
+    def geometry(self) -> Geometry:
+        """Of the convolution itself, whose zeros are the same on both sides; any other border is put around its input
+        first."""
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        zeros = self.padding_mode == "zeros" and (left, top) == (right, bottom)
+        return Geometry(self.stride, (top, left) if zeros else (0, 0), self.dilation, self.groups)
+
     def forward(self, x: Tensor) -> Tensor:
         """x [M, A, H, W] or [T, N, A, H, W], A the active input channels (or all: the active ones are then selected) ->
         the same with the active output channels."""
         index = None if self.in_group is None else self.in_group.index(x.device)
-        padding = self.padding
+        geometry, border = self.geometry, self._reversed_padding_repeated_twice
         if self.padding_mode != "zeros":
-            mode = self.padding_mode
-            frames = tnn.functional.pad(x.flatten(0, -4), self._reversed_padding_repeated_twice, mode=mode)
-            x, padding = frames.unflatten(0, x.shape[:-3]), 0
-        elif isinstance(padding, str):
-            left_right_top_bottom = self._reversed_padding_repeated_twice
-            if left_right_top_bottom[0::2] == left_right_top_bottom[1::2]:
-                padding = left_right_top_bottom[2::-2]
-            else:
-                x, padding = tnn.functional.pad(x, left_right_top_bottom), 0
+            frames = tnn.functional.pad(x.flatten(0, -4), border, mode=self.padding_mode)
+            x = frames.unflatten(0, x.shape[:-3])
+        elif any(border) and not any(geometry.padding):
+            x = tnn.functional.pad(x, border)
         return F.channel_conv2d(
             x,
             self.weight,
             self.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
+            *geometry,
             index,
             None if self.out_group is None else self.out_group.index(x.device),
             full_input=index is not None and x.shape[-3] == self.in_channels,

@@ -62,12 +62,12 @@ def explain(module: tnn.Module) -> Explanation:
 
 
 def _row(name: str, module: tnn.Module, device: torch.device, dtype: torch.dtype) -> Row:
-    backend, reason, implicit = "torch", "torch.nn.functional.linear", False
+    backend, reason, own = "torch", "torch.nn.functional.linear", frozenset()
     if not isinstance(module, ChannelLinear):
         named = module.arguments["backend"] if isinstance(module, NeuronModule) else module.backend
         try:
             found = backends.find(named or "", device, dtype)
-            backend, reason, implicit = found.name, found.supports(device, dtype)[1], found.implicit
+            backend, reason, own = found.name, found.supports(device, dtype)[1], found.paths
         except (TypeError, ValueError) as error:
             backend, reason = "none", str(error)
     if isinstance(module, NeuronModule):
@@ -80,14 +80,19 @@ def _row(name: str, module: tnn.Module, device: torch.device, dtype: torch.dtype
         sizes = module.in_features // module.features_per_channel, module.out_features
     groups = module.in_group, module.out_group
     active = [size if group is None else group.width for group, size in zip(groups, sizes, strict=True)]
-    path, why = paths.measured(device, dtype, sizes, active)
     if isinstance(module, ChannelLinear):
+        path, why = paths.measured(device, dtype, sizes, active, ())
         why = "the weight's active block" if path != "dense" else why
     elif module.path is not None:
         path, why = module.path, "named"
-        if path == "implicit" and not implicit:
+        if path not in {"gathered", *own}:
             backend, why = "none", f"named, but backend {backend} has no kernels for it"
-    elif path == "implicit" and not implicit:
-        path, why = "gathered", f"{why}, but backend {backend} has no kernels for the implicit path"
+    else:
+        possible = paths.possible(module.weight, module.geometry, dtype, channels_last=True)
+        path, why = paths.measured(device, dtype, sizes, active, possible)
+        if path in paths.NEEDS and path not in {"gathered", *own}:
+            path, why = "gathered", f"{why}, but backend {backend} has no kernels for the path {path}"
+        elif path in own:
+            why += "; where x is in channels_last"
     widths = [f"{now}/{size}" for now, size in zip(active, sizes, strict=True)]
     return Row(name, type(module).__name__, backend, path, *widths, f"{why}; {reason}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends import run
-from ..channels import Channels, Geometry, memory_format
+from ..channels import Bits, Channels, Geometry, memory_format, numel
 from ..reference import channel_conv
 
 
@@ -17,9 +17,9 @@ def _storage_order(x: Tensor) -> tuple[int, ...]:
     return (0, 2, 3, 1) if x.is_contiguous(memory_format=torch.channels_last) else (0, 1, 2, 3)
 
 
-def _laid_out(z: Tensor, implicit: bool) -> Tensor:
-    """Activations of the implicit path are channels_last, also where a single channel leaves a library the choice."""
-    return z.contiguous(memory_format=torch.channels_last) if implicit else z
+def _laid_out(z: Tensor, path: str) -> Tensor:
+    """Activations of our own paths are channels_last, also where a single channel leaves a library the choice."""
+    return z if path == "gathered" else z.contiguous(memory_format=torch.channels_last)
 
 
 @torch.library.custom_op("sca_kernels::channel_conv2d", mutates_args=())
@@ -34,14 +34,14 @@ def channel_conv2d(
     in_channels: Tensor | None,
     out_channels: Tensor | None,
     full_output: bool,
-    implicit: bool,
+    path: str,
     pack: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Returns y [M, C_out, H', W'], at the active width unless ``full_output``, and x as bits (empty unless ``pack``),
     kept for the backward in place of x."""
     arguments = x, weight, bias, Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
-    y = _laid_out(run(backend, "channel_conv2d", x, *arguments, full_output, implicit), implicit)
+    y = _laid_out(run(backend, "channel_conv2d", x, *arguments, full_output, path), path)
     if not pack:
         return y, x.new_empty(0, dtype=torch.uint8)
     return y, run(backend, "pack_spikes", x, x.permute(_storage_order(x)).flatten())
@@ -59,12 +59,12 @@ def _(
     in_channels,
     out_channels,
     full_output,
-    implicit,
+    path,
     pack,
     backend,
 ):
     geometry, channels = Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
-    y = _laid_out(channel_conv.forward(x, weight, bias, geometry, channels, full_output), implicit)
+    y = _laid_out(channel_conv.forward(x, weight, bias, geometry, channels, full_output), path)
     return y, x.new_empty((x.numel() + 7) // 8 if pack else 0, dtype=torch.uint8)
 
 
@@ -82,16 +82,14 @@ def channel_conv2d_backward(
     in_channels: Tensor | None,
     out_channels: Tensor | None,
     needed: Sequence[bool],
-    implicit: bool,
+    path: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x is the input itself or its bits (uint8), whose shape and layout the next two arguments give."""
-    if x.dtype == torch.uint8:
-        bits = run(backend, "unpack_spikes", grad, x, _numel(shape), grad.dtype)
-        x = _unpacked(bits, shape, channels_last)
+    x = Bits(x, shape, channels_last) if x.dtype == torch.uint8 else x
     geometry, channels = Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
-    grads = run(backend, "channel_conv2d_backward", grad, grad, x, weight, geometry, channels, needed, implicit)
-    return _outputs(grads, weight, implicit)
+    grads = run(backend, "channel_conv2d_backward", grad, grad, x, weight, geometry, channels, needed, path)
+    return _outputs(grads, weight, path)
 
 
 @channel_conv2d_backward.register_fake
@@ -108,44 +106,32 @@ def _(
     in_channels,
     out_channels,
     needed,
-    implicit,
+    path,
     backend,
 ):
     if x.dtype == torch.uint8:
-        x = _unpacked(grad.new_empty(_numel(shape)), shape, channels_last)
+        x = Bits(x, shape, channels_last).unflattened(grad.new_empty(numel(shape)))
     grads = channel_conv.backward(
         grad, x, weight, Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels), needed
     )
-    return _outputs(grads, weight, implicit)
+    return _outputs(grads, weight, path)
 
 
-def _outputs(grads: Sequence[Tensor | None], weight: Tensor, implicit: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients, empty where not needed; on the implicit path in the layouts of activations and of the weight."""
+def _outputs(grads: Sequence[Tensor | None], weight: Tensor, path: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients, empty where not needed; on our own paths in the layouts of activations and of the weight."""
     g_x, g_weight, g_bias = (weight.new_empty(0) if g is None else g for g in grads)
-    if implicit and g_x.dim() == 4:
-        g_x = _laid_out(g_x, implicit)
-    if implicit and g_weight.dim() == 4:
+    if g_x.dim() == 4:
+        g_x = _laid_out(g_x, path)
+    if path != "gathered" and g_weight.dim() == 4:
         g_weight = g_weight.contiguous(memory_format=memory_format(weight))
     return g_x, g_weight, g_bias
 
 
-def _numel(shape: Sequence[int]) -> int:
-    n = 1
-    for size in shape:
-        n = n * size
-    return n
-
-
-def _unpacked(flat: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
-    m, c, h, w = shape
-    return flat.view(m, h, w, c).permute(0, 3, 1, 2) if channels_last else flat.view(m, c, h, w)
-
-
 def _setup(ctx, inputs, output):
-    x, weight, bias, *geometry, in_channels, out_channels, _, implicit, pack, backend = inputs
+    x, weight, bias, *geometry, in_channels, out_channels, _, path, pack, backend = inputs
     ctx.save_for_backward(output[1] if pack else x, weight, in_channels, out_channels)
     ctx.shape, ctx.channels_last = x.shape, _storage_order(x) != (0, 1, 2, 3)
-    ctx.geometry, ctx.implicit, ctx.backend, ctx.has_bias = geometry, implicit, backend, bias is not None
+    ctx.geometry, ctx.path, ctx.backend, ctx.has_bias = geometry, path, backend, bias is not None
     ctx.mark_non_differentiable(output[1])
 
 
@@ -153,7 +139,7 @@ def _backward(ctx, grad, _packed):
     x, weight, in_channels, out_channels = ctx.saved_tensors
     needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
     saved = x, ctx.shape, ctx.channels_last, weight, *ctx.geometry, in_channels, out_channels
-    grads = channel_conv2d_backward(grad, *saved, needed, ctx.implicit, ctx.backend)
+    grads = channel_conv2d_backward(grad, *saved, needed, ctx.path, ctx.backend)
     return *(g if want else None for g, want in zip(grads, needed, strict=True)), *[None] * 10
 
 

@@ -30,14 +30,15 @@ def forward(
     channels: Channels,
     full_output: bool,
     gather: Callable[[Tensor, Channels], Tensor] = gather,
+    convolve: Callable[..., Tensor] = torch.conv2d,
 ) -> Tensor:
     """y = conv2d(x, weight[output][:, input], bias[output]), at full width if asked for; x may have either width. A
-    backend may bring its own :func:`gather`."""
+    backend may bring its own :func:`gather`, and its own convolution of what is gathered."""
     x = narrow(x, channels.input)
     geometry, channels = _depthwise(geometry, channels)
     if bias is not None and channels.output is not None:
         bias = bias.index_select(0, channels.output)
-    y = torch.conv2d(x, gather(weight, channels), bias, *geometry)
+    y = convolve(x, gather(weight, channels), bias, *geometry)
     return widen(y, channels.output, weight.shape[0]) if full_output else y
 
 
@@ -50,16 +51,17 @@ def backward(
     needed: Sequence[bool],
     gather: Callable[[Tensor, Channels], Tensor] = gather,
     scatter: Callable[[Tensor, Tensor, Channels], Tensor] = scatter,
+    convolve_backward: Callable[..., tuple[Tensor | None, ...]] = torch.ops.aten.convolution_backward,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients for x (as wide as x), weight and bias (full size), exactly zero for dormant channels.
 
-    ``needed`` says which; a backend may bring its own :func:`gather` and :func:`scatter`.
+    ``needed`` says which; a backend may bring its own :func:`gather`, :func:`scatter` and convolution.
     """
     grad, inputs, width = narrow(grad, channels.output), channels.input, x.shape[1]
     x = narrow(x, inputs)
     geometry, channels = _depthwise(geometry, channels)
     active = gather(weight, channels)
-    g_x, g_weight, g_bias = torch.ops.aten.convolution_backward(
+    g_x, g_weight, g_bias = convolve_backward(
         grad,
         x,
         active,

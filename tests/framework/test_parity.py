@@ -11,14 +11,19 @@ from torch.nn.functional import cross_entropy
 
 from sca import models
 from sca.pruning.groups import find_groups, parameter_axes
+from sca_kernels import nn
 
-STEPS = 50
+OWN = nn.explain(nn.ChannelConv2d(16, 16, 3))[0].path == "winograd"
 
 
 def networks(dtype: torch.dtype) -> tuple[torch.nn.Module, torch.nn.Module]:
     """A channel-sparse VGG-9, half of each layer active, and its masked-dense twin: all channels computed, the dormant
     ones' spikes multiplied by zero behind the neuron."""
     sparse = models.build("vgg9", in_channels=2, image_size=8, width=0.125, num_classes=4, detach_reset=True).to(dtype)
+    if dtype == torch.float32:
+        for module in sparse.modules():
+            if isinstance(module, nn.ChannelConv2d):
+                module.path = "winograd"
     masked = copy.deepcopy(sparse)
     hidden = find_groups(masked)
     for name, members in find_groups(sparse).items():
@@ -34,10 +39,10 @@ def masking(keep: torch.Tensor) -> Callable[..., torch.Tensor]:
     return lambda _, inputs, spikes: spikes * keep.view(-1, *[1] * (spikes.dim() - 3))
 
 
-def train(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> list[float]:
+def train(model: torch.nn.Module, steps: int, images: torch.Tensor, labels: torch.Tensor) -> list[float]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
     losses = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         optimizer.zero_grad()
         loss = cross_entropy(model(images).mean(0), labels)
         loss.backward()
@@ -47,23 +52,27 @@ def train(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) ->
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"),
+    ("dtype", "steps", "tolerance"),
     [
         # The two sum convolutions of another width, in an order that the library chooses. In float64 no potential comes
         # so close to the threshold that this moves a spike: 50 steps agree to some 1e-16, and may to what they amplify.
-        (torch.float64, 1e-9),
-        # In float32 they agree to 1e-7 where the library adds the same numbers alike; where not, a potential may
-        # cross the threshold, and training amplifies that spike. What is wrong in more than rounding fails above.
-        (torch.float32, 1e-2),
+        (torch.float64, 50, 1e-9),
+        # In float32 both take the path that adds in the same order, in which silent channels change no bit. What the
+        # linear layers round differently moves a potential across the threshold sooner or later, and training amplifies
+        # that spike.
+        pytest.param(
+            torch.float32, 10, 1e-6, marks=pytest.mark.skipif(not OWN, reason="needs the compiled CPU kernels")
+        ),
     ],
     ids=["float64", "float32"],
 )
-def test_masked_dense_and_channel_sparse_training_have_the_same_losses(dtype, tolerance):
-    images, labels = torch.randn(12, 2, 8, 8, dtype=dtype), torch.randint(4, (12,))
+def test_masked_dense_and_channel_sparse_training_have_the_same_losses(dtype, steps, tolerance):
+    images = torch.randn(12, 2, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(4, (12,))
     sparse, masked = networks(dtype)
     before = copy.deepcopy(sparse.state_dict())
-    ours, theirs = train(sparse, images, labels), train(masked, images, labels)
-    assert ours[-1] < 0.7 * ours[0], "it learns"
+    ours, theirs = train(sparse, steps, images, labels), train(masked, steps, images, labels)
+    assert ours[-1] < ours[0], "it learns"
     assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) <= tolerance * ours[0]
     for model in (sparse, masked):  # what is dormant got no gradient from either, to the bit
         axes = parameter_axes(sparse)

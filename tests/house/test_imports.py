@@ -18,7 +18,8 @@ KERNEL_LAYERS = [
     {"reference", "triton_kernels", "cuda_kernels"},
     {"neurons"},
     {"surrogates"},
-    {"channels", "layout", "memory", "paths", "sync", "version"},
+    {"paths"},
+    {"channels", "layout", "memory", "sync", "version"},
 ]
 COMPILED = {"sca_kernels._cpu": "sca_kernels.backends.cpu", "sca_kernels._cuda": "sca_kernels.backends.cuda"}
 

@@ -13,7 +13,12 @@ from sca_kernels.testing import poisoned_memory, relative_l2
 
 def able() -> list:
     """(backend, device) pairs that have kernels for this path."""
-    pairs = [(name, device) for name, backend in registry().items() if backend.implicit for device in ("cpu", "cuda")]
+    pairs = [
+        (name, device)
+        for name, backend in registry().items()
+        if "implicit" in backend.paths
+        for device in ("cpu", "cuda")
+    ]
     return [
         pytest.param(pair, id="-".join(pair))
         for pair in pairs
@@ -190,9 +195,13 @@ def test_the_module_takes_the_path(target):
 @pytest.mark.parametrize(
     ("x", "arguments", "says"),
     [
-        (frames(2, 8, 5, 5), {"path": "explicit"}, "path: expected 'gathered', 'implicit' or None, got 'explicit'"),
+        (
+            frames(2, 8, 5, 5),
+            {"path": "explicit"},
+            "path: expected one of gathered, winograd, implicit or None, got 'explicit'",
+        ),
         (torch.zeros(2, 8, 5, 5), {"path": "implicit"}, "path: 'implicit' expected x in channels_last"),
-        (frames(2, 16, 5, 5), {"path": "implicit", "groups": 2}, "2 groups"),
+        (frames(2, 16, 5, 5), {"path": "implicit", "groups": 2}, "groups=2"),
         (frames(2, 8, 5, 5), {"path": "implicit", "backend": "reference"}, "path: 'implicit' expected backend triton"),
     ],
     ids=["unknown", "contiguous", "grouped", "another backend"],

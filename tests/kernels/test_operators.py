@@ -40,19 +40,21 @@ def samples(backend):
     yield "unpack_spikes", (ops.pack_spikes(spikes, backend), x.numel(), torch.float32, backend)
     frames, weight, index = spikes.flatten(0, 1), torch.randn(4, 3, 3, 3), torch.tensor([0, 2])
     geometry = ([1, 1], [1, 1], [1, 1], 1)
-    yield "channel_conv2d", (frames, weight, vector(4), *geometry, None, None, False, False, True, backend)
-    yield "channel_conv2d", (frames[:, :2], weight, None, *geometry, index, index, False, False, False, backend)
-    wide = frames.contiguous(memory_format=torch.channels_last)
-    yield "channel_conv2d", (wide, weight, vector(4), *geometry, index, index, True, True, True, backend)
+    yield "channel_conv2d", (frames, weight, vector(4), *geometry, None, None, False, "gathered", True, backend)
+    yield "channel_conv2d", (frames[:, :2], weight, None, *geometry, index, index, False, "gathered", False, backend)
+    path = next(iter(registry()[backend].paths), "gathered")
+    wide = frames if path == "implicit" else frames[:, :2]
+    wide = wide.contiguous(memory_format=torch.channels_last)
+    yield "channel_conv2d", (wide, weight, vector(4), *geometry, index, index, True, path, True, backend)
     grad = torch.randn(8, 2, 5, 6)
     narrow = frames[:, :2].contiguous()
     yield (
         "channel_conv2d_backward",
-        (grad, narrow, narrow.shape, False, weight, *geometry, index, index, [True, True, False], False, backend),
+        (grad, narrow, narrow.shape, False, weight, *geometry, index, index, [True, True, False], "gathered", backend),
     )
     yield (
         "channel_conv2d_backward",
-        (grad, wide, wide.shape, True, weight, *geometry, index, index, [True, True, True], True, backend),
+        (grad, wide, wide.shape, True, weight, *geometry, index, index, [True, True, True], path, backend),
     )
     yield (
         "channel_conv2d_backward",
@@ -66,7 +68,7 @@ def samples(backend):
             index,
             index,
             [True, True, True],
-            False,
+            "gathered",
             backend,
         ),
     )

@@ -1,0 +1,317 @@
+// Source of the kernels of winograd_kernels.h; included by isa_*.cpp after kernels.inl, under the same rules.
+
+#include "simd.h"
+#include "winograd_kernels.h"
+
+namespace sca {
+inline namespace SCA_ISA {
+namespace {
+
+// Vectors of a panel, and panels that are multiplied at once: as many sums as the registers hold.
+constexpr int kVectors = kPanel / kLanes;
+#if defined(__AVX512F__)
+constexpr int kWide = 2, kTall = 8;
+#elif defined(__AVX2__)
+constexpr int kWide = 1, kTall = 4;
+#else
+constexpr int kWide = 1, kTall = 2;
+#endif
+static_assert(kRows % kTall == 0, "rows are whole blocks");
+
+// Nothing here stands in front of a threshold as it is: a fused multiply-add is welcome.
+SCA_HOST_DEVICE Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+    return (NativeFloat)_mm512_fmadd_ps((__m512)a.v, (__m512)b.v, (__m512)c.v);
+#elif defined(__FMA__)
+    return (NativeFloat)_mm256_fmadd_ps((__m256)a.v, (__m256)b.v, (__m256)c.v);
+#else
+    return a * b + c;
+#endif
+}
+
+// The first `size` lanes; zero in the others.
+SCA_HOST_DEVICE Floats load_some(const float* from, int64_t size) {
+    if (size >= kLanes) return load(from);
+#if defined(__AVX512F__)
+    return (NativeFloat)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << size) - 1), from);
+#else
+    float lanes[kLanes] = {};
+    if (size > 0) __builtin_memcpy(lanes, from, size * sizeof(float));
+    return load(lanes);
+#endif
+}
+
+SCA_HOST_DEVICE void store_some(Floats x, float* to, int64_t size) {
+    if (size >= kLanes) return store(x, to);
+#if defined(__AVX512F__)
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << size) - 1), (__m512)x.v);
+#else
+    float lanes[kLanes];
+    store(x, lanes);
+    if (size > 0) __builtin_memcpy(to, lanes, size * sizeof(float));
+#endif
+}
+
+// Elements [at, at + size) of an activation, as many lanes.
+SCA_HOST_DEVICE Floats element(const Map& from, int64_t at, int64_t size) {
+    if (from.bits == nullptr) return load_some(from.floats + at, size);
+    uint32_t word = 0;
+    const int64_t byte = at / 8, left = from.bytes() - byte;
+    if (left >= 4)
+        __builtin_memcpy(&word, from.bits + byte, 4);
+    else
+        for (int64_t i = 0; i < left; ++i) word |= static_cast<uint32_t>(from.bits[byte + i]) << 8 * i;
+    const uint32_t low = (word >> at % 8) & ((1u << (size < kLanes ? size : kLanes)) - 1);
+#if defined(__AVX512F__)
+    return (NativeFloat)_mm512_maskz_mov_ps(static_cast<__mmask16>(low), _mm512_set1_ps(1.0f));
+#else
+    NativeInt lanes = NativeInt{} + static_cast<int32_t>(low);
+    for (int i = 0; i < kLanes; ++i) lanes[i] = lanes[i] >> i & 1;
+    return __builtin_convertvector(lanes, NativeFloat);
+#endif
+}
+
+// Where a tile lies.
+struct Corner {
+    int64_t image, row, column;
+
+    Corner(const Map& map, int64_t tile)
+        : image(tile / (map.tile_rows() * map.tile_columns())),
+          row(tile / map.tile_columns() % map.tile_rows() * 2),
+          column(tile % map.tile_columns() * 2) {}
+};
+
+// Tiles of one row of tiles from left to right: neighbours share two columns of B^T d.
+void patch_row(const Map& from, const Corner& corner, int64_t rows, int64_t columns, int64_t count, float* to,
+               const Planes& planes) {
+    const int64_t top = corner.row - rows, left = corner.column - columns, line = from.width * from.channels;
+    bool inside[4];
+    int64_t start[4];  // of each line of the patches
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        inside[i] = top + i >= 0 && top + i < from.height;
+        start[i] = ((corner.image * from.height + top + i) * from.width + left) * from.channels;
+    }
+    for (int64_t c = 0; c < from.channels; c += kLanes) {
+        const int64_t size = from.channels - c;
+        struct Column {
+            Floats sum[4];  // of B^T d
+        };
+        const auto column = [&](int64_t x) -> Column {
+            if (left + x < 0 || left + x >= from.width) return {};
+            Floats d[4];
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) {
+                const int64_t at = start[i] + x * from.channels + c;
+                d[i] = inside[i] ? element(from, at, size) : Floats(0.0f);
+                if (i >= 2 && from.floats != nullptr) __builtin_prefetch(from.floats + at + 2 * line);  // of the next row of tiles
+            }
+            return {{d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]}};
+        };
+        Column first = column(0), second = column(1);
+        for (int64_t t = 0; t < count; ++t) {
+            const Column third = column(2 * t + 2), fourth = column(2 * t + 3);
+            float* tile = to + t * planes.pitch + c;
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) {
+                store(first.sum[i] - third.sum[i], tile + (4 * i + 0) * planes.plane);
+                store(second.sum[i] + third.sum[i], tile + (4 * i + 1) * planes.plane);
+                store(third.sum[i] - second.sum[i], tile + (4 * i + 2) * planes.plane);
+                store(second.sum[i] - fourth.sum[i], tile + (4 * i + 3) * planes.plane);
+            }
+            first = third;
+            second = fourth;
+        }
+    }
+}
+
+void patches(const Map& from, const Map& tiled, int64_t rows, int64_t columns, int64_t first, int64_t count,
+             const Planes& to) {
+    for (int64_t t = 0, run; t < count; t += run) {
+        const Corner corner(tiled, first + t);
+        const int64_t left = tiled.tile_columns() - corner.column / 2;
+        run = left < count - t ? left : count - t;
+        patch_row(from, corner, rows, columns, run, to.data + t * to.pitch, to);
+    }
+}
+
+void squares(const Map& from, int64_t first, int64_t count, const Planes& to) {
+    const int64_t side = from.channels, line = from.width * side;
+    for (int64_t t = 0; t < count; ++t) {
+        const Corner corner(from, first + t);
+        const float* start = from.floats + (corner.image * from.height + corner.row) * line + corner.column * side;
+        const bool below = corner.row + 1 < from.height, right = corner.column + 1 < from.width;
+        float* row = to.data + t * to.pitch;
+        for (int64_t c = 0; c < from.channels; c += kLanes) {
+            const auto at = [&](int64_t y, int64_t x) {
+                const float* p = start + y * line + x * side + c;
+                __builtin_prefetch(p + 2 * line);  // of the next row of tiles
+                return load_some(p, from.channels - c);
+            };
+            const Floats zero = 0.0f, g00 = at(0, 0), g01 = right ? at(0, 1) : zero, g10 = below ? at(1, 0) : zero,
+                         g11 = below && right ? at(1, 1) : zero;
+            const Floats left[4] = {g00, g00 + g10, g00 - g10, -g10}, other[4] = {g01, g01 + g11, g01 - g11, -g11};
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) {
+                store(left[i], row + (4 * i + 0) * to.plane + c);
+                store(left[i] + other[i], row + (4 * i + 1) * to.plane + c);
+                store(left[i] - other[i], row + (4 * i + 2) * to.plane + c);
+                store(-other[i], row + (4 * i + 3) * to.plane + c);
+            }
+        }
+    }
+}
+
+// kTall rows of a b over `depth`, to c or added to it: a[r, i] at r * a_row + i * a_step, b[i] a vector of panels.
+template <int panels, bool added>
+SCA_HOST_DEVICE void multiply(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_panel,
+                              int64_t b_step, int64_t depth, float* c, int64_t c_row) {
+    constexpr int vectors = panels * kVectors;
+    Floats sums[kTall][vectors];
+#pragma GCC unroll 8
+    for (int r = 0; r < kTall; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) {
+            sums[r][v] = 0.0f;
+            if (added) __builtin_prefetch(c + r * c_row + v * kLanes, 1);
+        }
+    for (int64_t i = 0; i < depth; ++i) {
+        Floats columns[vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) columns[v] = load(b + v / kVectors * b_panel + v % kVectors * kLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < kTall; ++r) {
+            const Floats row = a[r * a_row];
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) sums[r][v] = multiply_add(row, columns[v], sums[r][v]);
+        }
+        a += a_step;
+        b += b_step;
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kTall; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) {
+            float* to = c + r * c_row + v * kLanes;
+            store(added ? load(to) + sums[r][v] : sums[r][v], to);
+        }
+}
+
+template <int panels>
+SCA_HOST_DEVICE void output_panels(const Planes& patches, int64_t depth, const float* filters, int64_t plane,
+                                   const float* bias, const Map& to, float* data, int64_t first, int64_t count,
+                                   int64_t channel, float* scratch) {
+    constexpr int64_t width = panels * kPanel;
+    const int64_t rows = (count + kRows - 1) / kRows * kRows, block = plane_size(rows * width);
+    for (int64_t p = 0; p < kPlanes; ++p)
+        for (int64_t r = 0; r < rows; r += kTall)
+            multiply<panels, false>(patches.data + p * patches.plane + r * patches.pitch, patches.pitch, 1,
+                                    filters + p * plane, depth * kPanel, kPanel, depth, scratch + p * block + r * width,
+                                    width);
+    for (int64_t t = 0; t < count; ++t) {
+        const Corner corner(to, first + t);
+        float* start = data + ((corner.image * to.height + corner.row) * to.width + corner.column) * to.channels;
+        const bool below = corner.row + 1 < to.height, right = corner.column + 1 < to.width;
+#pragma GCC unroll 4
+        for (int64_t c = 0; c < width; c += kLanes) {
+            const float* m = scratch + t * width + c;
+            const int64_t size = to.channels - channel - c;
+            const Floats shift = bias == nullptr ? Floats(0.0f) : load_some(bias + channel + c, size);
+            Floats top[4], bottom[4];
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) {
+                const Floats m0 = load(m + j * block), m1 = load(m + (4 + j) * block), m2 = load(m + (8 + j) * block),
+                             m3 = load(m + (12 + j) * block);
+                top[j] = m0 + m1 + m2;
+                bottom[j] = m1 - m2 - m3;
+            }
+            float* y = start + channel + c;
+            const int64_t down = to.width * to.channels;
+            store_some(top[0] + top[1] + top[2] + shift, y, size);
+            if (right) store_some(top[1] - top[2] - top[3] + shift, y + to.channels, size);
+            if (below) store_some(bottom[0] + bottom[1] + bottom[2] + shift, y + down, size);
+            if (below && right) store_some(bottom[1] - bottom[2] - bottom[3] + shift, y + down + to.channels, size);
+        }
+    }
+}
+
+void outputs(const Planes& patches, int64_t depth, const float* filters, const float* bias, const Map& to, float* data,
+             int64_t first, int64_t count, float* scratch) {
+    const int64_t panels = (to.channels + kPanel - 1) / kPanel, panel = depth * kPanel, plane = plane_size(panels * panel);
+    int64_t p = 0;
+    for (; p + kWide <= panels; p += kWide)
+        output_panels<kWide>(patches, depth, filters + p * panel, plane, bias, to, data, first, count, p * kPanel,
+                             scratch);
+    if (p < panels)
+        output_panels<1>(patches, depth, filters + p * panel, plane, bias, to, data, first, count, p * kPanel, scratch);
+}
+
+void products(const float* squares, int64_t squares_pitch, const float* patches, int64_t patches_pitch, int64_t count,
+              int64_t rows, int64_t panels, float* to) {
+    const int64_t width = panels * kPanel;
+    int64_t p = 0;
+    for (; p + kWide <= panels; p += kWide)
+        for (int64_t r = 0; r < rows; r += kTall)
+            multiply<kWide, true>(squares + r, 1, squares_pitch, patches + p * kPanel, kPanel, patches_pitch, count,
+                                  to + r * width + p * kPanel, width);
+    if (p < panels)
+        for (int64_t r = 0; r < rows; r += kTall)
+            multiply<1, true>(squares + r, 1, squares_pitch, patches + p * kPanel, kPanel, patches_pitch, count,
+                              to + r * width + p * kPanel, width);
+}
+
+void filters(const float* from, int64_t count, bool turned, float* to, int64_t plane) {
+    const int64_t position = count * kPanel;
+    for (int64_t i = 0; i < position; i += kLanes) {
+        Floats half[4][3];  // G g
+#pragma GCC unroll 3
+        for (int j = 0; j < 3; ++j) {
+            Floats g[3];
+#pragma GCC unroll 3
+            for (int k = 0; k < 3; ++k) g[k] = load(from + (turned ? 8 - 3 * k - j : 3 * k + j) * position + i);
+            const Floats outer = (g[0] + g[2]) * 0.5f, inner = g[1] * 0.5f;
+            half[0][j] = g[0];
+            half[1][j] = outer + inner;
+            half[2][j] = outer - inner;
+            half[3][j] = g[2];
+        }
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) {
+            const Floats outer = (half[k][0] + half[k][2]) * 0.5f, inner = half[k][1] * 0.5f;
+            store(half[k][0], to + (4 * k + 0) * plane + i);
+            store(outer + inner, to + (4 * k + 1) * plane + i);
+            store(outer - inner, to + (4 * k + 2) * plane + i);
+            store(half[k][2], to + (4 * k + 3) * plane + i);
+        }
+    }
+}
+
+void gradients(const float* from, int64_t plane, int64_t panels, float* to) {
+    const int64_t width = panels * kPanel;
+    for (int64_t i = 0; i < width; i += kLanes) {
+        Floats half[3][4];  // G^T m
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+            Floats m[4];
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; ++k) m[k] = load(from + (4 * k + j) * plane + i);
+            const Floats sum = (m[1] + m[2]) * 0.5f;
+            half[0][j] = m[0] + sum;
+            half[1][j] = (m[1] - m[2]) * 0.5f;
+            half[2][j] = m[3] + sum;
+        }
+#pragma GCC unroll 3
+        for (int k = 0; k < 3; ++k) {
+            const Floats sum = (half[k][1] + half[k][2]) * 0.5f;
+            store(half[k][0] + sum, to + (3 * k + 0) * width + i);
+            store((half[k][1] - half[k][2]) * 0.5f, to + (3 * k + 1) * width + i);
+            store(half[k][3] + sum, to + (3 * k + 2) * width + i);
+        }
+    }
+}
+
+constexpr WinogradKernels kWinograd{patches, squares, outputs, products, filters, gradients};
+
+}  // namespace
+}  // namespace SCA_ISA
+}  // namespace sca
