@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -71,8 +72,8 @@ def or_empty(z: Tensor | None, x: Tensor) -> Tensor:
 def forward_outputs(out: Forward, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """ValueError where a potential has become NaN: the membrane sums tell without another pass over x. Asking a CUDA
     device would mean to wait for it."""
-    if x.device.type == "cpu" and (nan := out.membrane_l1.isnan()).any():
-        channels = nan.nonzero().flatten().tolist()
+    if x.device.type == "cpu" and math.isnan(out.membrane_l1.sum()):
+        channels = out.membrane_l1.isnan().nonzero().flatten().tolist()
         listed = ", ".join(map(str, channels[:8])) + (", ..." if len(channels) > 8 else "")
         raise ValueError(f"x: expected numbers, got NaN (there, or in what scales it) in channels {listed}")
     return out.spikes, or_empty(out.v, x), out.spike_count, out.membrane_l1
