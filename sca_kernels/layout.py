@@ -37,12 +37,11 @@ def is_channels_last(x: Tensor) -> bool:
 
 def dense_strides(shape: Sequence[int], channels_last: bool) -> tuple[int, ...]:
     """Strides of a dense tensor [..., C, *S] whose channel dimension is 2 (time-major) in either layout."""
-    order = list(range(len(shape)))
-    if channels_last:
-        order.append(order.pop(2))
-    strides = [0] * len(shape)
-    step = 1
-    for d in reversed(order):
+    strides = [1] * len(shape)
+    step = shape[2] if channels_last else 1
+    for d in range(len(shape) - 1, -1, -1):
+        if channels_last and d == 2:
+            continue
         strides[d] = step
         step = step * shape[d]
     return tuple(strides)
@@ -64,8 +63,9 @@ def empty_state(x: Tensor, dtype: torch.dtype) -> Tensor:
 def collapse(x: Tensor) -> Strides | None:
     """Strides of x [T, N, C, *S] with its spatial dimensions collapsed to one; None where they don't collapse to one
     stride."""
+    strides = x.stride()
     step, inner = 1, None
-    for size, stride in zip(reversed(x.shape[3:]), reversed(x.stride()[3:]), strict=True):
+    for size, stride in zip(x.shape[:2:-1], strides[:2:-1], strict=True):
         if size == 1:
             continue
         if inner is None:
@@ -73,7 +73,7 @@ def collapse(x: Tensor) -> Strides | None:
         if stride != step:
             return None
         step = stride * size
-    return Strides(x.stride(0), x.stride(1), x.stride(2), 1 if inner is None else inner)
+    return Strides(*strides[:3], 1 if inner is None else inner)
 
 
 def in_layout_of(z: Tensor, x: Tensor) -> Tensor:

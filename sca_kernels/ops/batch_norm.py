@@ -8,10 +8,10 @@ from torch import Tensor
 from ..backends import run
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
-from .common import fake_forward, fake_gradient, forward_outputs, no_second_order, or_empty
+from .common import differentiable, fake_forward, fake_gradient, forward_outputs, no_second_order, operator, or_empty
 
 
-@torch.library.custom_op("sca_kernels::batch_norm_forward", mutates_args=())
+@operator
 def batch_norm_forward(
     x: Tensor,
     time_steps: int,
@@ -39,13 +39,13 @@ def batch_norm_forward(
     return *forward_outputs(out, x), mean, var
 
 
-@batch_norm_forward.register_fake
+@torch.library.register_fake(batch_norm_forward)
 def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, backend, *config):
     stats = [x.new_empty(x.shape[2], dtype=state_dtype(x)) for _ in range(2)]
     return *fake_forward(x, time_steps, return_v), *stats
 
 
-@torch.library.custom_op("sca_kernels::batch_norm_backward", mutates_args=())
+@operator
 def batch_norm_backward(
     grad_spikes: Tensor | None,
     grad_v: Tensor | None,
@@ -75,7 +75,7 @@ def batch_norm_backward(
     return g.x, or_empty(g.weight, x), or_empty(g.bias, x), or_empty(g.rate, x), or_empty(g.v_init, x)
 
 
-@batch_norm_backward.register_fake
+@torch.library.register_fake(batch_norm_backward)
 def _(grad_spikes, grad_v, x, time_steps, weight, bias, mean, var, eps, rate, v_init, backend, *config):
     return (
         empty_activation(x, x.shape[0]),
@@ -107,5 +107,5 @@ def _backward(ctx, grad_spikes, grad_v, *_):
     return tuple(grads)
 
 
-batch_norm_forward.register_autograd(_backward, setup_context=_setup)
+differentiable(batch_norm_forward, _backward, _setup)
 no_second_order(batch_norm_backward)

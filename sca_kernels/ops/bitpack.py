@@ -6,24 +6,25 @@ import torch
 from torch import Tensor
 
 from ..backends import run
+from .common import operator
 
 
-@torch.library.custom_op("sca_kernels::pack_spikes", mutates_args=())
+@operator
 def pack_spikes(spikes: Tensor, backend: str) -> Tensor:
     return run(backend, "pack_spikes", spikes, spikes.flatten())
 
 
-@pack_spikes.register_fake
+@torch.library.register_fake(pack_spikes)
 def _(spikes, backend):
     return spikes.new_empty((spikes.numel() + 7) // 8, dtype=torch.uint8)
 
 
-@torch.library.custom_op("sca_kernels::unpack_spikes", mutates_args=())
+@operator
 def unpack_spikes(packed: Tensor, numel: int, dtype: torch.dtype, backend: str) -> Tensor:
     like = torch.empty(0, dtype=dtype, device=packed.device)
     return run(backend, "unpack_spikes", like, packed, numel, dtype)
 
 
-@unpack_spikes.register_fake
+@torch.library.register_fake(unpack_spikes)
 def _(packed, numel, dtype, backend):
     return packed.new_empty(numel, dtype=dtype)

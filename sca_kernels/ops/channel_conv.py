@@ -10,6 +10,7 @@ from torch import Tensor
 from ..backends import run
 from ..channels import Bits, Channels, Geometry, memory_format, numel
 from ..reference import channel_conv
+from .common import differentiable, operator
 
 
 def _storage_order(x: Tensor) -> tuple[int, ...]:
@@ -22,7 +23,7 @@ def _laid_out(z: Tensor, path: str) -> Tensor:
     return z if path == "gathered" else z.contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.custom_op("sca_kernels::channel_conv2d", mutates_args=())
+@operator
 def channel_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -47,7 +48,7 @@ def channel_conv2d(
     return y, run(backend, "pack_spikes", x, x.permute(_storage_order(x)).flatten())
 
 
-@channel_conv2d.register_fake
+@torch.library.register_fake(channel_conv2d)
 def _(
     x,
     weight,
@@ -68,7 +69,7 @@ def _(
     return y, x.new_empty((x.numel() + 7) // 8 if pack else 0, dtype=torch.uint8)
 
 
-@torch.library.custom_op("sca_kernels::channel_conv2d_backward", mutates_args=())
+@operator
 def channel_conv2d_backward(
     grad: Tensor,
     x: Tensor,
@@ -92,7 +93,7 @@ def channel_conv2d_backward(
     return _outputs(grads, weight, path)
 
 
-@channel_conv2d_backward.register_fake
+@torch.library.register_fake(channel_conv2d_backward)
 def _(
     grad,
     x,
@@ -143,4 +144,4 @@ def _backward(ctx, grad, _packed):
     return *(g if want else None for g, want in zip(grads, needed, strict=True)), *[None] * 10
 
 
-channel_conv2d.register_autograd(_backward, setup_context=_setup)
+differentiable(channel_conv2d, _backward, _setup)

@@ -9,10 +9,10 @@ from torch import Tensor
 from ..backends import run
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
-from .common import fake_forward, fake_gradient, forward_outputs, no_second_order, or_empty
+from .common import differentiable, fake_forward, fake_gradient, forward_outputs, no_second_order, operator, or_empty
 
 
-@torch.library.custom_op("sca_kernels::neuron_forward", mutates_args=())
+@operator
 def neuron_forward(
     x: Tensor,
     time_steps: int,
@@ -38,12 +38,12 @@ def neuron_forward(
     return forward_outputs(run(backend, "neuron_forward", x, *arguments), x)
 
 
-@neuron_forward.register_fake
+@torch.library.register_fake(neuron_forward)
 def _(x, time_steps, scale, shift, rate, v_init, mask, return_v, backend, *config):
     return fake_forward(x, time_steps, return_v)
 
 
-@torch.library.custom_op("sca_kernels::neuron_backward", mutates_args=())
+@operator
 def neuron_backward(
     grad_spikes: Tensor | None,
     grad_v: Tensor | None,
@@ -70,7 +70,7 @@ def neuron_backward(
     return g.x, or_empty(g.scale, x), or_empty(g.shift, x), or_empty(g.rate, x), or_empty(g.v_init, x)
 
 
-@neuron_backward.register_fake
+@torch.library.register_fake(neuron_backward)
 def _(grad_spikes, grad_v, x, time_steps, scale, shift, rate, v_init, backend, *config):
     return (
         empty_activation(x, x.shape[0]),
@@ -100,5 +100,5 @@ def _backward(ctx, grad_spikes, grad_v, _count, _l1):
     return tuple(grads)
 
 
-neuron_forward.register_autograd(_backward, setup_context=_setup)
+differentiable(neuron_forward, _backward, _setup)
 no_second_order(neuron_backward)
