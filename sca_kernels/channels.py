@@ -25,6 +25,11 @@ class Channels(NamedTuple):
     output: Tensor | None
 
 
+def storage_order(x: Tensor) -> tuple[int, ...]:
+    """Permutation that makes x [M, C, H, W] contiguous in memory for its layout."""
+    return (0, 2, 3, 1) if x.is_contiguous(memory_format=torch.channels_last) else (0, 1, 2, 3)
+
+
 class Bits(NamedTuple):
     """An input [M, C, H, W] of zeros and ones as bits (uint8), in the order of its memory."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import backends, ops, paths
-from .channels import Channels, Geometry, narrow
+from .channels import Channels, Geometry, narrow, storage_order
 from .layout import collapse, dense_strides, spatial_size, state_dtype
 from .neurons import NeuronConfig
 from .reference.batch_norm import prelude as affine_prelude
@@ -291,7 +291,7 @@ def channel_conv2d(
     out_channels: Tensor | None = None,
     full_input: bool = False,
     full_output: bool = False,
-    spike_input: bool = False,
+    spike_input: bool | None = None,
     backend: str | None = None,
     path: str | None = None,
 ) -> Tensor:
@@ -312,8 +312,9 @@ def channel_conv2d(
         in_channels, out_channels: sorted unique int64 indices of the active channels; None = all.
         full_input: x holds all input channels; the active ones alone are read.
         full_output: the result holds all output channels, dormant ones zero.
-        spike_input: x holds zeros and ones only; one bit each is kept for the backward pass. ValueError if that is not
-            so.
+        spike_input: True: x holds zeros and ones only, ValueError if not; one bit each is kept for the backward pass.
+            False: x is kept as it is. None: as bits where it holds nothing else, which is looked for where that
+            waits for no device (on CPUs, not while compiling).
         backend: see :func:`neuron`.
         path: ``gathered`` convolves by torch's own convolution, on gathered weights; ``winograd`` with 4/9 of the
             multiplications (backend cpu; float32, 3x3, groups, stride and dilation 1, x channels_last; Lavin & Gray,
@@ -363,9 +364,10 @@ def channel_conv2d(
         if p is not None and p.dtype != frames.dtype:
             raise TypeError(f"{name}: expected the dtype of x, {frames.dtype}, got {p.dtype}")
     frames = _dense_frames(frames)
-    pack = spike_input and torch.is_grad_enabled() and weight.requires_grad
-    choices = full_output, path, pack, backend or ""
-    y, _ = ops.channel_conv2d(frames, weight, bias, *geometry, in_channels, out_channels, *choices)
+    needed = torch.is_grad_enabled() and weight.requires_grad
+    bits = _as_bits(frames, spike_input, backend) if needed else None
+    choices = full_output, path, bits, backend or ""
+    y = ops.channel_conv2d(frames, weight, bias, *geometry, in_channels, out_channels, *choices)
     return y.unflatten(0, x.shape[:2]) if time_major else y
 
 
@@ -524,6 +526,20 @@ def _path(
             able = ", ".join(name for name, other in backends.registry().items() if path in other.paths)
             raise ValueError(f"path: {path!r} expected backend {able}, got {found.name!r} for {_describe(frames)}")
     return path
+
+
+def _as_bits(frames: Tensor, spike_input: bool | None, backend: str | None) -> Tensor | None:
+    """Frames of zeros and ones as bits, in the order of their memory; None where they are kept as they are."""
+    if spike_input is None and (frames.device.type != "cpu" or torch.compiler.is_compiling()):
+        spike_input = False
+    if spike_input is False:
+        return None
+    try:
+        return ops.pack_spikes(frames.detach().permute(storage_order(frames)).flatten(), backend or "")
+    except ValueError:
+        if spike_input:
+            raise
+        return None
 
 
 def _pair(name: str, value: int | Sequence[int]) -> list[int]:

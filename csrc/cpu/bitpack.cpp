@@ -27,12 +27,12 @@ bool pack(const Word* from, int64_t numel, uint8_t* to, int threads, bool (*kern
 #pragma omp parallel for num_threads(threads) if (threads > 1 && chunks > 1) reduction(&& : valid)
     for (int64_t i = 0; i < chunks; ++i) {
         const int64_t first = i * kBytesPerThread;
-        valid = kernel(from + 8 * first, to + first, std::min(kBytesPerThread, whole - first)) && valid;
+        valid = valid && kernel(from + 8 * first, to + first, std::min(kBytesPerThread, whole - first));
     }
     if (numel % 8 != 0) {
         Word rest[8] = {};
         std::copy_n(from + 8 * whole, numel % 8, rest);
-        valid = kernel(rest, to + whole, 1) && valid;
+        valid = valid && kernel(rest, to + whole, 1);
     }
     return valid;
 }

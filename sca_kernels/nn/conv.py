@@ -6,17 +6,18 @@ from torch import Tensor
 from torch import nn as tnn
 
 from .. import functional as F
-from ..channels import Geometry
-from .group import ChannelGroup
+from ..channels import Channels, Geometry, gather
+from .group import ChannelGroup, gathered
+from .kept import KeepsGathered
 
 
-class ChannelConv2d(tnn.Conv2d):
+class ChannelConv2d(KeepsGathered, tnn.Conv2d):
     """torch.nn.Conv2d that computes the active channels of its groups alone; same parameters, same state_dict, full
     size.
 
     Args:
         in_group, out_group: channel groups of the input and the output; None: all channels, always.
-        spike_input: the input holds zeros and ones only (checked): one bit each is kept for the backward pass.
+        spike_input: whether the input holds zeros and ones only, see :func:`sca_kernels.functional.channel_conv2d`.
         backend: see :func:`sca_kernels.functional.neuron`.
         path: see :func:`sca_kernels.functional.channel_conv2d`.
         All others as in torch.nn.Conv2d.
@@ -29,7 +30,7 @@ class ChannelConv2d(tnn.Conv2d):
         *arguments,
         in_group: ChannelGroup | None = None,
         out_group: ChannelGroup | None = None,
-        spike_input: bool = False,
+        spike_input: bool | None = None,
         backend: str | None = None,
         path: str | None = None,
         **named,
@@ -52,7 +53,13 @@ class ChannelConv2d(tnn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """x [M, A, H, W] or [T, N, A, H, W], A the active input channels (or all: the active ones are then selected) ->
         the same with the active output channels."""
-        index = None if self.in_group is None else self.in_group.index(x.device)
+        inputs, outputs = (None if g is None else g.index(x.device) for g in (self.in_group, self.out_group))
+        full_input = inputs is not None and x.shape[-3] == self.in_channels
+        weight, bias = self.weight, self.bias
+        if self.keeps and self.groups == 1 and self.path != "implicit" and not full_input:
+            channels = Channels(inputs, outputs)
+            weight, bias = self.kept(lambda: (gather(self.weight, channels), gathered(self.bias, self.out_group)))
+            inputs = outputs = None
         geometry, border = self.geometry, self._reversed_padding_repeated_twice
         if self.padding_mode != "zeros":
             frames = tnn.functional.pad(x.flatten(0, -4), border, mode=self.padding_mode)
@@ -61,12 +68,12 @@ class ChannelConv2d(tnn.Conv2d):
             x = tnn.functional.pad(x, border)
         return F.channel_conv2d(
             x,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             *geometry,
-            index,
-            None if self.out_group is None else self.out_group.index(x.device),
-            full_input=index is not None and x.shape[-3] == self.in_channels,
+            inputs,
+            outputs,
+            full_input=full_input,
             spike_input=self.spike_input,
             backend=self.backend,
             path=self.path,

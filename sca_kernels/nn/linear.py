@@ -7,9 +7,10 @@ from torch import Tensor
 from torch import nn as tnn
 
 from .group import ChannelGroup
+from .kept import KeepsGathered
 
 
-class ChannelLinear(tnn.Linear):
+class ChannelLinear(KeepsGathered, tnn.Linear):
     """torch.nn.Linear that computes the active channels of its groups alone; same parameters, same state_dict, full
     size.
 
@@ -50,16 +51,19 @@ class ChannelLinear(tnn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [*, active input features] (or all: the active ones are then selected) -> [*, active output channels]."""
-        weight, bias = self.weight, self.bias
-        out_index = None if self.out_group is None else self.out_group.index(x.device)
-        if out_index is not None:
-            weight = weight.index_select(0, out_index)
-            bias = None if bias is None else bias.index_select(0, out_index)
         in_index = self.input_index(x.device)
-        if in_index is not None:
-            weight = weight.index_select(1, in_index)
-            if x.shape[-1] == self.in_features:
-                x = x.index_select(-1, in_index)
+        out_index = None if self.out_group is None else self.out_group.index(x.device)
+
+        def gather() -> tuple[Tensor, Tensor | None]:
+            weight, bias = self.weight, self.bias
+            if out_index is not None:
+                weight = weight.index_select(0, out_index)
+                bias = None if bias is None else bias.index_select(0, out_index)
+            return weight if in_index is None else weight.index_select(1, in_index), bias
+
+        weight, bias = self.kept(gather) if self.keeps else gather()
+        if in_index is not None and x.shape[-1] == self.in_features:
+            x = x.index_select(-1, in_index)
         if x.shape[-1] != weight.shape[1]:
             raise ValueError(
                 f"x: expected {weight.shape[1]} active features in the last dimension, got {tuple(x.shape)}"

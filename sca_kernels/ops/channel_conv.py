@@ -8,14 +8,9 @@ import torch
 from torch import Tensor
 
 from ..backends import run
-from ..channels import Bits, Channels, Geometry, memory_format, numel
+from ..channels import Bits, Channels, Geometry, memory_format, numel, storage_order
 from ..reference import channel_conv
 from .common import differentiable, operator
-
-
-def _storage_order(x: Tensor) -> tuple[int, ...]:
-    """Permutation that makes x [M, C, H, W] contiguous in memory for its layout."""
-    return (0, 2, 3, 1) if x.is_contiguous(memory_format=torch.channels_last) else (0, 1, 2, 3)
 
 
 def _laid_out(z: Tensor, path: str) -> Tensor:
@@ -36,16 +31,13 @@ def channel_conv2d(
     out_channels: Tensor | None,
     full_output: bool,
     path: str,
-    pack: bool,
+    bits: Tensor | None,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Returns y [M, C_out, H', W'], at the active width unless ``full_output``, and x as bits (empty unless ``pack``),
-    kept for the backward in place of x."""
+) -> Tensor:
+    """y [M, C_out, H', W'], at the active width unless ``full_output``. ``bits`` (uint8): x in the order of its memory,
+    kept for the backward in its place."""
     arguments = x, weight, bias, Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
-    y = _laid_out(run(backend, "channel_conv2d", x, *arguments, full_output, path), path)
-    if not pack:
-        return y, x.new_empty(0, dtype=torch.uint8)
-    return y, run(backend, "pack_spikes", x, x.permute(_storage_order(x)).flatten())
+    return _laid_out(run(backend, "channel_conv2d", x, *arguments, full_output, path), path)
 
 
 @torch.library.register_fake(channel_conv2d)
@@ -61,12 +53,11 @@ def _(
     out_channels,
     full_output,
     path,
-    pack,
+    bits,
     backend,
 ):
     geometry, channels = Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
-    y = _laid_out(channel_conv.forward(x, weight, bias, geometry, channels, full_output), path)
-    return y, x.new_empty((x.numel() + 7) // 8 if pack else 0, dtype=torch.uint8)
+    return _laid_out(channel_conv.forward(x, weight, bias, geometry, channels, full_output), path)
 
 
 @operator
@@ -129,14 +120,13 @@ def _outputs(grads: Sequence[Tensor | None], weight: Tensor, path: str) -> tuple
 
 
 def _setup(ctx, inputs, output):
-    x, weight, bias, *geometry, in_channels, out_channels, _, path, pack, backend = inputs
-    ctx.save_for_backward(output[1] if pack else x, weight, in_channels, out_channels)
-    ctx.shape, ctx.channels_last = x.shape, _storage_order(x) != (0, 1, 2, 3)
+    x, weight, bias, *geometry, in_channels, out_channels, _, path, bits, backend = inputs
+    ctx.save_for_backward(x if bits is None else bits, weight, in_channels, out_channels)
+    ctx.shape, ctx.channels_last = x.shape, storage_order(x) != (0, 1, 2, 3)
     ctx.geometry, ctx.path, ctx.backend, ctx.has_bias = geometry, path, backend, bias is not None
-    ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx, grad, _packed):
+def _backward(ctx, grad):
     x, weight, in_channels, out_channels = ctx.saved_tensors
     needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
     saved = x, ctx.shape, ctx.channels_last, weight, *ctx.geometry, in_channels, out_channels

@@ -138,14 +138,29 @@ def test_autocast_runs_in_its_dtype_and_returns_full_precision_gradients():
     assert conv.weight.grad.dtype == torch.float32
 
 
-def test_spike_input_saves_one_bit_per_element_and_refuses_other_values():
-    weight, x = torch.randn(4, 8, 3, 3, requires_grad=True), spikes(4, 8, 16, 16)
+def saved_bytes(x, weight, **arguments):
+    """What a convolution keeps for the backward pass besides its weight."""
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda z: saved.append(z) or z, lambda z: z):
-        F.channel_conv2d(x, weight, spike_input=True)
-    assert sum(z.nbytes for z in saved if z.data_ptr() != weight.data_ptr()) == x.numel() // 8
+        F.channel_conv2d(x, weight, **arguments)
+    return sum(z.nbytes for z in saved if z.data_ptr() != weight.data_ptr())
+
+
+def test_spike_input_saves_one_bit_per_element_and_refuses_other_values():
+    weight, x = torch.randn(4, 8, 3, 3, requires_grad=True), spikes(4, 8, 16, 16)
+    assert saved_bytes(x, weight, spike_input=True) == x.numel() // 8
+    assert saved_bytes(x, weight, spike_input=False) == x.nbytes
     with pytest.raises(ValueError, match="spikes: expected zeros and ones"):
         F.channel_conv2d(x * 0.5, weight, spike_input=True)
+
+
+def test_spikes_are_found_out_and_anything_else_is_saved_as_it_is():
+    weight, x = torch.randn(4, 8, 3, 3, requires_grad=True), spikes(4, 8, 16, 16)
+    assert saved_bytes(x, weight) == x.numel() // 8
+    for other in (torch.randn_like(x), x * 0.5, x.masked_fill(x.cumsum(0) == x.sum(0), float("nan"))):
+        assert saved_bytes(other, weight) == x.nbytes
+    with torch.no_grad():
+        assert saved_bytes(x, weight) == 0
 
 
 def test_bits_round_trip_on_every_backend(target):
@@ -174,6 +189,46 @@ def test_module_prunes_and_regrows_with_identical_parameters():
     group_out.set_active(range(8))
     assert torch.equal(conv(x), dense)
     assert all(a is b for a, b in zip(parameters, conv.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("layer", ["conv", "linear"])
+def test_evaluation_gathers_once_until_a_parameter_or_a_group_changes(layer):
+    inputs, outputs = nn.ChannelGroup(6), nn.ChannelGroup(8)
+    make, tail = (nn.ChannelConv2d, (3, 3)) if layer == "conv" else (nn.ChannelLinear, ())
+    layer = make(6, 8, *tail[:1], in_group=inputs, out_group=outputs).eval()
+    inputs.set_active([1, 2, 4])
+    outputs.set_active([0, 3, 7])
+    x = torch.randn(2, 6, 5, 5) if tail else torch.randn(2, 6)
+
+    def gathered():
+        with torch.no_grad():
+            y = layer(x[:, inputs.active])
+        truth = layer(x[:, inputs.active])  # with gradients: gathered anew
+        assert torch.equal(y, truth)
+        return layer._held[1][0]
+
+    first = gathered()
+    assert gathered() is first
+    for change in (
+        lambda: inputs.set_active([0, 1, 5]),
+        lambda: outputs.set_active([2, 3]),
+        lambda: torch.optim.SGD(layer.parameters(), lr=1.0).step(),
+        lambda: layer.load_state_dict({name: torch.randn_like(p) for name, p in layer.state_dict().items()}),
+        lambda: setattr(layer, "weight", torch.nn.Parameter(torch.randn_like(layer.weight))),
+        lambda: layer.train().eval(),
+        lambda: layer.double().float(),
+    ):
+        layer(x[:, inputs.active]).sum().backward()
+        held = gathered()
+        change()
+        assert gathered() is not held
+    layer.weight.data.add_(1)  # behind autograd's back: seen after the next eval()
+    layer.eval()
+    gathered()
+    layer.train()
+    with torch.no_grad():
+        layer(x[:, inputs.active])
+    assert layer._held is None
 
 
 @pytest.mark.parametrize("features_per_channel", [1, 4])

@@ -40,12 +40,22 @@ def samples(backend):
     yield "unpack_spikes", (ops.pack_spikes(spikes, backend), x.numel(), torch.float32, backend)
     frames, weight, index = spikes.flatten(0, 1), torch.randn(4, 3, 3, 3), torch.tensor([0, 2])
     geometry = ([1, 1], [1, 1], [1, 1], 1)
-    yield "channel_conv2d", (frames, weight, vector(4), *geometry, None, None, False, "gathered", True, backend)
-    yield "channel_conv2d", (frames[:, :2], weight, None, *geometry, index, index, False, "gathered", False, backend)
+
+    def packed(z):
+        return ops.pack_spikes(z.flatten(), backend)
+
+    yield (
+        "channel_conv2d",
+        (frames, weight, vector(4), *geometry, None, None, False, "gathered", packed(frames), backend),
+    )
+    yield "channel_conv2d", (frames[:, :2], weight, None, *geometry, index, index, False, "gathered", None, backend)
     path = next(iter(registry()[backend].paths), "gathered")
     wide = frames if path == "implicit" else frames[:, :2]
     wide = wide.contiguous(memory_format=torch.channels_last)
-    yield "channel_conv2d", (wide, weight, vector(4), *geometry, index, index, True, path, True, backend)
+    yield (
+        "channel_conv2d",
+        (wide, weight, vector(4), *geometry, index, index, True, path, packed(wide.permute(0, 2, 3, 1)), backend),
+    )
     grad = torch.randn(8, 2, 5, 6)
     narrow = frames[:, :2].contiguous()
     yield (
