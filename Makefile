@@ -17,7 +17,7 @@ train: build ## train, prune and compact a spiking network on the embedded data 
 	$(BIN)/sca train $(ARGS)
 
 test: build ## run the whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/.tools ## check style and format
 	$(BIN)/ruff check .

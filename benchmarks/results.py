@@ -12,7 +12,12 @@ from typing import Any, NamedTuple
 from sca.bench.conditions import conditions as common_conditions
 
 FOLDER = Path(__file__).parent / "results"
+DOCUMENT = Path(__file__).parent / "RESULTS.md"
 NOT_MEASURED = "not measured"
+HEAD = """# Results
+
+Written by `python -m benchmarks.run --readme` from the files in results/. A ratio is the peer's time over ours or, where
+the bar is an upper bound, ours over the peer's: the median over rounds in which both ran in turn, in one process."""
 MARKS = ("<!-- results: written by `python -m benchmarks.run --readme` -->", "<!-- /results -->")
 
 
@@ -116,8 +121,25 @@ def rows(result: dict[str, Any]) -> Iterator[Row]:
             )
 
 
-def markdown() -> str:
-    """The README's figures: per device and case one table with its conditions right below."""
+def summary() -> str:
+    """The README's figures: per device, one line for each case and each party that a bar names."""
+    lines = ["| device | work | against | ratio, figure by figure | bars reached |", "| --- | --- | --- | --- | --- |"]
+    for result in stored():
+        peers = {name: bar["text"][:2] for figure in result["figures"] for name, bar in figure["bars"].items()}
+        for peer, direction in peers.items():
+            barred = [figure for figure in result["figures"] if peer in figure["bars"]]
+            ratios = [figure["ratios"][peer]["median"] for figure in barred if figure["ratios"].get(peer)]
+            shown = [f"{ratio:.3g}" for ratio in (ratios if len(ratios) <= 6 else (min(ratios), max(ratios)))]
+            told = (", " if len(ratios) <= 6 else " to ").join(shown) or NOT_MEASURED
+            reached = sum(bool(figure["bars"][peer]["reached"]) for figure in barred)
+            kind = "peer / ours" if direction == ">=" else "ours / peer"
+            device, work = result["conditions"]["device"], f"{result['case']}: {result['work']}"
+            lines.append(f"| {device} | {work} | {peer} | {kind}: {told} | {reached} of {len(barred)} |")
+    return "\n".join(lines) if len(lines) > 2 else f"{NOT_MEASURED}."
+
+
+def document() -> str:
+    """All figures: per device and case one table with its conditions right below."""
     parts = []
     for result in stored():
         told = result["conditions"]
@@ -134,7 +156,7 @@ def markdown() -> str:
             f"commit {told['commit'][:10]}, {told['date'][:10]}; `{told['command']}`.",
         ]
         parts.append("\n".join(lines))
-    return "\n\n".join(parts) or f"{NOT_MEASURED}."
+    return f"{HEAD}\n\n" + ("\n\n".join(parts) or f"{NOT_MEASURED}.") + "\n"
 
 
 def spliced(text: str) -> str:
@@ -142,4 +164,4 @@ def spliced(text: str) -> str:
     before, mark, rest = text.partition(MARKS[0])
     if not mark:
         return text
-    return f"{before}{mark}\n\n{markdown()}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
+    return f"{before}{mark}\n\n{summary()}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"

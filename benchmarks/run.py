@@ -52,7 +52,9 @@ def main() -> int:
     parser.add_argument("ids", nargs="*", help=f"cases to measure: {', '.join(CASES)}")
     parser.add_argument("--rounds", type=int, help="take this many rounds, for a quick look: print, store nothing")
     parser.add_argument("--table", action="store_true", help="measure nothing, print what is stored")
-    parser.add_argument("--readme", action="store_true", help="measure nothing, write what is stored into README.md")
+    parser.add_argument(
+        "--readme", action="store_true", help="measure nothing, write what is stored into README.md and RESULTS.md"
+    )
     options = parser.parse_args()
     if unknown := set(options.ids) - set(CASES):
         parser.error(f"ids: expected some of {', '.join(CASES)}, got {', '.join(sorted(unknown))}")
@@ -63,6 +65,7 @@ def main() -> int:
         if options.readme:
             readme = ROOT / "README.md"
             readme.write_text(results.spliced(readme.read_text()))
+            results.DOCUMENT.write_text(results.document())
         elif not options.table:
             ids = options.ids or list(CASES)
             status = measure(ids, "reused", folder, options.rounds)

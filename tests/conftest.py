@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-torch.set_num_threads(2)
+# Side by side, workers share the cores; tests that are about threads set their number.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 # Derandomised, so that a red run can be run again; no deadline, since a first call may compile.
 settings.register_profile("sca", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("sca")

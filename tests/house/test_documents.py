@@ -77,6 +77,7 @@ def test_readme_lists_every_environment_variable():
 def test_readme_figures_are_the_stored_results():
     text = (ROOT / "README.md").read_text()
     assert results.spliced(text) == text, "README.md: run `python -m benchmarks.run --readme`"
+    assert results.document() == results.DOCUMENT.read_text(), "RESULTS.md: run `python -m benchmarks.run --readme`"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*/*.json")), ids=lambda path: path.stem)
