@@ -17,7 +17,8 @@ NOT_MEASURED = "not measured"
 HEAD = """# Results
 
 Written by `python -m benchmarks.run --readme` from the files in results/. A ratio is the peer's time over ours or, where
-the bar is an upper bound, ours over the peer's: the median over rounds in which both ran in turn, in one process."""
+the bar is an upper bound, ours over the peer's: the median over rounds in which both ran in turn, in one
+process."""
 MARKS = ("<!-- results: written by `python -m benchmarks.run --readme` -->", "<!-- /results -->")
 
 
