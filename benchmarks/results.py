@@ -16,9 +16,9 @@ DOCUMENT = Path(__file__).parent / "RESULTS.md"
 NOT_MEASURED = "not measured"
 HEAD = """# Results
 
-Written by `python -m benchmarks.run --readme` from the files in results/. A ratio is the peer's time over ours or, where
-the bar is an upper bound, ours over the peer's: the median over rounds in which both ran in turn, in one
-process."""
+Written by `python -m benchmarks.run --readme` from the files in results/. A ratio is the peer's time over ours or,
+where the bar is an upper bound, ours over the peer's: the median over rounds in which both ran in turn, in one process.
+"""
 MARKS = ("<!-- results: written by `python -m benchmarks.run --readme` -->", "<!-- /results -->")
 
 
@@ -157,7 +157,7 @@ def document() -> str:
             f"commit {told['commit'][:10]}, {told['date'][:10]}; `{told['command']}`.",
         ]
         parts.append("\n".join(lines))
-    return f"{HEAD}\n\n" + ("\n\n".join(parts) or f"{NOT_MEASURED}.") + "\n"
+    return f"{HEAD}\n" + ("\n\n".join(parts) or f"{NOT_MEASURED}.") + "\n"
 
 
 def spliced(text: str) -> str:
