@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -38,8 +38,7 @@ class Point:
 def trade_off(points: Sequence[Point], title: str, percent: bool) -> str:
     """Accuracy against what it costs: a disc for each run, a ring while it is not finished, a square where dense."""
     with style(title):
-        figure = blank(190)
-        axes = figure.subplots()
+        figure, (axes,) = blank(180)
         for point in points:
             colour = COLOURS["muted" if point.dense else "kept"]
             axes.plot(
@@ -60,9 +59,7 @@ def trade_off(points: Sequence[Point], title: str, percent: bool) -> str:
         if not percent:
             axes.xaxis.set_major_formatter(lambda value, _: count(value))
             axes.xaxis.set_major_locator(_few(5))
-        figure.draw_without_rendering()  # from here on the axes know where their data lie
         places = axes.transData.transform([(100 * p.x if percent else p.x, 100 * p.accuracy) for p in points])
-        places = places * 72 / figure.dpi
         heights = _apart(places)
         for point, (x, y), height in zip(points, places, heights, strict=True):
             left = x > 0.7 * WIDTH
@@ -82,31 +79,25 @@ def trade_off(points: Sequence[Point], title: str, percent: bool) -> str:
 def training(run: Run, title: str) -> str:
     """Over the epochs: accuracy, the share that is left, and throughput."""
     with style(f"{run.name} {title}"):
-        figure = blank(330)
-        accuracy, share, speed = figure.subplots(3, sharex=True)
-        kept, cut, muted = COLOURS["kept"], COLOURS["cut"], COLOURS["muted"]
-        twin = [(run.dense, "test_accuracy", "dense", muted)] if run.dense else []
-        _curves(accuracy, [*twin, (run.epochs, "test_accuracy", "test", kept)], 100, "{:.1f}%")
-        ends = [100 * row["test_accuracy"] for row in (*run.epochs, *run.dense)]
-        accuracy.set_ylim(max(0, max(ends) - 30), min(102, max(ends) + 5))
+        figure, (accuracy, share, speed) = blank(310, rows=(1, 1, 1), right=78)
+        kept, cut, grey = COLOURS["kept"], COLOURS["cut"], COLOURS["muted"]
+        for label, rows, colour in ("dense", run.dense, grey), ("this run", run.epochs, kept):
+            _curve(accuracy, rows, "test_accuracy", label, colour, 100, "{:.2f}%")
+            _curve(speed, rows, "samples_per_second", label, colour, 1, "{:,.0f}")
+        _curve(share, run.epochs, "density", "channels", kept, 100, "{:.0f}%")
+        _curve(share, run.epochs, "connectivity", "weights", cut, 100, "{:.0f}%")
+        best = max(100 * row["test_accuracy"] for row in (*run.epochs, *run.dense))
         accuracy.set_title("test accuracy (%)")
-        lines = [(run.epochs, "density", "channels", kept), (run.epochs, "connectivity", "weights", cut)]
-        _curves(share, lines, 100, "{:.0f}%")
-        share.set_ylim(0, 105)
+        accuracy.set_ylim(max(0, best - 30), min(102, best + 5))  # the end is what is compared
         share.set_title("active share of the dense network (%)")
-        twin = [(run.dense, "samples_per_second", "dense", muted)] if run.dense else []
-        _curves(speed, [*twin, (run.epochs, "samples_per_second", "this run", kept)], 1, "{:,.0f}")
-        speed.set_ylim(bottom=0)
+        share.set_ylim(0, 105)
         speed.set_title("training throughput (samples/s)")
+        speed.set_ylim(bottom=0)
         speed.yaxis.set_major_locator(_few(4))
         speed.set_xlabel("epoch")
         speed.set_xlim(0.5, max(2, len(run.epochs), len(run.dense)))
         speed.xaxis.set_major_locator(_few(8, integer=True))
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
         for axes in (accuracy, share, speed):
-            box = axes.get_position()
-            axes.set_position((box.x0, box.y0, 0.74 - box.x0, box.height))
             _label_ends(axes)
         return inline(figure, title)
 
@@ -116,14 +107,11 @@ def channels(run: Run, title: str) -> str:
     totals = run.channels
     per_epoch = run.epochs[-1]["step"] / run.epochs[-1]["epoch"]
     with style(f"{run.name} {title}"):
-        height = _ROW * len(totals) + 30
-        figure = blank(height + (110 if run.updates else 0))
-        if run.updates:
-            above, below = figure.subplots(2, sharex=True, height_ratios=(height, 80))
-        else:
-            above, below = figure.subplots(), None
+        height = _ROW * len(totals)
+        rows = (height, 60) if run.updates else (height,)
+        figure, (above, *others) = blank(sum(rows) + (72 if run.updates else 46), rows, _room(totals), 58)
         steps = [update["step"] / per_epoch for update in run.updates]
-        end = max(run.epochs[-1]["epoch"], *steps, 0) if steps else run.epochs[-1]["epoch"]
+        end = max([run.epochs[-1]["epoch"], *steps])
         for row, (name, total) in enumerate(totals.items()):
             after = [update["active"].get(name, total) for update in run.updates]
             shares = [1.0, *(value / total for value in after)]
@@ -142,26 +130,18 @@ def channels(run: Run, title: str) -> str:
         _layers(above, totals)
         above.set_title("channels kept, by layer")
         above.set_xlim(0, end)
-        last = above
-        if below is not None:
-            for sign, what, colour in (1, "regrown", "kept"), (-1, "pruned", "cut"):
-                counts = [sign * sum(g[what] for g in update["groups"].values()) for update in run.updates]
-                below.vlines(steps, 0, counts, color=COLOURS[colour], linewidth=max(1, min(5, 150 / len(steps))))
-                below.annotate(
-                    what,
-                    (1, 0.5 + 0.25 * sign),
-                    (4, 0),
-                    "axes fraction",
-                    "offset points",
-                    color=COLOURS[colour],
-                    va="center",
-                )
+        for below in others:
+            width = max(1, min(5, 150 / len(steps)))
+            for sign, what, role in (1, "regrown", "kept"), (-1, "pruned", "cut"):
+                counts = [sign * sum(group[what] for group in update["groups"].values()) for update in run.updates]
+                below.vlines(steps, 0, counts, color=COLOURS[role], linewidth=width)
+                place = {"xytext": (4, 0), "xycoords": "axes fraction", "textcoords": "offset points"}
+                below.annotate(what, (1, 0.5 + 0.25 * sign), color=COLOURS[role], va="center", **place)
             below.axhline(0, color=COLOURS["line"], linewidth=0.8)
             below.set_title("channels per update")
             below.yaxis.set_major_locator(_few(4))
             below.yaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
-            last = below
-        last.set_xlabel("epoch")
+        figure.axes[-1].set_xlabel("epoch")
         return inline(figure, title)
 
 
@@ -170,8 +150,7 @@ def scores(run: Run, title: str, update: dict[str, Any]) -> str:
     groups = {name: group["scores"] for name, group in update["groups"].items()}
     spread = {name: score for name, score in groups.items() if score["low"] is not None}
     with style(f"{run.name} {title}"):
-        figure = blank(1.5 * _ROW * len(groups) + 44)
-        axes = figure.subplots()
+        figure, (axes,) = blank(1.5 * _ROW * len(groups) + 46, left=_room(groups), right=58)
         left = min((score["low"] for score in spread.values()), default=0.0)
         right = max((score["high"] for score in spread.values()), default=1.0)
         room = 0.03 * (right - left) or 0.03
@@ -207,8 +186,7 @@ def firing(run: Run, title: str) -> str:
     """Firing rate of each neuron layer in the last epoch; what is dead or nearly so is called that."""
     rates = run.epochs[-1]["firing_rates"]
     with style(f"{run.name} {title}"):
-        figure = blank(_ROW * len(rates) + 44)
-        axes = figure.subplots()
+        figure, (axes,) = blank(_ROW * len(rates) + 46, left=_room(rates))
         rows = range(len(rates) - 1, -1, -1)
         axes.barh([row + 0.4 for row in rows], [100 * rate for rate in rates.values()], 0.6, color=COLOURS["kept"])
         right = 130 * max([*rates.values(), SILENT])
@@ -240,19 +218,18 @@ def _rate(rate: float) -> str:
     return f"{rate:.1%}" if rate >= SILENT else f"{100 * rate:.1g}%"
 
 
-def _curves(axes: Axes, lines: Sequence[tuple[Rows, str, str, str]], factor: float, form: str) -> None:
-    """A line for each; its label waits for :func:`_label_ends`."""
-    for rows, field, label, colour in lines:
+def _curve(axes: Axes, rows: Rows, field: str, label: str, colour: str, factor: float, form: str) -> None:
+    """A field over the epochs, where there are any; its label, with the last value, waits for :func:`_label_ends`."""
+    axes.grid(axis="y")
+    if rows:
         x, y = [row["epoch"] for row in rows], [factor * row[field] for row in rows]
         axes.plot(x, y, color=colour, label=f"{label} {form.format(y[-1])}", marker="o", markersize=3, markevery=[-1])
-    axes.grid(axis="y")
 
 
 def _label_ends(axes: Axes) -> None:
     """Write each line's label beside its last point, in its colour."""
-    figure = axes.figure
     ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in axes.lines]
-    places = axes.transData.transform(ends) * 72 / figure.dpi
+    places = axes.transData.transform(ends)
     heights = _apart(places)
     for line, (x, _), height in zip(axes.lines, places, heights, strict=True):
         axes.annotate(
@@ -278,6 +255,11 @@ def _apart(places: Sequence[tuple[float, float]]) -> list[float]:
                 heights[low] -= lack / 2
                 heights[high] += lack / 2
     return heights
+
+
+def _room(names: Iterable[str]) -> float:
+    """Units that the longest name takes."""
+    return 8 + 5.2 * max(map(len, names))
 
 
 def _layers(axes: Axes, names: Sequence[str] | dict[str, Any]) -> None:

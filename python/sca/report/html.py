@@ -128,7 +128,7 @@ def _training_words(run: Run) -> str:
 
 def _channel_words(run: Run) -> str:
     if not run.updates:
-        return "Nothing has been pruned."
+        return "Nothing was pruned."
     pruned, regrown = (
         sum(g[what] for u in run.updates for g in u["groups"].values()) for what in ("pruned", "regrown")
     )

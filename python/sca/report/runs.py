@@ -23,8 +23,10 @@ _EPOCH = {
     "active": dict,
     "firing_rates": dict,
 }
-_UPDATE = {"step": Real, "groups": dict}
+_UPDATE = {"step": Real, "active": dict, "groups": dict}
 _CHANGE = {"before": Real, "pruned": Real, "regrown": Real, "scores": dict}
+_NUMBER_OR_NONE = (Real, type(None))
+_SCORES = {"kept": list, "pruned": list, **dict.fromkeys(("low", "high", "cut"), _NUMBER_OR_NONE)}
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,11 @@ def read_run(path: Path, name: str) -> Run:
     if not (path / "config.json").exists():
         raise ValueError(f"run: expected the folder of a run, got {path} (no config.json)")
     config = _object(path / "config.json", _CONFIG)
-    updates = _rows(path / "updates.jsonl", _UPDATE)
+    file = path / "updates.jsonl"
+    updates = _rows(file, _UPDATE)
     for number, update in enumerate(updates, 1):
         for change in update["groups"].values():
-            _check(change, _CHANGE, path / "updates.jsonl", number)
+            _check(_check(change, _CHANGE, file, number)["scores"], _SCORES, file, number)
     reference = config.get("reference")
     dense = path / "dense" if reference == "train" else Path(reference) if reference else None
     summary, cost = None, None
@@ -102,11 +105,11 @@ def read_run(path: Path, name: str) -> Run:
     )
 
 
-def _object(file: Path, fields: dict[str, type]) -> dict[str, Any]:
+def _object(file: Path, fields: dict[str, Any]) -> dict[str, Any]:
     return _check(_parsed(file.read_bytes(), file, None), fields, file, None)
 
 
-def _rows(file: Path, fields: dict[str, type]) -> Rows:
+def _rows(file: Path, fields: dict[str, Any]) -> Rows:
     """The rows of a log; none where it does not exist. A last line without its end is still being written."""
     if not file.exists():
         return []
@@ -121,17 +124,17 @@ def _parsed(text: bytes, file: Path, line: int | None) -> Any:
         raise ValueError(f"{_place(file, line)}: damaged ({error})") from error
 
 
-def _check(value: Any, fields: dict[str, type], file: Path, line: int | None) -> dict[str, Any]:
+def _check(value: Any, fields: dict[str, Any], file: Path, line: int | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{_place(file, line)}: expected a JSON object, got {type(value).__name__}")
     for name, kind in fields.items():
-        if not isinstance(value.get(name), kind):
+        if name not in value or not isinstance(value[name], kind):
             got = "nothing" if name not in value else repr(value[name])
             raise ValueError(f"{_place(file, line)}: {name}: expected a {_KINDS[kind]}, got {got}")
     return value
 
 
-_KINDS = {Real: "number", str: "string", dict: "JSON object", list: "list"}
+_KINDS = {Real: "number", _NUMBER_OR_NONE: "number or null", str: "string", dict: "JSON object", list: "list"}
 
 
 def _place(file: Path, line: int | None) -> str:

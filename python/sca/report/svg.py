@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["COLOURS", "WIDTH", "blank", "inline", "style"]
@@ -54,11 +56,22 @@ def style(salt: str) -> Any:
     return rc_context({**_STYLE, "svg.hashsalt": salt})
 
 
-def blank(height: float) -> Figure:
-    """An empty figure of :data:`WIDTH` by ``height`` units."""
+def blank(height: float, rows: Sequence[float] = (1,), left: float = 34, right: float = 8) -> tuple[Figure, list[Axes]]:
+    """A figure of :data:`WIDTH` by ``height`` units, and its axes one above the other.
+
+    Args:
+        rows: relative heights of the axes, which share the x axis.
+        left, right: what labels beside the axes need, in units. Above each axes is room for its title, below the last
+            one for ticks and a label. Where the axes are is known before anything is drawn.
+    """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+    figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
+    axes = figure.subplots(len(rows), sharex=True, squeeze=False, height_ratios=rows)[:, 0]
+    top, bottom, gap = 16, 30, 26
+    mean = (height - top - bottom - gap * (len(rows) - 1)) / len(rows)
+    figure.subplots_adjust(left / WIDTH, bottom / height, 1 - right / WIDTH, 1 - top / height, hspace=gap / mean)
+    return figure, list(axes)
 
 
 def inline(figure: Figure, title: str) -> str:
