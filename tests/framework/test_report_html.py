@@ -300,7 +300,7 @@ def test_report_escapes_what_files_hold(copy):
     [
         ("config.json", None, "run: expected the folder of a run"),
         ("config.json", "{", "config.json: damaged"),
-        ("config.json", "{}", "config.json: epochs: expected a number, got nothing"),
+        ("config.json", "{}", "config.json: model: expected a string, got nothing"),
         ("metrics.jsonl", '{"epoch": 1}\n', "metrics.jsonl, line 1: step: expected a number"),
         ("metrics.jsonl", "\x00\xff\n", "metrics.jsonl, line 1: damaged"),
         (

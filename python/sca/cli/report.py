@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @reported
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="RUN...")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", metavar="RUN")],
     out: Annotated[
         Path | None,
         typer.Option(help="HTML file; RUN/report.html for one run, report.html for several when left out."),

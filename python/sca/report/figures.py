@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.ticker import MaxNLocator
 
-__all__ = ["SILENT", "Point", "channels", "firing", "scores", "trade_off", "training"]
+__all__ = ["SILENT", "Point", "channels", "firing", "scores", "trade_off", "training", "verdict"]
 
 #: Firing rate below which a layer is called nearly silent.
 SILENT = 1e-3
@@ -86,11 +86,12 @@ def training(run: Run, title: str) -> str:
             _curve(speed, rows, "samples_per_second", label, colour, 1, "{:,.0f}")
         _curve(share, run.epochs, "density", "channels", kept, 100, "{:.0f}%")
         _curve(share, run.epochs, "connectivity", "weights", cut, 100, "{:.0f}%")
-        best = max(100 * row["test_accuracy"] for row in (*run.epochs, *run.dense))
+        best = 100 * max(row["test_accuracy"] for row in (*run.epochs, *run.dense))
+        ends = [100 * rows[-1]["test_accuracy"] for rows in (run.epochs, run.dense) if rows]
         accuracy.set_title("test accuracy (%)")
-        accuracy.set_ylim(max(0, best - 30), min(102, best + 5))  # the end is what is compared
+        accuracy.set_ylim(max(0, min(best - 30, *(end - 5 for end in ends))), min(102, best + 5))  # ends are compared
         share.set_title("active share of the dense network (%)")
-        share.set_ylim(0, 105)
+        share.set_ylim(0, 112)
         speed.set_title("training throughput (samples/s)")
         speed.set_ylim(bottom=0)
         speed.yaxis.set_major_locator(_few(4))
@@ -139,7 +140,9 @@ def channels(run: Run, title: str) -> str:
                 below.annotate(what, (1, 0.5 + 0.25 * sign), color=COLOURS[role], va="center", **place)
             below.axhline(0, color=COLOURS["line"], linewidth=0.8)
             below.set_title("channels per update")
-            below.yaxis.set_major_locator(_few(4))
+            low, high = below.get_ylim()
+            below.set_ylim(min(low, -1), max(high, 1))
+            below.yaxis.set_major_locator(_few(4, integer=True))
             below.yaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
         figure.axes[-1].set_xlabel("epoch")
         return inline(figure, title)

@@ -118,7 +118,8 @@ def _telling_updates(run: Run) -> dict[str, dict[str, Any]]:
     if not run.updates:
         return {}
     largest = max(run.updates, key=lambda update: sum(group["pruned"] for group in update["groups"].values()))
-    return {"Scores at the largest cut": largest, "Scores at the last update": run.updates[-1]}
+    first = {} if largest is run.updates[-1] else {"Scores at the largest cut": largest}
+    return {**first, "Scores at the last update": run.updates[-1]}
 
 
 def _training_words(run: Run) -> str:
@@ -184,8 +185,8 @@ def _trade_offs(runs: list[Run], keys: list[str]) -> list[dict[str, str]]:
         if points:
             title = f"Accuracy against {cost}"
             svg = figures.trade_off(_distinct(points), title, percent=cost == "connectivity")
-            kinds = {(point.dense, point.finished): None for point in points}
-            words = "; ".join(_MARKS[kind] for kind in _MARKS if kind in kinds)
+            kinds = {(point.dense, point.finished) for point in points}
+            words = "; ".join(meaning for kind, meaning in _MARKS.items() if kind in kinds)
             shown.append({"title": title, "svg": svg, "words": f"{words[0].upper()}{words[1:]}."})
     return shown
 

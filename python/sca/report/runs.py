@@ -15,11 +15,10 @@ __all__ = ["Run", "read_run", "read_runs"]
 
 Rows = list[dict[str, Any]]
 
-# Fields that are drawn, and whether each is a number or a number for each layer.
-_CONFIG = {"epochs": Real, "density": Real, "time_steps": Real, "model": str, "data": str}
+# The fields that a page needs, and what they are.
+_CONFIG = {"model": str, "data": str, "epochs": Real, "time_steps": Real}
 _EPOCH = {
-    **dict.fromkeys(("epoch", "step", "test_accuracy", "train_accuracy", "samples_per_second"), Real),
-    **dict.fromkeys(("density", "connectivity"), Real),
+    **dict.fromkeys(("epoch", "step", "test_accuracy", "density", "connectivity", "samples_per_second"), Real),
     "active": dict,
     "firing_rates": dict,
 }
@@ -42,7 +41,6 @@ class Run:
         dense: the log of the dense run that it is compared with; empty if there is none.
     """
 
-    path: Path
     name: str
     config: dict[str, Any]
     epochs: Rows
@@ -94,7 +92,6 @@ def read_run(path: Path, name: str) -> Run:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path / 'summary.json'}: not the summary of a run ({error!r})") from error
     return Run(
-        path=path,
         name=name,
         config=config,
         epochs=_rows(path / "metrics.jsonl", _EPOCH),
