@@ -221,7 +221,7 @@ class Trainer:
             for images, labels in batches:
                 self._firing.mark()
                 loss, hits = self.train_step(images, labels)
-                counts = self._firing.since_mark()
+                counts = self._firing.layers_since_mark()
                 self.prune_step(images, labels)
                 sums = self.sums
                 sums.batches += 1

@@ -71,7 +71,12 @@ class FiringRate:
         """Count from here on. Needed after anything that reset the counts (a pruning step)."""
         self._seen = self._totals()
 
-    def since_mark(self) -> dict[str, tuple[int, int]]:
+    def since_mark(self) -> tuple[int, int]:
+        """Spikes and positions of all layers since the last mark."""
+        counts = self.layers_since_mark().values()
+        return sum(spikes for spikes, _ in counts), sum(positions for _, positions in counts)
+
+    def layers_since_mark(self) -> dict[str, tuple[int, int]]:
         """Layer -> spikes and positions since the last mark."""
         counts = {}
         for name, (spikes, positions) in self._totals().items():
