@@ -41,6 +41,7 @@ class Run:
             seconds = time.perf_counter() - start
             rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
             summary = json.loads((Path(folder) / "summary.json").read_text())
+            del summary["cost"]  # of each layer: more than a result needs
         kept = ("epoch", "test_accuracy", "density", "connectivity", "samples_per_second", "seconds")
         self.details = {
             "arguments": ["DIR" if argument == CIFAR10 else argument for argument in self.arguments],

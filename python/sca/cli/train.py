@@ -100,6 +100,7 @@ def _train(changes: dict[str, Any], preset: str | None, out: Path | None, resume
             raise typer.Exit(130) from None
     console.print(summary.table())
     say(f"in {folder_path}: {folder.plot.name}, {folder.log.name}, {folder.model.name} (the compacted network)")
+    say(f"as a page with figures: sca report {folder_path}")
 
 
 def _resumed_config(held: Any, changes: dict[str, Any], out: Path) -> Any:

@@ -19,6 +19,7 @@ from sca_kernels.nn import Activity, probing
 from .cost import LayerCost, RateRecorder, channel_costs, connections, total
 from .criteria import CRITERIA, GroupContext
 from .groups import Members, find_groups, parameter_axes
+from .histogram import histogram
 from .optimizer import ActiveOptimizer
 from .probe import sum_over_ranks, untouched
 from .regrow import REGROW_INITS
@@ -35,12 +36,24 @@ _SUMS = {"spike_count": torch.int64, "membrane_l1": torch.float64, "positions": 
 
 @dataclass(frozen=True)
 class GroupChange:
-    """What an update did to one group: active channels before and after, and the indices that went and came (int64)."""
+    """What an update did to one group.
+
+    Attributes:
+        before, after: number of active channels.
+        pruned, regrown: the indices that went and came, int64.
+        scores: what the active channels were ranked by, as :func:`sca.pruning.histogram.histogram` sums it up.
+    """
 
     before: int
     after: int
     pruned: Tensor
     regrown: Tensor
+    scores: dict[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        """The change as plain numbers."""
+        counts = {"before": self.before, "pruned": self.pruned.numel(), "regrown": self.regrown.numel()}
+        return {**counts, "scores": self.scores}
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,12 @@ class PruneEvent:
         """The event as plain numbers and strings, for logs and plots."""
         numbers = ("step", "density", "share", "wanted", "pruned", "regrown", "probed")
         active = {name: change.after for name, change in self.groups.items()}
-        return {**{name: getattr(self, name) for name in numbers}, "dead": list(self.dead), "active": active}
+        return {
+            **{name: getattr(self, name) for name in numbers},
+            "dead": list(self.dead),
+            "active": active,
+            "groups": {name: change.record() for name, change in self.groups.items()},
+        }
 
 
 class SCAScheduler:
@@ -289,6 +307,7 @@ class SCAScheduler:
                 int(mask.sum()),
                 pruned=(masks[name] & ~mask).nonzero().flatten(),
                 regrown=(mask & ~masks[name]).nonzero().flatten(),
+                scores=histogram(candidates[name].score[masks[name]], mask[masks[name]]),
             )
             for name, mask in chosen.items()
         }

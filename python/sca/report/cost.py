@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from sca_kernels.nn import reset
 from ..pruning.cost import channel_dim, nonzero_inputs, output_positions, weight_layers, weights_per_pair
 from ..pruning.groups import Axis, carried, channel_axes, is_depthwise, parameter_axes
 from ..pruning.probe import untouched
+from .units import count, energy
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,6 +64,11 @@ class LayerReport:
     def connectivity(self) -> float:
         """Active / all weights."""
         return self.active_weights / self.weights
+
+    @property
+    def energy_pj(self) -> float:
+        """Energy estimate per sample in pJ: 4.6 per MAC, 0.9 per AC."""
+        return PJ_PER_MAC * self.macs + PJ_PER_AC * self.acs
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ class CostReport:
     @property
     def energy_pj(self) -> float:
         """Energy estimate per sample in pJ: 4.6 per MAC, 0.9 per AC."""
-        return _picojoules(self.macs, self.acs)
+        return sum(layer.energy_pj for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers: the fields, the totals, and the layers as a list of dicts."""
@@ -123,41 +129,61 @@ class CostReport:
         layers = [{**asdict(layer), "connectivity": layer.connectivity} for layer in self.layers]
         return {**asdict(self), **{name: getattr(self, name) for name in totals}, "layers": layers}
 
-    def table(self, title: str = "Cost per sample") -> Table:
-        """A table for the terminal; its caption says what was counted and against what."""
-        from rich import box
-        from rich.table import Table
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CostReport:
+        """The report that :meth:`to_dict` was made of.
 
+        Raises:
+            KeyError, TypeError: the values are something else.
+        """
+        layers = tuple(
+            LayerReport(**{f.name: layer[f.name] for f in fields(LayerReport)}) for layer in values["layers"]
+        )
+        return cls(**{f.name: values[f.name] for f in fields(cls)} | {"layers": layers})
+
+    @property
+    def caption(self) -> str:
+        """What was counted, and against what."""
         once = [layer.label for layer in self.layers if layer.presentations == 1 < self.time_steps]
-        caption = (
-            f"SynOps: {_count(self.synops)} = ACs (spiking input: rate x T x connections) + MACs (analog input), per "
-            f"sample, over {self.samples} samples. That is {self.synops_share:.1%} of the {_count(self.dense_macs)} "
+        return (
+            f"SynOps: {count(self.synops)} = ACs (spiking input: rate x T x connections) + MACs (analog input), per "
+            f"sample, over {self.samples} samples. That is {self.synops_share:.1%} of the {count(self.dense_macs)} "
             f"MACs of the unpruned layers x T = {self.time_steps}."
             + (f" Computed once, not T times: {', '.join(once)}." if once else "")
             + f" Energy: {PJ_PER_MAC} pJ per MAC, {PJ_PER_AC} pJ per AC."
         )
-        table = Table(title=title, caption=caption, caption_justify="left", show_footer=True, box=box.SIMPLE_HEAD)
-        table.add_column("Layer", "total", overflow="fold")
-        total = (
-            f"{_count(self.active_parameters)} / {_count(self.parameters)}",
-            f"{self.connectivity:.1%}",
-            "",
-            _count(self.macs),
-            _count(self.acs),
-            _energy(self.macs, self.acs),
-        )
-        for column, footer in zip(("Parameters", "Conn.", "Rate x T", "MACs", "ACs", "Energy"), total, strict=True):
-            table.add_column(column, footer, justify="right", no_wrap=True)
-        for layer in self.layers:
-            table.add_row(
+
+    def cells(self) -> list[list[str]]:
+        """The table as text: headers, a row for each layer, totals."""
+        head = ["Layer", "Parameters", "Conn.", "Rate x T", "MACs", "ACs", "Energy"]
+        layers = [
+            _cells(
                 layer.label,
-                f"{_count(layer.active_parameters)} / {_count(layer.parameters)}",
-                f"{layer.connectivity:.1%}",
                 f"{f'{layer.input_rate:.3f}' if layer.spiking else 'analog'} x {layer.presentations:g}",
-                _count(layer.macs),
-                _count(layer.acs),
-                _energy(layer.macs, layer.acs),
+                layer,
             )
+            for layer in self.layers
+        ]
+        return [head, *layers, _cells("total", "", self)]
+
+    def table(self, title: str = "Cost per sample") -> Table:
+        """A table for the terminal."""
+        from rich import box
+        from rich.table import Table
+
+        table = Table(title=title, caption=self.caption, caption_justify="left", show_footer=True, box=box.SIMPLE_HEAD)
+        head, *rows, total = self.cells()
+        for column, footer in zip(head, total, strict=True):
+            first = column == head[0]
+            table.add_column(
+                column,
+                footer,
+                justify="left" if first else "right",
+                no_wrap=not first,
+                overflow="fold" if first else "ellipsis",
+            )
+        for row in rows:
+            table.add_row(*row)
         return table
 
 
@@ -285,18 +311,13 @@ def _inputs(batch: Any) -> tuple[Tensor, int]:
     return inputs, inputs.shape[1 if inputs.dim() == 5 else 0]
 
 
-def _picojoules(macs: float, acs: float) -> float:
-    return PJ_PER_MAC * macs + PJ_PER_AC * acs
-
-
-def _energy(macs: float, acs: float) -> str:
-    nanojoules = _picojoules(macs, acs) / 1e3
-    return f"{nanojoules / 1e3:.3g} µJ" if nanojoules >= 1e3 else f"{nanojoules:.3g} nJ"
-
-
-def _count(number: float) -> str:
-    """1234567 -> "1.23 M"."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.4g}"
+def _cells(label: str, rate: str, cost: LayerReport | CostReport) -> list[str]:
+    return [
+        label,
+        f"{count(cost.active_parameters)} / {count(cost.parameters)}",
+        f"{cost.connectivity:.1%}",
+        rate,
+        count(cost.macs),
+        count(cost.acs),
+        energy(cost.energy_pj),
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,8 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """:func:`write_whole` of readable JSON."""
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """:func:`write_whole` of one JSON value a line."""
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())

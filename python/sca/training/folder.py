@@ -10,7 +10,7 @@ from typing import Any
 
 from . import checkpoint
 from .config import TrainConfig
-from .files import write_json, write_whole
+from .files import write_json, write_lines
 
 MODES = ("new", "resume", "overwrite")
 
@@ -25,8 +25,8 @@ class RunFolder:
         mode: ``new`` refuses a folder that already holds a run, ``resume`` needs one, ``overwrite`` removes it.
 
     Attributes:
-        config, checkpoint, previous, log, model, summary, plot: its files. ``previous`` is the checkpoint before the
-            last one.
+        config, checkpoint, previous, log, updates, model, summary, plot, report: its files. ``previous`` is the
+            checkpoint before the last one; ``updates`` the log of what pruning did.
 
     Raises:
         ValueError: the folder is not writable, another run is writing to it, or ``mode`` does not fit what it holds.
@@ -40,9 +40,11 @@ class RunFolder:
         self.checkpoint = path / "checkpoint.safetensors"
         self.previous = path / "checkpoint.previous.safetensors"
         self.log = path / "metrics.jsonl"
+        self.updates = path / "updates.jsonl"
         self.model = path / "model.safetensors"
         self.summary = path / "summary.json"
         self.plot = path / "curves.png"
+        self.report = path / "report.html"
         self._is_new = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,8 @@ class RunFolder:
             raise
 
     def _prepare(self, mode: str) -> None:
-        files = (self.config, self.checkpoint, self.previous, self.log, self.model, self.summary, self.plot)
+        logs, results = (self.log, self.updates), (self.model, self.summary, self.plot, self.report)
+        files = (self.config, self.checkpoint, self.previous, *logs, *results)
         held = [file.name for file in files if file.exists()]
         if mode == "new" and held:
             raise ValueError(
@@ -108,7 +111,11 @@ class RunFolder:
 
     def write_log(self, rows: list[dict[str, Any]]) -> None:
         """Replace the log; one JSON object a line."""
-        write_whole(self.log, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        write_lines(self.log, rows)
+
+    def write_updates(self, rows: list[dict[str, Any]]) -> None:
+        """Replace the log of the updates; one JSON object a line."""
+        write_lines(self.updates, rows)
 
     def append_log(self, row: dict[str, Any]) -> None:
         """Add one line to the log."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -44,15 +44,21 @@ class Observer(Protocol):
 
 @dataclass
 class EpochSums:
-    """What an unfinished epoch has added up so far."""
+    """What an unfinished epoch has added up so far; ``spikes`` and ``positions`` by neuron layer."""
 
     batches: int = 0
     samples: int = 0
     loss: float = 0.0
     correct: int = 0
-    spikes: int = 0
-    positions: int = 0
+    spikes: dict[str, int] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def fired(self, counts: dict[str, tuple[int, int]]) -> None:
+        """Add the spikes and positions of each neuron layer."""
+        for name, (spikes, positions) in counts.items():
+            self.spikes[name] = self.spikes.get(name, 0) + spikes
+            self.positions[name] = self.positions.get(name, 0) + positions
 
     @property
     def averages(self) -> dict[str, float]:
@@ -60,9 +66,14 @@ class EpochSums:
         return {
             "loss": self.loss / self.samples,
             "train_accuracy": self.correct / self.samples,
-            "firing_rate": self.spikes / max(1, self.positions),
+            "firing_rate": sum(self.spikes.values()) / max(1, sum(self.positions.values())),
             "samples_per_second": self.samples / self.seconds,
         }
+
+    @property
+    def firing_rates(self) -> dict[str, float]:
+        """Per neuron layer."""
+        return {name: spikes / max(1, self.positions[name]) for name, spikes in self.spikes.items()}
 
 
 class Trainer:
@@ -151,6 +162,11 @@ class Trainer:
         groups = self.groups.values()
         return sum(group.num_active for group in groups) / sum(group.num_channels for group in groups)
 
+    @property
+    def updates(self) -> list[dict[str, Any]]:
+        """What every pruning update did: :meth:`sca.pruning.PruneEvent.record`."""
+        return [] if self.scheduler is None else self.scheduler.history
+
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Forward pass: the loss, and logits ``[T, N, classes]``."""
         with autocast(self.config.precision, self.config.device):
@@ -205,15 +221,14 @@ class Trainer:
             for images, labels in batches:
                 self._firing.mark()
                 loss, hits = self.train_step(images, labels)
-                spikes, positions = self._firing.since_mark()
+                counts = self._firing.layers_since_mark()
                 self.prune_step(images, labels)
                 sums = self.sums
                 sums.batches += 1
                 sums.samples += len(labels)
                 sums.loss += loss * len(labels)
                 sums.correct += hits
-                sums.spikes += spikes
-                sums.positions += positions
+                sums.fired(counts)
                 sums.seconds += time.perf_counter() - begin
                 observer.on_batch(self)
                 if observer.stop_requested:
@@ -239,6 +254,7 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": before + self.sums.seconds,
             "active": {name: group.num_active for name, group in self.groups.items()},
+            "firing_rates": self.sums.firing_rates,
         }
         self.epoch += 1
         self.sums = EpochSums()

@@ -34,7 +34,7 @@ def run(config: TrainConfig, folder: RunFolder, observer: Observer) -> Summary:
     dataset = load_data(config)
     dense = _finished_reference(config, dataset)
     trainer = _trainer(config, dataset, folder)
-    trainer.fit(observer, folder.save_checkpoint, folder.append_log)
+    _fit(trainer, folder, observer)
 
     small = compact(trainer.model)
     checkpoint.save(folder.model, {"architecture": small.config, "model": small.state_dict()})
@@ -89,7 +89,16 @@ def _trainer(config: TrainConfig, dataset: Dataset, folder: RunFolder) -> Traine
         trainer.load_state(state)
     folder.write_config(config)
     folder.write_log(trainer.history)
+    folder.write_updates(trainer.updates)
     return trainer
+
+
+def _fit(trainer: Trainer, folder: RunFolder, observer: Observer) -> None:
+    def save(state: dict[str, Any]) -> None:
+        folder.save_checkpoint(state)
+        folder.write_updates(trainer.updates)
+
+    trainer.fit(observer, save, folder.append_log)
 
 
 def _train_reference(config: TrainConfig, dataset: Dataset, path: Path, observer: Observer) -> Trainer:
@@ -97,7 +106,7 @@ def _train_reference(config: TrainConfig, dataset: Dataset, path: Path, observer
     held = RunFolder.stored_config(path)
     with RunFolder(path, "resume" if held == config else "overwrite") as folder:
         trainer = _trainer(config, dataset, folder)
-        trainer.fit(observer, folder.save_checkpoint, folder.append_log)
+        _fit(trainer, folder, observer)
     return trainer
 
 

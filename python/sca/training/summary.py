@@ -10,11 +10,11 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from ..report import report_cost
+from ..report import CostReport, report_cost
+from ..report.comparison import NOT_MEASURED, comparison
 from .loop import Trainer
 from .metrics import Speed, accuracy, autocast, compare_speed
 
-NOT_MEASURED = "not measured"
 # Operations are counted on so many test images at most: their mean settles long before.
 COUNTED_SAMPLES = 1024
 
@@ -43,11 +43,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Summary:
-    """The dense network (None when the run was dense itself) and the compacted one; notes say what each is."""
+    """The dense network (None when the run was dense itself) and the compacted one; notes say what each is.
+
+    ``cost`` is the compacted network's, layer by layer (:meth:`sca.report.CostReport.to_dict`).
+    """
 
     dense: Column | None
     compacted: Column
     notes: list[str]
+    cost: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -55,45 +59,14 @@ class Summary:
 
     def table(self) -> Table:
         """The table that ends a run."""
-        columns = {"dense": self.dense, "compacted": self.compacted} if self.dense else {"dense": self.compacted}
-        title = " against ".join(columns).capitalize()
-        table = Table(title=title, caption="\n".join(self.notes), caption_justify="left")
-        table.add_column("")
-        for name in (*columns, "change") if self.dense else columns:
+        (first, *columns), rows = comparison(self.to_dict())
+        title = " against ".join(column for column in columns if column != "change").capitalize()
+        table = Table(first, title=title, caption="\n".join(self.notes), caption_justify="left")
+        for name in columns:
             table.add_column(name, justify="right")
-        for row in _ROWS:
-            values = [row.value(column) for column in columns.values()]
-            known = None not in values
-            cells = [NOT_MEASURED if value is None else row.show(value) for value in values]
-            table.add_row(row.label, *cells, *([row.change(*values) if known else ""] if self.dense else []))
+        for row in rows:
+            table.add_row(*row)
         return table
-
-
-@dataclass(frozen=True)
-class _Row:
-    label: str
-    value: Callable[[Column], float | None]
-    show: Callable[[float], str]
-    change: Callable[[float, float], str]
-
-
-def _share(before: float, after: float) -> str:
-    return f"{after / before:.1%}"
-
-
-def _factor(before: float, after: float) -> str:
-    return f"{after / before:.2f} x"
-
-
-_ROWS = (
-    _Row("test accuracy", lambda c: c.accuracy, "{:.2%}".format, lambda a, b: f"{100 * (b - a):+.2f} points"),
-    _Row("parameters", lambda c: c.parameters, "{:,}".format, _share),
-    _Row("connectivity", lambda c: c.connectivity, "{:.1%}".format, _share),
-    _Row("SynOps per image", lambda c: c.synops, "{:,.0f}".format, _share),
-    _Row("energy per image (nJ)", lambda c: c.energy_pj and c.energy_pj / 1e3, "{:,.0f}".format, _share),
-    _Row("training (samples/s)", lambda c: c.training.median, "{:,.0f}".format, _factor),
-    _Row("inference (samples/s)", lambda c: c.inference.median, "{:,.0f}".format, _factor),
-)
 
 
 def summarise(trainer: Trainer, small: nn.Module, dense: Trainer) -> Summary:
@@ -109,8 +82,10 @@ def summarise(trainer: Trainer, small: nn.Module, dense: Trainer) -> Summary:
     batch_size = min(4 * config.batch_size, COUNTED_SAMPLES)
     is_dense, has_reference = dense is trainer, bool(dense.history)
 
-    def measured(model: nn.Module, counted: nn.Module) -> dict[str, Any]:
-        cost = report_cost(counted, data.test_batches(batch_size), config.time_steps, COUNTED_SAMPLES // batch_size)
+    def cost_of(model: nn.Module) -> CostReport:
+        return report_cost(model, data.test_batches(batch_size), config.time_steps, COUNTED_SAMPLES // batch_size)
+
+    def measured(model: nn.Module, cost: CostReport) -> dict[str, Any]:
         return {
             "accuracy": accuracy(model, data.test_batches(batch_size), config.precision),
             "synops": cost.synops,
@@ -118,9 +93,12 @@ def summarise(trainer: Trainer, small: nn.Module, dense: Trainer) -> Summary:
             "connectivity": cost.connectivity,
         }
 
-    compacted = measured(small, trainer.model)
-    if has_reference:
-        reference = measured(dense.model, dense.model)
+    cost = cost_of(trainer.model)
+    compacted = measured(small, cost)
+    if is_dense:
+        reference = compacted
+    elif has_reference:
+        reference = measured(dense.model, cost_of(dense.model))
     else:
         reference = {"accuracy": None, "synops": None, "energy_pj": None, "connectivity": 1.0}
     speeds = _speeds(trainer, small, dense)
@@ -146,7 +124,7 @@ def summarise(trainer: Trainer, small: nn.Module, dense: Trainer) -> Summary:
             else f"dense: {twin} and not trained here, so what depends on its weights is {NOT_MEASURED}"
         )
         notes.append("training speed of the compacted column: the pruned network as trained, at its final widths")
-    return Summary(None if is_dense else columns["dense"], columns["compacted"], notes)
+    return Summary(None if is_dense else columns["dense"], columns["compacted"], notes, cost.to_dict())
 
 
 def _speeds(trainer: Trainer, small: nn.Module, dense: Trainer) -> dict[str, tuple[Speed, Speed]]:
