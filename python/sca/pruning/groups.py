@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from sca_kernels.nn import ChannelGroup
 
-__all__ = ["Axis", "Members", "carried", "channel_axes", "find_groups", "is_depthwise", "parameter_axes"]
+__all__ = [
+    "Axis",
+    "Members",
+    "carried",
+    "channel_axes",
+    "find_groups",
+    "is_depthwise",
+    "parameter_axes",
+    "places_of",
+    "starts_of",
+]
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,15 @@ class Axis:
     group: ChannelGroup
     dim: int
     block: int = 1
+
+    def of(self, group: ChannelGroup, channels: Tensor) -> Tensor:
+        """Positions along ``dim`` of channels (int64 [n]) of one group: those of every place that it has among the
+        parts of a concatenation, none where it is no part.
+        """
+        starts = [start for part, start in starts_of(self.group) if part is group]
+        if not starts:
+            return channels[:0]
+        return self.entries(torch.cat([channels + start for start in starts]))
 
     def entries(self, channels: Tensor) -> Tensor:
         """Positions along ``dim`` of these channels (int64 [n]): int64 [n * block], on the same device."""
@@ -69,8 +88,8 @@ def find_groups(model: nn.Module) -> dict[str, Members]:
     for name, module in model.named_modules():
         for attribute, role in (("out_group", "producers"), ("group", "carriers"), ("in_group", "consumers")):
             group = carried(module, attribute)
-            if group is not None:
-                members = found.setdefault(id(group), Members(group.name or name, group))
+            for part in () if group is None else group.parts:
+                members = found.setdefault(id(part), Members(part.name or name, part))
                 getattr(members, role)[name] = module
     by_name = {members.name: members for members in found.values()}
     if not found:
@@ -121,6 +140,23 @@ def parameter_axes(model: nn.Module) -> dict[nn.Parameter, tuple[Axis, ...]]:
                     "give both the same groups, or none"
                 )
     return {p: axes for p, axes in found.items() if axes}
+
+
+def starts_of(group: ChannelGroup) -> list[tuple[ChannelGroup, int]]:
+    """The parts of a concatenation, or the group itself, and where the channels of each begin."""
+    starts, start = [], 0
+    for part in group.parts:
+        starts.append((part, start))
+        start += part.num_channels
+    return starts
+
+
+def places_of(group: ChannelGroup, carried: ChannelGroup, values: Tensor) -> Tensor:
+    """A group's share [C] of one value for each channel of what carries it, itself or a concatenation; the sum over
+    its places, where it has several there.
+    """
+    places = [values[start : start + part.num_channels] for part, start in starts_of(carried) if part is group]
+    return torch.stack(places).sum(0)
 
 
 def carried(module: nn.Module, attribute: str) -> ChannelGroup | None:

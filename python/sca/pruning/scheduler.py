@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 
 from sca_kernels.nn import Activity, probing
 
+from .attach import attach_groups, has_groups
 from .cost import LayerCost, RateRecorder, channel_costs, connections, total
 from .criteria import CRITERIA, GroupContext
-from .groups import Members, find_groups, parameter_axes
+from .groups import Members, find_groups, parameter_axes, places_of
 from .optimizer import ActiveOptimizer
 from .probe import sum_over_ranks, untouched
 from .regrow import REGROW_INITS
@@ -102,8 +103,10 @@ class SCAScheduler:
     ranks, so that all of them decide alike.
 
     Args:
-        model: has channel groups, the prunable ones with neurons; in a DistributedDataParallel wrapper or not.
+        model: in a DistributedDataParallel wrapper or not. If it carries channel groups, the prunable ones need
+            neurons; if it carries none, :func:`sca.attach_groups` finds them, and what cannot be pruned is logged.
         optimizer: of the model's parameters.
+        example_input: for :func:`sca.attach_groups`.
         settings: see :class:`sca.pruning.schedule.Plan`; ``start``, ``stop`` and ``interval``, in optimizer steps,
             are required.
 
@@ -118,11 +121,13 @@ class SCAScheduler:
             what a setting needs; the optimizer has a scheduler already.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, **settings: Any) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, *, example_input: Any = None, **settings: Any) -> None:
         self.plan = Plan(**settings)
         self._wrapper = model
         model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self.model = model
+        if not has_groups(model):
+            attach_groups(model, example_input)
         self.groups = find_groups(model)
         self._prunable = {name: members for name, members in self.groups.items() if members.group.prunable}
         if not self._prunable:
@@ -339,9 +344,16 @@ class SCAScheduler:
         candidates = {}
         for name, members in self._prunable.items():
             sums = {
-                kind: torch.stack([measured[f"{neuron}.{kind}"] for neuron in members.neurons]).sum(0) for kind in _SUMS
+                kind: torch.stack(
+                    [
+                        places_of(members.group, neuron.group, measured[f"{layer}.{kind}"])
+                        for layer, neuron in members.neurons.items()
+                    ]
+                ).sum(0)
+                for kind in _SUMS
             }
             context = GroupContext(
+                group=members.group,
                 name=name,
                 active=members.group.active,
                 producers=tuple(members.producers.values()),
@@ -367,7 +379,11 @@ class SCAScheduler:
             return torch.rand(members.group.num_channels, dtype=torch.float64, generator=self._generator)
         if not self._gradients:
             return None
-        return torch.stack([measured[f"{norm}.gradient"].abs() for norm in members.norms]).sum(0)
+        gradients = [
+            places_of(members.group, norm.group, measured[f"{layer}.gradient"].abs())
+            for layer, norm in members.norms.items()
+        ]
+        return torch.stack(gradients).sum(0)
 
     def _choose(
         self, candidates: Mapping[str, Candidates], wanted: float, share: Callable[[Mapping[str, Tensor]], float]
