@@ -7,6 +7,8 @@ import re
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -262,8 +264,9 @@ def test_a_concatenation_is_read_by_the_columns_of_its_parts() -> None:
 
 def test_scheduler_attaches_groups_by_itself_and_needs_no_example() -> None:
     model = Vgg()
-    sca.SCAScheduler(model, torch.optim.SGD(model.parameters(), 0.1), **SETTINGS)
+    scheduler = sca.SCAScheduler(model, torch.optim.SGD(model.parameters(), 0.1), **SETTINGS)
     assert wiring(model) == EXPECTED[Vgg]
+    assert scheduler.attached.unprunable == {"head": "it is the network's output"}
     layers = sequential()
     sca.SCAScheduler(layers, torch.optim.SGD(layers.parameters(), 0.1), **SETTINGS)
     assert list(wiring(layers)) == ["0", "2"]
@@ -289,6 +292,80 @@ def test_attach_groups_leaves_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), random)
     assert all(neuron.activity.spike_count is None and neuron.v is None for neuron in model.neurons)
     assert all(p.grad is None for p in model.parameters())
+
+
+class RandomNet(nn.Module):
+    """A random graph of blocks, depthwise convolutions, batch norms, additions, concatenations and repeated layers."""
+
+    def __init__(self, steps: list[tuple[str, int, int]]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([conv(2, 4), firing(4)])
+        self.plan: list[tuple[str, list[int], list[int]]] = []  # kind, tensors, layers
+        widths, blocks = [4], []
+        for kind, first, second in steps:
+            a, b = first % len(widths), second % len(widths)
+            again = [layers for source, layers in blocks if source == widths[a]]
+            if kind == "add" and widths[a] == widths[b]:
+                widths.append(widths[a])
+                self.plan.append((kind, [a, b], []))
+            elif kind == "cat" and widths[a] + widths[b] < 30:
+                widths.append(widths[a] + widths[b])
+                self.plan.append((kind, [a, b], []))
+            elif kind == "again" and again:
+                widths.append(self.layers[again[-1][1]].num_features)
+                self.plan.append(("layers", [a], again[-1]))
+            else:
+                sink = widths[a] if kind in ("depthwise", "norm") else 3 + second % 3
+                new = [firing(sink)]
+                if kind != "norm":
+                    new.insert(0, conv(widths[a], sink, groups=sink if kind == "depthwise" else 1))
+                at = [len(self.layers) + i for i in range(len(new))]
+                self.layers.extend(new)
+                if kind not in ("depthwise", "norm"):
+                    blocks.append((widths[a], at))
+                widths.append(sink)
+                self.plan.append(("layers", [a], at))
+        self.head = snn.ChannelLinear(sum(widths[-2:]), 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = [self.layers[1](self.layers[0](x[None]), time_steps=T)]
+        for kind, sources, layers in self.plan:
+            y = tensors[sources[0]]
+            if kind == "add":
+                y = y + tensors[sources[1]]
+            if kind == "cat":
+                y = torch.cat([y, tensors[sources[1]]], 2)
+            for layer in layers:
+                y = self.layers[layer](y)
+            tensors.append(y)
+        return self.head(torch.cat(tensors[-2:], 2).mean((0, 3, 4)))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["block", "depthwise", "norm", "add", "cat", "again"]),
+            st.integers(0, 9),
+            st.integers(0, 9),
+        ),
+        min_size=1,
+        max_size=7,
+    ),
+    st.integers(0, 1000),
+)
+@settings(max_examples=30)
+def test_compact_equals_masked_for_random_networks(steps: list[tuple[str, int, int]], seed: int) -> None:
+    torch.manual_seed(seed)
+    model = RandomNet(steps).eval()
+    x = batch(2)[0]
+    sca.attach_groups(model, x, prune_stream=True)
+    for members in find_groups(model).values():
+        channels = members.group.num_channels
+        if members.group.prunable:
+            members.group.set_active(torch.randperm(channels)[: max(1, channels // 2)])
+    expected = masked(model)(x)
+    for outputs in sca.compact(model)(x), model(x):
+        assert ((outputs - expected).norm() <= 1e-6 * expected.norm()).item()
 
 
 # --- what cannot be pruned, and why

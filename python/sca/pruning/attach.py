@@ -16,7 +16,7 @@ from sca_kernels import nn as snn
 from .groups import carried
 from .probe import untouched
 from .streams import Channels, Label, Part, Stream, Streams
-from .tracing import leaves, trace, user_line
+from .tracing import OUTPUT, leaves, trace, user_line
 
 __all__ = ["AttachReport", "GroupRow", "attach_groups", "has_groups"]
 
@@ -123,8 +123,9 @@ def attach_groups(model: nn.Module, example_input: Any = None, *, prune_stream: 
     except BaseException:
         wiring.detach()
         raise
-    for line in report.reasons():
-        logger.info(line)
+    for name, reason in report.unprunable.items():
+        level = logging.INFO if reason == OUTPUT else logging.WARNING
+        logger.log(level, "not pruned: %s: %s", name, reason)
     return report
 
 

@@ -1,7 +1,8 @@
 """Where the channels of a group occur in a model: in which layers, parameters and buffers, along which dimension.
 
 Modules say what they carry: ``in_group`` and ``out_group`` on convolutions and linear layers, ``group`` on neurons,
-batch norms and selections (see :mod:`sca_kernels.nn`). Nothing is traced and nothing is paired by order.
+batch norms and selections (see :mod:`sca_kernels.nn`), by hand or by :func:`sca.attach_groups`. Nothing is traced here
+and nothing is paired by order.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ def find_groups(model: nn.Module) -> dict[str, Members]:
     by_name = {members.name: members for members in found.values()}
     if not found:
         raise ValueError(
-            "model: no module carries a ChannelGroup (in_group, out_group or group), so there is nothing to prune"
+            "model: no module carries a ChannelGroup (in_group, out_group or group), so there is nothing to prune; "
+            "sca.attach_groups(model) finds its groups"
         )
     if len(by_name) < len(found):
         names = [members.name for members in found.values()]

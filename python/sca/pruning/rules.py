@@ -81,10 +81,12 @@ def follow(call: Call) -> Label:
 
 
 def _unknown(call: Call) -> Label:
-    advice = _ADVICE.get(call.name, "tracing doesn't know what that does with channels")
+    advice = _INSTEAD.get(call.name, "tracing doesn't know what that does with channels")
+    if call.name == "setitem":
+        advice = "it writes to a part of a tensor; join parts by torch.stack or torch.cat instead"
     call.streams.block(call.listed(), f"{call.what} reads it: {advice}")
     trained = call.module is not None and next(call.module.parameters(), None) is not None
-    if call.name in _ADVICE or trained:
+    if call.name in _INSTEAD or trained:
         call.streams.unknown[call.what] = advice
     return Unlisted(f"the output of {call.what}")
 
@@ -126,7 +128,10 @@ def _rearranges(call: Call) -> Label:
         return Unlisted(f"the output of {call.what}")
     label = listed[0]
     if all(other.dim == label.dim for other in listed):
-        results = call.rerun([_numbered(x) for x in call.operands])
+        try:
+            results = call.rerun([_numbered(x) for x in call.operands])
+        except (IndexError, RuntimeError, TypeError):  # a mask or an index among them
+            results = ()
         results = results if isinstance(results, tuple | list) else (results,)
         found = [_found(y, label) for y in results if isinstance(y, Tensor) and y.is_floating_point()]
         if found and found[0] is not None and all(other == found[0] for other in found):
@@ -363,8 +368,8 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(_VERBS, _combines),
 }
 
-# What to write in place of layers that can't carry a group.
-_ADVICE = {
+# What to write in place of layers and functions that can't carry a group.
+_INSTEAD = {
     **dict.fromkeys(("Conv2d", "conv2d", "channel_conv2d"), "replace it by the module sca_kernels.nn.ChannelConv2d"),
     **dict.fromkeys(("Linear", "linear"), "replace it by the module sca_kernels.nn.ChannelLinear"),
     **dict.fromkeys(
@@ -373,6 +378,11 @@ _ADVICE = {
         "BatchNormLIF",
     ),
     **dict.fromkeys(
-        ("neuron_forward", "batch_norm_forward"), "replace it by a module such as sca_kernels.nn.LIF or BatchNormLIF"
+        ("neuron", "if_neuron", "lif", "plif"),
+        "a function can't carry a group; use a module such as sca_kernels.nn.LIF",
+    ),
+    **dict.fromkeys(
+        ("batch_norm_neuron", "batch_norm_if", "batch_norm_lif", "batch_norm_plif"),
+        "a function can't carry a group; use a module such as sca_kernels.nn.BatchNormLIF",
     ),
 }

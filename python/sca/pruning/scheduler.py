@@ -104,7 +104,7 @@ class SCAScheduler:
 
     Args:
         model: in a DistributedDataParallel wrapper or not. If it carries channel groups, the prunable ones need
-            neurons; if it carries none, :func:`sca.attach_groups` finds them, and what cannot be pruned is logged.
+            neurons; if it carries none, :func:`sca.attach_groups` finds them, and logs what cannot be pruned.
         optimizer: of the model's parameters.
         example_input: for :func:`sca.attach_groups`.
         settings: see :class:`sca.pruning.schedule.Plan`; ``start``, ``stop`` and ``interval``, in optimizer steps,
@@ -113,6 +113,7 @@ class SCAScheduler:
     Attributes:
         plan: the settings.
         groups: all channel groups of the model by name.
+        attached: what :func:`sca.attach_groups` reported; None for a model that carried groups.
         steps: optimizer steps so far.
         history: :meth:`PruneEvent.record` of every update.
 
@@ -126,8 +127,7 @@ class SCAScheduler:
         self._wrapper = model
         model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self.model = model
-        if not has_groups(model):
-            attach_groups(model, example_input)
+        self.attached = None if has_groups(model) else attach_groups(model, example_input)
         self.groups = find_groups(model)
         self._prunable = {name: members for name, members in self.groups.items() if members.group.prunable}
         if not self._prunable:

@@ -11,10 +11,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-__all__ = ["Channels", "Part", "Stream", "Streams", "Unlisted"]
-
-# what says that a module can carry a group
-_ATTRIBUTES = {"in_group", "out_group", "group"}
+__all__ = ["Channels", "Part", "Stream", "Streams", "Unlisted", "can_carry"]
 
 
 class Stream:
@@ -98,6 +95,11 @@ class Unlisted:
 Label = Channels | Unlisted
 
 
+def can_carry(module: nn.Module) -> bool:
+    """Whether a module has a place for a channel group."""
+    return not vars(module).keys().isdisjoint(("in_group", "out_group", "group"))
+
+
 @dataclass
 class Streams:
     """What a trace found, by module.
@@ -154,7 +156,7 @@ class Streams:
                 self.tie(labels, f"{self.names[module]} {verb} it and, in another call, {other}")
         self._settle_parameters()
         for module, name in self.names.items():
-            if _ATTRIBUTES & vars(module).keys() and module not in self.called:
+            if can_carry(module) and module not in self.called:
                 self.unknown[name] = "it is not called in the pass that was traced"
         neurons = {module for module in self.carried if hasattr(module, "activity")}
         heard = self._roots(label for module in neurons for label in self.carried[module])
@@ -178,18 +180,21 @@ class Streams:
                 if any(name == known for known, _ in places):
                     self.block(self._sides(layer), f"{where} uses {name}")
             for name, other in others:
-                ours, theirs = self._sides(layer), self._sides(other)
+                ours, theirs = (self._sides(m, p.dim() > 1) for m in (layer, other))
                 reason = f"{first} is also {name}"
                 if len(ours) != len(theirs):
                     self.block((*ours, *theirs), f"{reason}, in a layer of another kind or one that is not called")
-                for pair in zip(ours, theirs, strict=False):
-                    if p.dim() > 1 or pair[0] is not ours[-1] or len(ours) == 1:  # vectors list no inputs
-                        self.tie(list(pair), f"{reason}, whose channels are others")
+                    continue
+                for pair in zip(ours, theirs, strict=True):
+                    self.tie(list(pair), f"{reason}, whose channels are others")
 
-    def _sides(self, module: nn.Module) -> list[Label]:
-        """What the channels of a module's parameters are: those that it makes or works on, and those that it reads."""
-        made = [Channels(0, (Part(self.made[module], False),))] if module in self.made else []
-        return made + self.carried.get(module, [])[:1] + self.read.get(module, [])[:1]
+    def _sides(self, module: nn.Module, columns: bool = True) -> list[Label]:
+        """Which channels a module's parameters list: those that it makes or works on, and, in columns, those that it
+        reads (which a depthwise convolution makes, too).
+        """
+        rows = [Channels(0, (Part(self.made[module], False),))] if module in self.made else []
+        rows += self.carried.get(module, [])[:1]
+        return rows + self.read.get(module, [])[:1] if columns or not rows else rows
 
     @staticmethod
     def _roots(labels: Iterable[Label]) -> set[Stream]:

@@ -7,6 +7,9 @@ Control flow that depends on a tensor's values stops the trace.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
+import operator
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +21,16 @@ import torch
 from torch import Tensor, fx, nn
 
 import sca_kernels
+from sca_kernels import functional
 
 from .rules import Call, follow
-from .streams import Label, Streams, Unlisted
+from .streams import Label, Streams, Unlisted, can_carry
 
-__all__ = ["leaves", "trace", "user_line"]
+__all__ = ["OUTPUT", "leaves", "trace", "user_line"]
 
 _LIBRARIES = (*(str(Path(package.__file__).parent) for package in (torch, sca_kernels)), __file__)
+#: why a network's last layer is not pruned
+OUTPUT = "it is the network's output"
 # These turn a tensor's values into Python's.
 _VALUES = ("item", "tolist", "numpy", "equal", "allclose")
 
@@ -41,8 +47,9 @@ def trace(model: nn.Module, inputs: Sequence[Any], streams: Streams) -> None:
         ValueError: the pass failed, with the line where; or it returns no tensor in a tuple, list or dict.
     """
     try:
-        with torch.no_grad():
-            _Tracer(inputs, streams).trace(model)
+        tracer = _Tracer(inputs, streams)
+        with torch.no_grad(), tracer.functions():
+            tracer.trace(model)
     except Exception as error:  # whatever the user's code raises
         raise ValueError(f"model: tracing stopped{user_line(error)}: {error}") from error
 
@@ -53,21 +60,20 @@ def _provider(module: nn.Module) -> type:
 
 
 class _Traced(fx.Proxy):
-    """A tensor of the traced pass and what it lists; looks like a tensor to the network's code."""
+    """A tensor of the traced pass, and what it lists."""
 
     def __init__(self, value: Tensor, label: Label, tracer: _Tracer, parameter: str = "") -> None:
         super().__init__(None, tracer)
         self.value, self.label, self.parameter = value, label, parameter
-
-    @property
-    def __class__(self) -> type:  # for isinstance(x, Tensor)
-        return Tensor
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.value, name)
         if isinstance(found, Tensor):
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         return fx.proxy.Attribute(self, name) if callable(found) else found
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def __len__(self) -> int:
         return len(self.value)
@@ -90,6 +96,29 @@ class _Tracer(fx.Tracer):
         self.inputs, self.streams = inputs, streams
         self._running = False
 
+    @contextlib.contextmanager
+    def functions(self) -> Iterator[None]:
+        """Within, the functions of sca_kernels.functional are leaves, too."""
+        originals = {name: getattr(functional, name) for name in functional.__all__}
+        originals = {name: function for name, function in originals.items() if inspect.isfunction(function)}
+
+        def leaf(function: Callable) -> Callable:
+            @functools.wraps(function)
+            def called(*args: Any, **kwargs: Any) -> Any:
+                if self._running or not _tensors((args, kwargs)):
+                    return function(*args, **kwargs)
+                return self.create_proxy("call_function", function, args, kwargs)
+
+            return called
+
+        for name, function in originals.items():
+            setattr(functional, name, leaf(function))
+        try:
+            yield
+        finally:
+            for name, function in originals.items():
+                setattr(functional, name, function)
+
     def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args: Any = None) -> tuple:
         label = Unlisted("the network's input")
         return root_fn, [self.root, *(_Traced(x, label, self) if isinstance(x, Tensor) else x for x in self.inputs)]
@@ -102,7 +131,7 @@ class _Tracer(fx.Tracer):
         returned = _tensors(args)
         if not returned:
             raise ValueError("expected forward to return a tensor, or tensors in a tuple, list or dict")
-        self.streams.block((x.label for x in returned), "it is the network's output")
+        self.streams.block((x.label for x in returned), OUTPUT)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return _provider(m).__module__.startswith(("torch.nn.", "sca_kernels.")) and not isinstance(m, nn.Sequential)
@@ -111,13 +140,19 @@ class _Tracer(fx.Tracer):
         return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
-        if self._running or not self.is_leaf_module(m, ""):
+        if self._running:
             return forward(*args, **kwargs)
         self.streams.called.add(m)
         kind = _provider(m)
-        public = type(m).__qualname__ if kind.__module__.startswith("sca_kernels.") else f"torch.nn.{type(m).__name__}"
-        what = f"{self.streams.names.get(m, 'a module')} ({public})"
-        return self._call(kind.__name__, what, forward, args, kwargs, m)
+        foreign = "torch.nn." if kind.__module__.startswith("torch.nn.") else ""
+        what = f"{self.streams.names.get(m, 'a module')} ({foreign}{type(m).__name__})"
+        if not self.is_leaf_module(m, ""):
+            if can_carry(m):
+                self.streams.unknown[what] = "its class has a forward of its own; have it hold the layer instead"
+            return forward(*args, **kwargs)
+        constants = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
+        traced = {id(x): _Traced(x, Unlisted("a tensor that was made in the network"), self) for x in constants}
+        return self._call(kind.__name__, what, forward, _mapped(args, traced.get), _mapped(kwargs, traced.get), m)
 
     def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, *others: Any, **named: Any) -> Any:
         if kind == "get_attr":
@@ -134,7 +169,8 @@ class _Tracer(fx.Tracer):
         place = _place(sys._getframe())
         if name in _VALUES:
             raise ValueError(f"{name}() reads the values of a tensor, so that another batch may take another way")
-        result = self._call(name.strip("_"), f"{name.strip('_')} at {place}", function, args, kwargs)
+        plain = name.strip("_")
+        result = self._call(plain, f"{plain} at {place}", function, args, kwargs)
         if kind == "call_method" and name.endswith("_") and not name.endswith("__"):
             args[0].label = result.label  # in place
         return result
@@ -154,9 +190,11 @@ class _Tracer(fx.Tracer):
         with self._apart():
             result = run([x.value for x in operands])
             found = [x for x in leaves(result) if isinstance(x, Tensor)]
-            if not operands or not found:
+            if not operands or not (found or name == "setitem"):
                 return result
             label = follow(Call(name, what, module, operands, args, kwargs, result, run, self.streams))
+            if name == "setitem" and type(args[0]) is _Traced:
+                args[0].label = label
         wrapped = {id(x): _Traced(x, label, self) for x in found}
         return _mapped(result, wrapped.get)
 
