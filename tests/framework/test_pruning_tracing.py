@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import sca
 from sca.pruning.groups import carried, channel_axes, find_groups
+from sca_kernels import functional as snn_functional
 from sca_kernels import nn as snn
 from tests.framework.plain_nets import (
     Branches,
@@ -200,9 +201,9 @@ def test_scheduler_prunes_and_regrows_and_compact_equals_masked(net: type[nn.Mod
 
 
 @pytest.mark.parametrize("allocation", ["layer", "synops"])
-@pytest.mark.parametrize("criterion", ["weight_l1", "bn_gamma"])
-def test_scheduler_settings_understand_concatenations(allocation: str, criterion: str) -> None:
-    model, _, _ = pruned(Dense, allocation=allocation, criterion=criterion, target="parameters", regrow_init="zero")
+@pytest.mark.parametrize(("net", "criterion"), [(Dense, "weight_l1"), (Branches, "bn_gamma")])
+def test_scheduler_settings_understand_concatenations(allocation: str, net: type[nn.Module], criterion: str) -> None:
+    model, _, _ = pruned(net, allocation=allocation, criterion=criterion, target="parameters", regrow_init="zero")
     share = sum(p.numel() for p in sca.compact(model).parameters()) / sum(p.numel() for p in model.parameters())
     assert 0.3 < share < 0.6
 
@@ -388,6 +389,19 @@ class Net(nn.Module):
         return self.head(self.neuron2(self.conv2(self.middle(self, s, x))).mean((0, 3, 4)))
 
 
+class OwnForward(snn.ChannelConv2d):
+    """What it does with channels, its base can't say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flip(-1))
+
+
+def written(x: Tensor) -> Tensor:
+    out = torch.zeros(x.shape)
+    out[0] = x[0]
+    return out
+
+
 @pytest.mark.parametrize(
     ("middle", "reason"),
     [
@@ -403,12 +417,24 @@ class Net(nn.Module):
         (lambda net, s, x: net.grouped(s), r"grouped \(ChannelConv2d\) is a grouped convolution \(groups=2\)"),
         (lambda net, s, x: s.view(T, -1, 6, 8, 8), r"fails without some of these channels: .*test_pruning_tracing.py"),
         (lambda net, s, x: s + s.flip(2), r"flip at .* mixes its channels"),
+        (
+            lambda net, s, x: snn_functional.lif(s).spikes,
+            "lif at .*: a function can't carry a group; use a module such",
+        ),
+        (lambda net, s, x: net.own(s), r"channel_conv2d at .*nn.ChannelConv2d"),
+        (lambda net, s, x: written(s), "setitem at .*: it writes to a part of a tensor; join parts by torch.stack"),
+        (lambda net, s, x: s.clone().add_(1.0), "with no neuron before to silence a dormant channel"),
         (lambda net, s, x: F.conv2d(s[0], torch.ones(6, 6, 1, 1))[None], r"conv2d at .*nn.ChannelConv2d"),
         (lambda net, s, x: F.pad(s, (0, 0, 0, 0, 1, 1))[:, :, 1:-1], "pad at .* works across its channels"),
     ],
 )
 def test_attach_groups_says_why_a_group_cannot_be_pruned(middle, reason: str) -> None:
-    modules = {"bn": nn.BatchNorm2d(6), "plain": nn.Conv2d(6, 6, 1), "grouped": conv(6, 6, groups=2)}
+    modules = {
+        "bn": nn.BatchNorm2d(6),
+        "plain": nn.Conv2d(6, 6, 1),
+        "grouped": conv(6, 6, groups=2),
+        "own": OwnForward(6, 6, 1),
+    }
     model = Net(middle, **modules)
     model.scale = nn.Parameter(torch.ones(6, 1, 1))
     report = sca.attach_groups(model, batch()[0])
@@ -420,6 +446,14 @@ def test_attach_groups_says_why_a_group_cannot_be_pruned(middle, reason: str) ->
             members.group.set_active([0, 3])
     assert model(batch()[0]).shape == (5, 4)
     torch.testing.assert_close(sca.compact(model)(batch()[0]), masked(model)(batch()[0]), rtol=1e-5, atol=1e-6)
+
+
+def test_attach_groups_gives_what_stands_beside_channels_a_fixed_place() -> None:
+    model = Branches()
+    report = sca.attach_groups(model, batch()[0])
+    assert report.unprunable["the network's input"] == "it is the network's input"
+    assert [part.name for part in model.joint.in_group.parts] == ["left", "the network's input", "right"]
+    assert [part.prunable for part in model.joint.in_group.parts] == [True, False, True]
 
 
 def test_attach_groups_leaves_the_residual_stream_alone_unless_asked() -> None:

@@ -15,7 +15,7 @@ from sca_kernels import nn as snn
 
 from .groups import carried
 from .probe import untouched
-from .streams import Channels, Label, Part, Stream, Streams
+from .streams import Channels, Label, Stream, Streams
 from .tracing import OUTPUT, leaves, trace, user_line
 
 __all__ = ["AttachReport", "GroupRow", "attach_groups", "has_groups"]
@@ -94,9 +94,9 @@ def attach_groups(model: nn.Module, example_input: Any = None, *, prune_stream: 
     Args:
         model: carries no group; unwrapped (no DistributedDataParallel), traced in the mode it is in. Its neurons read
             [T, N, C, *S].
-        example_input: what its forward takes, on its device: a tensor, or a tuple of arguments. Two samples or more,
+        example_input: what its forward takes, on its device: a tensor, or a tuple of arguments. Two samples are best,
             for a dimension of size 1 hides what a reshape does with it. None: images [N, C, S, S] or sequences
-            [T, N, C, S, S] (vectors, where the first layer is linear) of usual sizes are tried.
+            [T, N, C, S, S] (vectors, where the first layer is linear) of usual sizes, up to 224, are tried.
         prune_stream: whether channels that an addition ties, as those of a residual stream, are prunable, too.
 
     Returns:
@@ -172,7 +172,7 @@ class _Wiring:
         self.streams = streams
         self.prune_stream = prune_stream
         self.rows: dict[Stream, tuple[dict[str, None], ...]] = {stream: ({}, {}, {}) for stream in streams.all()}
-        roles = {module: [self._made(module)] for module in streams.made}, streams.carried, streams.read
+        roles = {module: [streams.outputs(module)] for module in streams.made}, streams.carried, streams.read
         for role, modules in enumerate(roles):
             for module, labels in modules.items():
                 self._note(role, module, labels)
@@ -181,14 +181,12 @@ class _Wiring:
                 self._note(0, module, labels)
         self.names: dict[Stream, str] = {}
         for stream, roles in self.rows.items():
-            name = next(itertools.chain(*roles), stream.origin)
+            made, carried_by, _ = roles
+            name = next(itertools.chain(made, carried_by), stream.origin)
             taken = sum(known.split(" #")[0] == name for known in self.names.values())
             self.names[stream] = f"{name} #{taken + 1}" if taken else name
         self.groups: dict[Stream, snn.ChannelGroup] = {}
         self._before: list[tuple[nn.Module, str, Any]] = []
-
-    def _made(self, module: nn.Module) -> Channels:
-        return Channels(0, (Part(self.streams.made[module], False),))
 
     def _note(self, role: int, module: nn.Module, labels: Sequence[Label]) -> None:
         for label in labels:
@@ -205,7 +203,7 @@ class _Wiring:
         """Set the groups of all modules that work on channels which could be pruned; others stay as they are."""
         streams = self.streams
         for module in streams.made:
-            self._set(module, "out_group", self._view(self._made(module)))
+            self._set(module, "out_group", self._view(streams.outputs(module)))
         for module, labels in streams.read.items():
             view = self._view(labels[0])
             self._set(module, "in_group", view)

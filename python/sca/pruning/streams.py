@@ -122,6 +122,10 @@ class Streams:
     touched: dict[str, str] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
 
+    def outputs(self, module: nn.Module) -> Channels:
+        """The channels that a layer makes, as the rows of its weight list them."""
+        return Channels(0, (Part(self.made[module], False),))
+
     def all(self) -> list[Stream]:
         """Every stream once, in the order in which they were made."""
         labels = [label for calls in (*self.read.values(), *self.carried.values()) for label in calls]
@@ -192,7 +196,7 @@ class Streams:
         """Which channels a module's parameters list: those that it makes or works on, and, in columns, those that it
         reads (which a depthwise convolution makes, too).
         """
-        rows = [Channels(0, (Part(self.made[module], False),))] if module in self.made else []
+        rows = [self.outputs(module)] if module in self.made else []
         rows += self.carried.get(module, [])[:1]
         return rows + self.read.get(module, [])[:1] if columns or not rows else rows
 
