@@ -284,7 +284,14 @@ def test_attach_groups_reads_no_time_axis_as_channels() -> None:
 
 
 def test_attach_groups_leaves_no_trace() -> None:
-    model = Vgg()
+    class Remembering(Vgg):
+        last = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = super().forward(x)
+            return self.last
+
+    model = Remembering()
     for neuron in model.neurons:
         neuron.activity = snn.Activity()
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
@@ -293,6 +300,7 @@ def test_attach_groups_leaves_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), random)
     assert all(neuron.activity.spike_count is None and neuron.v is None for neuron in model.neurons)
     assert all(p.grad is None for p in model.parameters())
+    assert model.last is None
 
 
 class RandomNet(nn.Module):
@@ -445,7 +453,9 @@ REASONS = {
     ),
     "functional neuron": (lambda net, s, x: snn_functional.lif(s).spikes, "lif at .*: a function can't carry a group"),
     "forward of its own": (lambda net, s, x: net.own(s), r"channel_conv2d at .*nn.ChannelConv2d"),
-    "written": (lambda net, s, x: written(s), "setitem at .*: it writes to a part of a tensor; join parts by"),
+    "written": (lambda net, s, x: written(s), "setitem at .*: it writes into another tensor; join tensors by"),
+    "added to a constant": (lambda net, s, x: torch.zeros(s.shape).add_(s), "add at .*: it writes into another tensor"),
+    "compared": (lambda net, s, x: (s > x.repeat(1, 3, 1, 1)) * s, "gt at .* reads it: tracing doesn't know"),
 }
 
 

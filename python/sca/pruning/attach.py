@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
@@ -135,14 +136,14 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], Stre
     if example_input is not None:
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)
         streams = Streams(names)
-        with untouched(model):
+        with _unchanged(model):
             trace(model, inputs, streams)
         return inputs, streams
     furthest, reason = -1, ""
     for inputs in _guesses(model):
         streams = Streams(names)
         try:
-            with untouched(model):
+            with _unchanged(model):
                 trace(model, inputs, streams)
         except ValueError as error:
             if len(streams.called) > furthest:
@@ -270,8 +271,21 @@ class _Wiring:
         return AttachReport(rows, unprunable | self.streams.unknown)
 
 
+@contextlib.contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Put back, at exit, what a pass changes, attributes that the model's own code sets included."""
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        with untouched(model):
+            yield
+    finally:
+        for module, before in attributes:
+            vars(module).clear()
+            vars(module).update(before)
+
+
 def _shapes(model: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Size]:
-    with untouched(model), torch.no_grad():
+    with _unchanged(model), torch.no_grad():
         return [x.shape for x in leaves(model(*inputs)) if isinstance(x, Tensor)]
 
 

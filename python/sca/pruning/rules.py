@@ -39,6 +39,7 @@ class Call:
         args, kwargs: its arguments, operands among them.
         result: what it returned.
         rerun: runs it again, on other tensors in place of the operands.
+        writes: whether it writes to a part of a tensor, or into one that is no operand.
         streams: what the trace has found so far.
     """
 
@@ -50,6 +51,7 @@ class Call:
     kwargs: Mapping[str, Any]
     result: Any
     rerun: Callable[[list[Tensor]], Any]
+    writes: bool
     streams: Streams
 
     def listed(self) -> list[Channels]:
@@ -58,8 +60,8 @@ class Call:
 
     def is_unary(self) -> bool:
         """Whether there is no second tensor, unless as a model of type and device."""
-        others = [*self.args[1:], *self.kwargs.values()]
-        return self.name in ("to", "type_as") or not any(isinstance(other, Tensor) for other in others)
+        constants = any(isinstance(other, Tensor) for other in (*self.args, *self.kwargs.values()))
+        return self.name in ("to", "type_as") or (len(self.operands) == 1 and not constants)
 
     def argument(self, position: int, *names: str, default: Any = None) -> Any:
         """An argument by position or by one of its names."""
@@ -75,15 +77,21 @@ def follow(call: Call) -> Label:
     """The label of a call's result (of all tensors in it)."""
     listed = call.listed()
     rule = _RULES.get(call.name, _unknown)
+    if call.writes:
+        rule = _writes
     if not listed and rule not in _LAYERS and rule is not _unknown:
         return call.operands[0].label
     return rule(call)
 
 
+def _writes(call: Call) -> Label:
+    advice = "it writes into another tensor; join tensors by torch.stack or torch.cat instead"
+    call.streams.block(call.listed(), f"{call.what} reads it: {advice}")
+    return Unlisted(f"what {call.what} wrote to")
+
+
 def _unknown(call: Call) -> Label:
     advice = _INSTEAD.get(call.name, "tracing doesn't know what that does with channels")
-    if call.name == "setitem":
-        advice = "it writes to a part of a tensor; join parts by torch.stack or torch.cat instead"
     call.streams.block(call.listed(), f"{call.what} reads it: {advice}")
     trained = call.module is not None and next(call.module.parameters(), None) is not None
     if call.name in _INSTEAD or trained:

@@ -170,13 +170,17 @@ class _Tracer(fx.Tracer):
         if name in _VALUES:
             raise ValueError(f"{name}() reads the values of a tensor, so that another batch may take another way")
         plain = name.strip("_")
-        result = self._call(plain, f"{plain} at {place}", function, args, kwargs)
-        if kind == "call_method" and name.endswith("_") and not name.endswith("__"):
-            args[0].label = result.label  # in place
-        return result
+        return self._call(plain, f"{plain} at {place}", function, args, kwargs, in_place=_is_in_place(name))
 
     def _call(
-        self, name: str, what: str, function: Callable, args: tuple, kwargs: dict, module: nn.Module | None = None
+        self,
+        name: str,
+        what: str,
+        function: Callable,
+        args: tuple,
+        kwargs: dict,
+        module: nn.Module | None = None,
+        in_place: bool = False,
     ) -> Any:
         operands = tuple(_tensors((args, kwargs)))
         for x in operands:
@@ -190,11 +194,13 @@ class _Tracer(fx.Tracer):
         with self._apart():
             result = run([x.value for x in operands])
             found = [x for x in leaves(result) if isinstance(x, Tensor)]
-            if not operands or not (found or name == "setitem"):
+            if not operands or not (found or in_place):
                 return result
-            label = follow(Call(name, what, module, operands, args, kwargs, result, run, self.streams))
-            if name == "setitem" and type(args[0]) is _Traced:
-                args[0].label = label
+            target = args[0] if in_place and type(args[0]) is _Traced else None
+            writes = name == "setitem" or (in_place and target is None)
+            label = follow(Call(name, what, module, operands, args, kwargs, result, run, writes, self.streams))
+            if target is not None:
+                target.label = label
         wrapped = {id(x): _Traced(x, label, self) for x in found}
         return _mapped(result, wrapped.get)
 
@@ -240,6 +246,12 @@ def _mapped(value: Any, of: Callable[[int], Any]) -> Any:
         return slice(*(_mapped(item, of) for item in (value.start, value.stop, value.step)))
     found = of(id(value))
     return value if found is None else found
+
+
+def _is_in_place(name: str) -> bool:
+    """Whether a function or method changes its first argument: ``add_``, ``__iadd__``, ``iadd``, ``setitem``."""
+    plain = name.strip("_")
+    return plain in ("setitem", "iadd", "isub", "imul", "itruediv") or (name.endswith("_") and name[0] != "_")
 
 
 def _place(frame: FrameType | None) -> str:
