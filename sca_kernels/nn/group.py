@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -138,9 +139,8 @@ class _Concatenation(ChannelGroup):
         self._join()
 
     def _join(self) -> None:
-        sizes = torch.tensor([0, *(part.num_channels for part in self._parts)])
-        offsets = sizes.cumsum(0).tolist()
-        self._adopt(torch.cat([part.active + start for part, start in zip(self._parts, offsets, strict=False)]))
+        starts = accumulate((part.num_channels for part in self._parts), initial=0)
+        self._adopt(torch.cat([part.active + start for part, start in zip(self._parts, starts, strict=False)]))
         self._joined = self.version
 
     @property

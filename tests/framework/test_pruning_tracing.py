@@ -268,6 +268,9 @@ def test_scheduler_attaches_groups_by_itself_and_needs_no_example() -> None:
     scheduler = sca.SCAScheduler(model, torch.optim.SGD(model.parameters(), 0.1), **SETTINGS)
     assert wiring(model) == EXPECTED[Vgg]
     assert scheduler.attached.unprunable == {"head": "it is the network's output"}
+    dense = Dense()  # its literal reshape takes larger images, too, and mixes their channels
+    sca.SCAScheduler(dense, torch.optim.SGD(dense.parameters(), 0.1), **SETTINGS)
+    assert wiring(dense) == EXPECTED[Dense]
     layers = sequential()
     sca.SCAScheduler(layers, torch.optim.SGD(layers.parameters(), 0.1), **SETTINGS)
     assert list(wiring(layers)) == ["0", "2"]

@@ -140,6 +140,7 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], Stre
             trace(model, inputs, streams)
         return inputs, streams
     furthest, reason = -1, ""
+    runs: list[tuple[tuple[Any, ...], Streams]] = []
     for inputs in _guesses(model):
         streams = Streams(names)
         try:
@@ -149,7 +150,11 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], Stre
             if len(streams.called) > furthest:
                 furthest, reason = len(streams.called), f"{list(inputs[0].shape)}: {error}"
         else:
-            return inputs, streams
+            runs.append((inputs, streams))
+            if not streams.mixed:
+                break
+    if runs:
+        return min(runs, key=lambda run: len(run[1].mixed))
     raise ValueError(f"example_input: expected one batch, for none of the usual sizes fits the model; {reason}")
 
 

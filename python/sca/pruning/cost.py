@@ -65,9 +65,8 @@ def channel_costs(layers: Iterable[LayerCost], masks: Masks) -> dict[str, Tensor
             for sink in layer.sinks:
                 costs[sink] += layer.unit * layer.inputs(masks)
         if layer.sources:
-            for source, rates in zip(
-                layer.sources, layer.rates.split([masks[s].numel() for s in layer.sources]), strict=True
-            ):
+            sizes = [masks[source].numel() for source in layer.sources]
+            for source, rates in zip(layer.sources, layer.rates.split(sizes), strict=True):
                 costs[source] += layer.unit * layer.active_outputs(masks) * rates
     return costs
 

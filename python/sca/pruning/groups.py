@@ -8,6 +8,7 @@ and nothing is paired by order.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -146,11 +147,7 @@ def parameter_axes(model: nn.Module) -> dict[nn.Parameter, tuple[Axis, ...]]:
 
 def starts_of(group: ChannelGroup) -> list[tuple[ChannelGroup, int]]:
     """The parts of a concatenation, or the group itself, and where the channels of each begin."""
-    starts, start = [], 0
-    for part in group.parts:
-        starts.append((part, start))
-        start += part.num_channels
-    return starts
+    return list(zip(group.parts, accumulate((part.num_channels for part in group.parts), initial=0), strict=False))
 
 
 def places_of(group: ChannelGroup, carried: ChannelGroup, values: Tensor) -> Tensor:

@@ -76,21 +76,21 @@ Rule = Callable[[Call], Label]
 def follow(call: Call) -> Label:
     """The label of a call's result (of all tensors in it)."""
     listed = call.listed()
-    rule = _RULES.get(call.name, _unknown)
-    if call.writes:
-        rule = _writes
+    rule = _writes if call.writes else _RULES.get(call.name, _unknown)
     if not listed and rule not in _LAYERS and rule is not _unknown:
         return call.operands[0].label
     return rule(call)
 
 
 def _writes(call: Call) -> Label:
+    """What writes to a part of a tensor, or into one that nothing follows."""
     advice = "it writes into another tensor; join tensors by torch.stack or torch.cat instead"
     call.streams.block(call.listed(), f"{call.what} reads it: {advice}")
     return Unlisted(f"what {call.what} wrote to")
 
 
 def _unknown(call: Call) -> Label:
+    """What no rule covers."""
     advice = _INSTEAD.get(call.name, "tracing doesn't know what that does with channels")
     call.streams.block(call.listed(), f"{call.what} reads it: {advice}")
     trained = call.module is not None and next(call.module.parameters(), None) is not None
@@ -147,6 +147,7 @@ def _rearranges(call: Call) -> Label:
             silent = tuple(all(other.parts[i].silent for other in listed) for i in range(len(label.parts)))
             parts = tuple(Part(part.stream, s) for part, s in zip(label.parts, silent, strict=True))
             return Channels(dim, parts, block)
+    call.streams.mixed.add(call.what)
     call.streams.block(listed, f"{call.what} mixes its channels with each other, leaves some out or reorders them")
     return Unlisted(f"the output of {call.what}")
 

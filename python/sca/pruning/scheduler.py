@@ -343,15 +343,7 @@ class SCAScheduler:
         price = channel_costs(synops, masks) if self.plan.allocation == "synops" else {}
         candidates = {}
         for name, members in self._prunable.items():
-            sums = {
-                kind: torch.stack(
-                    [
-                        places_of(members.group, neuron.group, measured[f"{layer}.{kind}"])
-                        for layer, neuron in members.neurons.items()
-                    ]
-                ).sum(0)
-                for kind in _SUMS
-            }
+            sums = {kind: _shares(members, members.neurons, measured, kind).sum(0) for kind in _SUMS}
             context = GroupContext(
                 group=members.group,
                 name=name,
@@ -379,11 +371,7 @@ class SCAScheduler:
             return torch.rand(members.group.num_channels, dtype=torch.float64, generator=self._generator)
         if not self._gradients:
             return None
-        gradients = [
-            places_of(members.group, norm.group, measured[f"{layer}.gradient"].abs())
-            for layer, norm in members.norms.items()
-        ]
-        return torch.stack(gradients).sum(0)
+        return _shares(members, members.norms, measured, "gradient").abs().sum(0)
 
     def _choose(
         self, candidates: Mapping[str, Candidates], wanted: float, share: Callable[[Mapping[str, Tensor]], float]
@@ -423,6 +411,12 @@ class SCAScheduler:
             return total(self._connections, masks) / total(self._connections, dense)
         prunable = [masks[name] for name in self._prunable]
         return sum(int(mask.sum()) for mask in prunable) / sum(mask.numel() for mask in prunable)
+
+
+def _shares(members: Members, carriers: Mapping[str, nn.Module], measured: Mapping[str, Tensor], kind: str) -> Tensor:
+    """What was measured on each of these carriers, for the group's channels alone: [carriers, C]."""
+    shares = [places_of(members.group, m.group, measured[f"{name}.{kind}"]) for name, m in carriers.items()]
+    return torch.stack(shares)
 
 
 def _per(value: Tensor, price: Tensor) -> Tensor:

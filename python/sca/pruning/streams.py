@@ -71,9 +71,9 @@ class Channels:
         """Channels of all parts."""
         return sum(part.stream.channels for part in self.parts)
 
-    def at(self, dim: int, block: int | None = None) -> Channels:
+    def at(self, dim: int) -> Channels:
         """The same along another dimension."""
-        return Channels(dim, self.parts, self.block if block is None else block)
+        return Channels(dim, self.parts, self.block)
 
     def spoken(self, silent: bool) -> Channels:
         """The same, with ``silent`` for all parts."""
@@ -111,6 +111,7 @@ class Streams:
             each call.
         called: modules that were run.
         touched: parameters that code outside of their layers used, by name, and where.
+        mixed: operations that rearranged channels, as a reshape does where the input has another size than it expects.
         unknown: modules and functions that no rule covers, and what is to be said of them.
     """
 
@@ -120,6 +121,7 @@ class Streams:
     carried: dict[nn.Module, list[Label]] = field(default_factory=dict)
     called: set[nn.Module] = field(default_factory=set)
     touched: dict[str, str] = field(default_factory=dict)
+    mixed: set[str] = field(default_factory=set)
     unknown: dict[str, str] = field(default_factory=dict)
 
     def outputs(self, module: nn.Module) -> Channels:
