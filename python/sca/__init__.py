@@ -12,6 +12,7 @@ from typing import Any
 _EXPORTS = {
     "__version__": "sca_kernels.version",
     "SCAScheduler": "sca.pruning",
+    "attach_groups": "sca.pruning",
     "compact": "sca.pruning",
     "report_cost": "sca.report",
 }

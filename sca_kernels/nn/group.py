@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -31,10 +32,33 @@ class ChannelGroup:
         self.version = 0
         self._adopt(torch.arange(num_channels))
 
+    @staticmethod
+    def concat(*groups: ChannelGroup) -> ChannelGroup:
+        """The channels of several groups side by side, as ``torch.cat`` puts them: a read-only view, whose active
+        channels are those of its parts; for the layers that read a concatenation. Of a single group, the group itself.
+
+        Raises:
+            ValueError: no group is given.
+        """
+        parts = tuple(part for group in groups for part in group.parts)
+        if not parts:
+            raise ValueError("groups: expected at least one ChannelGroup, got none")
+        return parts[0] if len(parts) == 1 else _Concatenation(parts)
+
+    @property
+    def parts(self) -> tuple[ChannelGroup, ...]:
+        """The groups whose channels these are, in their order: this one, or those of a concatenation."""
+        return (self,)
+
     def _adopt(self, active: Tensor) -> None:
-        self.active = active
+        self._active = active
         self._on_device = {active.device: active}
         self._mask_on_device: dict[torch.device, Tensor] = {}
+
+    @property
+    def active(self) -> Tensor:
+        """Sorted indices of the active channels; int64, CPU."""
+        return self._active
 
     @property
     def num_active(self) -> int:
@@ -105,6 +129,58 @@ class ChannelGroup:
         return f"ChannelGroup({self.name!r}, {self.num_active}/{self.num_channels} active)"
 
 
+class _Concatenation(ChannelGroup):
+    """See :meth:`ChannelGroup.concat`. Equal to another concatenation of the same groups."""
+
+    def __init__(self, parts: tuple[ChannelGroup, ...]) -> None:
+        self._parts = parts
+        self.num_channels = sum(part.num_channels for part in parts)
+        self.name = "+".join(part.name for part in parts)
+        self._join()
+
+    def _join(self) -> None:
+        starts = accumulate((part.num_channels for part in self._parts), initial=0)
+        self._adopt(torch.cat([part.active + start for part, start in zip(self._parts, starts, strict=False)]))
+        self._joined = self.version
+
+    @property
+    def parts(self) -> tuple[ChannelGroup, ...]:
+        return self._parts
+
+    @property
+    def prunable(self) -> bool:
+        return all(part.prunable for part in self._parts)
+
+    @property
+    def probing(self) -> bool:
+        return any(part.probing for part in self._parts)
+
+    @property
+    def version(self) -> int:
+        return sum(part.version for part in self._parts)
+
+    @property
+    def active(self) -> Tensor:
+        if self._joined != self.version:
+            self._join()
+        return self._active
+
+    def mask(self, device: torch.device | str = "cpu") -> Tensor:
+        if self._joined != self.version:
+            self._join()
+        return super().mask(device)
+
+    def set_active(self, indices: Tensor | Iterable[int]) -> None:
+        """Always a TypeError: the parts say what is active."""
+        raise TypeError(f"set_active: {self} is a view; set the active channels of its parts")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Concatenation) and self._parts == other._parts
+
+    def __hash__(self) -> int:
+        return hash(self._parts)
+
+
 @contextlib.contextmanager
 def probing(groups: Iterable[ChannelGroup]) -> Iterator[None]:
     """Run the modules of these groups at full width.
@@ -113,7 +189,7 @@ def probing(groups: Iterable[ChannelGroup]) -> Iterator[None]:
     output is that of the pruned network, and the gradient passes that gate as if it were open. Running statistics and
     activity stay as they are.
     """
-    groups = list(groups)
+    groups = [part for group in groups for part in group.parts]
     for group in groups:
         group.probing = True
     try:

@@ -77,18 +77,17 @@ class DepthwiseNet(nn.Module):
 
 
 class ConcatNet(nn.Module):
-    """Two branches that are concatenated, hence not prunable (their reader has no single group), and a prunable
-    "joint" behind.
-    """
+    """Two branches, "left" and "right", that are concatenated, and a "joint" behind, which reads both."""
 
     def __init__(self) -> None:
         super().__init__()
-        left, right = (snn.ChannelGroup(4, name, prunable=False) for name in ("left", "right"))
+        left, right = (snn.ChannelGroup(4, name) for name in ("left", "right"))
         joint = snn.ChannelGroup(12, "joint")
         self.conv_left = snn.ChannelConv2d(2, 4, 3, padding=1, out_group=left)
         self.conv_right = snn.ChannelConv2d(2, 4, 1, out_group=right)
         self.norm_left, self.norm_right = snn.BatchNormLIF(4, group=left), snn.BatchNormLIF(4, group=right)
-        self.conv = snn.ChannelConv2d(8, 12, 3, padding=1, out_group=joint)
+        both = snn.ChannelGroup.concat(left, right)
+        self.conv = snn.ChannelConv2d(8, 12, 3, padding=1, in_group=both, out_group=joint)
         self.norm = snn.BatchNormLIF(12, group=joint)
         self.linear = snn.ChannelLinear(12, 4, in_group=joint)
 

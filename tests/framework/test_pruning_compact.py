@@ -11,7 +11,16 @@ from torch import nn
 import sca
 from sca.pruning.groups import carried, find_groups
 from sca_kernels import nn as snn
-from tests.framework.pruning_nets import ConvNet, DepthwiseNet, ResidualNet, TiedNet, batch, loss_of, train_step
+from tests.framework.pruning_nets import (
+    ConcatNet,
+    ConvNet,
+    DepthwiseNet,
+    ResidualNet,
+    TiedNet,
+    batch,
+    loss_of,
+    train_step,
+)
 
 
 def pruned(net: type[nn.Module]) -> nn.Module:
@@ -25,7 +34,7 @@ def pruned(net: type[nn.Module]) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("net", [ConvNet, ResidualNet, DepthwiseNet, TiedNet])
+@pytest.mark.parametrize("net", [ConvNet, ResidualNet, DepthwiseNet, ConcatNet, TiedNet])
 @pytest.mark.parametrize("training", [False, True])
 def test_compact_gives_the_same_outputs_and_gradients(net: type[nn.Module], training: bool) -> None:
     model = pruned(net).train(training)

@@ -20,6 +20,7 @@ def context(seed: int = 0, **changes) -> GroupContext:
     torch.nn.init.normal_(norm.weight)
     positions = 50 * group.mask().long()
     fields = {
+        "group": group,
         "name": "g",
         "active": group.active,
         "spike_count": torch.tensor([10, 0, 0, 25, 0, 50]),
@@ -102,7 +103,7 @@ def test_criterion_weight_l1_ranks_a_selected_group_by_the_weights_that_read_it(
     group, sink = snn.ChannelGroup(C, "g"), snn.ChannelGroup(3)
     sink.set_active([0, 2])
     conv = snn.ChannelConv2d(C, 3, 3, in_group=group, out_group=sink)
-    score = CRITERIA["weight_l1"](context(producers=(), consumers=(conv,)))
+    score = CRITERIA["weight_l1"](context(group=group, producers=(), consumers=(conv,)))
     torch.testing.assert_close(score, conv.weight.detach()[[0, 2]].abs().sum((0, 2, 3)).double())
     with pytest.raises(ValueError, match="group 'g' has no layer"):
         CRITERIA["weight_l1"](context(producers=()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -74,6 +76,44 @@ def test_parameter_axes_refuses_weights_shared_between_different_groups() -> Non
     assert [axis.dim for axis in parameter_axes(model)[model.conv1.weight]] == [0, 1]
     with pytest.raises(ValueError, match=r"conv2.weight is shared with a module of other channel groups"):
         parameter_axes(TiedNet(other_group=True))
+
+
+def test_find_groups_gives_the_reader_of_a_concatenation_to_each_of_its_parts() -> None:
+    groups = find_groups(ConcatNet())
+    assert {name: list(m.consumers) for name, m in groups.items()} == {
+        "left": ["conv"],
+        "right": ["conv"],
+        "joint": ["linear"],
+    }
+
+
+def test_channel_group_concat_follows_its_parts() -> None:
+    left, right = snn.ChannelGroup(3, "left"), snn.ChannelGroup(4, "right", prunable=False)
+    both = snn.ChannelGroup.concat(left, snn.ChannelGroup.concat(right, left))
+    assert (both.name, both.num_channels, both.prunable) == ("left+right+left", 10, False)
+    assert both.parts == (left, right, left)
+    assert both.index(torch.device("cpu")) is None
+    left.set_active([0, 2])
+    right.set_active([1])
+    assert both.active.tolist() == both.index(torch.device("cpu")).tolist() == [0, 2, 4, 7, 9]
+    assert (both.num_active, both.width, both.density) == (5, 5, 0.5)
+    assert both.mask().nonzero().flatten().tolist() == both.active.tolist()
+    with snn.probing([both]):
+        assert left.probing
+        assert both.width == 10
+        assert both.index(torch.device("cpu")) is None
+        assert torch.equal(both.probe_mask(torch.device("cpu")), both.mask())
+    version = both.version
+    left.set_active([1])
+    assert both.version > version
+    assert both.mask().tolist() == [i in (1, 4, 8) for i in range(10)]
+    assert copy.deepcopy([both, left])[0].active.tolist() == [1, 4, 8]
+    assert both == snn.ChannelGroup.concat(left, right, left) != snn.ChannelGroup.concat(left, right)
+    assert snn.ChannelGroup.concat(left) is left
+    with pytest.raises(TypeError, match=r"set_active: .* is a view"):
+        both.set_active([0])
+    with pytest.raises(ValueError, match="groups: expected at least one"):
+        snn.ChannelGroup.concat()
 
 
 @pytest.mark.parametrize("net", [ConvNet, ResidualNet, DepthwiseNet, ConcatNet, TiedNet])

@@ -504,7 +504,7 @@ def test_history_is_plain_data() -> None:
 
 
 def test_scheduler_refuses_a_model_without_prunable_groups_neurons_or_norms() -> None:
-    with pytest.raises(ValueError, match="no module carries a ChannelGroup"):
+    with pytest.raises(ValueError, match="found no channels that can be pruned"):
         make(nn.Linear(2, 2))
     fixed = snn.ChannelGroup(4, "fixed", prunable=False)
     with pytest.raises(ValueError, match="only fixed"):

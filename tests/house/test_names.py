@@ -42,6 +42,7 @@ NAMES = {
     "sca_kernels.nn.MaxPool2d": "kernel_size stride padding",
     "sca_kernels.nn.ChannelSelect": "in_channels group",
     "sca_kernels.nn.ChannelGroup": "num_channels name prunable",
+    "sca_kernels.nn.ChannelGroup.concat": "groups",
     "sca_kernels.nn.Activity": "training_only",
     "sca_kernels.nn.explain": "module",
     "sca_kernels.nn.probing": "groups",
@@ -50,6 +51,7 @@ NAMES = {
     "sca_kernels.doctor.report": "",
     "sca.models.build": "num_classes in_channels time_steps neuron",
     "sca.SCAScheduler": "model optimizer density start stop interval criterion regrow allocation regrow_fraction",
+    "sca.attach_groups": "model example_input prune_stream",
     "sca.compact": "model",
     "sca.report_cost": "model loader",
 }

@@ -27,15 +27,16 @@ class LayerCost:
     """``unit`` for each pair of an active output channel and an active input channel, times the input channel's rate.
 
     Attributes:
-        source, sink: names of the input's and the output's group; None: all channels, always.
+        sources, sinks: names of the input's and the output's groups (several of a concatenation, side by side); none:
+            all channels, always.
         rates: float64 [input channels].
         outputs: output channels, full width.
         unit: cost of one pair: weights per pair, or those times the output positions.
         depthwise: each output channel reads the input channel of its index alone.
     """
 
-    source: str | None
-    sink: str | None
+    sources: tuple[str, ...]
+    sinks: tuple[str, ...]
     rates: Tensor
     outputs: int
     unit: float
@@ -43,13 +44,13 @@ class LayerCost:
 
     def inputs(self, masks: Masks) -> float:
         """Sum of the active input channels' rates."""
-        return float(self.rates.sum() if self.source is None else self.rates[masks[self.source]].sum())
+        return float(self.rates[_joined(masks, self.sources)].sum() if self.sources else self.rates.sum())
 
     def active_outputs(self, masks: Masks) -> int:
         """Output channels that each input channel reaches."""
         if self.depthwise:
             return 1
-        return self.outputs if self.sink is None else int(masks[self.sink].sum())
+        return int(_joined(masks, self.sinks).sum()) if self.sinks else self.outputs
 
     def total(self, masks: Masks) -> float:
         """Cost of the layer with these channels (bool [C] for each group)."""
@@ -60,10 +61,13 @@ def channel_costs(layers: Iterable[LayerCost], masks: Masks) -> dict[str, Tensor
     """What each channel costs beside the active ones, its filters and what reads it: float64 [C] by group."""
     costs = {name: torch.zeros(mask.numel(), dtype=torch.float64) for name, mask in masks.items()}
     for layer in layers:
-        if layer.sink is not None and not layer.depthwise:
-            costs[layer.sink] += layer.unit * layer.inputs(masks)
-        if layer.source is not None:
-            costs[layer.source] += layer.unit * layer.active_outputs(masks) * layer.rates
+        if not layer.depthwise:
+            for sink in layer.sinks:
+                costs[sink] += layer.unit * layer.inputs(masks)
+        if layer.sources:
+            sizes = [masks[source].numel() for source in layer.sources]
+            for source, rates in zip(layer.sources, layer.rates.split(sizes), strict=True):
+                costs[source] += layer.unit * layer.active_outputs(masks) * rates
     return costs
 
 
@@ -161,6 +165,10 @@ class RateRecorder:
         )
 
 
+def _joined(masks: Masks, names: tuple[str, ...]) -> Tensor:
+    return torch.cat([masks[name] for name in names])
+
+
 def input_channels(layer: nn.Module) -> int:
     """Full number of input channels (features, for a linear layer without a group)."""
     group = carried(layer, "in_group")
@@ -203,7 +211,10 @@ def channel_dim(layer: nn.Module) -> int:
 
 def _layer_cost(layer: nn.Module, groups: Mapping[str, Members], rates: Tensor, positions: int) -> LayerCost:
     names = {id(members.group): name for name, members in groups.items()}
-    source, sink = (names.get(id(carried(layer, attribute))) for attribute in ("in_group", "out_group"))
+    sources, sinks = (
+        () if group is None else tuple(names[id(part)] for part in group.parts)
+        for group in (carried(layer, "in_group"), carried(layer, "out_group"))
+    )
     outputs = layer.weight.shape[0] // getattr(layer, "groups", 1)
     depthwise = is_depthwise(layer)
-    return LayerCost(source, sink, rates, outputs, weights_per_pair(layer) * positions, depthwise)
+    return LayerCost(sources, sinks, rates, outputs, weights_per_pair(layer) * positions, depthwise)

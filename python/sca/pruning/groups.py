@@ -1,19 +1,31 @@
 """Where the channels of a group occur in a model: in which layers, parameters and buffers, along which dimension.
 
 Modules say what they carry: ``in_group`` and ``out_group`` on convolutions and linear layers, ``group`` on neurons,
-batch norms and selections (see :mod:`sca_kernels.nn`). Nothing is traced and nothing is paired by order.
+batch norms and selections (see :mod:`sca_kernels.nn`), by hand or by :func:`sca.attach_groups`. Nothing is traced here
+and nothing is paired by order.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from sca_kernels.nn import ChannelGroup
 
-__all__ = ["Axis", "Members", "carried", "channel_axes", "find_groups", "is_depthwise", "parameter_axes"]
+__all__ = [
+    "Axis",
+    "Members",
+    "carried",
+    "channel_axes",
+    "find_groups",
+    "is_depthwise",
+    "parameter_axes",
+    "places_of",
+    "starts_of",
+]
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,15 @@ class Axis:
     group: ChannelGroup
     dim: int
     block: int = 1
+
+    def of(self, group: ChannelGroup, channels: Tensor) -> Tensor:
+        """Positions along ``dim`` of channels (int64 [n]) of one group: those of every place that it has among the
+        parts of a concatenation, none where it is no part.
+        """
+        starts = [start for part, start in starts_of(self.group) if part is group]
+        if not starts:
+            return channels[:0]
+        return self.entries(torch.cat([channels + start for start in starts]))
 
     def entries(self, channels: Tensor) -> Tensor:
         """Positions along ``dim`` of these channels (int64 [n]): int64 [n * block], on the same device."""
@@ -69,13 +90,14 @@ def find_groups(model: nn.Module) -> dict[str, Members]:
     for name, module in model.named_modules():
         for attribute, role in (("out_group", "producers"), ("group", "carriers"), ("in_group", "consumers")):
             group = carried(module, attribute)
-            if group is not None:
-                members = found.setdefault(id(group), Members(group.name or name, group))
+            for part in () if group is None else group.parts:
+                members = found.setdefault(id(part), Members(part.name or name, part))
                 getattr(members, role)[name] = module
     by_name = {members.name: members for members in found.values()}
     if not found:
         raise ValueError(
-            "model: no module carries a ChannelGroup (in_group, out_group or group), so there is nothing to prune"
+            "model: no module carries a ChannelGroup (in_group, out_group or group), so there is nothing to prune; "
+            "sca.attach_groups(model) finds its groups"
         )
     if len(by_name) < len(found):
         names = [members.name for members in found.values()]
@@ -121,6 +143,19 @@ def parameter_axes(model: nn.Module) -> dict[nn.Parameter, tuple[Axis, ...]]:
                     "give both the same groups, or none"
                 )
     return {p: axes for p, axes in found.items() if axes}
+
+
+def starts_of(group: ChannelGroup) -> list[tuple[ChannelGroup, int]]:
+    """The parts of a concatenation, or the group itself, and where the channels of each begin."""
+    return list(zip(group.parts, accumulate((part.num_channels for part in group.parts), initial=0), strict=False))
+
+
+def places_of(group: ChannelGroup, carried: ChannelGroup, values: Tensor) -> Tensor:
+    """A group's share [C] of one value for each channel of what carries it, itself or a concatenation; the sum over
+    its places, where it has several there.
+    """
+    places = [values[start : start + part.num_channels] for part, start in starts_of(carried) if part is group]
+    return torch.stack(places).sum(0)
 
 
 def carried(module: nn.Module, attribute: str) -> ChannelGroup | None:

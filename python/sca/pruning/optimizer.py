@@ -78,8 +78,8 @@ class ActiveOptimizer:
         """Zero the state of these channels (int64, CPU), as outputs of one layer and as inputs of the next."""
         for p, state in self.optimizer.state.items():
             for axis in self.axes.get(p, ()):
-                if axis.group in channels:
-                    entries = axis.entries(channels[axis.group].to(p.device))
+                for group in channels.keys() & set(axis.group.parts):
+                    entries = axis.of(group, channels[group].to(p.device))
                     for value in state.values():
                         if _spans(value, p.shape, axis):
                             value.index_fill_(axis.dim, entries, 0)

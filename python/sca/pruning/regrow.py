@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from sca_kernels.nn import ChannelGroup
+
 from .groups import Axis, Members, channel_axes
 
 __all__ = ["REGROW_INITS"]
@@ -26,9 +28,9 @@ def zero(members: Members, channels: Tensor, generator: Generator) -> None:
     for layer in members.consumers.values():
         for name, axes in channel_axes(layer).items():
             for axis in axes:
-                if axis.group is members.group and axis.dim > 0:
+                if axis.dim > 0:
                     tensor = getattr(layer, name)
-                    tensor.index_fill_(axis.dim, axis.entries(channels.to(tensor.device)), 0)
+                    tensor.index_fill_(axis.dim, axis.of(members.group, channels.to(tensor.device)), 0)
 
 
 @torch.no_grad()
@@ -41,14 +43,14 @@ def reinit(members: Members, channels: Tensor, generator: Generator) -> None:
         for name, axes in channel_axes(module).items():
             tensor = getattr(module, name)
             for axis in axes:
-                if axis.group is members.group and tensor.is_floating_point():
-                    _reinit(tensor, axis, channels, generator)
+                if members.group in axis.group.parts and tensor.is_floating_point():
+                    _reinit(tensor, axis, members.group, channels, generator)
 
 
-def _reinit(tensor: Tensor, axis: Axis, channels: Tensor, generator: Generator) -> None:
-    survivors = axis.group.active[~torch.isin(axis.group.active, channels)]
-    like = tensor.index_select(axis.dim, axis.entries(survivors.to(tensor.device)))
-    entries = axis.entries(channels.to(tensor.device))
+def _reinit(tensor: Tensor, axis: Axis, group: ChannelGroup, channels: Tensor, generator: Generator) -> None:
+    survivors = group.active[~torch.isin(group.active, channels)]
+    like = tensor.index_select(axis.dim, axis.of(group, survivors.to(tensor.device)))
+    entries = axis.of(group, channels.to(tensor.device))
     if tensor.dim() == 1:
         tensor[entries] = like.mean()
     else:

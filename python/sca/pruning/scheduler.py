@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 
 from sca_kernels.nn import Activity, probing
 
+from .attach import attach_groups, has_groups
 from .cost import LayerCost, RateRecorder, channel_costs, connections, total
 from .criteria import CRITERIA, GroupContext
-from .groups import Members, find_groups, parameter_axes
+from .groups import Members, find_groups, parameter_axes, places_of
 from .histogram import histogram
 from .optimizer import ActiveOptimizer
 from .probe import sum_over_ranks, untouched
@@ -120,14 +121,17 @@ class SCAScheduler:
     ranks, so that all of them decide alike.
 
     Args:
-        model: has channel groups, the prunable ones with neurons; in a DistributedDataParallel wrapper or not.
+        model: in a DistributedDataParallel wrapper or not. If it carries channel groups, the prunable ones need
+            neurons; if it carries none, :func:`sca.attach_groups` finds them, and logs what cannot be pruned.
         optimizer: of the model's parameters.
+        example_input: for :func:`sca.attach_groups`.
         settings: see :class:`sca.pruning.schedule.Plan`; ``start``, ``stop`` and ``interval``, in optimizer steps,
             are required.
 
     Attributes:
         plan: the settings.
         groups: all channel groups of the model by name.
+        attached: what :func:`sca.attach_groups` reported; None for a model that carried groups.
         steps: optimizer steps so far.
         history: :meth:`PruneEvent.record` of every update.
 
@@ -136,11 +140,12 @@ class SCAScheduler:
             what a setting needs; the optimizer has a scheduler already.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, **settings: Any) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, *, example_input: Any = None, **settings: Any) -> None:
         self.plan = Plan(**settings)
         self._wrapper = model
         model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self.model = model
+        self.attached = None if has_groups(model) else attach_groups(model, example_input)
         self.groups = find_groups(model)
         self._prunable = {name: members for name, members in self.groups.items() if members.group.prunable}
         if not self._prunable:
@@ -357,10 +362,9 @@ class SCAScheduler:
         price = channel_costs(synops, masks) if self.plan.allocation == "synops" else {}
         candidates = {}
         for name, members in self._prunable.items():
-            sums = {
-                kind: torch.stack([measured[f"{neuron}.{kind}"] for neuron in members.neurons]).sum(0) for kind in _SUMS
-            }
+            sums = {kind: _shares(members, members.neurons, measured, kind).sum(0) for kind in _SUMS}
             context = GroupContext(
+                group=members.group,
                 name=name,
                 active=members.group.active,
                 producers=tuple(members.producers.values()),
@@ -386,7 +390,7 @@ class SCAScheduler:
             return torch.rand(members.group.num_channels, dtype=torch.float64, generator=self._generator)
         if not self._gradients:
             return None
-        return torch.stack([measured[f"{norm}.gradient"].abs() for norm in members.norms]).sum(0)
+        return _shares(members, members.norms, measured, "gradient").abs().sum(0)
 
     def _choose(
         self, candidates: Mapping[str, Candidates], wanted: float, share: Callable[[Mapping[str, Tensor]], float]
@@ -426,6 +430,12 @@ class SCAScheduler:
             return total(self._connections, masks) / total(self._connections, dense)
         prunable = [masks[name] for name in self._prunable]
         return sum(int(mask.sum()) for mask in prunable) / sum(mask.numel() for mask in prunable)
+
+
+def _shares(members: Members, carriers: Mapping[str, nn.Module], measured: Mapping[str, Tensor], kind: str) -> Tensor:
+    """What was measured on each of these carriers, for the group's channels alone: [carriers, C]."""
+    shares = [places_of(members.group, m.group, measured[f"{name}.{kind}"]) for name, m in carriers.items()]
+    return torch.stack(shares)
 
 
 def _per(value: Tensor, price: Tensor) -> Tensor:

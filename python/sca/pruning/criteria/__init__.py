@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sca_kernels.nn import ChannelGroup
+
 from ...registry import collect
 
 __all__ = ["CRITERIA", "Criterion", "GroupContext"]
@@ -23,6 +25,7 @@ class GroupContext:
     """What a criterion may look at: one group of C channels and what was counted since the last update (CPU tensors).
 
     Attributes:
+        group: the group itself, for :class:`sca.pruning.groups.Axis` and for what concatenations place beside it.
         name: of the group, for messages.
         active: int64, sorted indices of the active channels.
         spike_count: int64 [C], spikes of the group's neurons, over all ranks.
@@ -30,10 +33,11 @@ class GroupContext:
         positions: int64 [C], how many values (time x samples x space) these were summed over.
         producers: convolutions and linear layers whose output channels the group is.
         consumers: those whose input channels it is.
-        norms: batch norms of the group, with a ``weight`` [C].
+        norms: batch norms of the group, with a ``weight`` ([C], or of a concatenation of groups).
         generator: of the scheduler, for criteria that draw.
     """
 
+    group: ChannelGroup
     name: str
     active: Tensor
     spike_count: Tensor

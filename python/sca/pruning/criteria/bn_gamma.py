@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..groups import places_of
 from . import GroupContext
 
 
@@ -16,7 +17,8 @@ def bn_gamma(group: GroupContext) -> Tensor:
     """
     if not group.norms:
         raise ValueError(f"criterion 'bn_gamma': group {group.name!r} has no batch norm with a weight")
-    return torch.stack([norm.weight.detach().double().abs().cpu() for norm in group.norms]).sum(0)
+    scales = [places_of(group.group, norm.group, norm.weight.detach().double().abs().cpu()) for norm in group.norms]
+    return torch.stack(scales).sum(0)
 
 
 CRITERIA = {"bn_gamma": bn_gamma}

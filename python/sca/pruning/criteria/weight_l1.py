@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..groups import channel_axes
+from ..groups import channel_axes, places_of
 from . import GroupContext
 
 
@@ -20,15 +20,15 @@ def weight_l1(group: GroupContext) -> Tensor:
     layers, dim = (group.producers, 0) if group.producers else (group.consumers, 1)
     if not layers:
         raise ValueError(f"criterion 'weight_l1': group {group.name!r} has no layer that produces or reads it")
-    channels = group.positions.numel()
-    total = torch.zeros(channels, dtype=torch.float64)
+    total = torch.zeros(group.positions.numel(), dtype=torch.float64)
     for layer in layers:
         weight = layer.weight.detach()
-        for axis in channel_axes(layer)["weight"]:
+        axes = {axis.dim: axis for axis in channel_axes(layer)["weight"]}
+        for axis in axes.values():
             if axis.dim != dim:
                 weight = weight.index_select(axis.dim, axis.entries(axis.group.active.to(weight.device)))
-        by_channel = weight.movedim(dim, 0).reshape(channels, -1)
-        total += by_channel.abs().sum(1, dtype=torch.float64).cpu()
+        by_channel = weight.movedim(dim, 0).reshape(axes[dim].group.num_channels, -1)
+        total += places_of(group.group, axes[dim].group, by_channel.abs().sum(1, dtype=torch.float64).cpu())
     return total
 
 

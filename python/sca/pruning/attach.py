@@ -1,0 +1,303 @@
+"""Channel groups for a network that carries none: traced, attached, and tried out."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sca_kernels import nn as snn
+
+from .groups import carried
+from .probe import untouched
+from .streams import Channels, Label, Stream, Streams
+from .tracing import OUTPUT, leaves, trace, user_line
+
+__all__ = ["AttachReport", "GroupRow", "attach_groups", "has_groups"]
+
+logger = logging.getLogger(__name__)
+
+_ATTRIBUTES = ("in_group", "out_group", "group")
+#: sides of the images and lengths of the sequences that are tried where no example is given
+_SIZES = (32, 28, 34, 16, 8, 48, 64, 96, 128, 224)
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One set of channels that live and die together: the names of the layers that make it, of those that read it, and
+    of the neurons, batch norms and selections that work on it channel by channel.
+    """
+
+    name: str
+    channels: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    carriers: tuple[str, ...]
+    prunable: bool
+
+
+@dataclass(frozen=True)
+class AttachReport:
+    """What :func:`attach_groups` found; as a string, a table and a list.
+
+    Attributes:
+        groups: all sets of channels, in the order of the pass.
+        unprunable: what cannot be pruned, or is not, by name, and why.
+    """
+
+    groups: tuple[GroupRow, ...]
+    unprunable: dict[str, str]
+
+    def __str__(self) -> str:
+        head = ("group", "channels", "made by", "carried by", "read by", "prunable")
+        lines = [head]
+        for row in self.groups:
+            modules = (_listed(names) for names in (row.producers, row.carriers, row.consumers))
+            lines.append((row.name, str(row.channels), *modules, "yes" if row.prunable else "no"))
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        table = [
+            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        ]
+        return "\n".join([*table, *self.reasons()])
+
+    def reasons(self) -> list[str]:
+        """One line for each thing that cannot be pruned."""
+        return [f"not pruned: {name}: {reason}" for name, reason in self.unprunable.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" + {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more}" if names else "-"
+
+
+def has_groups(model: nn.Module) -> bool:
+    """Whether any module carries a channel group."""
+    return any(carried(module, attribute) for module in model.modules() for attribute in _ATTRIBUTES)
+
+
+def attach_groups(model: nn.Module, example_input: Any = None, *, prune_stream: bool = False) -> AttachReport:
+    """Find the channels that live and die together in a network of ``sca_kernels.nn`` layers, and have them share
+    :class:`sca_kernels.nn.ChannelGroup` objects, so that :class:`sca.SCAScheduler` and :func:`sca.compact` can work.
+
+    The network runs once under a torch.fx tracer, which follows the channels from layer to layer: through neurons,
+    batch norms, pools, reshapes, means over time or space, additions (which tie channels), concatenations
+    (:meth:`sca_kernels.nn.ChannelGroup.concat`), layers that are called and weights that are used several times. What
+    can't be followed is not pruned, and the report says why. Then it runs with half of all channels dormant: a group
+    with which that fails, as behind a reshape to a literal size, is not pruned either. Parameters, buffers, activity,
+    neuron states and torch's random state stay as they were.
+
+    Args:
+        model: carries no group; unwrapped (no DistributedDataParallel), traced in the mode it is in. Its neurons read
+            [T, N, C, *S].
+        example_input: what its forward takes, on its device: a tensor, or a tuple of arguments. Two samples are best,
+            for a dimension of size 1 hides what a reshape does with it. None: images [N, C, S, S] or sequences
+            [T, N, C, S, S] (vectors, where the first layer is linear) of usual sizes, up to 224, are tried.
+        prune_stream: whether channels that an addition ties, as those of a residual stream, are prunable, too.
+
+    Returns:
+        The groups, and what cannot be pruned. ``in_group``, ``out_group`` and ``group`` of the modules, and
+        ``features_per_channel`` of linear layers, are set.
+
+    Raises:
+        ValueError: the model carries groups already; the trace stopped (with the line of the model's code); no example
+            is given and none that was tried fits; or nothing is prunable (with all reasons). The model is then as it
+            was.
+    """
+    if has_groups(model):
+        raise ValueError("model: expected no channel groups, but its modules carry some already")
+    inputs, streams = _traced(model, example_input)
+    streams.settle()
+    wiring = _Wiring(streams, prune_stream)
+    try:
+        if wiring.prunable():
+            wiring.attach()
+            wiring.try_out(model, inputs)
+        report = wiring.report()
+        if not wiring.prunable():
+            raise ValueError("\n".join(["model: found no channels that can be pruned", *report.reasons()]))
+    except BaseException:
+        wiring.detach()
+        raise
+    for name, reason in report.unprunable.items():
+        level = logging.INFO if reason == OUTPUT else logging.WARNING
+        logger.log(level, "not pruned: %s: %s", name, reason)
+    return report
+
+
+def _traced(model: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], Streams]:
+    """What the network ran on, and what the trace found."""
+    names = {module: name for name, module in model.named_modules()}
+    if example_input is not None:
+        inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+        streams = Streams(names)
+        with _unchanged(model):
+            trace(model, inputs, streams)
+        return inputs, streams
+    furthest, reason = -1, ""
+    runs: list[tuple[tuple[Any, ...], Streams]] = []
+    for inputs in _guesses(model):
+        streams = Streams(names)
+        try:
+            with _unchanged(model):
+                trace(model, inputs, streams)
+        except ValueError as error:
+            if len(streams.called) > furthest:
+                furthest, reason = len(streams.called), f"{list(inputs[0].shape)}: {error}"
+        else:
+            runs.append((inputs, streams))
+            if not streams.mixed:
+                break
+    if runs:
+        return min(runs, key=lambda run: len(run[1].mixed))
+    raise ValueError(f"example_input: expected one batch, for none of the usual sizes fits the model; {reason}")
+
+
+def _guesses(model: nn.Module) -> Iterator[tuple[Tensor]]:
+    """Zeros, which are spikes, too."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
+    if first is None:
+        raise ValueError("model: expected convolutions or linear layers, got none")
+    if isinstance(first, nn.Linear):
+        ends = [(first.in_features,)]
+    else:
+        ends = [(first.in_channels, size, size) for size in _SIZES]
+    for end, start in itertools.product(ends, ((2,), (3, 2))):
+        yield (torch.zeros(*start, *end, dtype=first.weight.dtype, device=first.weight.device),)
+
+
+class _Wiring:
+    """Gives modules the groups that a trace found."""
+
+    def __init__(self, streams: Streams, prune_stream: bool) -> None:
+        self.streams = streams
+        self.prune_stream = prune_stream
+        self.rows: dict[Stream, tuple[dict[str, None], ...]] = {stream: ({}, {}, {}) for stream in streams.all()}
+        roles = {module: [streams.outputs(module)] for module in streams.made}, streams.carried, streams.read
+        for role, modules in enumerate(roles):
+            for module, labels in modules.items():
+                self._note(role, module, labels)
+        for module, labels in streams.read.items():  # a depthwise convolution makes what it reads
+            if isinstance(module, nn.Conv2d) and module not in streams.made:
+                self._note(0, module, labels)
+        self.names: dict[Stream, str] = {}
+        for stream, roles in self.rows.items():
+            made, carried_by, _ = roles
+            name = next(itertools.chain(made, carried_by), stream.origin)
+            taken = sum(known.split(" #")[0] == name for known in self.names.values())
+            self.names[stream] = f"{name} #{taken + 1}" if taken else name
+        self.groups: dict[Stream, snn.ChannelGroup] = {}
+        self._before: list[tuple[nn.Module, str, Any]] = []
+
+    def _note(self, role: int, module: nn.Module, labels: Sequence[Label]) -> None:
+        for label in labels:
+            for part in label.parts if isinstance(label, Channels) else ():
+                self.rows[part.stream.root][role][self.streams.names[module]] = None
+
+    def is_prunable(self, stream: Stream) -> bool:
+        return not stream.reasons and (self.prune_stream or not stream.additions)
+
+    def prunable(self) -> list[Stream]:
+        return [stream for stream in self.rows if self.is_prunable(stream)]
+
+    def attach(self) -> None:
+        """Set the groups of all modules that work on channels which could be pruned; others stay as they are."""
+        streams = self.streams
+        for module in streams.made:
+            self._set(module, "out_group", self._view(streams.outputs(module)))
+        for module, labels in streams.read.items():
+            view = self._view(labels[0])
+            self._set(module, "in_group", view)
+            if isinstance(module, nn.Linear) and view is not None:
+                self._set(module, "features_per_channel", labels[0].block)
+            elif module not in streams.made:
+                self._set(module, "out_group", view)
+        for module, labels in streams.carried.items():
+            self._set(module, "group", self._view(labels[0]))
+
+    def _set(self, module: nn.Module, name: str, value: Any) -> None:
+        self._before.append((module, name, getattr(module, name)))
+        setattr(module, name, value)
+
+    def detach(self) -> None:
+        """Undo :meth:`attach`."""
+        for module, name, value in reversed(self._before):
+            setattr(module, name, value)
+
+    def _view(self, label: Label) -> snn.ChannelGroup | None:
+        """The group of what a label lists; None where none of it could be pruned."""
+        roots = [part.stream.root for part in label.parts] if isinstance(label, Channels) else []
+        if all(root.reasons for root in roots):
+            return None
+        for root in roots:
+            if root not in self.groups:
+                self.groups[root] = snn.ChannelGroup(root.channels, self.names[root], self.is_prunable(root))
+        return snn.ChannelGroup.concat(*(self.groups[root] for root in roots))
+
+    def try_out(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Run the network with half of all channels dormant; forbid to prune the groups with which that fails."""
+        expected = _shapes(model, inputs)
+        halves = {stream: torch.arange((stream.channels + 1) // 2) for stream in self.groups if not stream.reasons}
+        for stream, half in halves.items():
+            self.groups[stream].set_active(half)
+        if _failure(model, inputs, expected):
+            for stream in halves:
+                self.groups[stream].set_active(range(stream.channels))
+            for stream, half in halves.items():
+                self.groups[stream].set_active(half)
+                failure = _failure(model, inputs, expected)
+                if failure:
+                    stream.reasons[f"the network fails without some of these channels: {failure}"] = None
+                    self.groups[stream].prunable = False
+                    self.groups[stream].set_active(range(stream.channels))
+        for stream in halves:
+            self.groups[stream].set_active(range(stream.channels))
+
+    def report(self) -> AttachReport:
+        rows = tuple(
+            GroupRow(
+                self.names[stream],
+                stream.channels,
+                *(tuple(names) for names in (made, read, carried)),
+                self.is_prunable(stream),
+            )
+            for stream, (made, carried, read) in self.rows.items()
+        )
+        unprunable = {self.names[s]: "; ".join(s.reasons) for s in self.rows if s.reasons}
+        for stream in self.rows:
+            if not stream.reasons and not self.is_prunable(stream):
+                where = ", ".join(stream.additions)
+                unprunable[self.names[stream]] = f"additions tie it ({where}); prune_stream=True prunes it"
+        return AttachReport(rows, unprunable | self.streams.unknown)
+
+
+@contextlib.contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Put back, at exit, what a pass changes, attributes that the model's own code sets included."""
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        with untouched(model):
+            yield
+    finally:
+        for module, before in attributes:
+            vars(module).clear()
+            vars(module).update(before)
+
+
+def _shapes(model: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Size]:
+    with _unchanged(model), torch.no_grad():
+        return [x.shape for x in leaves(model(*inputs)) if isinstance(x, Tensor)]
+
+
+def _failure(model: nn.Module, inputs: tuple[Any, ...], expected: list[torch.Size]) -> str:
+    """Why the network doesn't run, or not to the same shapes; nothing where it does."""
+    try:
+        shapes = _shapes(model, inputs)
+    except Exception as error:  # whatever the user's code raises
+        return f"{error}{user_line(error)}"
+    return "" if shapes == expected else f"it returns {[list(shape) for shape in shapes]}"

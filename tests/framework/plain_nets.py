@@ -1,0 +1,190 @@
+"""Small networks of sca_kernels.nn layers as users write them, without channel groups: [N, 2, 8, 8] -> [N, 4]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sca_kernels import nn as snn
+
+T = 3
+
+
+def conv(source: int, sink: int, kernel_size: int = 3, **named) -> snn.ChannelConv2d:
+    return snn.ChannelConv2d(source, sink, kernel_size, padding=kernel_size // 2, bias=False, **named)
+
+
+def firing(channels: int, **named) -> snn.BatchNormLIF:
+    """Biased, so that small untrained networks fire."""
+    norm = snn.BatchNormLIF(channels, **named)
+    nn.init.constant_(norm.bias, 0.6)
+    return norm
+
+
+class Vgg(nn.Module):
+    """Blocks over [T * N] with pools, a spatial block of 4 in front of the hidden layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([conv(2, 6), conv(6, 8, spike_input=True)])
+        self.neurons = nn.ModuleList([firing(6), firing(8)])
+        self.pool = snn.MaxPool2d(2)
+        self.hidden = nn.Sequential(snn.ChannelLinear(8 * 4, 10, bias=False), nn.Identity())
+        self.hidden_neuron = firing(10)
+        self.dropout = nn.Dropout(0.0)
+        self.head = snn.ChannelLinear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(0).repeat(T, 1, 1, 1, 1) if x.dim() == 4 else x
+        for layer, neuron in zip(self.convs, self.neurons, strict=True):
+            steps, samples = x.shape[:2]
+            x = layer(x.flatten(0, 1)).view(steps, samples, -1, *x.shape[-2:])
+            x = neuron(x)
+            x = self.pool(x.flatten(0, 1)).unflatten(0, (steps, samples))
+        x = self.hidden_neuron(self.hidden(torch.flatten(x, start_dim=2)))
+        return self.head(self.dropout(x)).mean(0)
+
+
+class Identity(nn.Module):
+    """A residual block whose shortcut is the identity; spikes are added to spikes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.neuron = conv(2, 8), firing(8)
+        self.conv1, self.neuron1 = conv(8, 6), firing(6)
+        self.conv2, self.neuron2 = conv(6, 8), firing(8)
+        self.head = snn.ChannelLinear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.neuron(self.stem(x[None]), time_steps=T)
+        x = x + self.neuron2(self.conv2(self.neuron1(self.conv1(x))))
+        return self.head(x.mean((0, 3, 4)))
+
+
+class Projection(nn.Module):
+    """A residual block with a convolution on its shortcut; the sum of currents charges a neuron."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.neuron = conv(2, 6), firing(6)
+        self.conv1, self.neuron1 = conv(6, 7, stride=2), firing(7)
+        self.conv2, self.norm2 = conv(7, 8), snn.ChannelBatchNorm2d(8)
+        self.shortcut = nn.Sequential(conv(6, 8, 1, stride=2), snn.ChannelBatchNorm2d(8))
+        self.neuron2 = snn.LIF(v_threshold=0.5)
+        self.head = snn.ChannelLinear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.neuron(self.stem(x[None]), time_steps=T)
+        y = self.norm2(self.conv2(self.neuron1(self.conv1(x))))
+        y += self.shortcut(x)
+        return self.head(self.neuron2(y).mean(dim=[3, 4])).mean(0)
+
+
+class Dense(nn.Module):
+    """Two levels of concatenation, read by a convolution and by a batch norm + neuron; the last is flattened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.neuron = conv(2, 5), firing(5)
+        self.conv1, self.neuron1 = conv(5, 6), firing(6)
+        self.norm2, self.conv2, self.neuron2 = firing(11), conv(11, 4), firing(4)
+        self.pool = nn.AvgPool2d(4)
+        self.head = snn.ChannelLinear(15 * 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.neuron(self.stem(x[None]), time_steps=T)
+        x = torch.cat([x, self.neuron1(self.conv1(x))], dim=2)
+        x = torch.cat((x, self.neuron2(self.conv2(self.norm2(x)))), 2)
+        x = self.pool(x.flatten(0, 1))
+        return self.head(x.reshape(T, -1, x.shape[1] * 4)).mean(0)
+
+
+class Shared(nn.Module):
+    """One convolution and its neuron called twice, so that their input and output are one group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.neuron = conv(2, 8), firing(8)
+        self.conv, self.repeated = conv(8, 8), firing(8)
+        self.head = snn.ChannelLinear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.neuron(self.stem(x[None]), time_steps=T)
+        for _ in range(2):
+            x = self.repeated(self.conv(x))
+        return self.head(x.mean((0, 3, 4)))
+
+
+class Depthwise(nn.Module):
+    """Pointwise - batch norm - depthwise - neuron, twice; no neuron in front of the depthwise ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.norm = conv(2, 8, 1), snn.ChannelBatchNorm2d(8)
+        self.depthwise, self.neuron1 = conv(8, 8, groups=8), firing(8)
+        self.project, self.neuron2 = conv(8, 6, 1), snn.BatchNormPLIF(6, per_channel=True)
+        self.second, self.neuron3 = conv(6, 6, groups=6, stride=2), firing(6)
+        self.head = snn.ChannelLinear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.neuron1(self.depthwise(self.norm(self.expand(x[None]))), time_steps=T)
+        x = self.neuron3(self.second(self.neuron2(self.project(x))))
+        return self.head(x.mean((0, 3, 4)))
+
+
+class Functional(nn.Module):
+    """Functional pools and reshapes, an adaptive average pool, a loop over time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.neuron1 = conv(2, 6), firing(6)
+        self.conv2, self.neuron2 = conv(6, 8), firing(8)
+        self.head = snn.ChannelLinear(8 * 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.neuron1(self.conv1(x[None]), time_steps=T)
+        x = torch.stack([F.max_pool2d(frame, 2) for frame in x])
+        x = self.neuron2(F.dropout(self.conv2(x), 0.0, self.training))
+        x = F.adaptive_avg_pool2d(x.reshape(-1, *x.shape[2:]), 2)
+        x = x.unflatten(0, (T, -1)).permute(1, 0, 2, 3, 4).sum(1) / T
+        return self.head(x.flatten(1))
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation: channels multiplied by weights that a second layer makes for each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.neuron = conv(2, 8), firing(8)
+        self.squeeze, self.inner = snn.ChannelLinear(8, 6), firing(6)
+        self.excite = snn.ChannelLinear(6, 8)
+        self.head = snn.ChannelLinear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.neuron(self.conv(x[None]), time_steps=T)
+        weights = torch.sigmoid(self.excite(self.inner(self.squeeze(x.mean((3, 4))))))
+        return self.head((x * weights[..., None, None]).mean((0, 3, 4)))
+
+
+class Branches(nn.Module):
+    """Two branches that are concatenated with the image itself and read by one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.neuron_left = conv(2, 4), firing(4)
+        self.right, self.neuron_right = conv(2, 6, 1), firing(6)
+        self.joint, self.neuron = conv(12, 8), firing(8)
+        self.head = snn.ChannelLinear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[None].repeat(T, 1, 1, 1, 1)
+        left, right = self.neuron_left(self.left(x)), self.neuron_right(self.right(x))
+        return self.head(self.neuron(self.joint(torch.cat([left, x, right], -3))).mean((0, 3, 4)))
+
+
+def sequential() -> nn.Sequential:
+    """[T, N, 2, 8, 8] -> [T, N, 4], nothing but layers."""
+    return nn.Sequential(
+        conv(2, 6), firing(6), conv(6, 8, stride=2), firing(8), nn.Flatten(2), snn.ChannelLinear(8 * 16, 4)
+    )

@@ -1,0 +1,550 @@
+"""attach_groups(): groups of any network by tracing, exact for the scheduler, compact() and report_cost()."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import sca
+from sca.pruning.groups import carried, channel_axes, find_groups
+from sca_kernels import functional as snn_functional
+from sca_kernels import nn as snn
+from tests.framework.plain_nets import (
+    Branches,
+    Dense,
+    Depthwise,
+    Functional,
+    Gated,
+    Identity,
+    Projection,
+    Shared,
+    T,
+    Vgg,
+    conv,
+    firing,
+    sequential,
+)
+
+SETTINGS = {
+    "start": 1,
+    "stop": 4,
+    "interval": 1,
+    "density": 0.5,
+    "schedule": "linear",
+    "min_channels": 2,
+    "regrow_fraction": 0.6,
+}
+ROLES = ("in_group", "out_group", "group")
+
+# network -> group -> what makes, carries and reads it
+EXPECTED = {
+    Vgg: {
+        "convs.0": ("convs.0", "neurons.0", "convs.1"),
+        "convs.1": ("convs.1", "neurons.1", "hidden.0"),
+        "hidden.0": ("hidden.0", "hidden_neuron", "head"),
+    },
+    Identity: {
+        "stem": ("stem conv2", "neuron neuron2", "conv1 head"),
+        "conv1": ("conv1", "neuron1", "conv2"),
+    },
+    Projection: {
+        "stem": ("stem", "neuron", "conv1 shortcut.0"),
+        "conv1": ("conv1", "neuron1", "conv2"),
+        "conv2": ("conv2 shortcut.0", "norm2 shortcut.1 neuron2", "head"),
+    },
+    Dense: {
+        "stem": ("stem", "neuron norm2", "conv1 conv2 head"),
+        "conv1": ("conv1", "neuron1 norm2", "conv2 head"),
+        "conv2": ("conv2", "neuron2", "head"),
+    },
+    Shared: {"stem": ("stem conv", "neuron repeated", "conv head")},
+    Depthwise: {
+        "expand": ("expand depthwise", "norm neuron1", "depthwise project"),
+        "project": ("project second", "neuron2 neuron3", "second head"),
+    },
+    Functional: {"conv1": ("conv1", "neuron1", "conv2"), "conv2": ("conv2", "neuron2", "head")},
+    Gated: {"conv": ("conv excite", "neuron", "squeeze head"), "squeeze": ("squeeze", "inner", "excite")},
+    Branches: {
+        "left": ("left", "neuron_left", "joint"),
+        "right": ("right", "neuron_right", "joint"),
+        "joint": ("joint", "neuron", "head"),
+    },
+}
+
+
+def batch(n: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, 2, 8, 8, generator=generator), torch.randint(4, (n,), generator=generator)
+
+
+def loss_of(model: nn.Module) -> Tensor:
+    x, labels = batch()
+    return F.cross_entropy(model(x), labels)
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    loss_of(model).backward()
+    optimizer.step()
+
+
+def pruned(net: type[nn.Module], **settings) -> tuple[nn.Module, torch.optim.Optimizer, int]:
+    """Trained for a few steps in which the scheduler cuts and regrows; how many channels came back."""
+    model = net()
+    sca.attach_groups(model, batch()[0], prune_stream=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+    scheduler = sca.SCAScheduler(model, optimizer, **{**SETTINGS, **settings})
+    regrown = 0
+    for _ in range(5):
+        train_step(model, optimizer)
+        if scheduler.wants_probe:
+            scheduler.probe(lambda: loss_of(model))
+        event = scheduler.step()
+        regrown += 0 if event is None else event.regrown
+    assert scheduler.history[-1]["share"] < 0.6
+    return model, optimizer, regrown
+
+
+def stripped(model: nn.Module) -> nn.Module:
+    """A copy that knows no groups: the dense network."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        for role in ROLES:
+            if carried(module, role) is not None:
+                setattr(module, role, None)
+    return model
+
+
+def masked(model: nn.Module) -> nn.Module:
+    """The dense network whose neurons' dormant spikes are overwritten with 0: what pruning is to compute, by other
+    means than those of the groups.
+    """
+    dense = stripped(model)
+    for module, ours in zip(dense.modules(), model.modules(), strict=True):
+        if hasattr(module, "activity") and ours.group is not None:
+            dormant = ours.group.dormant
+
+            def silence(_: nn.Module, __: tuple, spikes: Tensor, dormant: Tensor = dormant) -> Tensor:
+                return spikes.index_fill(2, dormant, 0.0)
+
+            module.register_forward_hook(silence)
+    return dense
+
+
+def wiring(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    return {
+        name: tuple(" ".join(modules) for modules in (m.producers, m.carriers, m.consumers))
+        for name, m in find_groups(model).items()
+        if m.group.prunable
+    }
+
+
+def partition(model: nn.Module) -> set[frozenset[tuple[str, str]]]:
+    """Each group as the set of the places where it is carried."""
+    return {
+        frozenset(
+            (role, name)
+            for role, modules in (("out", m.producers), ("group", m.carriers), ("in", m.consumers))
+            for name in modules
+        )
+        for m in find_groups(model).values()
+    }
+
+
+@pytest.mark.parametrize("net", EXPECTED, ids=lambda net: net.__name__)
+def test_attach_groups_finds_what_lives_and_dies_together(net: type[nn.Module]) -> None:
+    model = net()
+    report = sca.attach_groups(model, batch()[0], prune_stream=True)
+    assert wiring(model) == EXPECTED[net]
+    assert {row.name for row in report.groups if row.prunable} == set(EXPECTED[net])
+    assert report.unprunable["head"] == "it is the network's output"
+
+
+@pytest.mark.parametrize("name", ["vgg5", "vgg9", "resnet20", "preresnet20", "sew_resnet18"])
+def test_attach_groups_finds_the_groups_that_our_models_are_built_with(name: str) -> None:
+    built = sca.models.build(name, width=0.25, image_size=16)
+    model = stripped(built)
+    sca.attach_groups(model, torch.zeros(2, 3, 16, 16))
+    assert partition(model) == partition(built)
+    flags = [sorted(m.group.prunable for m in find_groups(net).values()) for net in (model, built)]
+    assert flags[0] == flags[1]
+    blocks = [[m.features_per_channel for m in net.modules() if isinstance(m, nn.Linear)] for net in (model, built)]
+    assert blocks[0] == blocks[1]
+
+
+@pytest.mark.parametrize("net", EXPECTED, ids=lambda net: net.__name__)
+def test_scheduler_prunes_and_regrows_and_compact_equals_masked(net: type[nn.Module]) -> None:
+    model, _, regrown = pruned(net, regrow_init="reinit")
+    assert regrown > 0
+    with torch.no_grad():  # dormant biases that alone would fire
+        for members in find_groups(model).values():
+            for norm in members.norms.values():
+                norm.bias[norm.group.dormant] = 10.0
+    model.eval()
+    x = batch()[0]
+    expected = masked(model)(x)
+    small = sca.compact(model)
+    with snn.probing(members.group for members in find_groups(model).values()):
+        probed = model(x)
+    for outputs in small(x), model(x), probed:
+        assert ((outputs - expected).norm() <= 1e-6 * expected.norm()).item()
+    cost, dense = sca.report_cost(model, [x]), sca.report_cost(small, [x])
+    assert cost.active_parameters == dense.parameters
+    assert cost.synops == pytest.approx(dense.synops)
+
+
+@pytest.mark.parametrize("allocation", ["layer", "synops"])
+@pytest.mark.parametrize(("net", "criterion"), [(Dense, "weight_l1"), (Branches, "bn_gamma")])
+def test_scheduler_settings_understand_concatenations(allocation: str, net: type[nn.Module], criterion: str) -> None:
+    model, _, _ = pruned(net, allocation=allocation, criterion=criterion, target="parameters", regrow_init="zero")
+    share = sum(p.numel() for p in sca.compact(model).parameters()) / sum(p.numel() for p in model.parameters())
+    assert 0.3 < share < 0.6
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("net", [Dense, Depthwise, Gated, Shared], ids=lambda net: net.__name__)
+def test_dormant_entries_stay_bit_identical(net: type[nn.Module], kind: type[torch.optim.Optimizer]) -> None:
+    model = net()
+    sca.attach_groups(model, batch()[0], prune_stream=True)
+    momentum = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    optimizer = kind(model.parameters(), 0.05, weight_decay=0.1, **momentum)
+    sca.SCAScheduler(model, optimizer, **{**SETTINGS, "start": 100, "stop": 100})
+    train_step(model, optimizer)
+    for members in find_groups(model).values():
+        members.group.set_active(range(0, members.group.num_channels, 2))
+    live = {name: torch.zeros(value.shape, dtype=torch.bool) for name, value in model.state_dict().items()}
+    for place, module in model.named_modules():
+        for name, axes in channel_axes(module).items():
+            active = torch.ones_like(live[f"{place}.{name}"])
+            for axis in axes:
+                off = torch.ones(active.shape[axis.dim], dtype=torch.bool)
+                off[axis.entries(axis.group.active)] = False
+                active.index_fill_(axis.dim, off.nonzero().flatten(), False)
+            live[f"{place}.{name}"] = active
+    before = copy.deepcopy(model.state_dict())
+    states = {p: copy.deepcopy(state) for p, state in optimizer.state.items()}
+    for _ in range(5):
+        train_step(model, optimizer)
+    parameters = dict(model.named_parameters())
+    checked = 0
+    for name, value in model.state_dict().items():
+        dormant = ~live[name]
+        if value.dim() and live[name].any():
+            assert torch.equal(value[dormant], before[name][dormant])
+            assert not torch.equal(value, before[name]), name
+            checked += int(dormant.sum())
+            for key, state in states.get(parameters.get(name), {}).items():
+                if isinstance(state, Tensor) and state.shape == dormant.shape:
+                    assert torch.equal(optimizer.state[parameters[name]][key][dormant], state[dormant])
+    assert checked > 100
+
+
+def test_a_concatenation_is_read_by_the_columns_of_its_parts() -> None:
+    model = Dense()
+    sca.attach_groups(model, batch()[0])
+    groups = {name: members.group for name, members in find_groups(model).items()}
+    groups["stem"].set_active([1, 4])
+    groups["conv1"].set_active([0, 5])
+    assert model.conv2.in_group.active.tolist() == [1, 4, 5, 10]
+    assert model.norm2.group is not model.norm2.group.parts[0]
+    small = sca.compact(model)
+    torch.testing.assert_close(small.conv2.weight, model.conv2.weight[:, [1, 4, 5, 10]])
+    torch.testing.assert_close(small.norm2.running_var, model.norm2.running_var[[1, 4, 5, 10]])
+    assert small.head.weight.shape == (4, 4 * (2 + 2 + 4))
+    assert small.widths == {"stem": 2, "conv1": 2, "conv2": 4}
+    with pytest.raises(TypeError, match="set the active channels of its parts"):
+        model.conv2.in_group.set_active([0])
+
+
+def test_scheduler_attaches_groups_by_itself_and_needs_no_example() -> None:
+    model = Vgg()
+    scheduler = sca.SCAScheduler(model, torch.optim.SGD(model.parameters(), 0.1), **SETTINGS)
+    assert wiring(model) == EXPECTED[Vgg]
+    assert scheduler.attached.unprunable == {"head": "it is the network's output"}
+    dense = Dense()  # its literal reshape takes larger images, too, and mixes their channels
+    sca.SCAScheduler(dense, torch.optim.SGD(dense.parameters(), 0.1), **SETTINGS)
+    assert wiring(dense) == EXPECTED[Dense]
+    layers = sequential()
+    sca.SCAScheduler(layers, torch.optim.SGD(layers.parameters(), 0.1), **SETTINGS)
+    assert list(wiring(layers)) == ["0", "2"]
+    assert layers[5].features_per_channel == 16
+
+
+def test_attach_groups_reads_no_time_axis_as_channels() -> None:
+    """Six steps, six samples, six channels, sides of six."""
+    model = nn.Sequential(conv(6, 6), firing(6), conv(6, 6), firing(6), nn.Flatten(2), snn.ChannelLinear(6 * 36, 4))
+    sca.attach_groups(model, torch.zeros(6, 6, 6, 6, 6))
+    assert wiring(model) == {"0": ("0", "1", "2"), "2": ("2", "3", "5")}
+    with pytest.raises(ValueError, match=r"1 \(LIF\): expected its channels in dimension 2 .* in dimension 1"):
+        sca.attach_groups(nn.Sequential(conv(6, 6), snn.LIF()), torch.zeros(6, 6, 6, 6))
+
+
+def test_attach_groups_leaves_no_trace() -> None:
+    class Remembering(Vgg):
+        last = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = super().forward(x)
+            return self.last
+
+    model = Remembering()
+    for neuron in model.neurons:
+        neuron.activity = snn.Activity()
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    sca.attach_groups(model, batch()[0])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(neuron.activity.spike_count is None and neuron.v is None for neuron in model.neurons)
+    assert all(p.grad is None for p in model.parameters())
+    assert model.last is None
+
+
+class RandomNet(nn.Module):
+    """A random graph of blocks, depthwise convolutions, batch norms, additions, concatenations and repeated layers."""
+
+    def __init__(self, steps: list[tuple[str, int, int]]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([conv(2, 4), firing(4)])
+        self.plan: list[tuple[str, list[int], list[int]]] = []  # kind, tensors, layers
+        widths, blocks = [4], []
+        for kind, first, second in steps:
+            a, b = first % len(widths), second % len(widths)
+            again = [layers for source, layers in blocks if source == widths[a]]
+            if kind == "add" and widths[a] == widths[b]:
+                widths.append(widths[a])
+                self.plan.append((kind, [a, b], []))
+            elif kind == "cat" and widths[a] + widths[b] < 30:
+                widths.append(widths[a] + widths[b])
+                self.plan.append((kind, [a, b], []))
+            elif kind == "again" and again:
+                widths.append(self.layers[again[-1][1]].num_features)
+                self.plan.append(("layers", [a], again[-1]))
+            else:
+                sink = widths[a] if kind in ("depthwise", "norm") else 3 + second % 3
+                new = [firing(sink)]
+                if kind != "norm":
+                    new.insert(0, conv(widths[a], sink, groups=sink if kind == "depthwise" else 1))
+                at = [len(self.layers) + i for i in range(len(new))]
+                self.layers.extend(new)
+                if kind not in ("depthwise", "norm"):
+                    blocks.append((widths[a], at))
+                widths.append(sink)
+                self.plan.append(("layers", [a], at))
+        self.head = snn.ChannelLinear(sum(widths[-2:]), 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = [self.layers[1](self.layers[0](x[None]), time_steps=T)]
+        for kind, sources, layers in self.plan:
+            y = tensors[sources[0]]
+            if kind == "add":
+                y = y + tensors[sources[1]]
+            if kind == "cat":
+                y = torch.cat([y, tensors[sources[1]]], 2)
+            for layer in layers:
+                y = self.layers[layer](y)
+            tensors.append(y)
+        return self.head(torch.cat(tensors[-2:], 2).mean((0, 3, 4)))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["block", "depthwise", "norm", "add", "cat", "again"]),
+            st.integers(0, 9),
+            st.integers(0, 9),
+        ),
+        min_size=1,
+        max_size=7,
+    ),
+    st.integers(0, 1000),
+)
+@settings(max_examples=20)
+def test_compact_equals_masked_for_random_networks(steps: list[tuple[str, int, int]], seed: int) -> None:
+    torch.manual_seed(seed)
+    model = RandomNet(steps).eval()
+    x = batch(2)[0]
+    sca.attach_groups(model, x, prune_stream=True)
+    for members in find_groups(model).values():
+        channels = members.group.num_channels
+        if members.group.prunable:
+            members.group.set_active(torch.randperm(channels)[: max(1, channels // 2)])
+    expected = masked(model)(x)
+    for outputs in sca.compact(model)(x), model(x):
+        assert ((outputs - expected).norm() <= 1e-6 * expected.norm()).item()
+
+
+# --- what cannot be pruned, and why
+
+
+class Net(nn.Module):
+    """conv1 - neuron1, ``middle``, conv2 - neuron2 - head, with what a test puts into the middle."""
+
+    def __init__(self, middle, channels: int = 6, **modules: nn.Module) -> None:
+        super().__init__()
+        self.conv1, self.neuron1 = conv(2, 6), firing(6)
+        self.conv2, self.neuron2 = conv(channels, 8), firing(8)
+        self.head = snn.ChannelLinear(8, 4)
+        self.middle = middle
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.neuron1(self.conv1(x[None]), time_steps=T)
+        return self.head(self.neuron2(self.conv2(self.middle(self, s, x))).mean((0, 3, 4)))
+
+
+class OwnForward(snn.ChannelConv2d):
+    """What it does with channels, its base can't say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flip(-1))
+
+
+def written(x: Tensor) -> Tensor:
+    out = torch.zeros(x.shape)
+    out[0] = x[0]
+    return out
+
+
+# what stands between the two convolutions, and what is then said of the first
+REASONS = {
+    "input added": (
+        lambda net, s, x: s + x.repeat(1, 3, 1, 1),
+        r"an addition \(add at .*:\d+\) ties it to the network's input",
+    ),
+    "parameter": (
+        lambda net, s, x: s * net.scale,
+        r"a multiplication \(mul at .*\) ties it to parameter 'scale'",
+    ),
+    "constant": (lambda net, s, x: s + torch.ones(6, 1, 1), "ties it to a tensor of fixed size"),
+    "number added": (lambda net, s, x: s + 1.0, r"conv2 \(ChannelConv2d\) reads it, with no neuron before to silence"),
+    "added in place": (lambda net, s, x: s.clone().add_(1.0), "with no neuron before to silence a dormant channel"),
+    "unknown": (
+        lambda net, s, x: torch.softmax(s, 2),
+        r"softmax at test_pruning_tracing.py:\d+ reads it: tracing doesn't know",
+    ),
+    "reordered": (
+        lambda net, s, x: s[:, :, [1, 0, 2, 3, 4, 5]],
+        r"getitem at .* mixes its channels with each other, leaves some out or reorders them",
+    ),
+    "flipped": (lambda net, s, x: s + s.flip(2), r"flip at .* mixes its channels"),
+    "shuffled": (lambda net, s, x: s.unflatten(2, (2, 3)).transpose(2, 3).flatten(2, 3), r"unflatten at .* mixes"),
+    "padded": (lambda net, s, x: F.pad(s, (0, 0, 0, 0, 1, 1))[:, :, 1:-1], "pad at .* works across its channels"),
+    "literal view": (
+        lambda net, s, x: s.view(T, -1, 6, 8, 8),
+        r"fails without some of these channels: .*test_pruning_tracing.py",
+    ),
+    "grouped": (lambda net, s, x: net.grouped(s), r"grouped \(ChannelConv2d\) is a grouped convolution \(groups=2\)"),
+    "torch batch norm": (
+        lambda net, s, x: net.bn(s.flatten(0, 1)).unflatten(0, (T, -1)),
+        r"bn \(torch.nn.BatchNorm2d\) reads it: replace it by .*ChannelBatchNorm2d",
+    ),
+    "torch convolution": (
+        lambda net, s, x: net.plain(s.flatten(0, 1)).unflatten(0, (T, -1)),
+        r"plain \(torch.nn.Conv2d\) reads it: replace it by .*nn.ChannelConv2d",
+    ),
+    "functional convolution": (
+        lambda net, s, x: F.conv2d(s[0], torch.ones(6, 6, 1, 1))[None],
+        r"conv2d at .*nn.ChannelConv2d",
+    ),
+    "functional neuron": (lambda net, s, x: snn_functional.lif(s).spikes, "lif at .*: a function can't carry a group"),
+    "forward of its own": (lambda net, s, x: net.own(s), r"channel_conv2d at .*nn.ChannelConv2d"),
+    "written": (lambda net, s, x: written(s), "setitem at .*: it writes into another tensor; join tensors by"),
+    "added to a constant": (lambda net, s, x: torch.zeros(s.shape).add_(s), "add at .*: it writes into another tensor"),
+    "compared": (lambda net, s, x: (s > x.repeat(1, 3, 1, 1)) * s, "gt at .* reads it: tracing doesn't know"),
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_attach_groups_says_why_a_group_cannot_be_pruned(case: str) -> None:
+    middle, reason = REASONS[case]
+    model = Net(middle, bn=nn.BatchNorm2d(6), plain=nn.Conv2d(6, 6, 1), grouped=conv(6, 6, groups=2))
+    model.own = OwnForward(6, 6, 1)
+    model.scale = nn.Parameter(torch.ones(6, 1, 1))
+    report = sca.attach_groups(model, batch()[0])
+    assert re.search(reason, report.unprunable["conv1"]), report.unprunable["conv1"]
+    assert "conv1" not in wiring(model)
+    model.eval()
+    for members in find_groups(model).values():
+        if members.group.prunable:
+            members.group.set_active([0, 3])
+    assert model(batch()[0]).shape == (5, 4)
+    torch.testing.assert_close(sca.compact(model)(batch()[0]), masked(model)(batch()[0]), rtol=1e-5, atol=1e-6)
+
+
+def test_attach_groups_gives_what_stands_beside_channels_a_fixed_place() -> None:
+    model = Branches()
+    report = sca.attach_groups(model, batch()[0])
+    assert report.unprunable["the network's input"] == "it is the network's input"
+    assert [part.name for part in model.joint.in_group.parts] == ["left", "the network's input", "right"]
+    assert [part.prunable for part in model.joint.in_group.parts] == [True, False, True]
+
+
+def test_attach_groups_leaves_the_residual_stream_alone_unless_asked() -> None:
+    model = Identity()
+    report = sca.attach_groups(model, batch()[0])
+    assert list(wiring(model)) == ["conv1"]
+    assert "additions tie it (add at plain_nets.py" in report.unprunable["stem"]
+    assert "prune_stream=True" in report.unprunable["stem"]
+    assert "stem   8         stem + 1 more  neuron + 1 more  conv1 + 1 more  no" in str(report)
+
+
+def test_attach_groups_lists_what_is_not_called_and_neurons_without_groups() -> None:
+    shared = snn.LIF()
+    model = Net(lambda net, s, x: net.shared(net.extra(net.shared(s))), channels=7, extra=conv(6, 7), shared=shared)
+    model.unused = conv(2, 2)
+    report = sca.attach_groups(model, batch()[0])
+    assert report.unprunable["unused"] == "it is not called in the pass that was traced"
+    assert report.unprunable["conv1"] == "shared works on it and, in another call, other channels"
+    assert report.unprunable["extra"] == "shared works on it and, in another call, other channels"
+    assert list(wiring(model)) == ["conv2"]
+    assert shared.group is None
+
+
+def test_attach_groups_ties_layers_that_share_a_parameter() -> None:
+    model = Net(lambda net, s, x: net.neuron3(net.conv3(s)), conv3=conv(6, 6), neuron3=firing(6))
+    model.conv2, model.neuron2 = conv(6, 6), firing(6)
+    model.head = snn.ChannelLinear(6, 4)
+    model.conv3.weight = model.conv2.weight
+    sca.attach_groups(model, batch()[0])
+    assert wiring(model) == {"conv1": ("conv1 conv2 conv3", "neuron1 neuron2 neuron3", "conv2 head conv3")}
+    model.eval().conv1.out_group.set_active([0, 4])
+    small = sca.compact(model)
+    assert small.conv3.weight is small.conv2.weight
+    torch.testing.assert_close(small(batch()[0]), masked(model)(batch()[0]), rtol=1e-5, atol=1e-6)
+
+
+def test_attach_groups_refuses_values_in_control_flow_by_line() -> None:
+    def middle(net, s, x):
+        return s if s.sum() > 3 else -s
+
+    with pytest.raises(ValueError, match=r"tracing stopped at .*test_pruning_tracing.py:\d+ \(return s if s.sum\(\)"):
+        sca.attach_groups(Net(middle), batch()[0])
+
+
+def test_attach_groups_refuses_a_model_with_nothing_to_prune_and_leaves_it_as_it_was() -> None:
+    foreign = nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 36, 4))
+    with pytest.raises(ValueError, match=r"no channels that can be pruned\n.*0 \(torch.nn.Conv2d\): replace it by"):
+        sca.attach_groups(foreign, batch()[0])
+    bare = nn.Sequential(conv(2, 6), conv(6, 8))
+    with pytest.raises(ValueError, match=r"0: 1 \(ChannelConv2d\) reads it, with no neuron before"):
+        sca.SCAScheduler(bare, torch.optim.SGD(bare.parameters(), 0.1), **SETTINGS)
+    assert all(carried(module, role) is None for module in bare.modules() for role in ROLES)
+
+
+def test_attach_groups_refuses_a_model_that_carries_groups_and_inputs_that_do_not_fit() -> None:
+    model = Vgg()
+    sca.attach_groups(model)
+    with pytest.raises(ValueError, match="carry some already"):
+        sca.attach_groups(model)
+    with pytest.raises(ValueError, match=r"tracing stopped at .*plain_nets.py:\d+ .*in_features|tracing stopped"):
+        sca.attach_groups(Vgg(), torch.zeros(2, 2, 16, 16))
+    with pytest.raises(ValueError, match="example_input: expected one batch, for none of the usual sizes fits"):
+        sca.attach_groups(nn.Sequential(conv(2, 4), firing(4), nn.Flatten(2), snn.ChannelLinear(4 * 5 * 7, 4)))
