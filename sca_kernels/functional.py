@@ -18,12 +18,14 @@ from . import backends, ops, paths
 from .channels import narrow
 from .layout import collapse, dense_strides, spatial_size, state_dtype
 from .neurons import NeuronConfig
+from .ops.common import NotANumber
 from .reference.batch_norm import prelude as affine_prelude
 from .surrogates import Surrogate, resolve
 from .sync import synchronized_moments
 
 __all__ = [
     "NeuronOutput",
+    "NotANumber",
     "batch_norm",
     "batch_norm_lif",
     "batch_norm_neuron",

@@ -9,18 +9,22 @@ from ..backends.base import Forward
 from ..layout import empty_activation, empty_state, state_dtype
 
 
+class NotANumber(ValueError):
+    """A neuron's potential became NaN."""
+
+
 def or_empty(z: Tensor | None, x: Tensor) -> Tensor:
     """Operators can't return None: an output that was not asked for is a tensor without elements."""
     return x.new_empty(0, dtype=state_dtype(x)) if z is None else z
 
 
 def forward_outputs(out: Forward, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """ValueError where a potential has become NaN: the membrane sums tell without another pass over x. Asking a CUDA
+    """NotANumber where a potential has become NaN: the membrane sums tell without another pass over x. Asking a CUDA
     device would mean to wait for it."""
     if x.device.type == "cpu" and (nan := out.membrane_l1.isnan()).any():
         channels = nan.nonzero().flatten().tolist()
         listed = ", ".join(map(str, channels[:8])) + (", ..." if len(channels) > 8 else "")
-        raise ValueError(f"x: expected numbers, got NaN (there, or in what scales it) in channels {listed}")
+        raise NotANumber(f"x: expected numbers, got NaN (there, or in what scales it) in channels {listed}")
     return out.spikes, or_empty(out.v, x), out.spike_count, out.membrane_l1
 
 

@@ -17,7 +17,12 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*arguments, **options)
         except (ValueError, OSError, ImportError) as error:
-            typer.secho(f"error: {error}", err=True, fg="red")
+            fail(str(error))
             raise typer.Exit(2) from error
 
     return wrapper
+
+
+def fail(message: str) -> None:
+    """Print an error."""
+    typer.secho(f"error: {message}", err=True, fg="red")

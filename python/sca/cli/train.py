@@ -49,6 +49,9 @@ def train(
     checkpointing: Annotated[
         bool | None, typer.Option("--checkpointing", help="Save memory: compute activations twice.", show_default=False)
     ] = None,
+    checkpoint_minutes: Annotated[
+        float | None, _option("Longest time without a checkpoint; every epoch ends with one (default 10).")
+    ] = None,
     reference: Annotated[
         str | None, _option("Dense twin to compare with: train (train it too), none, or the folder of a dense run.")
     ] = None,
@@ -77,8 +80,9 @@ def _train(changes: dict[str, Any], preset: str | None, out: Path | None, resume
 
     import sca_kernels
 
-    from ..training import Interrupted, RunFolder, TrainConfig, run
+    from ..training import RunFolder, TrainConfig, run
     from .display import Display
+    from .endings import told
 
     if resume and (overwrite or preset or out is None):
         raise ValueError("resume: expected --out and neither --overwrite nor --preset beside it")
@@ -91,13 +95,8 @@ def _train(changes: dict[str, Any], preset: str | None, out: Path | None, resume
     say = functools.partial(console.print, highlight=False, soft_wrap=True)
     folder_path = out or free_folder(Path("runs"), f"{config.data}-{config.model}")
     mode = "resume" if resume else "overwrite" if overwrite else "new"
-    with RunFolder(folder_path, mode) as folder, Display(console) as display:
-        try:
-            summary = run(config, folder, display)
-        except Interrupted:
-            display.close()
-            say(f"interrupted; go on with: sca train --resume --out {folder_path}")
-            raise typer.Exit(130) from None
+    with RunFolder(folder_path, mode) as folder, told(folder, say), Display(console) as display:
+        summary = run(config, folder, display)
     console.print(summary.table())
     say(f"in {folder_path}: {folder.plot.name}, {folder.log.name}, {folder.model.name} (the compacted network)")
 
@@ -107,9 +106,8 @@ def _resumed_config(held: Any, changes: dict[str, Any], out: Path) -> Any:
     if held is None:
         raise ValueError(f"out: {out} holds no run to resume")
     config = held.changed(**changes)
-    movable = {name: getattr(config, name) for name in ("data_dir", "device", "checkpointing")}
-    if held.changed(**movable) != config:
-        differing = [name for name, value in changes.items() if getattr(held, name) != value and name not in movable]
+    differing = config.differing(held.to_dict())
+    if differing:
         raise ValueError(f"{', '.join(differing)}: the run in {out} has another value; a resumed run keeps its own")
     return config
 

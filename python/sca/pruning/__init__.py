@@ -2,6 +2,6 @@
 
 from .compact import compact
 from .schedule import Plan
-from .scheduler import GroupChange, PruneEvent, SCAScheduler
+from .scheduler import GroupChange, NotFinite, PruneEvent, SCAScheduler
 
-__all__ = ["GroupChange", "Plan", "PruneEvent", "SCAScheduler", "compact"]
+__all__ = ["GroupChange", "NotFinite", "Plan", "PruneEvent", "SCAScheduler", "compact"]

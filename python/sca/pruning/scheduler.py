@@ -25,12 +25,16 @@ from .regrow import REGROW_INITS
 from .schedule import Plan, nearest
 from .select import Candidates, choose, largest_count
 
-__all__ = ["GroupChange", "PruneEvent", "SCAScheduler"]
+__all__ = ["GroupChange", "NotFinite", "PruneEvent", "SCAScheduler"]
 
 logger = logging.getLogger(__name__)
 
 #: the sums of an Activity, and their dtypes
 _SUMS = {"spike_count": torch.int64, "membrane_l1": torch.float64, "positions": torch.int64}
+
+
+class NotFinite(RuntimeError):
+    """Scores or gradients are NaN or infinite: the training has diverged."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,8 @@ class SCAScheduler:
             What changed at an update, None otherwise.
 
         Raises:
-            RuntimeError: no activity was recorded since the last update, or scores or gradients are not finite.
+            RuntimeError: no activity was recorded since the last update.
+            NotFinite: scores or gradients are NaN or infinite.
         """
         self.steps += 1
         event = self._update() if self.plan.is_update(self.steps) else None
@@ -353,7 +358,7 @@ class SCAScheduler:
             score, growth = CRITERIA[self.plan.criterion](context), self._growth(members, measured)
             for what, values in ("scores", score[masks[name]]), ("gradients", growth):
                 if values is not None and not values.isfinite().all():
-                    raise RuntimeError(f"group {name!r}: {what} are not finite; has the training diverged?")
+                    raise NotFinite(f"group {name!r}: {what} are not finite")
             if name in price:
                 score, growth = _per(score, price[name]), None if growth is None else _per(growth, price[name])
             candidates[name] = Candidates(masks[name], score, growth, self.plan.floor(members.group.num_channels))

@@ -2,12 +2,13 @@
 
 from .config import PRESETS, TrainConfig
 from .folder import RunFolder
-from .loop import Interrupted, Observer, Trainer
+from .loop import Diverged, Interrupted, Observer, Trainer
 from .run import load_data, load_model, run
 from .summary import Summary
 
 __all__ = [
     "PRESETS",
+    "Diverged",
     "Interrupted",
     "Observer",
     "RunFolder",

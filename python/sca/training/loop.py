@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -11,10 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sca_kernels.functional import NotANumber
+
 from ..data import Dataset
 from ..models import build
-from ..pruning import SCAScheduler
+from ..pruning import NotFinite, SCAScheduler
 from ..pruning.groups import find_groups
+from . import checkpoint
 from .config import TrainConfig
 from .losses import LOSSES
 from .metrics import FiringRate, accuracy, autocast, connectivity, correct
@@ -25,6 +29,10 @@ MIN_UPDATES = 8
 
 class Interrupted(Exception):
     """The observer asked to stop; the state is as after a finished step."""
+
+
+class Diverged(Exception):
+    """The loss or a parameter is NaN or infinite; the message says which, and when. Nothing of it has been saved."""
 
 
 class Observer(Protocol):
@@ -188,13 +196,26 @@ class Trainer:
 
         Args:
             observer: told about batches and epochs; asked after each batch whether to stop.
-            save: given :meth:`state` after each epoch and before an interrupt.
-            log: given each epoch's row.
+            save: given :meth:`state` after each epoch, whenever ``checkpoint_minutes`` have passed, and before an
+                interrupt.
+            log: given each epoch's row, when that epoch has been saved.
 
         Raises:
             Interrupted: the observer asked to stop; the state has been saved.
+            Diverged: the loss, a potential, a score or a parameter is not finite; no such state has been saved.
         """
+        try:
+            self._fit(observer, save, log)
+        except NotANumber as error:
+            raise Diverged(f"a membrane potential is NaN at step {self.step + 1}") from error
+        except NotFinite as error:
+            raise Diverged(f"{error} (step {self.step + 1})") from error
+
+    def _fit(
+        self, observer: Observer, save: Callable[[dict[str, Any]], None], log: Callable[[dict[str, Any]], None]
+    ) -> None:
         config = self.config
+        saved = time.monotonic()
         observer.on_start(self)
         self.model.train()
         while self.epoch < config.epochs:
@@ -205,6 +226,8 @@ class Trainer:
             for images, labels in batches:
                 self._firing.mark()
                 loss, hits = self.train_step(images, labels)
+                if not math.isfinite(loss):
+                    raise Diverged(f"the loss is {loss} at step {self.step + 1}")
                 spikes, positions = self._firing.since_mark()
                 self.prune_step(images, labels)
                 sums = self.sums
@@ -216,14 +239,26 @@ class Trainer:
                 sums.positions += positions
                 sums.seconds += time.perf_counter() - begin
                 observer.on_batch(self)
-                if observer.stop_requested:
+                stop = observer.stop_requested  # a signal may set it at any time
+                if stop or time.monotonic() - saved >= 60 * config.checkpoint_minutes:
+                    self._require_finite()
                     save(self.state())
+                    saved = time.monotonic()
+                if stop:
                     raise Interrupted
                 begin = time.perf_counter()
+            self._require_finite()
             row = self._finish_epoch()
-            log(row)
             save(self.state())
+            saved = time.monotonic()
+            log(row)
             observer.on_epoch(row)
+
+    def _require_finite(self) -> None:
+        """Diverged if a parameter or running statistic is not: the loss may be, since NaN silences neurons."""
+        for name, value in self.model.state_dict().items():
+            if not value.isfinite().all():
+                raise Diverged(f"{name} is not finite after step {self.step}")
 
     def _finish_epoch(self) -> dict[str, Any]:
         """Test what there is now, after the epoch's cuts, and close the epoch's sums."""
@@ -247,8 +282,10 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything the rest of the run depends on, as :mod:`sca.training.checkpoint` stores it."""
+        is_cuda = torch.device(self.config.device).type == "cuda"
         return {
             "config": self.config.to_dict(),
+            "data": self.data_digest,
             "architecture": self.model.config,
             "active": {name: group.active for name, group in self.groups.items()},
             "model": self.model.state_dict(),
@@ -258,14 +295,36 @@ class Trainer:
             "sums": asdict(self.sums),
             "history": list(self.history),
             "random_state": torch.get_rng_state(),
+            "cuda_random_state": torch.cuda.get_rng_state(self.config.device) if is_cuda else None,
         }
 
+    @functools.cached_property
+    def data_digest(self) -> str:
+        """Digest of the data set's images and labels."""
+        splits = {"train": self.dataset.train, "test": self.dataset.test}
+        tensors = {
+            f"{name}.{kind}": getattr(s, kind).cpu() for name, s in splits.items() for kind in ("images", "labels")
+        }
+        return checkpoint.digest(tensors, self.dataset.name)
+
+    def check_state(self, state: Any) -> None:
+        """ValueError unless this is the :meth:`state` of a run with this config (but for what may move) and data."""
+        if not isinstance(state, dict) or not {"config", "data", "epoch"} <= state.keys():
+            raise ValueError("expected the state of a run, got something else")
+        held, own = state["config"], self.config.to_dict()
+        differing = [f"{name} {held[name]!r}, not {own[name]!r}" for name in self.config.differing(held)]
+        if differing:
+            raise ValueError(f"it is of a run with {', '.join(differing)}")
+        if state["data"] != self.data_digest:
+            raise ValueError(f"data: it is of a run on other images or labels than these of {self.dataset.name}")
+
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state` of a trainer with the same config.
+        """Continue from :meth:`state` of a trainer with the same config and data.
 
         Raises:
-            ValueError, RuntimeError: the state belongs to another model.
+            ValueError: the state is that of another run; the message says where it differs, and nothing was changed.
         """
+        self.check_state(state)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
@@ -274,6 +333,8 @@ class Trainer:
         self.sums = EpochSums(**state["sums"])
         self.history = state["history"]
         torch.set_rng_state(state["random_state"])
+        if state["cuda_random_state"] is not None and torch.device(self.config.device).type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_random_state"], self.config.device)
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -15,7 +14,7 @@ from . import checkpoint
 from .config import TrainConfig
 from .files import write_json
 from .folder import RunFolder
-from .loop import Observer, Trainer
+from .loop import Interrupted, Observer, Trainer
 from .plot import plot
 from .summary import Summary, summarise
 
@@ -30,11 +29,12 @@ def run(config: TrainConfig, folder: RunFolder, observer: Observer) -> Summary:
     Raises:
         ValueError: the data, the model or an argument is not usable; nothing has been trained.
         Interrupted: the observer asked to stop; the checkpoint has been written.
+        Diverged: the loss or a parameter became NaN or infinite; the last good checkpoint is kept.
+        OSError: a file could not be written; the last good checkpoint is kept.
     """
     dataset = load_data(config)
     dense = _finished_reference(config, dataset)
-    trainer = _trainer(config, dataset, folder)
-    trainer.fit(observer, folder.save_checkpoint, folder.append_log)
+    trainer = _train(config, dataset, folder, observer)
 
     small = compact(trainer.model)
     checkpoint.save(folder.model, {"architecture": small.config, "model": small.state_dict()})
@@ -45,6 +45,8 @@ def run(config: TrainConfig, folder: RunFolder, observer: Observer) -> Summary:
         dense = _train_reference(dense_config, dataset, folder.path / "dense", observer)
     elif dense is None:
         dense = Trainer(dense_config, dataset)
+    if observer.stop_requested:
+        raise Interrupted
     summary = summarise(trainer, small, dense)
     write_json(folder.summary, summary.to_dict())
     plot(folder.plot, trainer.history, dense.history, config)
@@ -81,24 +83,28 @@ def load_model(path: Path) -> nn.Module:
     return compact(model).eval()
 
 
-def _trainer(config: TrainConfig, dataset: Dataset, folder: RunFolder) -> Trainer:
-    """A trainer as the folder's newest checkpoint left it; a new one if there is none."""
-    state = folder.load_checkpoint()
+def _train(config: TrainConfig, dataset: Dataset, folder: RunFolder, observer: Observer) -> Trainer:
+    """Train to the end, from the folder's newest checkpoint if there is one."""
     trainer = Trainer(config, dataset)
+    state = folder.load_checkpoint(trainer.check_state)
     if state is not None:
         trainer.load_state(state)
+
+    def log(_: object = None) -> None:
+        folder.write_log(trainer.history)  # anew, so that it never holds half a line, or an epoch that was lost
+
     folder.write_config(config)
-    folder.write_log(trainer.history)
+    log()
+    trainer.fit(observer, folder.save_checkpoint, log)
     return trainer
 
 
 def _train_reference(config: TrainConfig, dataset: Dataset, path: Path, observer: Observer) -> Trainer:
     """Train the dense twin in its own folder; what lies there is continued if it is the same run."""
     held = RunFolder.stored_config(path)
-    with RunFolder(path, "resume" if held == config else "overwrite") as folder:
-        trainer = _trainer(config, dataset, folder)
-        trainer.fit(observer, folder.save_checkpoint, folder.append_log)
-    return trainer
+    is_same = held is not None and not config.differing(held.to_dict())
+    with RunFolder(path, "resume" if is_same else "overwrite") as folder:
+        return _train(config, dataset, folder, observer)
 
 
 def _finished_reference(config: TrainConfig, dataset: Dataset) -> Trainer | None:
@@ -114,9 +120,12 @@ def _finished_reference(config: TrainConfig, dataset: Dataset) -> Trainer | None
         raise ValueError(
             f"reference: expected a dense run of the same network, {path} differs in {differing or 'density'}"
         )
-    state: dict[str, Any] = checkpoint.load(path / "checkpoint.safetensors")
-    if state["epoch"] < held.epochs:
-        raise ValueError(f"reference: expected a finished run, {path} is at epoch {state['epoch']} of {held.epochs}")
-    trainer = Trainer(held.changed(device=config.device), dataset)
-    trainer.load_state(state)
+    held = held.changed(device=config.device, data_dir=config.data_dir)
+    trainer = Trainer(held, dataset if held.limit_train == config.limit_train else load_data(held))
+    try:
+        trainer.load_state(checkpoint.load(path / "checkpoint.safetensors"))
+    except ValueError as error:
+        raise ValueError(f"reference: {path} is not usable ({error})") from error
+    if trainer.epoch < held.epochs:
+        raise ValueError(f"reference: expected a finished run, {path} is at epoch {trainer.epoch} of {held.epochs}")
     return trainer
