@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -24,5 +25,6 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def fail(message: str) -> None:
-    """Print an error."""
-    typer.secho(f"error: {message}", err=True, fg="red")
+    """Print an error; in one process of several (torchrun), say of which."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    typer.secho(f"{'rank ' + os.environ['RANK'] + ': ' if several else ''}error: {message}", err=True, fg="red")

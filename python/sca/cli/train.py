@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,7 +82,7 @@ def _train(changes: dict[str, Any], preset: str | None, out: Path | None, resume
 
     import sca_kernels
 
-    from ..training import RunFolder, TrainConfig, run
+    from ..training import RunFolder, TrainConfig, joined, run
     from .display import Display
     from .endings import told
 
@@ -91,14 +93,23 @@ def _train(changes: dict[str, Any], preset: str | None, out: Path | None, resume
     else:
         config = TrainConfig.from_preset(preset, **changes)
     sca_kernels.reuse_host_memory()
-    console = Console()
-    say = functools.partial(console.print, highlight=False, soft_wrap=True)
-    folder_path = out or free_folder(Path("runs"), f"{config.data}-{config.model}")
     mode = "resume" if resume else "overwrite" if overwrite else "new"
-    with RunFolder(folder_path, mode) as folder, told(folder, say), Display(console) as display:
-        summary = run(config, folder, display)
-    console.print(summary.table())
-    say(f"in {folder_path}: {folder.plot.name}, {folder.log.name}, {folder.model.name} (the compacted network)")
+    with contextlib.ExitStack() as stack:
+        ending = stack.enter_context(told())
+        ranks = stack.enter_context(joined(config.device))
+        console = Console(quiet=not ranks.is_first)
+        say = functools.partial(console.print, highlight=False, soft_wrap=True)
+        folder = None
+        if ranks.is_first:
+            path = out or free_folder(Path("runs"), f"{config.data}-{config.model}")
+            folder = ending.folder = stack.enter_context(RunFolder(path, mode))
+        else:
+            logging.getLogger().setLevel(logging.ERROR)  # the first process warns for all
+        display = stack.enter_context(Display(console))
+        summary = run(config, folder, display, ranks)
+    if summary is not None:
+        console.print(summary.table())
+        say(f"in {path}: {folder.plot.name}, {folder.log.name}, {folder.model.name} (the compacted network)")
 
 
 def _resumed_config(held: Any, changes: dict[str, Any], out: Path) -> Any:

@@ -20,7 +20,8 @@ from .cost import LayerCost, RateRecorder, channel_costs, connections, total
 from .criteria import CRITERIA, GroupContext
 from .groups import Members, find_groups, parameter_axes
 from .optimizer import ActiveOptimizer
-from .probe import sum_over_ranks, untouched
+from .probe import untouched
+from .ranks import require_same_masks, sum_over_ranks
 from .regrow import REGROW_INITS
 from .schedule import Plan, nearest
 from .select import Candidates, choose, largest_count
@@ -103,7 +104,7 @@ class SCAScheduler:
     Parameters keep their identity and their full size. From now on the optimizer steps on active entries alone, see
     :class:`sca.pruning.optimizer.ActiveOptimizer`; the neurons of every group get an ``activity``, whose sums start
     anew at each update. When torch.distributed is initialised, activity and probe gradients are summed over the
-    ranks, so that all of them decide alike.
+    ranks, so that all of them decide alike, and their decisions are compared.
 
     Args:
         model: has channel groups, the prunable ones with neurons; in a DistributedDataParallel wrapper or not.
@@ -206,6 +207,7 @@ class SCAScheduler:
         Raises:
             RuntimeError: no activity was recorded since the last update.
             NotFinite: scores or gradients are NaN or infinite.
+            RanksDiffer: another rank came to another structure.
         """
         self.steps += 1
         event = self._update() if self.plan.is_update(self.steps) else None
@@ -287,6 +289,7 @@ class SCAScheduler:
         wanted = self.plan.density_at(self.steps)
         share = functools.partial(self._share, synops)
         chosen = self._choose(candidates, wanted, lambda chosen: share({**masks, **chosen}))
+        require_same_masks(chosen, next(self.model.parameters()).device)
 
         changes = {
             name: GroupChange(

@@ -1,6 +1,7 @@
 """Training: a configuration, a loop that can stop and resume at any step, and what a run leaves behind."""
 
 from .config import PRESETS, TrainConfig
+from .distributed import RankLost, Ranks, joined
 from .folder import RunFolder
 from .loop import Diverged, Interrupted, Observer, Trainer
 from .run import load_data, load_model, run
@@ -11,10 +12,13 @@ __all__ = [
     "Diverged",
     "Interrupted",
     "Observer",
+    "RankLost",
+    "Ranks",
     "RunFolder",
     "Summary",
     "TrainConfig",
     "Trainer",
+    "joined",
     "load_data",
     "load_model",
     "run",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -20,8 +21,9 @@ from ..pruning import NotFinite, SCAScheduler
 from ..pruning.groups import find_groups
 from . import checkpoint
 from .config import TrainConfig
+from .distributed import Ranks, set_norm_group
 from .losses import LOSSES
-from .metrics import FiringRate, accuracy, autocast, connectivity, correct
+from .metrics import FiringRate, autocast, connectivity, correct, hits_and_seen
 
 # A run too short for so many updates prunes more often than told: a single cut to the final density is no schedule.
 MIN_UPDATES = 8
@@ -82,18 +84,27 @@ class Trainer:
     Args:
         config: what to do.
         dataset: moved to ``config.device``.
+        ranks: the processes that train together. Each has a part of every batch, of the same batches that one process
+            alone would see; history and states are those of the whole.
 
     Attributes:
+        batch_size: images per step on this process, of the ``config.batch_size`` of all.
         model, optimizer, scheduler: scheduler is None when nothing is pruned (density 1).
         groups: the model's channel groups by name.
         epoch: number of finished epochs.
         sums: of the running epoch.
         history: one row per finished epoch, as in the log.
+
+    Raises:
+        ValueError: an argument of the model is out of range; the batch is no multiple of the processes.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
+    def __init__(self, config: TrainConfig, dataset: Dataset, ranks: Ranks | None = None) -> None:
         torch.manual_seed(config.seed)
         self.config = config
+        self.ranks = ranks or Ranks()
+        self.ranks.check_batches(config.batch_size, len(dataset.train))
+        self.batch_size = config.batch_size // self.ranks.size
         self.dataset = dataset.to(config.device)
         self.model = build(
             config.model,
@@ -121,6 +132,7 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
         self.scheduler = self._new_scheduler() if config.density < 1 else None
         self._firing = FiringRate(self.model)
+        self._network = self.ranks.wrap(self.model)
         self.epoch = 0
         self.sums = EpochSums()
         self.history: list[dict[str, Any]] = []
@@ -159,34 +171,45 @@ class Trainer:
         groups = self.groups.values()
         return sum(group.num_active for group in groups) / sum(group.num_channels for group in groups)
 
-    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def leave_ranks(self) -> None:
+        """Go on alone: :meth:`train_step` takes whole batches of ``batch_size``."""
+        self.ranks = Ranks()
+        self._network = self.model
+        set_norm_group(self.model, None)
+
+    def loss(self, network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Forward pass: the loss, and logits ``[T, N, classes]``."""
         with autocast(self.config.precision, self.config.device):
-            logits = self.model(images)
+            logits = network(images)
             return LOSSES[self.config.loss](logits, labels, self.config.label_smoothing), logits
 
     def train_step(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
-        """One optimizer step, and the pruning step if one is due.
+        """One optimizer step.
+
+        Args:
+            images, labels: the batch of all processes.
 
         Returns:
-            The loss, and how many of the batch were predicted.
+            The loss, and how many of the batch were predicted: this process's summands.
         """
+        images, labels, weight = self.ranks.share(images, labels)
         rate = learning_rate(self.config, self.step / self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss, logits = self.loss(images, labels)
-        loss.backward()
+        loss, logits = self.loss(self._network, images, labels)
+        (loss * weight).backward()  # and a mean over the processes
         for weight in self._l1_weights:
             weight.grad.add_(weight.detach().sign(), alpha=self.config.l1)
         self.optimizer.step()
-        return loss.item(), correct(logits.detach(), labels)
+        return loss.item() * weight / self.ranks.size, correct(logits.detach(), labels)
 
     def prune_step(self, images: Tensor, labels: Tensor) -> None:
         """Tell the pruning schedule that an optimizer step is done; at an update it probes on this batch."""
         if self.scheduler is not None:
             if self.scheduler.wants_probe:
-                self.scheduler.probe(lambda: self.loss(images, labels)[0])
+                images, labels, weight = self.ranks.share(images, labels)
+                self.scheduler.probe(lambda: self.loss(self.model, images, labels)[0] * (weight / self.ranks.size))
             self.scheduler.step()
 
     def fit(
@@ -225,22 +248,24 @@ class Trainer:
             begin = time.perf_counter()
             for images, labels in batches:
                 self._firing.mark()
-                loss, hits = self.train_step(images, labels)
+                own = *self.train_step(images, labels), *self._firing.since_mark()
+                loss, hits, spikes, positions = self.ranks.sum(*own)
                 if not math.isfinite(loss):
                     raise Diverged(f"the loss is {loss} at step {self.step + 1}")
-                spikes, positions = self._firing.since_mark()
                 self.prune_step(images, labels)
                 sums = self.sums
                 sums.batches += 1
                 sums.samples += len(labels)
                 sums.loss += loss * len(labels)
-                sums.correct += hits
-                sums.spikes += spikes
-                sums.positions += positions
+                sums.correct += int(hits)
+                sums.spikes += int(spikes)
+                sums.positions += int(positions)
                 sums.seconds += time.perf_counter() - begin
                 observer.on_batch(self)
-                stop = observer.stop_requested  # a signal may set it at any time
-                if stop or time.monotonic() - saved >= 60 * config.checkpoint_minutes:
+                due = self.ranks.is_first and time.monotonic() - saved >= 60 * config.checkpoint_minutes
+                # asked once, since a signal may set it at any time, and agreed upon by all processes
+                stop, due = self.ranks.sum(observer.stop_requested, due)
+                if stop or due:
                     self._require_finite()
                     save(self.state())
                     saved = time.monotonic()
@@ -262,13 +287,15 @@ class Trainer:
 
     def _finish_epoch(self) -> dict[str, Any]:
         """Test what there is now, after the epoch's cuts, and close the epoch's sums."""
-        batches = self.dataset.test_batches(4 * self.config.batch_size)
+        batches = self.dataset.test_batches(4 * self.batch_size)
+        own = itertools.islice(batches, self.ranks.rank, None, self.ranks.size)
+        hits, seen = self.ranks.sum(*hits_and_seen(self.model, own, self.config.precision))
         before = self.history[-1]["seconds"] if self.history else 0.0
         row = {
             "epoch": self.epoch + 1,
             "step": self.step,
             **self.sums.averages,
-            "test_accuracy": accuracy(self.model, batches, self.config.precision),
+            "test_accuracy": hits / seen,
             "density": self.density,
             "connectivity": connectivity(self.model),
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -281,7 +308,8 @@ class Trainer:
         return row
 
     def state(self) -> dict[str, Any]:
-        """Everything the rest of the run depends on, as :mod:`sca.training.checkpoint` stores it."""
+        """Everything the rest of the run depends on, as :mod:`sca.training.checkpoint` stores it; that of all
+        processes, which have to call this together."""
         is_cuda = torch.device(self.config.device).type == "cuda"
         return {
             "config": self.config.to_dict(),
@@ -290,7 +318,7 @@ class Trainer:
             "active": {name: group.active for name, group in self.groups.items()},
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scheduler": None if self.scheduler is None else self.ranks.joint_state(self.scheduler.state_dict()),
             "epoch": self.epoch,
             "sums": asdict(self.sums),
             "history": list(self.history),
@@ -328,7 +356,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+            self.scheduler.load_state_dict(self.ranks.own_state(state["scheduler"]))
         self.epoch = state["epoch"]
         self.sums = EpochSums(**state["sums"])
         self.history = state["history"]

@@ -12,6 +12,7 @@ from ..pruning import compact
 from ..pruning.groups import find_groups
 from . import checkpoint
 from .config import TrainConfig
+from .distributed import Ranks
 from .files import write_json
 from .folder import RunFolder
 from .loop import Interrupted, Observer, Trainer
@@ -22,9 +23,20 @@ from .summary import Summary, summarise
 _SHARED_WITH_REFERENCE = ("data", "limit_test", "model", "width", "time_steps", "neuron", "neuron_arguments")
 
 
-def run(config: TrainConfig, folder: RunFolder, observer: Observer) -> Summary:
+def run(
+    config: TrainConfig, folder: RunFolder | None, observer: Observer, ranks: Ranks | None = None
+) -> Summary | None:
     """Train in ``folder``, going on from its checkpoint if there is one; then write the compacted model, the summary
     and the plot.
+
+    Args:
+        config: what to do.
+        folder: where; None on all processes but the first.
+        observer: of this process; when one asks to stop, all do.
+        ranks: the processes that train together. They part after training: the first measures the summary alone.
+
+    Returns:
+        The summary; None on all processes but the first.
 
     Raises:
         ValueError: the data, the model or an argument is not usable; nothing has been trained.
@@ -32,19 +44,25 @@ def run(config: TrainConfig, folder: RunFolder, observer: Observer) -> Summary:
         Diverged: the loss or a parameter became NaN or infinite; the last good checkpoint is kept.
         OSError: a file could not be written; the last good checkpoint is kept.
     """
-    dataset = load_data(config)
-    dense = _finished_reference(config, dataset)
-    trainer = _train(config, dataset, folder, observer)
-
-    small = compact(trainer.model)
-    checkpoint.save(folder.model, {"architecture": small.config, "model": small.state_dict()})
+    ranks = ranks or Ranks()
+    dataset = ranks.one_before_others(lambda: load_data(config))
+    dense = _finished_reference(config, dataset) if ranks.is_first else None
+    trainer = _train(config, dataset, folder, observer, ranks)
     dense_config = config.changed(density=1.0, reference=None)
     if config.density == 1:
         dense = trainer
     elif config.reference == "train":
-        dense = _train_reference(dense_config, dataset, folder.path / "dense", observer)
-    elif dense is None:
+        dense = _train_reference(dense_config, dataset, folder and folder.path / "dense", observer, ranks)
+    ranks.leave()
+    if folder is None:
+        return None
+    if dense is None:
         dense = Trainer(dense_config, dataset)
+    trainer.leave_ranks()
+    dense.leave_ranks()
+
+    small = compact(trainer.model)
+    checkpoint.save(folder.model, {"architecture": small.config, "model": small.state_dict()})
     if observer.stop_requested:
         raise Interrupted
     summary = summarise(trainer, small, dense)
@@ -83,12 +101,17 @@ def load_model(path: Path) -> nn.Module:
     return compact(model).eval()
 
 
-def _train(config: TrainConfig, dataset: Dataset, folder: RunFolder, observer: Observer) -> Trainer:
+def _train(
+    config: TrainConfig, dataset: Dataset, folder: RunFolder | None, observer: Observer, ranks: Ranks
+) -> Trainer:
     """Train to the end, from the folder's newest checkpoint if there is one."""
-    trainer = Trainer(config, dataset)
-    state = folder.load_checkpoint(trainer.check_state)
+    trainer = Trainer(config, dataset, ranks)
+    state = ranks.from_first(lambda: folder.load_checkpoint(trainer.check_state))
     if state is not None:
         trainer.load_state(state)
+    if folder is None:
+        trainer.fit(observer, lambda state: None, lambda row: None)
+        return trainer
 
     def log(_: object = None) -> None:
         folder.write_log(trainer.history)  # anew, so that it never holds half a line, or an epoch that was lost
@@ -99,12 +122,16 @@ def _train(config: TrainConfig, dataset: Dataset, folder: RunFolder, observer: O
     return trainer
 
 
-def _train_reference(config: TrainConfig, dataset: Dataset, path: Path, observer: Observer) -> Trainer:
+def _train_reference(
+    config: TrainConfig, dataset: Dataset, path: Path | None, observer: Observer, ranks: Ranks
+) -> Trainer:
     """Train the dense twin in its own folder; what lies there is continued if it is the same run."""
+    if path is None:
+        return _train(config, dataset, None, observer, ranks)
     held = RunFolder.stored_config(path)
     is_same = held is not None and not config.differing(held.to_dict())
     with RunFolder(path, "resume" if is_same else "overwrite") as folder:
-        return _train(config, dataset, folder, observer)
+        return _train(config, dataset, folder, observer, ranks)
 
 
 def _finished_reference(config: TrainConfig, dataset: Dataset) -> Trainer | None:
