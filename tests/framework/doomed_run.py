@@ -1,4 +1,4 @@
-"""``sca train`` in a forked process that may die in the middle: the child of tests/framework/test_runs.py.
+"""``sca train`` in a forked process that may die in the middle: the child of test_runs.py and test_distributed.py.
 
 The process that forks has imported everything already, so a run starts in milliseconds.
 """
@@ -20,7 +20,14 @@ from sca.cli import display, endings  # noqa: F401
 FILE_EVENTS = ("open", "os.rename", "os.remove")
 
 
-def main(arguments: list[str], folder: str, operation: int | None = None, seconds: float | None = None) -> None:
+def main(
+    arguments: list[str],
+    folder: str,
+    operation: int | None = None,
+    seconds: float | None = None,
+    environment: dict[str, str] | None = None,
+    output: str = os.devnull,
+) -> None:
     """Run the command; it ends with the process.
 
     Args:
@@ -28,9 +35,12 @@ def main(arguments: list[str], folder: str, operation: int | None = None, second
         folder: of the run.
         operation: kill -9 just before so many opened, renamed and removed files of the folder.
         seconds: death by SIGPROF, untreated, after so much CPU time: at any instruction, however busy the machine is.
+        environment: variables to set, as torchrun would.
+        output: file for what the command prints.
     """
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.environ.update(environment or {})
     seen = 0
 
     def count(event: str, details: tuple) -> None:
@@ -44,6 +54,6 @@ def main(arguments: list[str], folder: str, operation: int | None = None, second
         sys.addaudithook(count)
     if seconds is not None:
         signal.setitimer(signal.ITIMER_PROF, seconds)
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout = sys.stderr = open(output, "w", buffering=1)  # noqa: SIM115
     sys.argv = ["sca", *arguments]
     cli.main()

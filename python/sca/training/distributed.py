@@ -161,7 +161,8 @@ def joined(device: str) -> Iterator[Ranks]:
     except RuntimeError as error:
         # Gloo raises plain RuntimeErrors that name its source files.
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise RankLost(f"another process of this run has ended, or does not answer ({error})") from error
+            reason = str(error).split(". ")[0]
+            raise RankLost(f"another process of this run has ended, or does not answer ({reason})") from error
         raise
     if dist.is_initialized():
         dist.destroy_process_group()
