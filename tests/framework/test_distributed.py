@@ -19,6 +19,7 @@ from sca import training
 from sca.pruning.ranks import RanksDiffer, require_same_masks
 from sca.training import Ranks, RunFolder, TrainConfig, checkpoint
 from tests.framework import doomed_run
+from tests.framework.watched import Watch
 
 if not torch.distributed.is_available():
     pytest.skip("torch without distributed", allow_module_level=True)
@@ -36,15 +37,6 @@ OPTIONS = {
 ARGUMENTS = [word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 # float32 sums in another order: measured 7e-7 of a tensor's largest entry after these 24 steps
 TOLERANCE = 2e-5
-
-
-class Watch:
-    stop_requested = False
-
-    def on_start(self, trainer) -> None:
-        pass
-
-    on_batch = on_epoch = on_start
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from sca.cli import app
 from sca.training import Diverged, RunFolder, TrainConfig, checkpoint
 from sca.training.loop import Trainer
 from tests.framework import doomed_run
+from tests.framework.watched import Watch, assert_equal_state
 
 OPTIONS = {
     "model": "vgg5",
@@ -46,38 +47,6 @@ def config_of(**changes: Any) -> TrainConfig:
 def new_trainer(**changes: Any) -> Trainer:
     config = config_of(**changes)
     return Trainer(config, training.load_data(config))
-
-
-class Watch:
-    """An observer that calls a function after each step."""
-
-    stop_requested = False
-
-    def __init__(self, on_batch=lambda trainer: None) -> None:
-        self.on_batch = on_batch
-
-    def on_start(self, trainer: Trainer) -> None:
-        pass
-
-    def on_epoch(self, row: dict) -> None:
-        pass
-
-
-def assert_same(ours: Any, theirs: Any, path: str = "state") -> None:
-    """Equal bit for bit, but for times and speeds."""
-    if isinstance(ours, torch.Tensor):
-        assert ours.dtype == theirs.dtype, path
-        assert torch.equal(ours, theirs), path
-    elif isinstance(ours, dict):
-        assert ours.keys() == theirs.keys(), path
-        for key in ours.keys() - {"seconds", "samples_per_second"}:
-            assert_same(ours[key], theirs[key], f"{path}/{key}")
-    elif isinstance(ours, list | tuple):
-        assert len(ours) == len(theirs), path
-        for position, pair in enumerate(zip(ours, theirs, strict=True)):
-            assert_same(*pair, f"{path}/{position}")
-    else:
-        assert ours == theirs, path
 
 
 def sca(*arguments: object):
@@ -125,8 +94,8 @@ def test_train_killed_at_20_random_moments_equals_the_uninterrupted_run(tmp_path
 
     alone = new_trainer()
     alone.fit(Watch(), lambda state: None, lambda row: None)
-    assert_same(checkpoint.load(held.checkpoint), alone.state())
-    assert_same([json.loads(line) for line in held.log.read_text().splitlines()], alone.history)
+    assert_equal_state(checkpoint.load(held.checkpoint), alone.state())
+    assert_equal_state([json.loads(line) for line in held.log.read_text().splitlines()], alone.history)
 
 
 def test_train_asked_to_end_by_sigterm_saves_and_exits_130(tmp_path, processes):
@@ -208,7 +177,7 @@ def test_run_refuses_a_checkpoint_of_another_run_by_name_and_uses_the_one_before
         ours = new_trainer()
         folder.save_checkpoint(ours.state())
         folder.save_checkpoint(other.state())
-        assert_same(folder.load_checkpoint(ours.check_state), ours.state())
+        assert_equal_state(folder.load_checkpoint(ours.check_state), ours.state())
         assert f"refused {folder.checkpoint}: not a checkpoint of this run" in caplog.text
         assert "width 0.25, not 0.125, seed 5, not 0" in caplog.text
         folder.save_checkpoint({"architecture": {}, "model": {}})
@@ -226,7 +195,7 @@ def test_load_state_refuses_other_models_and_other_data_and_changes_nothing():
     relabelled = dataclasses.replace(data, train=dataclasses.replace(data.train, labels=labels))
     with pytest.raises(ValueError, match="data: it is of a run on other images or labels than these of digits"):
         ours.load_state(Trainer(config_of(), relabelled).state())
-    assert_same(ours.state(), before)
+    assert_equal_state(ours.state(), before)
     ours.load_state(new_trainer(checkpoint_minutes=5.0).state())
 
 
@@ -237,7 +206,7 @@ def test_fit_saves_within_an_epoch_when_the_minutes_are_over():
         new_trainer(epochs=2, checkpoint_minutes=minutes).fit(Watch(), saved[minutes].append, lambda row: None)
     assert [(s["epoch"], s["sums"]["batches"]) for s in saved[10.0]] == [(1, 0), (2, 0)]
     assert [(s["epoch"], s["sums"]["batches"]) for s in saved[1e-9]][:5] == [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
-    assert_same(saved[10.0][-1]["model"], saved[1e-9][-1]["model"])
+    assert_equal_state(saved[10.0][-1]["model"], saved[1e-9][-1]["model"])
 
 
 def test_train_interrupted_after_training_ends_before_the_summary(tmp_path):

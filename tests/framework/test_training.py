@@ -19,6 +19,7 @@ from sca.training.files import write_whole
 from sca.training.loop import Interrupted, Trainer, learning_rate
 from sca.training.losses import LOSSES
 from sca.training.metrics import accuracy, compare_speed
+from tests.framework.watched import assert_equal_state
 
 TINY = {
     "data": "digits",
@@ -68,23 +69,6 @@ def tiny(**changes) -> TrainConfig:
 
 def trainer_of(config: TrainConfig) -> Trainer:
     return Trainer(config, training.load_data(config))
-
-
-def assert_equal_state(a, b, path="state") -> None:
-    """Equal bit for bit, times of day and speeds aside."""
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype, path
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a.keys() - {"seconds", "samples_per_second"}:
-            assert_equal_state(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for position, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal_state(x, y, f"{path}/{position}")
-    else:
-        assert a == b, path
 
 
 # --- configuration -------------------------------------------------------------------------------------------------

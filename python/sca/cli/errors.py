@@ -26,5 +26,5 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 
 def fail(message: str) -> None:
     """Print an error; in one process of several (torchrun), say of which."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    typer.secho(f"{'rank ' + os.environ['RANK'] + ': ' if several else ''}error: {message}", err=True, fg="red")
+    rank = os.environ.get("RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    typer.secho(f"{'' if rank is None else f'rank {rank}: '}error: {message}", err=True, fg="red")

@@ -33,7 +33,7 @@ def train(
     time_steps: Annotated[int | None, _option("Time steps that an image is presented for.")] = None,
     neuron: Annotated[str | None, _option("if, lif or plif.")] = None,
     epochs: Annotated[int | None, _option("Length of the run.")] = None,
-    batch_size: Annotated[int | None, _option("Images per step.")] = None,
+    batch_size: Annotated[int | None, _option("Images per step, of all processes.")] = None,
     lr: Annotated[float | None, _option("Peak learning rate.")] = None,
     density: Annotated[float | None, _option("Final density in (0, 1]; 1 prunes nothing.")] = None,
     target: Annotated[str | None, _option("What density is a share of: channels, parameters or synops.")] = None,

@@ -19,7 +19,7 @@ from . import checkpoint
 
 Result = TypeVar("Result")
 
-# Ranks wait for each other's checkpoint writing, at most; a rank that has died is noticed at once.
+# Ranks wait for each other's downloads and checkpoints, no longer; one that has died is noticed at once.
 TIMEOUT = timedelta(minutes=10)
 
 
@@ -129,7 +129,7 @@ class Ranks:
 def set_norm_group(model: nn.Module, group: bool | None) -> None:
     """Have batch norms take their statistics over all processes (True), or over their own samples (None)."""
     for module in model.modules():
-        if hasattr(module, "process_group"):
+        if hasattr(module, "process_group") and not isinstance(module, nn.SyncBatchNorm):  # torch's has all anyway
             module.process_group = group
 
 

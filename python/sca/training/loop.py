@@ -192,24 +192,24 @@ class Trainer:
         Returns:
             The loss, and how many of the batch were predicted: this process's summands.
         """
-        images, labels, weight = self.ranks.share(images, labels)
+        images, labels, part = self.ranks.share(images, labels)
         rate = learning_rate(self.config, self.step / self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss, logits = self.loss(self._network, images, labels)
-        (loss * weight).backward()  # and a mean over the processes
+        (loss * part).backward()  # and a mean over the processes
         for weight in self._l1_weights:
             weight.grad.add_(weight.detach().sign(), alpha=self.config.l1)
         self.optimizer.step()
-        return loss.item() * weight / self.ranks.size, correct(logits.detach(), labels)
+        return loss.item() * part / self.ranks.size, correct(logits.detach(), labels)
 
     def prune_step(self, images: Tensor, labels: Tensor) -> None:
         """Tell the pruning schedule that an optimizer step is done; at an update it probes on this batch."""
         if self.scheduler is not None:
             if self.scheduler.wants_probe:
-                images, labels, weight = self.ranks.share(images, labels)
-                self.scheduler.probe(lambda: self.loss(self.model, images, labels)[0] * (weight / self.ranks.size))
+                images, labels, part = self.ranks.share(images, labels)
+                self.scheduler.probe(lambda: self.loss(self.model, images, labels)[0] * (part / self.ranks.size))
             self.scheduler.step()
 
     def fit(
