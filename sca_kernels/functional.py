@@ -18,12 +18,14 @@ from . import backends, ops, paths
 from .channels import Channels, Geometry, narrow, storage_order
 from .layout import collapse, dense_strides, spatial_size, state_dtype
 from .neurons import NeuronConfig
+from .ops.common import NotANumber
 from .reference.batch_norm import prelude as affine_prelude
 from .surrogates import Surrogate, resolve
 from .sync import synchronized_moments
 
 __all__ = [
     "NeuronOutput",
+    "NotANumber",
     "batch_norm",
     "batch_norm_lif",
     "batch_norm_neuron",
@@ -199,7 +201,7 @@ def batch_norm_neuron(
     )
     if training:
         count = steps * x.shape[1] * spatial_size(x)
-        if count == 1:
+        if count == 1 and process_group is None:
             raise ValueError(f"x: expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
         if count == 0:  # nothing to normalise or to track, as in torch
             mean, var = x.new_zeros(x.shape[2]), x.new_ones(x.shape[2])

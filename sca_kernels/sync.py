@@ -6,6 +6,25 @@ import torch
 from torch import Tensor
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """Differentiable all_reduce: each rank's gradient is the sum of those that the ranks have for the sum."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group) -> Tensor:
+        ctx.group = group
+        return _summed(x, group)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return _summed(gradient, ctx.group), None
+
+
+def _summed(x: Tensor, group) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    torch.distributed.all_reduce(total, group=group)
+    return total
+
+
 def synchronized_moments(x: Tensor, count: int, process_group) -> tuple[Tensor, Tensor, Tensor]:
     """float64 mean and biased variance [C] of x [T, N, C, *S] over all ranks, and the number of values per channel;
     differentiable.
@@ -14,16 +33,13 @@ def synchronized_moments(x: Tensor, count: int, process_group) -> tuple[Tensor, 
         count: values per channel on this rank (a step presented T times counts T times).
         process_group: a torch.distributed group, or True for the default one.
     """
-    from torch.distributed.nn.functional import all_reduce
-
     group = None if process_group is True else process_group
-    options = {} if group is None else {"group": group}
     dims = [d for d in range(x.dim()) if d != 2]
     z = x.double()
     n = torch.full((1,), float(count), dtype=torch.float64, device=x.device)
     # Two rounds: the sum of squares about the common mean does not cancel.
-    total = all_reduce(torch.cat([z.mean(dims) * n, n]), **options)
+    total = _SumOverRanks.apply(torch.cat([z.mean(dims) * n, n]), group)
     mean, n_all = total[:-1] / total[-1], total[-1]
     centred = (z - mean.view(-1, *[1] * (x.dim() - 3))).square().mean(dims) * n
-    var = all_reduce(centred, **options) / n_all
+    var = _SumOverRanks.apply(centred, group) / n_all
     return mean, var, n_all.detach()

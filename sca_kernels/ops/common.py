@@ -14,6 +14,10 @@ from ..backends.base import Forward
 from ..layout import empty_activation, empty_state, state_dtype
 
 
+class NotANumber(ValueError):
+    """A neuron's potential became NaN."""
+
+
 def operator(implementation: Callable[..., Any]) -> OpOverload:
     """Define ``sca_kernels::<name>``, with the schema that the annotations of its implementation give.
 
@@ -70,12 +74,12 @@ def or_empty(z: Tensor | None, x: Tensor) -> Tensor:
 
 
 def forward_outputs(out: Forward, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """ValueError where a potential has become NaN: the membrane sums tell without another pass over x. Asking a CUDA
+    """NotANumber where a potential has become NaN: the membrane sums tell without another pass over x. Asking a CUDA
     device would mean to wait for it."""
     if x.device.type == "cpu" and math.isnan(out.membrane_l1.sum()):
         channels = out.membrane_l1.isnan().nonzero().flatten().tolist()
         listed = ", ".join(map(str, channels[:8])) + (", ..." if len(channels) > 8 else "")
-        raise ValueError(f"x: expected numbers, got NaN (there, or in what scales it) in channels {listed}")
+        raise NotANumber(f"x: expected numbers, got NaN (there, or in what scales it) in channels {listed}")
     return out.spikes, or_empty(out.v, x), out.spike_count, out.membrane_l1
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -22,6 +19,7 @@ from sca.training.files import write_whole
 from sca.training.loop import Interrupted, Trainer, learning_rate
 from sca.training.losses import LOSSES
 from sca.training.metrics import accuracy, compare_speed
+from tests.framework.watched import assert_equal_state
 
 TINY = {
     "data": "digits",
@@ -71,23 +69,6 @@ def tiny(**changes) -> TrainConfig:
 
 def trainer_of(config: TrainConfig) -> Trainer:
     return Trainer(config, training.load_data(config))
-
-
-def assert_equal_state(a, b, path="state") -> None:
-    """Equal bit for bit, times of day and speeds aside."""
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype, path
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a.keys() - {"seconds", "samples_per_second"}:
-            assert_equal_state(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for position, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal_state(x, y, f"{path}/{position}")
-    else:
-        assert a == b, path
 
 
 # --- configuration -------------------------------------------------------------------------------------------------
@@ -456,41 +437,3 @@ def test_load_model_refuses_a_checkpoint_of_something_else(tmp_path):
     checkpoint.save(path, {"weights": torch.zeros(2)})
     with pytest.raises(checkpoint.CheckpointError, match=r"odd\.safetensors"):
         training.load_model(path)
-
-
-KILLED = """
-from pathlib import Path
-from sca import training
-config = training.TrainConfig().changed(**{config!r})
-class Watch:
-    stop_requested = False
-    def on_start(self, trainer): pass
-    def on_batch(self, trainer): print("step", flush=True)
-    def on_epoch(self, row): pass
-with training.RunFolder(Path({path!r}), "resume" if Path({path!r}, "config.json").exists() else "new") as folder:
-    training.run(config, folder, Watch())
-"""
-
-
-def test_run_killed_at_any_moment_and_resumed_equals_the_uninterrupted_run(tmp_path, uninterrupted):
-    path = tmp_path / "run"
-    script = KILLED.format(config=tiny().to_dict(), path=str(path))
-    for steps in (6, 5):
-        process = subprocess.Popen(
-            [sys.executable, "-c", script],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for _ in range(steps):
-            assert process.stdout.readline() == "step\n"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        assert not (path / "model.safetensors").exists()
-    with RunFolder(path, "resume") as folder:
-        training.run(tiny(), folder, Watch())
-    state = checkpoint.load(path / "checkpoint.safetensors")
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    assert_equal_state(state, uninterrupted)
-    assert_equal_state(rows, uninterrupted["history"])

@@ -34,6 +34,7 @@ SCA_ROOMS = {
     "bench": {"pruning", "models", "training"},
     "convert": {"models"},
     "export": {"pruning", "models"},
+    "__main__": {"cli"},
     "cli": {"pruning", "models", "data", "report", "training", "bench", "convert", "export"},
 }
 SCA_SEES_OF_KERNELS = {"functional", "nn", "doctor", "surrogates"}

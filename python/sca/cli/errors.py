@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,13 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*arguments, **options)
         except (ValueError, OSError, ImportError) as error:
-            typer.secho(f"error: {error}", err=True, fg="red")
+            fail(str(error))
             raise typer.Exit(2) from error
 
     return wrapper
+
+
+def fail(message: str) -> None:
+    """Print an error; in one process of several (torchrun), say of which."""
+    rank = os.environ.get("RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    typer.secho(f"{'' if rank is None else f'rank {rank}: '}error: {message}", err=True, fg="red")

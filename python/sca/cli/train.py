@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +33,7 @@ def train(
     time_steps: Annotated[int | None, _option("Time steps that an image is presented for.")] = None,
     neuron: Annotated[str | None, _option("if, lif or plif.")] = None,
     epochs: Annotated[int | None, _option("Length of the run.")] = None,
-    batch_size: Annotated[int | None, _option("Images per step.")] = None,
+    batch_size: Annotated[int | None, _option("Images per step, of all processes.")] = None,
     lr: Annotated[float | None, _option("Peak learning rate.")] = None,
     density: Annotated[float | None, _option("Final density in (0, 1]; 1 prunes nothing.")] = None,
     target: Annotated[str | None, _option("What density is a share of: channels, parameters or synops.")] = None,
@@ -48,6 +50,9 @@ def train(
     precision: Annotated[str | None, _option("float32 or bfloat16.")] = None,
     checkpointing: Annotated[
         bool | None, typer.Option("--checkpointing", help="Save memory: compute activations twice.", show_default=False)
+    ] = None,
+    checkpoint_minutes: Annotated[
+        float | None, _option("Longest time without a checkpoint; every epoch ends with one (default 10).")
     ] = None,
     reference: Annotated[
         str | None, _option("Dense twin to compare with: train (train it too), none, or the folder of a dense run.")
@@ -77,8 +82,9 @@ def _train(changes: dict[str, Any], preset: str | None, out: Path | None, resume
 
     import sca_kernels
 
-    from ..training import Interrupted, RunFolder, TrainConfig, run
+    from ..training import RunFolder, TrainConfig, joined, run
     from .display import Display
+    from .endings import told
 
     if resume and (overwrite or preset or out is None):
         raise ValueError("resume: expected --out and neither --overwrite nor --preset beside it")
@@ -87,20 +93,24 @@ def _train(changes: dict[str, Any], preset: str | None, out: Path | None, resume
     else:
         config = TrainConfig.from_preset(preset, **changes)
     sca_kernels.reuse_host_memory()
-    console = Console()
-    say = functools.partial(console.print, highlight=False, soft_wrap=True)
-    folder_path = out or free_folder(Path("runs"), f"{config.data}-{config.model}")
     mode = "resume" if resume else "overwrite" if overwrite else "new"
-    with RunFolder(folder_path, mode) as folder, Display(console) as display:
-        try:
-            summary = run(config, folder, display)
-        except Interrupted:
-            display.close()
-            say(f"interrupted; go on with: sca train --resume --out {folder_path}")
-            raise typer.Exit(130) from None
-    console.print(summary.table())
-    say(f"in {folder_path}: {folder.plot.name}, {folder.log.name}, {folder.model.name} (the compacted network)")
-    say(f"as a page with figures: sca report {folder_path}")
+    with contextlib.ExitStack() as stack:
+        ending = stack.enter_context(told())
+        ranks = stack.enter_context(joined(config.device))
+        console = Console(quiet=not ranks.is_first)
+        say = functools.partial(console.print, highlight=False, soft_wrap=True)
+        folder = None
+        if ranks.is_first:
+            path = out or free_folder(Path("runs"), f"{config.data}-{config.model}")
+            folder = ending.folder = stack.enter_context(RunFolder(path, mode))
+        else:
+            logging.getLogger().setLevel(logging.ERROR)  # the first process warns for all
+        display = stack.enter_context(Display(console))
+        summary = run(config, folder, display, ranks)
+    if summary is not None:
+        console.print(summary.table())
+        say(f"in {path}: {folder.plot.name}, {folder.log.name}, {folder.model.name} (the compacted network)")
+        say(f"as a page with figures: sca report {path}")
 
 
 def _resumed_config(held: Any, changes: dict[str, Any], out: Path) -> Any:
@@ -108,9 +118,8 @@ def _resumed_config(held: Any, changes: dict[str, Any], out: Path) -> Any:
     if held is None:
         raise ValueError(f"out: {out} holds no run to resume")
     config = held.changed(**changes)
-    movable = {name: getattr(config, name) for name in ("data_dir", "device", "checkpointing")}
-    if held.changed(**movable) != config:
-        differing = [name for name, value in changes.items() if getattr(held, name) != value and name not in movable]
+    differing = config.differing(held.to_dict())
+    if differing:
         raise ValueError(f"{', '.join(differing)}: the run in {out} has another value; a resumed run keeps its own")
     return config
 

@@ -2,15 +2,18 @@
 
 from .attach import AttachReport, GroupRow, attach_groups
 from .compact import compact
+from .ranks import RanksDiffer
 from .schedule import Plan
-from .scheduler import GroupChange, PruneEvent, SCAScheduler
+from .scheduler import GroupChange, NotFinite, PruneEvent, SCAScheduler
 
 __all__ = [
     "AttachReport",
     "GroupChange",
     "GroupRow",
+    "NotFinite",
     "Plan",
     "PruneEvent",
+    "RanksDiffer",
     "SCAScheduler",
     "attach_groups",
     "compact",

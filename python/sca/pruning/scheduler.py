@@ -22,17 +22,22 @@ from .criteria import CRITERIA, GroupContext
 from .groups import Members, find_groups, parameter_axes, places_of
 from .histogram import histogram
 from .optimizer import ActiveOptimizer
-from .probe import sum_over_ranks, untouched
+from .probe import untouched
+from .ranks import require_same_masks, sum_over_ranks
 from .regrow import REGROW_INITS
 from .schedule import Plan, nearest
 from .select import Candidates, choose, largest_count
 
-__all__ = ["GroupChange", "PruneEvent", "SCAScheduler"]
+__all__ = ["GroupChange", "NotFinite", "PruneEvent", "SCAScheduler"]
 
 logger = logging.getLogger(__name__)
 
 #: the sums of an Activity, and their dtypes
 _SUMS = {"spike_count": torch.int64, "membrane_l1": torch.float64, "positions": torch.int64}
+
+
+class NotFinite(RuntimeError):
+    """Scores or gradients are NaN or infinite: the training has diverged."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class SCAScheduler:
     Parameters keep their identity and their full size. From now on the optimizer steps on active entries alone, see
     :class:`sca.pruning.optimizer.ActiveOptimizer`; the neurons of every group get an ``activity``, whose sums start
     anew at each update. When torch.distributed is initialised, activity and probe gradients are summed over the
-    ranks, so that all of them decide alike.
+    ranks, so that all of them decide alike, and their decisions are compared.
 
     Args:
         model: in a DistributedDataParallel wrapper or not. If it carries channel groups, the prunable ones need
@@ -223,7 +228,9 @@ class SCAScheduler:
             What changed at an update, None otherwise.
 
         Raises:
-            RuntimeError: no activity was recorded since the last update, or scores or gradients are not finite.
+            RuntimeError: no activity was recorded since the last update.
+            NotFinite: scores or gradients are NaN or infinite.
+            RanksDiffer: another rank came to another structure.
         """
         self.steps += 1
         event = self._update() if self.plan.is_update(self.steps) else None
@@ -305,6 +312,7 @@ class SCAScheduler:
         wanted = self.plan.density_at(self.steps)
         share = functools.partial(self._share, synops)
         chosen = self._choose(candidates, wanted, lambda chosen: share({**masks, **chosen}))
+        require_same_masks(chosen, next(self.model.parameters()).device)
 
         changes = {
             name: GroupChange(
@@ -376,7 +384,7 @@ class SCAScheduler:
             score, growth = CRITERIA[self.plan.criterion](context), self._growth(members, measured)
             for what, values in ("scores", score[masks[name]]), ("gradients", growth):
                 if values is not None and not values.isfinite().all():
-                    raise RuntimeError(f"group {name!r}: {what} are not finite; has the training diverged?")
+                    raise NotFinite(f"group {name!r}: {what} are not finite")
             if name in price:
                 score, growth = _per(score, price[name]), None if growth is None else _per(growth, price[name])
             candidates[name] = Candidates(masks[name], score, growth, self.plan.floor(members.group.num_channels))

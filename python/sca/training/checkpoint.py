@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor
 
@@ -37,10 +38,7 @@ def save(path: Path, tree: Any) -> None:
         TypeError: the tree holds something else.
         OSError: the file cannot be written; what was there before stays.
     """
-    tensors: dict[str, Tensor] = {}
-    description = json.dumps(_describe(tree, "", tensors))
-    metadata = {"format": FORMAT, "tree": description, "digest": _digest(tensors, description)}
-    write_whole(path, serialise(tensors, metadata))
+    write_whole(path, to_bytes(tree))
 
 
 def load(path: Path) -> Any:
@@ -50,28 +48,41 @@ def load(path: Path) -> Any:
         CheckpointError: the file is truncated, damaged, or of another format.
         OSError: there is no such file, or it is not readable.
     """
-    path.stat()  # a missing file is the caller's OSError, not a damaged checkpoint
+    return from_bytes(path.read_bytes(), path)
+
+
+def to_bytes(tree: Any) -> bytes:
+    """What :func:`save` writes."""
+    tensors: dict[str, Tensor] = {}
+    description = json.dumps(_describe(tree, "", tensors))
+    metadata = {"format": FORMAT, "tree": description, "digest": digest(tensors, description)}
+    return serialise(tensors, metadata)
+
+
+def from_bytes(content: bytes, source: object) -> Any:
+    """The tree of :func:`to_bytes`; errors name ``source``."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a checkpoint, truncated or damaged ({error})") from error
+        tensors = deserialise(content)
+        length = int.from_bytes(content[:8], "little")  # of the header, which deserialise has found to be sound
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError, KeyError) as error:  # the last: a dtype that torch does not have
+        raise CheckpointError(f"{source}: not a checkpoint, truncated or damaged ({error})") from error
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: expected format {FORMAT}, got {metadata.get('format')}")
+        raise CheckpointError(f"{source}: expected format {FORMAT}, got {metadata.get('format')}")
     description = metadata.get("tree", "")
-    if metadata.get("digest") != _digest(tensors, description):
-        raise CheckpointError(f"{path}: damaged (its content does not match its digest)")
+    if metadata.get("digest") != digest(tensors, description):
+        raise CheckpointError(f"{source}: damaged (its content does not match its digest)")
     return _rebuild(json.loads(description), tensors)
 
 
-def _digest(tensors: dict[str, Tensor], description: str) -> str:
-    digest = hashlib.blake2b(description.encode())
+def digest(tensors: dict[str, Tensor], description: str) -> str:
+    """Hexadecimal digest of dense tensors on the CPU, by name, and of a text."""
+    content = hashlib.blake2b(description.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        content.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        content.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return content.hexdigest()
 
 
 # A description is JSON. Plain values stand for themselves; everything else is a one-entry object whose key says what it

@@ -11,6 +11,8 @@ from .losses import LOSSES
 
 PRECISIONS = ("float32", "bfloat16")
 LR_SCHEDULES = ("cosine", "step")
+# Fields that a resumed run may change: where its files lie and what computes it.
+MOVABLE = ("data_dir", "device", "checkpointing", "checkpoint_minutes")
 
 
 def check_device(device: str) -> None:
@@ -50,6 +52,7 @@ class TrainConfig:
             is measured).
         precision: ``float32`` or ``bfloat16`` (autocast).
         checkpointing: compute activations again in the backward pass, block by block, in place of keeping them.
+        checkpoint_minutes: a long epoch writes a checkpoint whenever so much time has passed since the last one.
         seed, device: of everything random; a torch device.
 
     Raises:
@@ -94,6 +97,7 @@ class TrainConfig:
     reference: str | None = None
     precision: str = "float32"
     checkpointing: bool = False
+    checkpoint_minutes: float = 10.0
     seed: int = 0
     device: str = "cpu"
 
@@ -104,7 +108,7 @@ class TrainConfig:
 
         for name in ("time_steps", "epochs", "batch_size"):
             check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("lr", "lr_step", "prune_interval", "width"):
+        for name in ("lr", "lr_step", "prune_interval", "width", "checkpoint_minutes"):
             check(name, getattr(self, name) > 0, "a number > 0")
         for name in ("warmup", "momentum", "weight_decay", "l1", "seed"):
             check(name, getattr(self, name) >= 0, "a number >= 0")
@@ -140,6 +144,11 @@ class TrainConfig:
         if unknown:
             raise ValueError(f"{', '.join(sorted(unknown))}: expected one of {', '.join(f.name for f in fields(self))}")
         return replace(self, **changes)
+
+    def differing(self, held: dict[str, Any]) -> list[str]:
+        """Fields, :data:`MOVABLE` ones aside, that have another value in ``held``, a :meth:`to_dict`."""
+        own = self.to_dict()
+        return [name for name in own if name not in MOVABLE and name in held and held[name] != own[name]]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write to a temporary file beside ``path``, flush it to the disk, then rename it over ``path``.
 
     Raises:
-        OSError: the disk is full or the folder is not writable; ``path`` is as it was.
+        OSError: the disk is full or the folder is not writable; it names ``path``, which is as it was.
     """
     temporary = path.with_name(f"{path.name}.partial")
     try:
@@ -22,9 +23,10 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a failed write names no file by itself
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the rename itself

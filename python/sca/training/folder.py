@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,6 @@ class RunFolder:
         """Replace the log of the updates; one JSON object a line."""
         write_lines(self.updates, rows)
 
-    def append_log(self, row: dict[str, Any]) -> None:
-        """Add one line to the log."""
-        with open(self.log, "a") as file:
-            file.write(json.dumps(row) + "\n")
-
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write a checkpoint and keep the one before it.
 
@@ -134,21 +130,29 @@ class RunFolder:
             self.checkpoint.replace(self.previous)
         fresh.replace(self.checkpoint)
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest intact checkpoint, or None when the run had not written one yet.
+    def load_checkpoint(self, check: Callable[[Any], None] = lambda state: None) -> dict[str, Any] | None:
+        """The newest good checkpoint, or None when the run had not written one yet.
 
-        A damaged file is refused with a warning that names it, and the one before it is used: a run resumed from an
-        older state arrives at the same result.
+        A file that is damaged or not of this run is refused with a warning that names it, and the one before it is
+        used: a run resumed from an older state arrives at the same result.
+
+        Args:
+            check: raises a ValueError for a state that is not of this run.
 
         Raises:
-            CheckpointError: there are checkpoints and none of them is intact.
+            CheckpointError: there are checkpoints and none of them is good.
         """
         refused: checkpoint.CheckpointError | None = None
         for path in (self.checkpoint, self.previous):
             if not path.exists():
                 continue
             try:
-                return checkpoint.load(path)
+                state = checkpoint.load(path)
+                try:
+                    check(state)
+                except ValueError as error:
+                    raise checkpoint.CheckpointError(f"{path}: not a checkpoint of this run ({error})") from error
+                return state
             except checkpoint.CheckpointError as error:
                 _log.warning("refused %s", error)
                 refused = refused or error

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sca_kernels.functional import NotANumber
+
 from ..data import Dataset
 from ..models import build
-from ..pruning import SCAScheduler
+from ..pruning import NotFinite, SCAScheduler
 from ..pruning.groups import find_groups
+from . import checkpoint
 from .config import TrainConfig
+from .distributed import Ranks, set_norm_group
 from .losses import LOSSES
-from .metrics import FiringRate, accuracy, autocast, connectivity, correct
+from .metrics import FiringRate, autocast, connectivity, correct, hits_and_seen
 
 # A run too short for so many updates prunes more often than told: a single cut to the final density is no schedule.
 MIN_UPDATES = 8
@@ -25,6 +31,10 @@ MIN_UPDATES = 8
 
 class Interrupted(Exception):
     """The observer asked to stop; the state is as after a finished step."""
+
+
+class Diverged(Exception):
+    """The loss or a parameter is NaN or infinite; the message says which, and when. Nothing of it has been saved."""
 
 
 class Observer(Protocol):
@@ -54,11 +64,11 @@ class EpochSums:
     positions: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def fired(self, counts: dict[str, tuple[int, int]]) -> None:
-        """Add the spikes and positions of each neuron layer."""
-        for name, (spikes, positions) in counts.items():
-            self.spikes[name] = self.spikes.get(name, 0) + spikes
-            self.positions[name] = self.positions.get(name, 0) + positions
+    def fired(self, layers: Iterable[str], counts: Sequence[float]) -> None:
+        """Add the spikes and positions of neuron layers, by turns in ``counts``."""
+        for name, spikes, positions in zip(layers, counts[::2], counts[1::2], strict=True):
+            self.spikes[name] = self.spikes.get(name, 0) + int(spikes)
+            self.positions[name] = self.positions.get(name, 0) + int(positions)
 
     @property
     def averages(self) -> dict[str, float]:
@@ -85,18 +95,27 @@ class Trainer:
     Args:
         config: what to do.
         dataset: moved to ``config.device``.
+        ranks: the processes that train together. Each has a part of every batch, of the same batches that one process
+            alone would see; history and states are those of the whole.
 
     Attributes:
+        batch_size: images per step on this process, of the ``config.batch_size`` of all.
         model, optimizer, scheduler: scheduler is None when nothing is pruned (density 1).
         groups: the model's channel groups by name.
         epoch: number of finished epochs.
         sums: of the running epoch.
         history: one row per finished epoch, as in the log.
+
+    Raises:
+        ValueError: an argument of the model is out of range; the batch is no multiple of the processes.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
+    def __init__(self, config: TrainConfig, dataset: Dataset, ranks: Ranks | None = None) -> None:
         torch.manual_seed(config.seed)
         self.config = config
+        self.ranks = ranks or Ranks()
+        self.ranks.check_batches(config.batch_size, len(dataset.train))
+        self.batch_size = config.batch_size // self.ranks.size
         self.dataset = dataset.to(config.device)
         self.model = build(
             config.model,
@@ -124,6 +143,7 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
         self.scheduler = self._new_scheduler() if config.density < 1 else None
         self._firing = FiringRate(self.model)
+        self._network = self.ranks.wrap(self.model)
         self.epoch = 0
         self.sums = EpochSums()
         self.history: list[dict[str, Any]] = []
@@ -167,34 +187,45 @@ class Trainer:
         """What every pruning update did: :meth:`sca.pruning.PruneEvent.record`."""
         return [] if self.scheduler is None else self.scheduler.history
 
-    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def leave_ranks(self) -> None:
+        """Go on alone: :meth:`train_step` takes whole batches of ``batch_size``."""
+        self.ranks = Ranks()
+        self._network = self.model
+        set_norm_group(self.model, None)
+
+    def loss(self, network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Forward pass: the loss, and logits ``[T, N, classes]``."""
         with autocast(self.config.precision, self.config.device):
-            logits = self.model(images)
+            logits = network(images)
             return LOSSES[self.config.loss](logits, labels, self.config.label_smoothing), logits
 
     def train_step(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
-        """One optimizer step, and the pruning step if one is due.
+        """One optimizer step.
+
+        Args:
+            images, labels: the batch of all processes.
 
         Returns:
-            The loss, and how many of the batch were predicted.
+            The loss, and how many of the batch were predicted: this process's summands.
         """
+        images, labels, part = self.ranks.share(images, labels)
         rate = learning_rate(self.config, self.step / self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss, logits = self.loss(images, labels)
-        loss.backward()
+        loss, logits = self.loss(self._network, images, labels)
+        (loss * part).backward()  # and a mean over the processes
         for weight in self._l1_weights:
             weight.grad.add_(weight.detach().sign(), alpha=self.config.l1)
         self.optimizer.step()
-        return loss.item(), correct(logits.detach(), labels)
+        return loss.item() * part / self.ranks.size, correct(logits.detach(), labels)
 
     def prune_step(self, images: Tensor, labels: Tensor) -> None:
         """Tell the pruning schedule that an optimizer step is done; at an update it probes on this batch."""
         if self.scheduler is not None:
             if self.scheduler.wants_probe:
-                self.scheduler.probe(lambda: self.loss(images, labels)[0])
+                images, labels, part = self.ranks.share(images, labels)
+                self.scheduler.probe(lambda: self.loss(self.model, images, labels)[0] * (part / self.ranks.size))
             self.scheduler.step()
 
     def fit(
@@ -204,13 +235,26 @@ class Trainer:
 
         Args:
             observer: told about batches and epochs; asked after each batch whether to stop.
-            save: given :meth:`state` after each epoch and before an interrupt.
-            log: given each epoch's row.
+            save: given :meth:`state` after each epoch, whenever ``checkpoint_minutes`` have passed, and before an
+                interrupt.
+            log: given each epoch's row, when that epoch has been saved.
 
         Raises:
             Interrupted: the observer asked to stop; the state has been saved.
+            Diverged: the loss, a potential, a score or a parameter is not finite; no such state has been saved.
         """
+        try:
+            self._fit(observer, save, log)
+        except NotANumber as error:
+            raise Diverged(f"a membrane potential is NaN at step {self.step + 1}") from error
+        except NotFinite as error:
+            raise Diverged(f"{error} (step {self.step + 1})") from error
+
+    def _fit(
+        self, observer: Observer, save: Callable[[dict[str, Any]], None], log: Callable[[dict[str, Any]], None]
+    ) -> None:
         config = self.config
+        saved = time.monotonic()
         observer.on_start(self)
         self.model.train()
         while self.epoch < config.epochs:
@@ -222,33 +266,52 @@ class Trainer:
                 self._firing.mark()
                 loss, hits = self.train_step(images, labels)
                 counts = self._firing.layers_since_mark()
+                loss, hits, *fired = self.ranks.sum(loss, hits, *itertools.chain(*counts.values()))
+                if not math.isfinite(loss):
+                    raise Diverged(f"the loss is {loss} at step {self.step + 1}")
                 self.prune_step(images, labels)
                 sums = self.sums
                 sums.batches += 1
                 sums.samples += len(labels)
                 sums.loss += loss * len(labels)
-                sums.correct += hits
-                sums.fired(counts)
+                sums.correct += int(hits)
+                sums.fired(counts, fired)
                 sums.seconds += time.perf_counter() - begin
                 observer.on_batch(self)
-                if observer.stop_requested:
+                due = self.ranks.is_first and time.monotonic() - saved >= 60 * config.checkpoint_minutes
+                # asked once, since a signal may set it at any time, and agreed upon by all processes
+                stop, due = self.ranks.sum(observer.stop_requested, due)
+                if stop or due:
+                    self._require_finite()
                     save(self.state())
+                    saved = time.monotonic()
+                if stop:
                     raise Interrupted
                 begin = time.perf_counter()
+            self._require_finite()
             row = self._finish_epoch()
-            log(row)
             save(self.state())
+            saved = time.monotonic()
+            log(row)
             observer.on_epoch(row)
+
+    def _require_finite(self) -> None:
+        """Diverged if a parameter or running statistic is not: the loss may be, since NaN silences neurons."""
+        for name, value in self.model.state_dict().items():
+            if not value.isfinite().all():
+                raise Diverged(f"{name} is not finite after step {self.step}")
 
     def _finish_epoch(self) -> dict[str, Any]:
         """Test what there is now, after the epoch's cuts, and close the epoch's sums."""
-        batches = self.dataset.test_batches(4 * self.config.batch_size)
+        batches = self.dataset.test_batches(4 * self.batch_size)
+        own = itertools.islice(batches, self.ranks.rank, None, self.ranks.size)
+        hits, seen = self.ranks.sum(*hits_and_seen(self.model, own, self.config.precision))
         before = self.history[-1]["seconds"] if self.history else 0.0
         row = {
             "epoch": self.epoch + 1,
             "step": self.step,
             **self.sums.averages,
-            "test_accuracy": accuracy(self.model, batches, self.config.precision),
+            "test_accuracy": hits / seen,
             "density": self.density,
             "connectivity": connectivity(self.model),
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -262,34 +325,61 @@ class Trainer:
         return row
 
     def state(self) -> dict[str, Any]:
-        """Everything the rest of the run depends on, as :mod:`sca.training.checkpoint` stores it."""
+        """Everything the rest of the run depends on, as :mod:`sca.training.checkpoint` stores it; that of all
+        processes, which have to call this together."""
+        is_cuda = torch.device(self.config.device).type == "cuda"
         return {
             "config": self.config.to_dict(),
+            "data": self.data_digest,
             "architecture": self.model.config,
             "active": {name: group.active for name, group in self.groups.items()},
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scheduler": None if self.scheduler is None else self.ranks.joint_state(self.scheduler.state_dict()),
             "epoch": self.epoch,
             "sums": asdict(self.sums),
             "history": list(self.history),
             "random_state": torch.get_rng_state(),
+            "cuda_random_state": torch.cuda.get_rng_state(self.config.device) if is_cuda else None,
         }
 
+    @functools.cached_property
+    def data_digest(self) -> str:
+        """Digest of the data set's images and labels."""
+        splits = {"train": self.dataset.train, "test": self.dataset.test}
+        tensors = {
+            f"{name}.{kind}": getattr(s, kind).cpu() for name, s in splits.items() for kind in ("images", "labels")
+        }
+        return checkpoint.digest(tensors, self.dataset.name)
+
+    def check_state(self, state: Any) -> None:
+        """ValueError unless this is the :meth:`state` of a run with this config (but for what may move) and data."""
+        if not isinstance(state, dict) or not {"config", "data", "epoch"} <= state.keys():
+            raise ValueError("expected the state of a run, got something else")
+        held, own = state["config"], self.config.to_dict()
+        differing = [f"{name} {held[name]!r}, not {own[name]!r}" for name in self.config.differing(held)]
+        if differing:
+            raise ValueError(f"it is of a run with {', '.join(differing)}")
+        if state["data"] != self.data_digest:
+            raise ValueError(f"data: it is of a run on other images or labels than these of {self.dataset.name}")
+
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state` of a trainer with the same config.
+        """Continue from :meth:`state` of a trainer with the same config and data.
 
         Raises:
-            ValueError, RuntimeError: the state belongs to another model.
+            ValueError: the state is that of another run; the message says where it differs, and nothing was changed.
         """
+        self.check_state(state)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+            self.scheduler.load_state_dict(self.ranks.own_state(state["scheduler"]))
         self.epoch = state["epoch"]
         self.sums = EpochSums(**state["sums"])
         self.history = state["history"]
         torch.set_rng_state(state["random_state"])
+        if state["cuda_random_state"] is not None and torch.device(self.config.device).type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_random_state"], self.config.device)
 
 
 def learning_rate(config: TrainConfig, epoch: float) -> float:

@@ -29,9 +29,15 @@ def correct(logits: Tensor, labels: Tensor) -> int:
     return int((logits.mean(0).argmax(1) == labels).sum())
 
 
-@torch.inference_mode()
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str = "float32") -> float:
     """Share of examples that the model predicts, in [0, 1]; in eval mode, with the mode restored."""
+    hits, seen = hits_and_seen(model, batches, precision)
+    return hits / seen
+
+
+@torch.inference_mode()
+def hits_and_seen(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> tuple[int, int]:
+    """How many examples the model predicts, of how many; in eval mode, with the mode restored."""
     was_training = model.training
     model.eval()
     hits = seen = 0
@@ -40,7 +46,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precisi
             hits += correct(model(images), labels)
         seen += len(labels)
     model.train(was_training)
-    return hits / seen
+    return hits, seen
 
 
 def connectivity(model: nn.Module) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from .config import TrainConfig
+from .files import write_whole
 
 Rows = list[dict[str, Any]]
 
@@ -61,4 +63,6 @@ def plot(path: Path, history: Rows, dense: Rows, config: TrainConfig) -> None:
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, loc="lower right")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture)
+    write_whole(path, picture.getvalue())

@@ -13,9 +13,10 @@ from ..pruning import compact
 from ..pruning.groups import find_groups
 from . import checkpoint
 from .config import TrainConfig
+from .distributed import Ranks
 from .files import write_json
 from .folder import RunFolder
-from .loop import Observer, Trainer
+from .loop import Interrupted, Observer, Trainer
 from .plot import plot
 from .summary import Summary, summarise
 
@@ -23,28 +24,48 @@ from .summary import Summary, summarise
 _SHARED_WITH_REFERENCE = ("data", "limit_test", "model", "width", "time_steps", "neuron", "neuron_arguments")
 
 
-def run(config: TrainConfig, folder: RunFolder, observer: Observer) -> Summary:
+def run(
+    config: TrainConfig, folder: RunFolder | None, observer: Observer, ranks: Ranks | None = None
+) -> Summary | None:
     """Train in ``folder``, going on from its checkpoint if there is one; then write the compacted model, the summary
     and the plot.
+
+    Args:
+        config: what to do.
+        folder: where; None on all processes but the first.
+        observer: of this process; when one asks to stop, all do.
+        ranks: the processes that train together. They part after training: the first measures the summary alone.
+
+    Returns:
+        The summary; None on all processes but the first.
 
     Raises:
         ValueError: the data, the model or an argument is not usable; nothing has been trained.
         Interrupted: the observer asked to stop; the checkpoint has been written.
+        Diverged: the loss or a parameter became NaN or infinite; the last good checkpoint is kept.
+        OSError: a file could not be written; the last good checkpoint is kept.
     """
-    dataset = load_data(config)
-    dense = _finished_reference(config, dataset)
-    trainer = _trainer(config, dataset, folder)
-    _fit(trainer, folder, observer)
-
-    small = compact(trainer.model)
-    checkpoint.save(folder.model, {"architecture": small.config, "model": small.state_dict()})
+    ranks = ranks or Ranks()
+    dataset = ranks.one_before_others(lambda: load_data(config))
+    dense = _finished_reference(config, dataset) if ranks.is_first else None
+    trainer = _train(config, dataset, folder, observer, ranks)
     dense_config = config.changed(density=1.0, reference=None)
     if config.density == 1:
         dense = trainer
     elif config.reference == "train":
-        dense = _train_reference(dense_config, dataset, folder.path / "dense", observer)
-    elif dense is None:
+        dense = _train_reference(dense_config, dataset, folder and folder.path / "dense", observer, ranks)
+    ranks.leave()
+    if folder is None:
+        return None
+    if dense is None:
         dense = Trainer(dense_config, dataset)
+    trainer.leave_ranks()
+    dense.leave_ranks()
+
+    small = compact(trainer.model)
+    checkpoint.save(folder.model, {"architecture": small.config, "model": small.state_dict()})
+    if observer.stop_requested:
+        raise Interrupted
     summary = summarise(trainer, small, dense)
     write_json(folder.summary, summary.to_dict())
     plot(folder.plot, trainer.history, dense.history, config)
@@ -81,33 +102,43 @@ def load_model(path: Path) -> nn.Module:
     return compact(model).eval()
 
 
-def _trainer(config: TrainConfig, dataset: Dataset, folder: RunFolder) -> Trainer:
-    """A trainer as the folder's newest checkpoint left it; a new one if there is none."""
-    state = folder.load_checkpoint()
-    trainer = Trainer(config, dataset)
+def _train(
+    config: TrainConfig, dataset: Dataset, folder: RunFolder | None, observer: Observer, ranks: Ranks
+) -> Trainer:
+    """Train to the end, from the folder's newest checkpoint if there is one."""
+    trainer = Trainer(config, dataset, ranks)
+    state = ranks.from_first(lambda: folder.load_checkpoint(trainer.check_state))
     if state is not None:
         trainer.load_state(state)
+    if folder is None:
+        trainer.fit(observer, lambda state: None, lambda row: None)
+        return trainer
+
+    def log(_: object = None) -> None:
+        folder.write_log(trainer.history)  # anew, so that it never holds half a line, or an epoch that was lost
+
     folder.write_config(config)
-    folder.write_log(trainer.history)
+    log()
     folder.write_updates(trainer.updates)
-    return trainer
 
-
-def _fit(trainer: Trainer, folder: RunFolder, observer: Observer) -> None:
     def save(state: dict[str, Any]) -> None:
         folder.save_checkpoint(state)
         folder.write_updates(trainer.updates)
 
-    trainer.fit(observer, save, folder.append_log)
-
-
-def _train_reference(config: TrainConfig, dataset: Dataset, path: Path, observer: Observer) -> Trainer:
-    """Train the dense twin in its own folder; what lies there is continued if it is the same run."""
-    held = RunFolder.stored_config(path)
-    with RunFolder(path, "resume" if held == config else "overwrite") as folder:
-        trainer = _trainer(config, dataset, folder)
-        _fit(trainer, folder, observer)
+    trainer.fit(observer, save, log)
     return trainer
+
+
+def _train_reference(
+    config: TrainConfig, dataset: Dataset, path: Path | None, observer: Observer, ranks: Ranks
+) -> Trainer:
+    """Train the dense twin in its own folder; what lies there is continued if it is the same run."""
+    if path is None:
+        return _train(config, dataset, None, observer, ranks)
+    held = RunFolder.stored_config(path)
+    is_same = held is not None and not config.differing(held.to_dict())
+    with RunFolder(path, "resume" if is_same else "overwrite") as folder:
+        return _train(config, dataset, folder, observer, ranks)
 
 
 def _finished_reference(config: TrainConfig, dataset: Dataset) -> Trainer | None:
@@ -123,9 +154,12 @@ def _finished_reference(config: TrainConfig, dataset: Dataset) -> Trainer | None
         raise ValueError(
             f"reference: expected a dense run of the same network, {path} differs in {differing or 'density'}"
         )
-    state: dict[str, Any] = checkpoint.load(path / "checkpoint.safetensors")
-    if state["epoch"] < held.epochs:
-        raise ValueError(f"reference: expected a finished run, {path} is at epoch {state['epoch']} of {held.epochs}")
-    trainer = Trainer(held.changed(device=config.device), dataset)
-    trainer.load_state(state)
+    held = held.changed(device=config.device, data_dir=config.data_dir)
+    trainer = Trainer(held, dataset if held.limit_train == config.limit_train else load_data(held))
+    try:
+        trainer.load_state(checkpoint.load(path / "checkpoint.safetensors"))
+    except ValueError as error:
+        raise ValueError(f"reference: {path} is not usable ({error})") from error
+    if trainer.epoch < held.epochs:
+        raise ValueError(f"reference: expected a finished run, {path} is at epoch {trainer.epoch} of {held.epochs}")
     return trainer

@@ -79,7 +79,7 @@ def summarise(trainer: Trainer, small: nn.Module, dense: Trainer) -> Summary:
             itself if that is dense.
     """
     config, data = trainer.config, trainer.dataset
-    batch_size = min(4 * config.batch_size, COUNTED_SAMPLES)
+    batch_size = min(4 * trainer.batch_size, COUNTED_SAMPLES)
     is_dense, has_reference = dense is trainer, bool(dense.history)
 
     def cost_of(model: nn.Module) -> CostReport:
@@ -113,7 +113,7 @@ def summarise(trainer: Trainer, small: nn.Module, dense: Trainer) -> Summary:
     notes = [
         f"accuracy on {len(data.test):,} test images; SynOps and energy counted on {counted:,} of them, the first"
         " convolution once per image",
-        f"speed at batch {config.batch_size}, {torch.get_num_threads()} threads, {config.precision}, networks in turn:"
+        f"speed at batch {trainer.batch_size}, {torch.get_num_threads()} threads, {config.precision}, networks in turn:"
         f" medians of {timed.rounds} rounds",
     ]
     if not is_dense:
@@ -130,7 +130,7 @@ def summarise(trainer: Trainer, small: nn.Module, dense: Trainer) -> Summary:
 def _speeds(trainer: Trainer, small: nn.Module, dense: Trainer) -> dict[str, tuple[Speed, Speed]]:
     """Column -> (training, inference), the columns measured in turn."""
     config = trainer.config
-    images, labels = next(trainer.dataset.train_batches(config.batch_size, seed=config.seed, epoch=config.epochs))
+    images, labels = next(trainer.dataset.train_batches(trainer.batch_size, seed=config.seed, epoch=config.epochs))
 
     def step(one: Trainer) -> None:
         one.train_step(images, labels)

@@ -1,0 +1,90 @@
+"""SCA in PyTorch Lightning, for those whose loop it is: ``Trainer(callbacks=[SCACallback(loss, density=0.3, ...)])``.
+
+Import it by name, ``from sca.training.lightning import SCACallback``: nothing else needs the package ``lightning``.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..pruning import SCAScheduler
+from .distributed import set_norm_group
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError as error:
+    raise ImportError("SCACallback needs Lightning: pip install 'sca_kernels[lightning]'") from error
+
+
+class SCACallback(Callback):
+    """Runs a :class:`sca.SCAScheduler` on the module's one optimizer: a step of it follows each optimizer step.
+
+    With several processes, batch norms take their statistics over all of them, and all prune alike.
+
+    Args:
+        loss: gives the scalar loss of (module, batch) for a probe; it should log nothing.
+        settings: of the scheduler; ``start``, ``stop`` and ``interval`` count optimizer steps.
+
+    Attributes:
+        scheduler: None until fitting starts. Its state is part of Lightning's checkpoints.
+    """
+
+    def __init__(self, loss: Callable[[LightningModule, Any], Tensor], **settings: Any) -> None:
+        self.scheduler: SCAScheduler | None = None
+        self._loss, self._settings = loss, settings
+        self._loaded: dict[str, Any] | None = None
+        self._step = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """ValueError where there is not exactly one optimizer."""
+        if len(trainer.optimizers) != 1:
+            raise ValueError(f"optimizers: expected one, got {len(trainer.optimizers)}")
+        if trainer.world_size > 1:
+            set_norm_group(pl_module, True)
+        self.scheduler = SCAScheduler(pl_module, trainer.optimizers[0], **self._settings)
+        _evaluate_first(trainer.optimizers[0])
+        if self._loaded is not None:
+            self.scheduler.load_state_dict(self._loaded)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning has restored its step by now."""
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Nothing happens while gradients accumulate."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        if self.scheduler.wants_probe:
+            self.scheduler.probe(lambda: self._loss(pl_module, batch))
+        self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scheduler's."""
+        return {} if self.scheduler is None else self.scheduler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning restores callbacks before there are optimizers, so the state waits for them."""
+        self._loaded = state_dict or None
+
+
+def _evaluate_first(optimizer: Optimizer) -> None:
+    """Lightning passes the forward and backward pass as a closure, which must see full parameters: run it before the
+    step on active entries. Optimizers that evaluate it more than once (LBFGS) say that they miss it."""
+    step = optimizer.step
+
+    def evaluated(_: Optimizer, closure: Callable[[], Any] | None = None, **arguments: Any) -> Any:
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        step(**arguments)
+        return loss
+
+    optimizer.step = types.MethodType(evaluated, optimizer)
