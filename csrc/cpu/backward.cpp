@@ -8,6 +8,8 @@ namespace sca {
 namespace {
 
 constexpr float kZero = 0.0f;
+// Elements of a group whose dL/dy is worth parking: 1 MiB; above, the caches hold too little else.
+constexpr int64_t kMostParked = 1 << 18;
 
 View or_zero(const View& view, DType dtype) {
     return view.data != nullptr ? view : View{const_cast<float*>(&kZero), dtype, 0, 0, 0, 0};
@@ -31,19 +33,36 @@ Backward::Backward(const Neuron& neuron, const Input& in, const BackwardInput& g
       grad_spikes_(or_zero(grad.spikes, in.x.dtype)) {}
 
 void Backward::run(const Group& group, int threads) {
-    parallel_for(group.first, group.last, threads, [&](int64_t b) { run(b, {true, true}); });
+    parallel_for(group.first, group.last, threads, [&](int64_t b) { run(b, {true, true, nullptr}); });
     sums_.combine(group);
 }
 
-void Backward::run_sums(const Group& group, int threads) {
-    parallel_for(group.first, group.last, threads, [&](int64_t b) { run(b, {true, false}); });
+void Backward::run_sums(const Group& group, int threads, float* parked) {
+    parallel_for(group.first, group.last, threads, [&](int64_t b) {
+        run(b, {true, false, parked == nullptr ? nullptr : parked + (b - group.first) * parked_block()});
+    });
     sums_.combine(group);
 }
 
-void Backward::run_x(const Group& group, int threads) {
+void Backward::run_x(const Group& group, int threads, const float* parked) {
     // From the last block down: its data is what the caches still hold.
-    parallel_for(group.first, group.last, threads,
-                 [&](int64_t b) { run(group.first + group.last - 1 - b, {false, true}); });
+    parallel_for(group.first, group.last, threads, [&](int64_t i) {
+        const int64_t b = group.first + group.last - 1 - i;
+        parked == nullptr ? run(b, {false, true, nullptr}) : finish(b, parked + (b - group.first) * parked_block());
+    });
+}
+
+int64_t Backward::parked_block() const {
+    int64_t tiles = 0;
+    for (const Block& block : layout.blocks) tiles = std::max(tiles, block.last - block.first);
+    return tiles * padded(layout.most_lanes()) * in_.shape.t;
+}
+
+int64_t Backward::parked_size(const Group& group) const {
+    const Shape& shape = in_.shape;
+    const bool fits = shape.t * shape.n * shape.s * group.channels <= kMostParked;
+    const bool suits = in_.x.dtype == DType::float32 && !summed_ && out_.x.data != nullptr;
+    return fits && suits ? (group.last - group.first) * parked_block() : 0;
 }
 
 void Backward::run(int64_t b, Pass pass) {
@@ -69,12 +88,15 @@ void Backward::run(int64_t b, Pass pass) {
         tile.scale = lane_values(in_.scale, 1.0f);
         tile.shift = lane_values(in_.shift, 0.0f);
         tile.center = lane_values(prelude_adjoint_.center, 0.0f);
-        tile.g_y = lane_values(prelude_adjoint_.g_y, 1.0f);
-        tile.slope = lane_values(prelude_adjoint_.slope, 0.0f);
-        tile.bias = lane_values(prelude_adjoint_.bias, 0.0f);
+        const bool plain = pass.parked != nullptr;  // dL/dy itself
+        tile.g_y = lane_values(plain ? nullptr : prelude_adjoint_.g_y, 1.0f);
+        tile.slope = lane_values(plain ? nullptr : prelude_adjoint_.slope, 0.0f);
+        tile.bias = lane_values(plain ? nullptr : prelude_adjoint_.bias, 0.0f);
     }
-    float* sums[kKinds];
-    for (float*& lanes : sums) lanes = lane_values(nullptr, 0.0f);
+    const bool wanted[kKinds] = {pass.sums && prelude_, pass.sums && prelude_, leak};
+    float* sums[kKinds]{};
+    for (int kind = 0; kind < kKinds; ++kind)
+        if (wanted[kind]) sums[kind] = lane_values(nullptr, 0.0f);
 
     // Potentials at the first of every kSteps time steps: from there the rest follows a second time.
     const Rows starts = scratch.piece_rows(chunks);
@@ -108,14 +130,14 @@ void Backward::run(int64_t b, Pass pass) {
         for (int64_t c = chunks - 1; c >= 0; --c) {
             const int64_t t = c * kSteps, now = std::min(kSteps, steps - t);
             Gradients g{};
-            if (pass.sums && prelude_) {
+            if (wanted[kScale]) {
                 g.scale = sums[kScale] + begin;
                 g.shift = sums[kShift] + begin;
             }
             if (leak) g.rate = sums[kRate] + begin;
             g.total = total;
             const Output out(to_x && total == nullptr ? g_x : Place{}, t, now, size, g_x_buffer, stream_);
-            g.x = out.sink;
+            g.x = pass.parked == nullptr ? out.sink : Sink{pass.parked + t * padded(size), padded(size), false};
             adjoint(lanes, now, neuron_.detach_reset, read(x, x_ahead, t, now, size, x_buffer),
                     read(g_s, g_s_ahead, t, now, size, g_s_buffer), starts.data + c * starts.step, g_v, g);
             out.finish();
@@ -126,10 +148,41 @@ void Backward::run(int64_t b, Pass pass) {
             out.finish();
         }
         if (pass.sums && carries) write_state(g_v, size, piece.at(out_.v_init));
+        if (pass.parked != nullptr) pass.parked += steps * padded(size);
     }
-    if (pass.sums)
-        for (int kind = 0; kind < kKinds; ++kind) sums_.fold(b, kind, sums[kind]);
+    for (int kind = 0; kind < kKinds; ++kind)
+        if (wanted[kind]) sums_.fold(b, kind, sums[kind]);
     finish_streaming(stream_ && to_x);
+}
+
+void Backward::finish(int64_t b, const float* parked) {
+    const Block& block = layout.blocks[b];
+    const Part& part = layout.parts[block.part];
+    const int dtype = static_cast<int>(in_.x.dtype);
+    Scratch scratch(4, layout.most_lanes(), 2);
+    Lanes tile{};
+    const auto lane_values = [&](const float* per_channel) {
+        float* lanes = scratch.tile_row();
+        spread(per_channel, 0.0f, part, layout.most_rows(), lanes);
+        return lanes;
+    };
+    tile.scale = tile.g_y = lane_values(prelude_adjoint_.g_y);
+    tile.slope = lane_values(prelude_adjoint_.slope);
+    tile.center = lane_values(prelude_adjoint_.center);
+    tile.bias = lane_values(prelude_adjoint_.bias);
+    const Rows x_buffer = scratch.piece_rows(1), g_x_buffer = scratch.piece_rows(1);
+    Pieces piece(layout, block);
+    for (Pieces next = piece; piece; piece = next) {
+        ++next;
+        const Place x = piece.at(in_.x), x_ahead = piece.ahead(next, in_.x), g_x = piece.at(out_.x);
+        const Lanes lanes = slice(tile, piece.begin, piece.size);
+        for (int64_t t = 0; t < in_.shape.t; ++t, parked += padded(piece.size)) {
+            const Output out(g_x, t, 1, piece.size, g_x_buffer, stream_);
+            kernels_.finish[dtype](lanes, parked, read(x, x_ahead, t, 1, piece.size, x_buffer), out.sink);
+            out.finish();
+        }
+    }
+    finish_streaming(stream_);
 }
 
 }  // namespace sca

@@ -26,8 +26,11 @@ class Backward {
     // All gradients of a group of channels.
     void run(const Group& group, int threads);
     // The same in two passes, the second of which writes dL/dx, for a prelude whose adjoint depends on the sums.
-    void run_sums(const Group& group, int threads);
-    void run_x(const Group& group, int threads);
+    // Between them `parked` holds dL/dy, in parked_size() floats; null: the second pass computes it again.
+    void run_sums(const Group& group, int threads, float* parked);
+    void run_x(const Group& group, int threads, const float* parked);
+    // 0 where dL/dy would not stay in a cache, or does not go with x element by element in float32.
+    int64_t parked_size(const Group& group) const;
 
     double sum(Sum kind, int64_t channel) const { return sums_.total(kind, channel); }
 
@@ -35,8 +38,12 @@ class Backward {
     struct Pass {
         bool sums;  // and the gradients of v_init and rate
         bool x;
+        float* parked;  // where dL/dy goes, or null
     };
     void run(int64_t block, Pass pass);
+    void finish(int64_t block, const float* parked);
+    // Floats of a block's dL/dy: the steps of a piece, padded, then those of the next.
+    int64_t parked_block() const;
 
     const Neuron& neuron_;
     const Input& in_;

@@ -106,7 +106,12 @@ void batch_norm_backward(const Neuron& neuron, const BatchNorm& norm, const Inpu
     const double presentations = out.x.t == 0 ? static_cast<double>(in.shape.t) : 1.0;
     const double count = static_cast<double>(in.shape.t * in.shape.n * in.shape.s);
     for_groups(backward.layout, useful_threads(in.shape, in.threads), [&](const Group& group, int threads) {
-        backward.run_sums(group, threads);
+        static thread_local std::vector<float> memory;  // kept between calls
+        const int64_t size = backward.parked_size(group);
+        if (static_cast<int64_t>(memory.size()) < size + kLine) memory.resize(size + kLine);
+        const uintptr_t line = (reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64;
+        float* const parked = size > 0 ? reinterpret_cast<float*>(line) : nullptr;
+        backward.run_sums(group, threads, parked);
         for (int64_t c = group.channel; c < group.channel + group.channels; ++c) {
             const double rstd = numbers.rstd(c), factor = -numbers.scale(c) * presentations / count;
             slope[c] = static_cast<float>(factor * rstd * rstd * backward.sum(Backward::kScale, c));
@@ -115,7 +120,7 @@ void batch_norm_backward(const Neuron& neuron, const BatchNorm& norm, const Inpu
             if (out.shift != nullptr) out.shift[c] = static_cast<float>(backward.sum(Backward::kShift, c));
             if (out.rate != nullptr) out.rate[c] = static_cast<float>(backward.sum(Backward::kRate, c));
         }
-        backward.run_x(group, threads);
+        backward.run_x(group, threads, parked);
     });
 }
 

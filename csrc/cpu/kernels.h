@@ -24,8 +24,8 @@ enum class DType { float32, bfloat16 };
 constexpr int kDTypes = 2;
 constexpr int64_t element_size(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 
-// What numbers of lanes are rounded up to: a cache line of float32, a whole number of vectors on any machine.
-constexpr int64_t kLine = 16;
+// What numbers of lanes are rounded up to: two cache lines of float32, a whole number of vectors on any machine.
+constexpr int64_t kLine = 32;
 // Time steps that a kernel takes in one go at most.
 constexpr int64_t kSteps = 4;
 

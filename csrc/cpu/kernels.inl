@@ -30,7 +30,8 @@ class Reader {
           ahead_(i + kAhead < size ? kAhead : from.ahead + kAhead - size) {}
 
     SCA_HOST_DEVICE Floats next() {
-        __builtin_prefetch(p_ + ahead_);
+        for (int64_t line = 0; line < kLanes; line += 64 / static_cast<int64_t>(sizeof(T)))
+            __builtin_prefetch(p_ + ahead_ + line);
         const Floats x = load(p_);
         p_ += step_;
         return x;
@@ -194,7 +195,7 @@ void moments(int64_t size, int64_t steps, const Source& x, double* sum, double* 
         for (int64_t k = 0; k < steps; ++k) {
             const Doubles z = widened(xs.next());
             first = first + z;
-            second = second + z * z;
+            second = plus_square(second, z);
         }
         store(first, sum + i);
         store(second, square + i);

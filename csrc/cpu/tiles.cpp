@@ -12,7 +12,6 @@ namespace {
 constexpr int64_t kStreamBytes = int64_t{8} << 20;
 constexpr int64_t kThreadElements = 1 << 14;
 
-constexpr int64_t padded(int64_t lanes) { return (lanes + kLine - 1) / kLine * kLine; }
 constexpr int64_t spaced(int64_t lanes) { return padded(lanes) + kLine; }
 bool whole_lines(const Place& place, int64_t lanes) { return place.lane == 1 && lanes % kLine == 0; }
 constexpr int64_t kPieceStep = spaced(kMostLanes);

@@ -15,6 +15,9 @@ namespace sca {
 // it arrives.
 constexpr int64_t kMostLanes = 1024;
 
+// Lanes rounded up to whole lines.
+constexpr int64_t padded(int64_t lanes) { return (lanes + kLine - 1) / kLine * kLine; }
+
 // ---- scratch
 // ---------------------------------------------------------------------------------------------------------
 
@@ -102,9 +105,14 @@ void finish_streaming(bool streamed);
 // Gives each lane of a part its channel's value; `otherwise` where there are none.
 template <class T>
 void spread(const T* per_channel, float otherwise, const Part& part, int64_t rows, float* to) {
-    for (int64_t r = 0; r < rows; ++r)
-        for (int64_t c = part.channel; c < part.channel + part.channels; ++c, to += part.length)
-            std::fill_n(to, part.length, per_channel == nullptr ? otherwise : static_cast<float>(per_channel[c]));
+    const int64_t row = part.lanes();
+    if (per_channel == nullptr) {
+        std::fill_n(to, rows * row, otherwise);
+        return;
+    }
+    for (int64_t c = 0; c < part.channels; ++c)
+        std::fill_n(to + c * part.length, part.length, static_cast<float>(per_channel[part.channel + c]));
+    for (int64_t r = 1; r < rows; ++r) std::copy_n(to, row, to + r * row);
 }
 
 // Sums per block and channel, combined in the order of blocks: the same whatever the number of threads.
@@ -131,6 +139,10 @@ void Sums::fold(int64_t block, int kind, const T* lanes) {
     double* sums = partial(block, kind);
     std::fill_n(sums, part.channels, 0.0);
     for (int64_t r = 0; r < layout_->most_rows(); ++r) {
+        if (part.length == 1) {  // channels last: a thousand runs of one lane
+            for (int64_t c = 0; c < part.channels; ++c) sums[c] += *lanes++;
+            continue;
+        }
         for (int64_t c = 0; c < part.channels; ++c, lanes += part.length) {
             double eight[8] = {};
             int64_t l = 0;
