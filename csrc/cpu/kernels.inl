@@ -272,7 +272,7 @@ Kernels kernels(const char* name) {
     k.moments[1] = moments<bfloat16>;
     k.pack[0] = pack<uint32_t, 0x3f800000u>;
     k.pack[1] = pack<uint16_t, 0x3f80u>;
-    k.winograd = kWinograd;
+    k.winograd = winograd::kKernels;
     return k;
 }
 

@@ -21,14 +21,14 @@ constexpr int64_t kSummed = 128;
 constexpr int64_t kGathered = 32;
 
 constexpr int64_t rounded_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
-// A line more than whole panels, so that equal channels of neighbouring tiles don't compete for a cache set.
-constexpr int64_t pitch(int64_t channels) { return rounded_up(channels, kPanel) + kLine; }
+// A panel more than they fill, so that equal channels of neighbouring tiles don't compete for a cache set.
+constexpr int64_t pitch(int64_t channels) { return rounded_up(channels, kPanel) + kPanel; }
 constexpr int64_t panels(int64_t channels) { return rounded_up(channels, kPanel) / kPanel; }
 
 // Uninitialised floats from a multiple of 64 bytes on.
 class Buffer {
   public:
-    explicit Buffer(int64_t size) : memory_(new float[size + kLine]) {}
+    explicit Buffer(int64_t size) : memory_(new float[size + kPanel]) {}
     float* data() const {
         return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory_.get()) + 63) / 64 * 64);
     }
@@ -68,7 +68,7 @@ Buffer transformed(const Convolution& c, const float* filters, bool turned, int 
                 const float* from = filters + (out + o) * c.in * 9 + k * position + in * channel;
                 float* to = gathered + k * count * kPanel + o * out_step;
                 for (int64_t i = 0; i < ins; ++i) to[i * in_step] = from[i * channel];
-                for (int64_t i = 0; i < ins; i += kLine) __builtin_prefetch(from + (ins + i) * channel);
+                for (int64_t i = 0; i < ins; i += kPanel) __builtin_prefetch(from + (ins + i) * channel);
             }
         kernels().winograd.filters(gathered, count, turned, planes.data() + column * depth + first * kPanel, plane);
     });

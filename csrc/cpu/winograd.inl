@@ -5,7 +5,10 @@
 
 namespace sca {
 inline namespace SCA_ISA {
+namespace winograd {
 namespace {
+
+using native::Floats, native::kLanes, native::load, native::NativeFloat, native::NativeInt, native::store;
 
 // Vectors of a panel, and panels that are multiplied at once: as many sums as the registers hold.
 constexpr int kVectors = kPanel / kLanes;
@@ -310,8 +313,9 @@ void gradients(const float* from, int64_t plane, int64_t panels, float* to) {
     }
 }
 
-constexpr WinogradKernels kWinograd{patches, squares, outputs, products, filters, gradients};
+constexpr WinogradKernels kKernels{patches, squares, outputs, products, filters, gradients};
 
 }  // namespace
+}  // namespace winograd
 }  // namespace SCA_ISA
 }  // namespace sca
