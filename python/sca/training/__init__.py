@@ -3,6 +3,7 @@
 from .config import PRESETS, TrainConfig
 from .folder import RunFolder
 from .loop import Interrupted, Observer, Trainer
+from .recipe import Recipe
 from .run import load_data, load_model, run
 from .summary import Summary
 
@@ -10,6 +11,7 @@ __all__ = [
     "PRESETS",
     "Interrupted",
     "Observer",
+    "Recipe",
     "RunFolder",
     "Summary",
     "TrainConfig",
