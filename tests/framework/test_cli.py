@@ -167,7 +167,8 @@ def test_help_imports_no_torch():
     script = """
 import sys
 from sca.cli import app
-app(["train", "--help"], standalone_mode=False)
+for command in (["train"], ["bench"], ["bench", "table1"]):
+    app([*command, "--help"], standalone_mode=False)
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

@@ -14,7 +14,7 @@ from .bench import _option, _split, _writable
 from .errors import reported
 from .train import free_folder
 
-# What makes a table in minutes on two cores; the paper's is --preset paper --model vgg16 --width 1 --epochs 300.
+# What makes a table in minutes on two cores, unless a preset or a file says what is trained.
 _SHORT = {"model": "vgg9", "width": 0.25, "epochs": 8, "allocation": "global"}
 
 
@@ -22,7 +22,7 @@ _SHORT = {"model": "vgg9", "width": 0.25, "epochs": 8, "allocation": "global"}
 def table1(
     data: Annotated[str | None, _option("digits (default), cifar10 (default with --data-dir) or cifar100.")] = None,
     data_dir: Annotated[str | None, _option("Folder of the CIFAR files.")] = None,
-    model: Annotated[str | None, _option("vgg9 (default), vgg16, resnet18, preresnet18, ...: as in sca train.")] = None,
+    model: Annotated[str | None, _option("vgg9 (default without --preset and --config), vgg16, resnet18, ...")] = None,
     width: Annotated[float | None, _option("Factor on the model's hidden widths (0.25).")] = None,
     epochs: Annotated[int | None, _option("Length of each run (8).")] = None,
     connectivities: Annotated[str | None, _option("Shares of weights kept (0.2839,0.0931).")] = None,
@@ -45,6 +45,7 @@ def table1(
 ) -> None:
     """Accuracy against connectivity: what each criterion prunes, beside the dense network and published numbers.
 
+    Model, width and length are those of a quick look, unless --preset or --config says what is trained.
     Every cell is a training run in a folder of its own. Called again with the same --out, it goes on: finished cells
     are not run again, the interrupted one resumes.
     """

@@ -226,6 +226,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "cutout": 0,
         "precision": "float32",
         "schedule": "constant",
+        "regrow_fraction": 0.1,  # our choice of its q: a share of all channels, which must stay well below those kept
         "regrow_schedule": "constant",
         "min_channels": 0,
         "prune_start": 0.0,

@@ -91,7 +91,7 @@ def tables(result: dict[str, Any]) -> Group:
         return Group(ours)
     published = Table(
         title="published, at full width on all images",
-        caption="to compare: --preset paper --model vgg16 --width 1 --epochs 300",
+        caption="to compare: --preset paper, on all images",
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
