@@ -17,7 +17,7 @@ class Published(NamedTuple):
     synops: float | None
 
 
-_SCA = "SCA (Li et al., ICML 2024)"
+_SCA = "SCA (ICML 2024)"
 _SPEAR = "SPEAR (2025)"
 _LTH = "LTH-IMP, unstructured"
 

@@ -18,7 +18,7 @@ from .published import PUBLISHED, Published
 
 Row = dict[str, Any]
 
-_COLOURS = ("#1b6ca8", "#7fb2d9", "#e08a1e", "#3c8d40", "#8e5ea2", "#8a8a8a")
+_COLOURS = ("#1b6ca8", "#e08a1e", "#3c8d40", "#b03a2e", "#8e5ea2", "#8a8a8a")
 
 
 def results(config: Table1Config, finished: Iterable[tuple[Cell, dict[str, Any]]], command: str) -> dict[str, Any]:
@@ -70,14 +70,13 @@ def tables(result: dict[str, Any]) -> Group:
     """Ours, and what was published on the same data set; at most 80 columns."""
     recipe = result["config"]["recipe"]
     caption = (
-        "compacted networks: mean ± standard deviation over the seeds; connectivity\n"
+        "compacted networks, in %: mean ± standard deviation over the seeds; connectivity\n"
         "and SynOps are shares of the same seed's dense network"
     )
     if any(abs(row["connectivity"]["mean"] - row["asked"]) > 0.01 for row in result["rows"]):
         caption += "; whole channels are cut,\nand in a network this narrow the next one would keep more than was asked"
     ours = Table(
-        title=f"{recipe['model']} x {recipe['width']:g} on {recipe['data']}, T = {recipe['time_steps']}, "
-        f"{recipe['epochs']} epochs",
+        title=_title(recipe),
         caption=caption,
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -115,6 +114,12 @@ def tables(result: dict[str, Any]) -> Group:
             synops,
         )
     return Group(ours, published)
+
+
+def _title(recipe: dict[str, Any]) -> str:
+    images = f"{recipe['limit_train']} images, " if recipe["limit_train"] else ""
+    network = f"{recipe['model']} x {recipe['width']:g} on {recipe['data']}"
+    return f"{network}, {images}T = {recipe['time_steps']}, {recipe['epochs']} epochs"
 
 
 def _shown(figure: dict[str, Any]) -> str:
@@ -162,8 +167,7 @@ def plot(path: Path, result: dict[str, Any]) -> None:
     axes.legend(frameon=False, loc="best")
     seeds = max((len(row["seeds"]) for row in rows), default=0)
     axes.set_title(
-        f"{recipe['model']} x {recipe['width']:g} on {recipe['data']}, T = {recipe['time_steps']}, "
-        f"{recipe['epochs']} epochs; mean ± standard deviation of {seeds} seeds",
+        f"{_title(recipe)}; mean ± standard deviation of {seeds} seeds",
         fontsize=10,
     )
     figure.savefig(path)
