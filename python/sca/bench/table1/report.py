@@ -70,11 +70,11 @@ def tables(result: dict[str, Any]) -> Group:
     """Ours, and what was published on the same data set; at most 80 columns."""
     recipe = result["config"]["recipe"]
     caption = (
-        "compacted networks, in %: mean ± standard deviation over the seeds; connectivity\n"
-        "and SynOps are shares of the same seed's dense network"
+        "compacted networks, in %: mean ± standard deviation over the seeds;\n"
+        "connectivity and SynOps are shares of the same seed's dense network"
     )
     if any(abs(row["connectivity"]["mean"] - row["asked"]) > 0.01 for row in result["rows"]):
-        caption += "; whole channels are cut,\nand in a network this narrow the next one would keep more than was asked"
+        caption += ";\nwhole channels are cut: so narrow, one more would be more than was asked"
     ours = Table(
         title=_title(recipe),
         caption=caption,
