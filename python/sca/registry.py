@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +29,14 @@ def collect(package: ModuleType, attribute: str) -> dict[str, Any]:
 
 
 def lookup(entries: dict[str, Any], name: str, argument: str) -> Any:
-    """Return ``entries[name]``, or raise a ValueError that names ``argument`` and lists the known names."""
+    """Return ``entries[name]``, or raise a ValueError that names ``argument``, lists the known names and offers the
+    nearest."""
     if name not in entries:
-        raise ValueError(f"{argument}: expected one of {', '.join(entries)}, got {name!r}")
+        raise ValueError(f"{argument}: expected one of {', '.join(entries)}, got {name!r}{nearest(name, entries)}")
     return entries[name]
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: "; did you mean ...?", or nothing where no known name is near."""
+    near = difflib.get_close_matches(str(name), list(known), n=2)
+    return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -103,7 +103,16 @@ def test_doctor_lists_the_backends():
         (["--criterion", "luck"], "criterion: expected one of"),
         (["--allocation", "fair"], "allocation: expected one of"),
         (["--neuron", "relu"], "neuron: expected one of if, lif, plif"),
-        (["--preset", "slow"], "preset: expected one of fast, paper, digits"),
+        (["--preset", "slow"], "preset: expected one of fast, paper, digits, got 'slow'"),
+        (["--preset", "papr"], "did you mean paper?"),
+        (["--set", "epoch=3"], "epoch: expected a field of the configuration; did you mean epochs?"),
+        (["--set", "cutout=wide"], "cutout: expected int, got 'wide'"),
+        (["--set", "epochs"], "set: expected field=value, got 'epochs'"),
+        (["--set", "model=vgg9"], "model: given twice"),
+        (["--set", "neuron_arguments.tua=2"], "tua: neither an argument of this network nor of its neuron 'lif'"),
+        (["--config", "nowhere.toml"], "config: expected a readable file, got nowhere.toml"),
+        (["--stem", "cifar"], "stem: neither an argument of this network"),
+        (["--density", "0.01", "--set", "min_channels=8"], "density: expected at least 0."),
         (["--epochs", "0"], "epochs: expected at least 1, got 0"),
         (["--data", "cifar10", "--data-dir", "nowhere"], "data_dir: expected the files of cifar10"),
         (["--data-dir", "nowhere"], "data_dir: digits ship with scikit-learn"),
@@ -148,8 +157,8 @@ def test_train_help_lists_every_model():
 
 @pytest.mark.parametrize("model", ["preresnet20", "resnet19", "sew_resnet18"])
 def test_train_prunes_and_compacts_residual_networks(tmp_path, model):
-    small = ["--model", model, "--width", "0.0625", "--limit-train", "64", "--epochs", "1", "--out", tmp_path / "run"]
-    result = sca("train", *TINY, *small)
+    small = ["--model", model, "--width", "0.0625", "--set", "min_channels=1", "--limit-train", "64", "--epochs", "1"]
+    result = sca("train", *TINY, *small, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert "test accuracy" in plain(sca("eval", tmp_path / "run").output)
 
@@ -158,7 +167,8 @@ def test_help_imports_no_torch():
     script = """
 import sys
 from sca.cli import app
-app(["train", "--help"], standalone_mode=False)
+for command in (["train"], ["bench"], ["bench", "table1"]):
+    app([*command, "--help"], standalone_mode=False)
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)

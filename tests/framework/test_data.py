@@ -17,7 +17,7 @@ import torch
 
 from sca import data
 from sca.data import cifar
-from sca.data.dataset import shift_and_mirror
+from sca.data.dataset import cut_out, shift_and_mirror
 
 
 def write_cifar(folder: Path, layout: cifar.Layout, records_per_file: int = 7) -> dict[str, np.ndarray]:
@@ -87,7 +87,7 @@ def test_test_batches_keep_the_order_and_are_never_augmented(digits):
 
 def test_shift_and_mirror_moves_whole_images():
     image = torch.arange(1, 26, dtype=torch.uint8).view(1, 5, 5, 1).repeat(64, 1, 1, 1)
-    moved = shift_and_mirror(image, 2, True, torch.Generator().manual_seed(0))
+    moved = shift_and_mirror(image, 2, torch.arange(64) % 2 == 0, torch.Generator().manual_seed(0))
     padded = torch.nn.functional.pad(image[0, :, :, 0], (2, 2, 2, 2))
     crops = {(top, left): padded[top : top + 5, left : left + 5] for top in range(5) for left in range(5)}
     seen = set()
@@ -102,6 +102,35 @@ def test_shift_and_mirror_moves_whole_images():
         seen.update(matches)
     assert len({flip for _, flip in seen}) == 2
     assert len({key for key, _ in seen}) > 12
+
+
+def test_train_batches_alternate_the_mirrored_half(digits):
+    images = digits.train.images
+    numbered = dataclasses.replace(digits, train=data.Split(images, torch.arange(len(images))), mirror=True, shift=0)
+
+    def epoch(number: int) -> torch.Tensor:
+        """All training images of an epoch, in the data set's order."""
+        batches = list(numbered.train_batches(64, seed=5, epoch=number, flip="alternating"))
+        images, numbers = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        return images[numbers.argsort()]
+
+    first, second, third = epoch(0), epoch(1), epoch(2)
+    plain = torch.cat([images for images, _ in dataclasses.replace(numbered, test=numbered.train).test_batches(100)])
+    mirrored = (first != plain).flatten(1).any(1)
+    assert 0.4 < mirrored.float().mean() < 0.6
+    assert torch.equal(first.flip(3), second)
+    assert torch.equal(first, third)
+
+
+def test_cut_out_sets_one_square_to_the_mean():
+    images = torch.ones(200, 3, 9, 7).contiguous(memory_format=torch.channels_last)
+    cut = cut_out(images, 4, torch.Generator().manual_seed(0)) == 0
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert (cut == cut[:, :1]).all()
+    rows, columns = cut[:, 0].any(2).sum(1), cut[:, 0].any(1).sum(1)
+    assert torch.equal(rows * columns, cut[:, 0].sum((1, 2)))  # a rectangle
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (2, 4, 2, 4)  # at the border a part is outside
+    assert cut.any(0).all()  # every pixel is hit
 
 
 def test_limited_takes_the_first_examples(digits):

@@ -417,3 +417,26 @@ def test_report_cost_is_what_hooks_count_on_the_compact_network(name: str, prune
     assert report.connectivity == weights / sum(m.weight.numel() for m in weight_layers(model).values())
     labels = [layer.label for layer in report.layers]
     assert len(set(labels)) == len(labels)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"tau": 4 / 3},
+        {"tau": 4 / 3, "decay_input": False},
+        {"tau": 2.0},
+        {"neuron": "plif", "tau": 1.5},
+        {"neuron": "if"},
+        {"neuron": "if", "v_threshold": 0.5},
+    ],
+    ids=str,
+)
+def test_resnet_block_starts_as_its_shortcut(arguments):
+    model = models.build("resnet20", width=0.5, image_size=8, **arguments)
+    spikes = (torch.rand(4, 16, 8, 8, 8) < 0.15).float()
+    assert (model.blocks[1](spikes) == spikes).float().mean() > 0.99
+
+
+def test_resnet_starts_without_batch_norm_weights_as_well():
+    model = models.build("resnet20", width=0.5, image_size=8, affine=False)
+    assert model(torch.randn(2, 3, 8, 8)).shape == (4, 2, 10)

@@ -103,6 +103,12 @@ def test_train_config_from_preset_follows_the_data_set():
         {"precision": "float8"},
         {"loss": "hinge"},
         {"label_smoothing": 1.0},
+        {"flip": "never"},
+        {"cutout": -1},
+        {"epochs": "ten"},
+        {"checkpointing": 1},
+        {"min_channels": 2.5},
+        {"neuron_arguments": 2},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -114,8 +120,13 @@ def test_train_config_names_the_field_that_is_off(changes):
 def test_train_config_refuses_unknown_presets_and_fields():
     with pytest.raises(ValueError, match="preset: expected one of fast, paper, digits, got 'slow'"):
         TrainConfig.from_preset("slow")
-    with pytest.raises(ValueError, match="epoch: expected one of data, "):
+    with pytest.raises(ValueError, match="epoch: expected a field of the configuration; did you mean epochs"):
         TrainConfig.from_preset(epoch=3)
+
+
+def test_train_config_precision_auto_is_float32_on_the_cpu():
+    assert TrainConfig().precision == "float32"
+    assert TrainConfig(precision="bfloat16").precision == "bfloat16"
 
 
 def test_learning_rate_warms_up_then_falls():
@@ -378,7 +389,29 @@ def test_trainer_l1_pulls_weights_towards_zero():
     assert weights[0.01] < weights[0.0]
 
 
-@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"loss": "mean"}, {"neuron": "plif"}], ids=str)
+def test_trainer_refuses_a_density_that_the_floors_keep_out_of_reach_and_names_the_least():
+    with pytest.raises(ValueError, match=r"density: expected at least 0\.3077 of channels, .* got 0\.1"):
+        trainer_of(tiny(density=0.1, min_channels=8))
+    least = trainer_of(tiny(target="parameters")).scheduler.least_share
+    with pytest.raises(ValueError, match=f"density: expected at least {least:.4f} of parameters"):
+        trainer_of(tiny(density=0.9 * least, target="parameters"))
+    reached = trainer_of(tiny(density=1.01 * least, target="parameters", epochs=2))
+    reached.fit(Watch(), lambda state: None, lambda row: None)
+    assert least <= reached.history[-1]["connectivity"] <= 1.01 * least
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bfloat16"},
+        {"loss": "mean"},
+        {"neuron": "plif"},
+        {"cutout": 3},
+        {"regrow": "random", "regrow_init": "zero"},
+        {"model": "preresnet20", "stem": "cifar", "prune_stream": True, "min_channels": 1},
+    ],
+    ids=str,
+)
 def test_trainer_learns_with_each_recipe(changes):
     trainer = trainer_of(tiny(**changes))
     trainer.fit(Watch(), lambda state: None, lambda row: None)

@@ -10,6 +10,7 @@ from .bench import bench
 from .doctor import doctor
 from .evaluate import evaluate
 from .report import report
+from .table1 import table1
 from .train import train
 
 __all__ = ["app", "main"]
@@ -23,7 +24,10 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("report")(report)
-app.command("bench")(bench)
+benches = typer.Typer(invoke_without_command=True, add_completion=False)
+benches.callback()(bench)
+benches.command("table1")(table1)
+app.add_typer(benches, name="bench")
 app.command("doctor")(doctor)
 
 

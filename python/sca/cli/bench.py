@@ -23,6 +23,7 @@ def _option(help_text: str, **constraints: Any) -> Any:
 
 @reported
 def bench(
+    context: typer.Context,
     model: Annotated[str | None, _option("vgg9 (default), vgg16, resnet18, ...: as in sca train.")] = None,
     width: Annotated[float | None, _option("Factor on the model's hidden widths.")] = None,
     in_channels: Annotated[int | None, _option("Channels of the images (3).")] = None,
@@ -44,6 +45,11 @@ def bench(
     All in turn in one process, after warm-up. With several values of --time-steps or --batch-size: how time and memory
     grow with it.
     """
+    given = {name: value for name, value in context.params.items() if value is not None}
+    if context.invoked_subcommand is not None:
+        if given:
+            raise ValueError(f"{next(iter(given))}: expected behind {context.invoked_subcommand}, whose option it is")
+        return
     lists = {
         "time_steps": _split("time_steps", time_steps, int),
         "batch_size": _split("batch_size", batch_size, int),

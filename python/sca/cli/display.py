@@ -66,10 +66,14 @@ class Display:
             highlight=False,
             soft_wrap=True,
         )
+        self.start_bar(trainer)
+
+    def start_bar(self, trainer: Trainer) -> None:
+        """A new bar for a run, in place of an earlier one."""
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(
-            "", total=config.epochs * trainer.steps_per_epoch, completed=trainer.step, figures=""
+            "", total=trainer.config.epochs * trainer.steps_per_epoch, completed=trainer.step, figures=""
         )
         self._bar.start()
 

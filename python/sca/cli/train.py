@@ -28,8 +28,19 @@ def train(
     data: Annotated[str | None, _option("digits (default, embedded), cifar10 or cifar100.")] = None,
     data_dir: Annotated[str | None, _option("Folder of the CIFAR files; downloaded when left out.")] = None,
     preset: Annotated[str | None, _option("digits (default for that data), fast (default otherwise) or paper.")] = None,
+    config: Annotated[
+        Path | None, _option("TOML file with fields of the configuration, or the config.json of a run.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="field=value: any field; may be repeated.", show_default=False)
+    ] = None,
     model: Annotated[str | None, _option(_MODELS)] = None,
     width: Annotated[float | None, _option("Factor on the model's hidden widths.")] = None,
+    stem: Annotated[str | None, _option("First layers of a residual network: cifar or imagenet.")] = None,
+    prune_stream: Annotated[
+        bool | None,
+        typer.Option("--prune-stream", help="Prune the streams of a residual network as well.", show_default=False),
+    ] = None,
     time_steps: Annotated[int | None, _option("Time steps that an image is presented for.")] = None,
     neuron: Annotated[str | None, _option("if, lif or plif.")] = None,
     epochs: Annotated[int | None, _option("Length of the run.")] = None,
@@ -47,7 +58,7 @@ def train(
     prune_start: Annotated[float | None, _option("First update, as a share of the run.")] = None,
     prune_stop: Annotated[float | None, _option("Last update, as a share of the run.")] = None,
     prune_interval: Annotated[float | None, _option("Epochs between updates.")] = None,
-    precision: Annotated[str | None, _option("float32 or bfloat16.")] = None,
+    precision: Annotated[str | None, _option("float32, bfloat16 or auto.")] = None,
     checkpointing: Annotated[
         bool | None, typer.Option("--checkpointing", help="Save memory: compute activations twice.", show_default=False)
     ] = None,
@@ -64,36 +75,58 @@ def train(
     out: Annotated[Path | None, _option("Folder of the run; runs/<data>-<model>-<number> when left out.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Print the whole configuration as JSON, for --config, and end.")
+    ] = False,
 ) -> None:
     """Train a spiking network, prune it while it learns, and compare it with the dense one.
 
-    Options left out come from the preset. Ctrl-C writes a checkpoint and ends; --resume goes on from it.
+    Options left out come from --config, and what that leaves out from the preset. Ctrl-C writes a checkpoint and ends;
+    --resume goes on from it.
     """
     options = dict(locals())
-    steering = {name: options.pop(name) for name in ("preset", "out", "resume", "overwrite")}
+    steering = ("preset", "config", "setting", "out", "resume", "overwrite", "show_config")
+    steering = {name: options.pop(name) for name in steering}
     changes = {name: value for name, value in options.items() if value is not None}
     if reference == "none":
         changes["reference"] = None
     _train(changes, **steering)
 
 
-def _train(changes: dict[str, Any], preset: str | None, out: Path | None, resume: bool, overwrite: bool) -> None:
+def _train(
+    changes: dict[str, Any],
+    preset: str | None,
+    config: Path | None,
+    setting: list[str] | None,
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    show_config: bool,
+) -> None:
+    from ..training import Recipe, RunFolder
+    from ..training.files import as_json
+
+    if resume and (overwrite or preset or config or out is None):
+        raise ValueError("resume: expected --out and neither --overwrite, --preset nor --config beside it")
+    recipe = Recipe(preset, config, setting or (), changes)
+    with recipe.located():
+        resolved = _resumed_config(RunFolder.stored_config(out), recipe, out) if resume else recipe.config()
+        if show_config:
+            typer.echo(as_json(resolved.to_dict()), nl=False)
+        else:
+            _run(resolved, out, "resume" if resume else "overwrite" if overwrite else "new")
+
+
+def _run(config: Any, out: Path | None, mode: str) -> None:
     from rich.console import Console
 
     import sca_kernels
 
-    from ..training import RunFolder, TrainConfig, joined, run
+    from ..training import RunFolder, joined, run
     from .display import Display
     from .endings import told
 
-    if resume and (overwrite or preset or out is None):
-        raise ValueError("resume: expected --out and neither --overwrite nor --preset beside it")
-    if resume:
-        config = _resumed_config(RunFolder.stored_config(out), changes, out)
-    else:
-        config = TrainConfig.from_preset(preset, **changes)
     sca_kernels.reuse_host_memory()
-    mode = "resume" if resume else "overwrite" if overwrite else "new"
     with contextlib.ExitStack() as stack:
         ending = stack.enter_context(told())
         ranks = stack.enter_context(joined(config.device))
@@ -113,11 +146,11 @@ def _train(changes: dict[str, Any], preset: str | None, out: Path | None, resume
         say(f"as a page with figures: sca report {path}")
 
 
-def _resumed_config(held: Any, changes: dict[str, Any], out: Path) -> Any:
+def _resumed_config(held: Any, recipe: Any, out: Path) -> Any:
     """The stored configuration; where files lie and what computes may change, nothing else."""
     if held is None:
         raise ValueError(f"out: {out} holds no run to resume")
-    config = held.changed(**changes)
+    config = recipe.over(held)
     differing = config.differing(held.to_dict())
     if differing:
         raise ValueError(f"{', '.join(differing)}: the run in {out} has another value; a resumed run keeps its own")

@@ -87,24 +87,46 @@ class Dataset:
         return replace(self, train=train, test=test)
 
     def train_batches(
-        self, batch_size: int, *, seed: int, epoch: int, start: int = 0, augment: bool = True
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        start: int = 0,
+        augment: bool = True,
+        flip: str = "random",
+        cutout: int = 0,
     ) -> Iterator[Batch]:
         """The batches ``start, start + 1, ...`` of one shuffled epoch.
 
         A batch depends on ``(seed, epoch, its position)`` alone, so an interrupted epoch continues where it stopped
         with the same batches and the same augmentation.
 
+        Args:
+            augment: whether images are moved, mirrored (as far as the data set says) and cut.
+            flip: ``random`` (each image is mirrored with probability 1/2), or ``alternating``: in every other epoch,
+                half of the images in the odd ones (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024).
+            cutout: side in pixels of the square that :func:`cut_out` sets to the mean; 0 for none.
+
         Returns:
             Iterator of ``(images, labels)``: float32 ``[N, C, H, W]`` channels_last, normalised; int64 ``[N]``. The
             last batch of an epoch may be smaller.
         """
         order = torch.randperm(len(self.train), generator=_generator(seed, epoch))
+        in_odd_epochs = torch.rand(len(self.train), generator=_generator(seed)) < 0.5
         for position, index in enumerate(order.split(batch_size)[start:], start):
-            index = index.to(self.train.images.device)
-            images = self.train.images[index]
-            if augment and (self.shift or self.mirror):
-                images = shift_and_mirror(images, self.shift, self.mirror, _generator(seed, epoch, position + 1))
-            yield self._normalised(images), self.train.labels[index]
+            device = self.train.images.device
+            images, labels = (values[index.to(device)] for values in (self.train.images, self.train.labels))
+            if not augment:
+                yield self._normalised(images), labels
+                continue
+            generator = _generator(seed, epoch, position + 1)
+            if self.shift or self.mirror:
+                alternating = in_odd_epochs[index] ^ (epoch % 2 == 0)
+                mirrored = alternating if flip == "alternating" else torch.rand(len(index), generator=generator) < 0.5
+                images = shift_and_mirror(images, self.shift, mirrored & self.mirror, generator)
+            images = self._normalised(images)
+            yield (cut_out(images, cutout, generator) if cutout else images), labels
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
         """The test split in its own order, without augmentation; shapes and types as in :meth:`train_batches`."""
@@ -116,24 +138,45 @@ class Dataset:
         return ((images / self.full_scale - mean) / std).permute(0, 3, 1, 2)
 
 
-def shift_and_mirror(images: Tensor, shift: int, mirror: bool, generator: torch.Generator) -> Tensor:
-    """Move each image by up to ``shift`` pixels (zeros come in) and mirror half of them, all in one gather.
+def shift_and_mirror(images: Tensor, shift: int, mirrored: Tensor, generator: torch.Generator) -> Tensor:
+    """Move each image by up to ``shift`` pixels (zeros come in) and mirror some of them, all in one gather.
 
     Args:
         images: any dtype ``[N, H, W, C]``.
-        generator: a CPU generator; three draws of N numbers.
+        mirrored: bool ``[N]``, on the CPU.
+        generator: a CPU generator; two draws of N numbers.
 
     Returns:
         A new tensor of the same shape and dtype.
     """
     n, height, width, _ = images.shape
     top, left = torch.randint(2 * shift + 1, (2, n, 1), generator=generator).to(images.device)
-    mirrored = (torch.rand(n, 1, generator=generator) < (0.5 if mirror else 0.0)).to(images.device)
     column = torch.arange(width, device=images.device)
     rows = top + torch.arange(height, device=images.device)
-    columns = left + torch.where(mirrored, width - 1 - column, column)
+    columns = left + torch.where(mirrored[:, None].to(images.device), width - 1 - column, column)
     sample = torch.arange(n, device=images.device)[:, None, None]
     return pad(images, (0, 0, shift, shift, shift, shift))[sample, rows[:, :, None], columns[:, None, :]]
+
+
+def cut_out(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Set a square of each image to 0, in place (DeVries & Taylor, "Improved regularization of convolutional neural
+    networks with cutout", 2017): its centre is any pixel, so that a part of it may lie outside.
+
+    Args:
+        images: floating point ``[N, C, H, W]``, normalised: 0 is the mean.
+        size: side of the square in pixels.
+        generator: a CPU generator; two draws of N numbers.
+
+    Returns:
+        ``images``.
+    """
+    inside = []
+    for side in images.shape[2:]:
+        first = torch.randint(side, (len(images), 1), generator=generator).to(images.device) - size // 2
+        pixel = torch.arange(side, device=images.device)
+        inside.append((pixel >= first) & (pixel < first + size))
+    rows, columns = inside
+    return images.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0)
 
 
 def _generator(seed: int, *position: int) -> torch.Generator:

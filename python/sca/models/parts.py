@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sca_kernels import nn as snn
+
+from ..registry import nearest
 
 __all__ = ["HiddenBlock", "Layers", "check_positive", "initialise"]
 
@@ -43,6 +46,13 @@ class Layers:
             raise ValueError(f"width: expected a factor > 0, got {width}")
         self._fused, self._plain = _NEURONS[neuron]
         self._arguments = neuron_arguments
+        accepted = _arguments(self._fused)
+        for name in neuron_arguments:
+            if name not in accepted:
+                raise ValueError(
+                    f"{name}: neither an argument of this network nor of its neuron {neuron!r}, which takes "
+                    f"{', '.join(accepted)}{nearest(name, accepted)}"
+                )
         self._width = width
         self._widths = dict(widths or {})
 
@@ -114,6 +124,19 @@ class HiddenBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[T, N, features]`` -> spikes ``[T, N, features']``."""
         return self.neuron(self.linear(x))
+
+
+def _arguments(module: type[nn.Module]) -> list[str]:
+    """What users may give a batch-norm neuron, from its constructor and those of its bases."""
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    names = {
+        parameter.name
+        for base in module.__mro__
+        if base.__module__.startswith("sca_kernels") and "__init__" in vars(base)
+        for parameter in inspect.signature(base.__init__).parameters.values()
+        if parameter.kind in kinds
+    }
+    return sorted(names - {"self", "num_features", "group"})
 
 
 def check_positive(**sizes: int) -> None:

@@ -170,3 +170,7 @@ class Plan:
         """Least number of active channels in a group of ``channels``."""
         wanted = max(8, -(-channels // 16)) if self.min_channels is None else max(1, self.min_channels)
         return min(wanted, channels)
+
+    def least(self, channels: int) -> int:
+        """The same after rounding to a multiple of ``round_to``."""
+        return min(channels, -(-self.floor(channels) // self.round_to) * self.round_to)

@@ -184,6 +184,19 @@ class SCAScheduler:
         return sum(g.num_active for g in groups) / sum(g.num_channels for g in groups)
 
     @property
+    def least_share(self) -> float | None:
+        """Smallest share of the plan's target that ``min_channels`` and ``round_to`` leave; None of SynOps, which
+        depend on what fires."""
+        if self.plan.target == "synops":
+            return None
+        masks = {
+            name: torch.ones(members.group.num_channels, dtype=torch.bool) for name, members in self.groups.items()
+        }
+        for name in self._prunable:
+            masks[name][self.plan.least(masks[name].numel()) :] = False
+        return self._share([], masks)
+
+    @property
     def wants_probe(self) -> bool:
         """Whether the coming :meth:`step` is an update that regrows by gradient and no probe was taken for it yet."""
         return self._lacks_probe(self.steps + 1)
@@ -238,6 +251,11 @@ class SCAScheduler:
         if event is not None:
             self.history.append(event.record())
             logger.info("step %(step)d: density %(density).3f, %(pruned)d pruned, %(regrown)d regrown", event.record())
+            if self.steps == self.plan.last and event.share > event.wanted + 0.01:
+                logger.warning(
+                    "the last update leaves %.4g of %s where %.4g was wanted: min_channels and round_to keep it",
+                    *(event.share, self.plan.target, event.wanted),
+                )
             if event.dead:
                 logger.warning("step %d: nothing fired since the last update in %s", event.step, ", ".join(event.dead))
         return event

@@ -4,6 +4,7 @@ from .config import PRESETS, TrainConfig
 from .distributed import RankLost, Ranks, joined
 from .folder import RunFolder
 from .loop import Diverged, Interrupted, Observer, Trainer
+from .recipe import Recipe
 from .run import load_data, load_model, run
 from .summary import Summary
 
@@ -14,6 +15,7 @@ __all__ = [
     "Observer",
     "RankLost",
     "Ranks",
+    "Recipe",
     "RunFolder",
     "Summary",
     "TrainConfig",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
+from ..registry import lookup, nearest
 from .losses import LOSSES
 
 PRECISIONS = ("float32", "bfloat16")
 LR_SCHEDULES = ("cosine", "step")
 # Fields that a resumed run may change: where its files lie and what computes it.
 MOVABLE = ("data_dir", "device", "checkpointing", "checkpoint_minutes")
+FLIPS = ("alternating", "random")
 
 
 def check_device(device: str) -> None:
@@ -23,6 +26,12 @@ def check_device(device: str) -> None:
         raise ValueError(f"device: expected one that torch can use here, got {device!r} ({error})") from error
 
 
+def fast_precision(device: str) -> str:
+    """``bfloat16`` on a CUDA device that has arithmetic for it, else ``float32``."""
+    has_it = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_it else "float32"
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run. The defaults are the recipe of the preset ``fast``.
@@ -31,6 +40,7 @@ class TrainConfig:
         data, data_dir: name in ``sca.data``, and the folder with its files (None = embedded or downloaded).
         limit_train, limit_test: use only the first examples of a split (None = all).
         model, width: name in ``sca.models``, and the factor on its hidden widths.
+        stem, prune_stream: of residual networks, see :class:`sca.models.residual.ResidualNetwork`.
         time_steps: T.
         neuron, neuron_arguments: kind of neuron, and what its module takes (``tau``, ``surrogate``, ...).
         epochs, batch_size: length of the run; examples per step.
@@ -40,23 +50,25 @@ class TrainConfig:
         l1: factor of the L1 subgradient on the weights of convolutions (the paper's sparsity term).
         loss: ``each_step`` (cross-entropy at each time step) or ``mean`` (of the mean logits).
         label_smoothing: of the cross-entropy, in [0, 1).
-        augment: whether training images are moved and mirrored.
+        augment: whether training images are moved, mirrored and cut as follows; by how much, the data set says.
+        flip: ``alternating`` (a half of the images is mirrored in one epoch, the other half in the next) or ``random``.
+        cutout: side of the square that is cut out of each training image, in pixels; 0 for none.
         density: final density in (0, 1]; 1 = nothing is pruned.
         target: what density is a share of: ``channels``, ``parameters`` or ``synops``.
-        schedule, allocation, criterion, regrow_fraction, regrow_schedule, min_channels, round_to: of
-            :class:`sca.SCAScheduler`.
+        schedule, allocation, criterion, regrow, regrow_fraction, regrow_schedule, regrow_pruned, regrow_init,
+            min_channels, round_to: of :class:`sca.SCAScheduler`.
         prune_start, prune_stop: first and last update, as shares of the run.
         prune_interval: epochs between updates; less where the run is too short for 8 updates.
         reference: what the pruned network is compared with: ``train`` (the same architecture trained alike without
             pruning, in the run's folder ``dense``), the folder of such a run, or None (the dense network's speed alone
             is measured).
-        precision: ``float32`` or ``bfloat16`` (autocast).
+        precision: ``float32``, ``bfloat16`` (autocast), or ``auto``, which becomes :func:`fast_precision`.
         checkpointing: compute activations again in the backward pass, block by block, in place of keeping them.
         checkpoint_minutes: a long epoch writes a checkpoint whenever so much time has passed since the last one.
         seed, device: of everything random; a torch device.
 
     Raises:
-        ValueError: a value is out of range; the message names the field.
+        ValueError: a value is of another type or out of range; the message names the field.
     """
 
     data: str = "cifar10"
@@ -65,6 +77,8 @@ class TrainConfig:
     limit_test: int | None = None
     model: str = "vgg16"
     width: float = 1.0
+    stem: str | None = None
+    prune_stream: bool = False
     time_steps: int = 4
     neuron: str = "lif"
     neuron_arguments: dict[str, Any] = field(
@@ -82,26 +96,34 @@ class TrainConfig:
     loss: str = "each_step"
     label_smoothing: float = 0.1
     augment: bool = True
+    flip: str = "alternating"
+    cutout: int = 8
     density: float = 0.3
     target: str = "channels"
     schedule: str = "cubic"
     allocation: str = "global"
     criterion: str = "sca"
+    regrow: str = "bn_gamma"
     regrow_fraction: float = 0.3
     regrow_schedule: str = "cosine"
+    regrow_pruned: bool = False
+    regrow_init: str = "keep"
     min_channels: int | None = None
     round_to: int = 1
     prune_start: float = 0.05
     prune_stop: float = 0.6
     prune_interval: float = 1.0
     reference: str | None = None
-    precision: str = "float32"
+    precision: str = "auto"
     checkpointing: bool = False
     checkpoint_minutes: float = 10.0
     seed: int = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            object.__setattr__(self, name, _typed(name, getattr(self, name)))
+
         def check(name: str, ok: bool, expected: str) -> None:
             if not ok:
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
@@ -110,7 +132,7 @@ class TrainConfig:
             check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("lr", "lr_step", "prune_interval", "width", "checkpoint_minutes"):
             check(name, getattr(self, name) > 0, "a number > 0")
-        for name in ("warmup", "momentum", "weight_decay", "l1", "seed"):
+        for name in ("warmup", "momentum", "weight_decay", "l1", "cutout", "seed"):
             check(name, getattr(self, name) >= 0, "a number >= 0")
         check("density", 0 < self.density <= 1, "a share in (0, 1]")
         check("regrow_fraction", 0 <= self.regrow_fraction < 1, "a share in [0, 1)")
@@ -118,8 +140,11 @@ class TrainConfig:
         check("prune_start", 0 <= self.prune_start < self.prune_stop, "a share of the run, in [0, prune_stop)")
         check("prune_stop", self.prune_stop <= 1, "a share of the run, at most 1")
         check_device(self.device)
-        for name, known in (("loss", tuple(LOSSES)), ("precision", PRECISIONS), ("lr_schedule", LR_SCHEDULES)):
-            check(name, getattr(self, name) in known, f"one of {', '.join(known)}")
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", fast_precision(self.device))
+        known = {"loss": LOSSES, "precision": PRECISIONS, "lr_schedule": LR_SCHEDULES, "flip": FLIPS}
+        for name, values in known.items():
+            lookup(dict.fromkeys(values), getattr(self, name), name)
 
     @classmethod
     def from_preset(cls, preset: str | None = None, **changes: Any) -> TrainConfig:
@@ -130,9 +155,8 @@ class TrainConfig:
         """
         data = changes.get("data", "digits")
         name = preset or (data if data in PRESETS else "fast")
-        if name not in PRESETS:
-            raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {preset!r}")
-        return cls(**{"data": data} | PRESETS[name]).changed(**changes)
+        _refuse_unknown(changes)
+        return cls(**{"data": data} | lookup(PRESETS, name, "preset") | changes)
 
     def changed(self, **changes: Any) -> TrainConfig:
         """A copy with some fields replaced.
@@ -140,10 +164,21 @@ class TrainConfig:
         Raises:
             ValueError: unknown field, or a value out of range.
         """
-        unknown = changes.keys() - {f.name for f in fields(self)}
-        if unknown:
-            raise ValueError(f"{', '.join(sorted(unknown))}: expected one of {', '.join(f.name for f in fields(self))}")
+        _refuse_unknown(changes)
         return replace(self, **changes)
+
+    @property
+    def model_arguments(self) -> dict[str, Any]:
+        """What :func:`sca.models.build` takes from here; those of residual networks where they are set."""
+        residual = {"stem": self.stem, "prune_stream": self.prune_stream}
+        return {
+            "time_steps": self.time_steps,
+            "width": self.width,
+            "neuron": self.neuron,
+            "checkpointing": self.checkpointing,
+            **{name: value for name, value in residual.items() if value},
+            **self.neuron_arguments,
+        }
 
     def differing(self, held: dict[str, Any]) -> list[str]:
         """Fields, :data:`MOVABLE` ones aside, that have another value in ``held``, a :meth:`to_dict`."""
@@ -153,6 +188,32 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+
+def _refuse_unknown(changes: dict[str, Any]) -> None:
+    """ValueError that names the first field which there is not."""
+    known = TrainConfig.__dataclass_fields__
+    for name in changes:
+        if name not in known:
+            all_of_them = f": {', '.join(known)}"
+            raise ValueError(f"{name}: expected a field of the configuration{nearest(name, known) or all_of_them}")
+
+
+def field_types(name: str) -> tuple[type, ...]:
+    """What a field may hold; none for an unknown name."""
+    hint = get_type_hints(TrainConfig).get(name)
+    return tuple(get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
+
+
+def _typed(name: str, value: Any) -> Any:
+    """The value as the field's type (an int as a float where that is asked); ValueError where it is of another."""
+    types = field_types(name)
+    if float in types and type(value) is int:
+        return float(value)
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        expected = " or ".join("none" if kind is NoneType else kind.__name__ for kind in types)
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return value
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -170,7 +231,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "l1": 3e-5,
         "loss": "mean",
         "label_smoothing": 0.0,
+        "flip": "random",
+        "cutout": 0,
+        "precision": "float32",
         "schedule": "constant",
+        "regrow_fraction": 0.1,  # our choice of its q: a share of all channels, which must stay well below those kept
         "regrow_schedule": "constant",
         "min_channels": 0,
         "prune_start": 0.0,
@@ -182,8 +247,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "width": 0.5,
         "epochs": 24,
         "lr": 0.2,
+        "cutout": 0,
         "density": 0.5,
         "allocation": "layer",
+        "min_channels": 4,
         "prune_start": 0.15,
         "reference": "train",
     },

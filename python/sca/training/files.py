@@ -36,7 +36,12 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """:func:`write_whole` of readable JSON."""
-    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_whole(path, as_json(value).encode())
+
+
+def as_json(value: Any) -> str:
+    """Readable JSON."""
+    return json.dumps(value, indent=2) + "\n"
 
 
 def write_lines(path: Path, rows: Iterable[Any]) -> None:

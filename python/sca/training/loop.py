@@ -122,11 +122,7 @@ class Trainer:
             num_classes=dataset.num_classes,
             in_channels=dataset.in_channels,
             image_size=dataset.image_size,
-            time_steps=config.time_steps,
-            width=config.width,
-            neuron=config.neuron,
-            checkpointing=config.checkpointing,
-            **config.neuron_arguments,
+            **config.model_arguments,
         ).to(config.device)
         self.groups = {name: members.group for name, members in find_groups(self.model).items()}
         layers = [module for module in self.model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
@@ -153,7 +149,7 @@ class Trainer:
         total = config.epochs * self.steps_per_epoch
         first, last = config.prune_start * total, config.prune_stop * total
         interval = min(config.prune_interval * self.steps_per_epoch, (last - first) / MIN_UPDATES)
-        return SCAScheduler(
+        scheduler = SCAScheduler(
             self.model,
             self.optimizer,
             density=config.density,
@@ -164,12 +160,22 @@ class Trainer:
             target=config.target,
             allocation=config.allocation,
             criterion=config.criterion,
+            regrow=config.regrow,
             regrow_fraction=config.regrow_fraction,
             regrow_schedule=config.regrow_schedule,
+            regrow_pruned=config.regrow_pruned,
+            regrow_init=config.regrow_init,
             min_channels=config.min_channels,
             round_to=config.round_to,
             seed=config.seed,
         )
+        least = scheduler.least_share
+        if least is not None and least > config.density + 1e-6:
+            raise ValueError(
+                f"density: expected at least {least:.4f} of {config.target}, which min_channels and round_to keep, "
+                f"got {config.density}"
+            )
+        return scheduler
 
     @property
     def step(self) -> int:
@@ -259,7 +265,13 @@ class Trainer:
         self.model.train()
         while self.epoch < config.epochs:
             batches = self.dataset.train_batches(
-                config.batch_size, seed=config.seed, epoch=self.epoch, start=self.sums.batches, augment=config.augment
+                config.batch_size,
+                seed=config.seed,
+                epoch=self.epoch,
+                start=self.sums.batches,
+                augment=config.augment,
+                flip=config.flip,
+                cutout=config.cutout,
             )
             begin = time.perf_counter()
             for images, labels in batches:

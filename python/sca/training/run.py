@@ -21,7 +21,7 @@ from .plot import plot
 from .summary import Summary, summarise
 
 # What has to be the same for a dense run to stand for the dense network of another run.
-_SHARED_WITH_REFERENCE = ("data", "limit_test", "model", "width", "time_steps", "neuron", "neuron_arguments")
+_SHARED_WITH_REFERENCE = ("data", "limit_test", "model", "width", "stem", "time_steps", "neuron", "neuron_arguments")
 
 
 def run(

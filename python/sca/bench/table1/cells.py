@@ -1,0 +1,64 @@
+"""One cell of the table: a training run in a folder of its own, which is not run again once it is finished."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...training import Observer, RunFolder, TrainConfig, run
+
+DENSE = "dense"
+# What a run may have otherwise and still be the cell's: where files lie and what computes.
+_MOVABLE = ("data_dir", "device", "checkpointing", "reference")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A network of the table: what it is pruned by (``dense``: not at all), how far, and how it is trained."""
+
+    criterion: str
+    connectivity: float
+    config: TrainConfig
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder in that of the table."""
+        if self.criterion == DENSE:
+            return f"dense-seed{self.config.seed}"
+        return f"{self.criterion}-{100 * self.connectivity:g}-seed{self.config.seed}"
+
+    def summary(self, table: Path) -> dict[str, Any] | None:
+        """What the finished run left; None where there is none.
+
+        Raises:
+            ValueError: the cell's folder holds another run.
+        """
+        path = table / self.folder
+        held = RunFolder.stored_config(path)
+        if held is None:
+            return None
+        own, other = self.config.to_dict(), held.to_dict()
+        differing = [name for name in own if own[name] != other[name] and name not in _MOVABLE]
+        if differing:
+            raise ValueError(
+                f"out: {path} holds a run with other settings ({', '.join(differing)}); name another folder"
+            )
+        file = path / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+
+def run_cell(cell: Cell, table: Path, observer: Observer) -> None:
+    """Train the cell, or go on where it was interrupted, beside its seed's dense network, which is finished.
+
+    Raises:
+        ValueError: a setting is not usable; nothing has been trained.
+        Interrupted: the observer asked to stop; a checkpoint is written.
+    """
+    config = cell.config
+    if cell.criterion != DENSE:
+        config = config.changed(reference=str(table / f"dense-seed{config.seed}"))
+    path = table / cell.folder
+    with RunFolder(path, "resume" if RunFolder.stored_config(path) else "new") as folder:
+        run(config, folder, observer)

@@ -1,0 +1,173 @@
+"""The table's result: mean and spread over seeds of each cell, as JSON, as tables of a terminal and as a picture."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group
+from rich.table import Table
+
+from ..conditions import conditions
+from .cells import DENSE, Cell
+from .config import Table1Config
+from .published import PUBLISHED, Published
+
+Row = dict[str, Any]
+
+_COLOURS = ("#1b6ca8", "#e08a1e", "#3c8d40", "#b03a2e", "#8e5ea2", "#8a8a8a")
+
+
+def results(config: Table1Config, finished: Iterable[tuple[Cell, dict[str, Any]]], command: str) -> dict[str, Any]:
+    """Everything that is known, as plain values.
+
+    Args:
+        config: the table.
+        finished: cells and the summaries that their runs left; pruned networks are judged as compacted ones.
+        command: what was called.
+
+    Returns:
+        ``rows``, in the order of the table: ``criterion``, ``asked`` (connectivity), ``seeds``, and ``accuracy``,
+        ``connectivity`` and ``synops_kept`` (a share of the dense network of the same seed), each as ``mean``, ``std``
+        (of the sample; None for one seed) and ``values``; beside them ``config``, ``conditions`` and ``published``.
+    """
+    rows: dict[tuple[str, float], list[tuple[int, dict[str, Any]]]] = {}
+    for cell, summary in finished:
+        rows.setdefault((cell.criterion, cell.connectivity), []).append((cell.config.seed, summary))
+    return {
+        "config": config.to_dict(),
+        "conditions": conditions(command),
+        "rows": [_row(*key, runs) for key, runs in rows.items()],
+        "published": [row._asdict() for row in PUBLISHED if row.data == config.recipe.data],
+    }
+
+
+def _row(criterion: str, asked: float, runs: list[tuple[int, dict[str, Any]]]) -> Row:
+    columns = [summary["compacted"] for _, summary in runs]
+    kept = [
+        column["synops"] / (summary["dense"] or column)["synops"]
+        for column, (_, summary) in zip(columns, runs, strict=True)
+    ]
+    return {
+        "criterion": criterion,
+        "asked": asked,
+        "seeds": [seed for seed, _ in runs],
+        "accuracy": _spread([column["accuracy"] for column in columns]),
+        "connectivity": _spread([column["connectivity"] for column in columns]),
+        "synops_kept": _spread(kept),
+    }
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std, "values": values}
+
+
+def tables(result: dict[str, Any]) -> Group:
+    """Ours, and what was published on the same data set; at most 80 columns."""
+    recipe = result["config"]["recipe"]
+    caption = (
+        "compacted networks, in %: mean ± standard deviation over the seeds;\n"
+        "connectivity and SynOps are shares of the same seed's dense network"
+    )
+    if any(abs(row["connectivity"]["mean"] - row["asked"]) > 0.01 for row in result["rows"]):
+        caption += ";\nwhole channels are cut: so narrow, one more would be more than was asked"
+    ours = Table(
+        title=_title(recipe),
+        caption=caption,
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    ours.add_column("criterion")
+    for name in ("asked", "connectivity", "accuracy", "SynOps kept", "seeds"):
+        ours.add_column(name, justify="right")
+    last = None
+    for row in result["rows"]:
+        if last not in (None, row["asked"]):
+            ours.add_section()
+        last = row["asked"]
+        figures = [_shown(row[key]) for key in ("connectivity", "accuracy", "synops_kept")]
+        ours.add_row(row["criterion"], f"{row['asked']:.2%}", *figures, str(len(row["seeds"])))
+    if not result["published"]:
+        return Group(ours)
+    published = Table(
+        title="published, at full width on all images",
+        caption="to compare: --preset paper, on all images",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for name in ("network", "T", "method"):
+        published.add_column(name)
+    for name in ("connectivity", "accuracy", "SynOps kept"):
+        published.add_column(name, justify="right")
+    for one in (Published(**row) for row in result["published"]):
+        synops = "not told" if one.synops is None else f"{one.synops:.1f}%"
+        published.add_row(
+            one.network,
+            str(one.time_steps),
+            one.method,
+            f"{one.connectivity:.2f}%",
+            f"{one.accuracy:.2f}%",
+            synops,
+        )
+    return Group(ours, published)
+
+
+def _title(recipe: dict[str, Any]) -> str:
+    images = f"{recipe['limit_train']} images, " if recipe["limit_train"] else ""
+    network = f"{recipe['model']} x {recipe['width']:g} on {recipe['data']}"
+    return f"{network}, {images}T = {recipe['time_steps']}, {recipe['epochs']} epochs"
+
+
+def _shown(figure: dict[str, Any]) -> str:
+    spread = "" if figure["std"] is None else f" ± {100 * figure['std']:.2f}"
+    return f"{100 * figure['mean']:.2f}{spread}"
+
+
+def plot(path: Path, result: dict[str, Any]) -> None:
+    """Write the PNG: accuracy against connectivity, a curve with error bars for each criterion, dense as a line."""
+    from matplotlib.figure import Figure  # half a second that only the end needs
+    from matplotlib.ticker import PercentFormatter
+
+    recipe, rows = result["config"]["recipe"], result["rows"]
+    figure = Figure(figsize=(8, 5), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    for row in rows:
+        if row["criterion"] == DENSE:
+            middle, spread = row["accuracy"]["mean"], row["accuracy"]["std"] or 0.0
+            axes.axhline(middle, color="black", linewidth=1, linestyle="--", label="dense")
+            axes.axhspan(middle - spread, middle + spread, color="black", alpha=0.07, linewidth=0)
+    criteria = [name for name in dict.fromkeys(row["criterion"] for row in rows) if name != DENSE]
+    for position, (name, colour) in enumerate(zip(criteria, _COLOURS * len(criteria), strict=False)):
+        own = sorted((row for row in rows if row["criterion"] == name), key=lambda row: row["asked"])
+        shift = 1 + 0.012 * (position - (len(criteria) - 1) / 2)  # error bars side by side
+        axes.errorbar(
+            [row["connectivity"]["mean"] * shift for row in own],
+            [row["accuracy"]["mean"] for row in own],
+            [row["accuracy"]["std"] or 0.0 for row in own],
+            marker="o",
+            markersize=4,
+            capsize=3,
+            linewidth=1.2,
+            color=colour,
+            label=name,
+        )
+    axes.set_xscale("log")
+    asked = sorted(result["config"]["connectivities"])
+    axes.set_xticks(asked, [f"{share:.4g}%" for share in (100 * value for value in asked)])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    axes.set_xlabel("connectivity: weights kept (logarithmic)")
+    axes.set_ylabel("test accuracy of the compacted network")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="best")
+    seeds = max((len(row["seeds"]) for row in rows), default=0)
+    axes.set_title(
+        f"{_title(recipe)}; mean ± standard deviation of {seeds} seeds",
+        fontsize=10,
+    )
+    figure.savefig(path)
