@@ -57,6 +57,13 @@ def memory_format(weight: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def empty_weight(like: Tensor) -> Tensor:
+    """An uninitialised weight in the layout of another, with its very strides where those are dense: DDP compares them,
+    and a size of 1 leaves a choice."""
+    layout = memory_format(like)
+    return torch.empty_like(like, **({} if like.is_contiguous(memory_format=layout) else {"memory_format": layout}))
+
+
 def gather(weight: Tensor, channels: Channels) -> Tensor:
     """Active sub-block of a weight [C_out, C_in, kh, kw]; the weight itself where all channels are active."""
     if channels.input is None and channels.output is None:
@@ -73,7 +80,7 @@ def scatter(block: Tensor, like: Tensor, channels: Channels) -> Tensor:
     if channels.input is not None:
         rows = block.new_zeros(block.shape[0], *like.shape[1:])
         block = rows.index_copy_(1, channels.input, block.contiguous())
-    full = torch.zeros_like(like, memory_format=memory_format(like))
+    full = empty_weight(like).zero_()
     return full.copy_(block) if channels.output is None else full.index_copy_(0, channels.output, block)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..channels import Bits, Channels, Geometry, memory_format, output_size
+from ..channels import Bits, Channels, Geometry, empty_weight, memory_format, output_size
 from ..layout import collapse, empty_activation, empty_state, in_layout_of, spatial_size
 from ..neurons import NeuronConfig
 from ..reference import channel_conv
@@ -147,7 +147,7 @@ class CpuBackend(Backend):
             return block
         layout = memory_format(like)
         block = block.contiguous(memory_format=layout)
-        full = torch.empty_like(like, memory_format=layout)
+        full = empty_weight(like)
         _load().scatter_block(block.data_ptr(), *_block(like, channels), full.data_ptr(), torch.get_num_threads())
         return full
 
@@ -196,7 +196,7 @@ def _convolve_backward(
         g_x = torch.empty(tuple(x.shape), dtype=grad.dtype, memory_format=torch.channels_last)
         _load().winograd_backward_input(problem, *map(_address, (grad, weight, g_x)), threads)
     if needed[1]:
-        g_weight = torch.empty_like(weight, memory_format=memory_format(weight))
+        g_weight = empty_weight(weight)
         floats, bits = (_last(x), None) if isinstance(x, Tensor) else (None, x.packed.contiguous())
         _load().winograd_backward_filters(problem, *map(_address, (grad, floats, bits, g_weight)), threads)
     return g_x, g_weight, grad.sum((0, 2, 3)) if needed[2] else None

@@ -309,7 +309,12 @@ def test_scheduler_prunes_and_regrows(name: str, prune_stream: bool) -> None:
 @each_model
 @each_way
 def test_probe_gives_dormant_channels_of_every_group_a_gradient(name: str, prune_stream: bool) -> None:
-    model = cut(make(name, prune_stream=prune_stream))
+    model = make(name, prune_stream=prune_stream)
+    with torch.no_grad():  # so that something fires everywhere: a batch norm whose input is constant has no gradient
+        for module in model.modules():
+            if hasattr(module, "running_mean"):
+                module.bias.add_(0.5)
+    model = cut(model)
     scheduler = sca.SCAScheduler(model, torch.optim.SGD(model.parameters(), 0.1), start=1, stop=3, interval=1)
     scheduler.probe(lambda: loss_of(model))
     gradients = scheduler.state_dict()["gradients"]
