@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import backends, ops, paths
-from .channels import Channels, Geometry, narrow, storage_order
+from .channels import Channels, Geometry, narrow, output_size, storage_order
 from .layout import collapse, dense_strides, spatial_size, state_dtype
 from .neurons import NeuronConfig
 from .ops.common import NotANumber
@@ -514,7 +514,9 @@ def _path(
     if path is None:
         sizes = weight.shape[1] * geometry.groups, weight.shape[0]
         active = [size if index is None else index.numel() for size, index in zip(sizes, channels, strict=True)]
-        chosen = paths.measured(frames.device, dtype, sizes, active, possible).path
+        height, width = output_size(frames, weight, geometry)
+        positions = frames.shape[0] * height * width
+        chosen = paths.measured(frames.device, dtype, sizes, active, possible, positions).path
         return chosen if chosen in paths.NEEDS else "gathered"
     if path not in possible:
         kernel = "x".join(map(str, weight.shape[2:]))

@@ -35,6 +35,7 @@ class Rule(NamedTuple):
         narrowest: active channels of the narrower side, at least.
         widest: channels of the wider side, active and dormant, at most.
         densest: active / all channels of the input times the same of the output, at most.
+        positions: of the output, all images together, at least.
         source: where the figures are.
     """
 
@@ -43,6 +44,7 @@ class Rule(NamedTuple):
     narrowest: int
     widest: int
     densest: float
+    positions: int
     path: str
     source: str
 
@@ -50,8 +52,8 @@ class Rule(NamedTuple):
 _A3 = "benchmarks/results/amd-epyc-2-cores/A3.json"
 RULES = {
     "cpu": (
-        Rule("cpu", torch.float32, 12, 512, 1.0, "winograd", _A3),
-        Rule("cpu", torch.float32, 1, 256, 1.0, "gathered", _A3),
+        Rule("cpu", torch.float32, 12, 512, 1.0, 128, "winograd", _A3),
+        Rule("cpu", torch.float32, 1, 256, 1.0, 1, "gathered", _A3),
     ),
     "cuda": (),  # benchmarks/gpu.py, G3: not measured
 }
@@ -86,13 +88,19 @@ def possible(weight: Tensor, geometry: Geometry, dtype: torch.dtype, channels_la
 
 
 def measured(
-    device: torch.device, dtype: torch.dtype, channels: Sequence[int], active: Sequence[int], paths: Sequence[str]
+    device: torch.device,
+    dtype: torch.dtype,
+    channels: Sequence[int],
+    active: Sequence[int],
+    paths: Sequence[str],
+    positions: float = math.inf,
 ) -> Choice:
     """The best of ``paths`` for a convolution with so many channels, and so many active ones, at its input and its
-    output."""
+    output, and so many positions of the output."""
     widest, density = max(channels), math.prod(active) / math.prod(channels)
     for rule in RULES.get(device.type, ()):
         fits = dtype == rule.dtype and min(active) >= rule.narrowest and widest <= rule.widest
+        fits = fits and positions >= rule.positions
         if fits and density <= rule.densest and rule.path in paths and device_class(device) == rule.device_class:
             if rule.path == "gathered" and density == 1:
                 break

@@ -12,11 +12,12 @@ namespace {
 // Tiles of one block of outputs: few enough for their planes to stay in a core's cache, and enough to make the filters,
 // which don't where they are many, worth their way.
 constexpr int64_t block_tiles(int64_t channels) { return std::max<int64_t>(48, channels / 64 * 12); }
-// Floats of the tiles between two sums of the filters' gradient, all planes of both factors: a cache that cores share.
-constexpr int64_t kChunkFloats = 1 << 19;
-// Of these, as many are added up in registers: their columns stay in a core's first cache, and few numbers of unlike size
-// meet.
-constexpr int64_t kSummed = 128;
+// Tiles that are added up in registers for the filters' gradient: their columns stay in a core's first cache, and few
+// numbers of unlike size meet.
+constexpr int64_t kSummed = 64;
+// The sums of the filters' gradient are kept in slices, each of its own tiles, so that threads share nothing: so many and
+// so many floats at most, each of so many kSummed tiles at least. Where these are few, a thread takes a share of the planes.
+constexpr int64_t kSlices = 8, kSliceFloats = 1 << 23, kSliceChunks = 8;
 // Filters that are gathered before they are transformed.
 constexpr int64_t kGathered = 32;
 
@@ -87,7 +88,7 @@ void convolve(const Map& from, int64_t rows, int64_t columns, const Buffer& filt
         const int64_t first = block * count, now = std::min(count, tiles - first);
         const int64_t plane = plane_size(count * row);
         const Planes patches{thread_memory(kPlanes * (plane + plane_size(count * 2 * kPanel))), plane, row};
-        kernel.patches(from, to, rows, columns, first, now, patches);
+        kernel.patches[0](from, to, rows, columns, first, now, patches);
         kernel.outputs(patches, from.channels, filters.data(), bias, to, data, first, now,
                        patches.data + kPlanes * patches.plane);
     });
@@ -118,35 +119,31 @@ void winograd_backward_filters(const Convolution& c, const float* g_y, const flo
                                float* g_filters, int threads) {
     const Map from = input(c, x, bits), to = output(c, g_y);
     const int64_t rows = rounded_up(c.out, kRows), width = panels(c.in) * kPanel, tiles = to.tiles();
-    const int64_t tile = kPlanes * (pitch(c.in) + pitch(c.out)), piece = 2 * kRows;
-    const int64_t count = rounded_up(kChunkFloats / tile, kSummed);
-    const Planes patches{nullptr, plane_size(count * pitch(c.in)), pitch(c.in)};
-    const Planes squares{nullptr, plane_size(count * pitch(c.out)), pitch(c.out)};
-    const int64_t sum_size = plane_size(rows * width);
-    const Buffer sums(kPlanes * sum_size), chunk(kPlanes * (patches.plane + squares.plane));
-    float *in = chunk.data(), *out = in + kPlanes * patches.plane;
+    const int64_t plane = plane_size(rows * width), slice = kPlanes * plane, chunks = (tiles + kSummed - 1) / kSummed;
+    const int64_t slices = std::clamp<int64_t>(std::min(kSliceFloats / slice, chunks / kSliceChunks), 1, kSlices);
+    const int64_t shares = slices < kShares ? kShares : 1, share = kPlanes / shares;
+    const Buffer sums(slices * slice);
     const WinogradKernels& kernel = kernels().winograd;
-    if (tiles == 0) std::fill_n(sums.data(), kPlanes * sum_size, 0.0f);
-    for (int64_t first = 0; first < tiles; first += count) {
-        const int64_t now = std::min(count, tiles - first);
-        parallel_for(0, (now + piece - 1) / piece, threads, [&](int64_t i) {
-            const int64_t begin = i * piece, size = std::min(piece, now - begin);
-            kernel.patches(from, to, c.pad_rows, c.pad_columns, first + begin, size,
-                           {in + begin * patches.pitch, patches.plane, patches.pitch});
-            kernel.squares(to, first + begin, size, {out + begin * squares.pitch, squares.plane, squares.pitch});
-        });
-        parallel_for(0, kPlanes, threads, [&](int64_t p) {
-            float* sum = sums.data() + p * sum_size;
-            if (first == 0) std::fill_n(sum, rows * width, 0.0f);
-            for (int64_t t = 0; t < now; t += kSummed)
-                kernel.products(out + p * squares.plane + t * squares.pitch, squares.pitch,
-                                in + p * patches.plane + t * patches.pitch, patches.pitch, std::min(kSummed, now - t),
-                                rows, width / kPanel, sum);
-        });
-    }
+    parallel_for(0, slices * shares, threads, [&](int64_t task) {
+        const int64_t part = task / shares, own = task % shares, kind = shares == 1 ? 0 : own + 1;
+        float* sum = sums.data() + part * slice + own * share * plane;
+        std::fill_n(sum, share * plane, 0.0f);
+        Planes patches{nullptr, plane_size(kSummed * pitch(c.in)), pitch(c.in)};
+        Planes squares{nullptr, plane_size(kSummed * pitch(c.out)), pitch(c.out)};
+        patches.data = thread_memory(share * (patches.plane + squares.plane));
+        squares.data = patches.data + share * patches.plane;
+        for (int64_t chunk = part * chunks / slices; chunk < (part + 1) * chunks / slices; ++chunk) {
+            const int64_t first = chunk * kSummed, count = std::min(kSummed, tiles - first);
+            kernel.patches[kind](from, to, c.pad_rows, c.pad_columns, first, count, patches);
+            kernel.squares[kind](to, first, count, squares);
+            for (int64_t p = 0; p < share; ++p)
+                kernel.products(squares.data + p * squares.plane, squares.pitch, patches.data + p * patches.plane,
+                                patches.pitch, count, rows, width / kPanel, sum + p * plane);
+        }
+    });
     parallel_for(0, c.out, threads, [&](int64_t o) {
         float* row = c.in_innermost && width == c.in ? g_filters + o * 9 * width : thread_memory(9 * width);
-        kernel.gradients(sums.data() + o * width, sum_size, width / kPanel, row);
+        kernel.gradients(sums.data() + o * width, plane, slices, slice, width / kPanel, row);
         if (row == g_filters + o * 9 * width) return;
         float* to = g_filters + o * 9 * c.in;
         for (int64_t k = 0; k < 9; ++k)

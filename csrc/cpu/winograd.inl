@@ -84,7 +84,9 @@ struct Corner {
           column(tile % map.tile_columns() * 2) {}
 };
 
-// Tiles of one row of tiles from left to right: neighbours share two columns of B^T d.
+// Tiles of one row of tiles from left to right: neighbours share two columns of B^T d. Of its rows, those in
+// [begin, end) are computed, and go to planes from 0 on.
+template <int begin, int end>
 void patch_row(const Map& from, const Corner& corner, int64_t rows, int64_t columns, int64_t count, float* to,
                const Planes& planes) {
     const int64_t top = corner.row - rows, left = corner.column - columns, line = from.width * from.channels;
@@ -109,18 +111,19 @@ void patch_row(const Map& from, const Corner& corner, int64_t rows, int64_t colu
                 d[i] = inside[i] ? element(from, at, size) : Floats(0.0f);
                 if (i >= 2 && from.floats != nullptr) __builtin_prefetch(from.floats + at + 2 * line);  // of the next row of tiles
             }
-            return {{d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]}};
+            return {{d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]}};  // what is not read is not computed
         };
         Column first = column(0), second = column(1);
         for (int64_t t = 0; t < count; ++t) {
             const Column third = column(2 * t + 2), fourth = column(2 * t + 3);
             float* tile = to + t * planes.pitch + c;
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) {
-                store(first.sum[i] - third.sum[i], tile + (4 * i + 0) * planes.plane);
-                store(second.sum[i] + third.sum[i], tile + (4 * i + 1) * planes.plane);
-                store(third.sum[i] - second.sum[i], tile + (4 * i + 2) * planes.plane);
-                store(second.sum[i] - fourth.sum[i], tile + (4 * i + 3) * planes.plane);
+            for (int i = begin; i < end; ++i) {
+                float* plane = tile + 4 * (i - begin) * planes.plane;
+                store(first.sum[i] - third.sum[i], plane);
+                store(second.sum[i] + third.sum[i], plane + planes.plane);
+                store(third.sum[i] - second.sum[i], plane + 2 * planes.plane);
+                store(second.sum[i] - fourth.sum[i], plane + 3 * planes.plane);
             }
             first = third;
             second = fourth;
@@ -128,16 +131,18 @@ void patch_row(const Map& from, const Corner& corner, int64_t rows, int64_t colu
     }
 }
 
+template <int begin, int end>
 void patches(const Map& from, const Map& tiled, int64_t rows, int64_t columns, int64_t first, int64_t count,
              const Planes& to) {
     for (int64_t t = 0, run; t < count; t += run) {
         const Corner corner(tiled, first + t);
         const int64_t left = tiled.tile_columns() - corner.column / 2;
         run = left < count - t ? left : count - t;
-        patch_row(from, corner, rows, columns, run, to.data + t * to.pitch, to);
+        patch_row<begin, end>(from, corner, rows, columns, run, to.data + t * to.pitch, to);
     }
 }
 
+template <int begin, int end>
 void squares(const Map& from, int64_t first, int64_t count, const Planes& to) {
     const int64_t side = from.channels, line = from.width * side;
     for (int64_t t = 0; t < count; ++t) {
@@ -155,11 +160,12 @@ void squares(const Map& from, int64_t first, int64_t count, const Planes& to) {
                          g11 = below && right ? at(1, 1) : zero;
             const Floats left[4] = {g00, g00 + g10, g00 - g10, -g10}, other[4] = {g01, g01 + g11, g01 - g11, -g11};
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) {
-                store(left[i], row + (4 * i + 0) * to.plane + c);
-                store(left[i] + other[i], row + (4 * i + 1) * to.plane + c);
-                store(left[i] - other[i], row + (4 * i + 2) * to.plane + c);
-                store(-other[i], row + (4 * i + 3) * to.plane + c);
+            for (int i = begin; i < end; ++i) {
+                float* plane = row + 4 * (i - begin) * to.plane + c;
+                store(left[i], plane);
+                store(left[i] + other[i], plane + to.plane);
+                store(left[i] - other[i], plane + 2 * to.plane);
+                store(-other[i], plane + 3 * to.plane);
             }
         }
     }
@@ -289,7 +295,7 @@ void filters(const float* from, int64_t count, bool turned, float* to, int64_t p
     }
 }
 
-void gradients(const float* from, int64_t plane, int64_t panels, float* to) {
+void gradients(const float* from, int64_t plane, int64_t slices, int64_t slice, int64_t panels, float* to) {
     const int64_t width = panels * kPanel;
     for (int64_t i = 0; i < width; i += kLanes) {
         Floats half[3][4];  // G^T m
@@ -298,6 +304,9 @@ void gradients(const float* from, int64_t plane, int64_t panels, float* to) {
             Floats m[4];
 #pragma GCC unroll 4
             for (int k = 0; k < 4; ++k) m[k] = load(from + (4 * k + j) * plane + i);
+            for (int64_t s = 1; s < slices; ++s)
+#pragma GCC unroll 4
+                for (int k = 0; k < 4; ++k) m[k] = m[k] + load(from + s * slice + (4 * k + j) * plane + i);
             const Floats sum = (m[1] + m[2]) * 0.5f;
             half[0][j] = m[0] + sum;
             half[1][j] = (m[1] - m[2]) * 0.5f;
@@ -313,7 +322,14 @@ void gradients(const float* from, int64_t plane, int64_t panels, float* to) {
     }
 }
 
-constexpr WinogradKernels kKernels{patches, squares, outputs, products, filters, gradients};
+constexpr WinogradKernels kKernels{
+    {patches<0, 4>, patches<0, 1>, patches<1, 2>, patches<2, 3>, patches<3, 4>},
+    {squares<0, 4>, squares<0, 1>, squares<1, 2>, squares<2, 3>, squares<3, 4>},
+    outputs,
+    products,
+    filters,
+    gradients,
+};
 
 }  // namespace
 }  // namespace winograd

@@ -9,6 +9,8 @@
 namespace sca {
 
 constexpr int64_t kPlanes = 16;
+// Planes come in so many shares, the rows of a transformed patch, that can be computed one by one.
+constexpr int64_t kShares = 4;
 // Channels that lie together where they are the columns of a product.
 constexpr int64_t kPanel = 16;
 // Rows of a product are taken by as many, or by a divisor of it.
@@ -38,11 +40,11 @@ struct Planes {
 
 struct WinogradKernels {
     // Tiles [first, first + count) of the grid that covers `tiled`: patches of `from`, whose top left corner lies
-    // (rows, columns) above and left of the tile's -> B^T d B.
-    void (*patches)(const Map& from, const Map& tiled, int64_t rows, int64_t columns, int64_t first, int64_t count,
-                    const Planes& to);
-    // Tiles [first, first + count) of a map -> A g A^T.
-    void (*squares)(const Map& from, int64_t first, int64_t count, const Planes& to);
+    // (rows, columns) above and left of the tile's -> B^T d B: all planes, or 4 (share - 1) to 4 share.
+    void (*patches[kShares + 1])(const Map& from, const Map& tiled, int64_t rows, int64_t columns, int64_t first,
+                                 int64_t count, const Planes& to);
+    // Tiles [first, first + count) of a map -> A g A^T, the planes likewise.
+    void (*squares[kShares + 1])(const Map& from, int64_t first, int64_t count, const Planes& to);
     // Tiles [first, first + count) of `to`, from patches and filters (see filters()); bias may be null. `scratch` holds
     // kPlanes planes of 2 * kPanel floats for each of count tiles, rounded up to kRows.
     void (*outputs)(const Planes& patches, int64_t depth, const float* filters, const float* bias, const Map& to,
@@ -53,8 +55,9 @@ struct WinogradKernels {
     // Filters [9][count][kPanel], kPanel of them side by side -> planes [count][kPanel], `plane` floats apart; turned: by
     // half a turn.
     void (*filters)(const float* from, int64_t count, bool turned, float* to, int64_t plane);
-    // Planes [panels * kPanel], `plane` floats apart -> G^T (.) G as [9][panels * kPanel].
-    void (*gradients)(const float* from, int64_t plane, int64_t panels, float* to);
+    // Sums of so many slices of planes [panels * kPanel], `plane` and `slice` floats apart -> G^T (.) G as
+    // [9][panels * kPanel].
+    void (*gradients)(const float* from, int64_t plane, int64_t slices, int64_t slice, int64_t panels, float* to);
 };
 
 }  // namespace sca

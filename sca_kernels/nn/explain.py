@@ -61,6 +61,11 @@ def explain(module: tnn.Module) -> Explanation:
     return Explanation(rows)
 
 
+def _positions(path: str) -> int:
+    """How many an output needs for the path to be worth it."""
+    return max(rule.positions for rules in paths.RULES.values() for rule in rules if rule.path == path)
+
+
 def _row(name: str, module: tnn.Module, device: torch.device, dtype: torch.dtype) -> Row:
     backend, reason, own = "torch", "torch.nn.functional.linear", frozenset()
     if not isinstance(module, ChannelLinear):
@@ -93,6 +98,6 @@ def _row(name: str, module: tnn.Module, device: torch.device, dtype: torch.dtype
         if path in paths.NEEDS and path not in {"gathered", *own}:
             path, why = "gathered", f"{why}, but backend {backend} has no kernels for the path {path}"
         elif path in own:
-            why += "; where x is in channels_last"
+            why += f"; where x is in channels_last, and the output has {_positions(path)} positions or more"
     widths = [f"{now}/{size}" for now, size in zip(active, sizes, strict=True)]
     return Row(name, type(module).__name__, backend, path, *widths, f"{why}; {reason}")

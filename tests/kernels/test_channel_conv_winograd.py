@@ -148,6 +148,8 @@ def test_it_is_the_default_where_it_was_measured_and_nowhere_else():
         nn.ChannelConv2d(32, 32, 3).bfloat16(),
     ):
         assert nn.explain(other)[0].path == "dense", other
+    few = frames(1, 32, 8, 8)
+    assert torch.equal(F.channel_conv2d(few, weight, padding=1), torch.conv2d(few, weight, padding=1))
     contiguous = x.contiguous()
     assert torch.equal(F.channel_conv2d(contiguous, weight, padding=1), torch.conv2d(contiguous, weight, padding=1))
 
