@@ -59,6 +59,9 @@ def train(
     prune_stop: Annotated[float | None, _option("Last update, as a share of the run.")] = None,
     prune_interval: Annotated[float | None, _option("Epochs between updates.")] = None,
     precision: Annotated[str | None, _option("float32, bfloat16 or auto.")] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile", help="Run training steps through torch.compile.", show_default=False)
+    ] = None,
     checkpointing: Annotated[
         bool | None, typer.Option("--checkpointing", help="Save memory: compute activations twice.", show_default=False)
     ] = None,

@@ -14,7 +14,7 @@ from .losses import LOSSES
 PRECISIONS = ("float32", "bfloat16")
 LR_SCHEDULES = ("cosine", "step")
 # Fields that a resumed run may change: where its files lie and what computes it.
-MOVABLE = ("data_dir", "device", "checkpointing", "checkpoint_minutes")
+MOVABLE = ("data_dir", "device", "checkpointing", "checkpoint_minutes", "compile")
 FLIPS = ("alternating", "random")
 
 
@@ -64,6 +64,7 @@ class TrainConfig:
             is measured).
         precision: ``float32``, ``bfloat16`` (autocast), or ``auto``, which becomes :func:`fast_precision`.
         checkpointing: compute activations again in the backward pass, block by block, in place of keeping them.
+        compile: run training steps through torch.compile; a new structure may compile anew.
         checkpoint_minutes: a long epoch writes a checkpoint whenever so much time has passed since the last one.
         seed, device: of everything random; a torch device.
 
@@ -116,6 +117,7 @@ class TrainConfig:
     reference: str | None = None
     precision: str = "auto"
     checkpointing: bool = False
+    compile: bool = False
     checkpoint_minutes: float = 10.0
     seed: int = 0
     device: str = "cpu"

@@ -140,6 +140,8 @@ class Trainer:
         self.scheduler = self._new_scheduler() if config.density < 1 else None
         self._firing = FiringRate(self.model)
         self._network = self.ranks.wrap(self.model)
+        if config.compile:
+            self._network = torch.compile(self._network)
         self.epoch = 0
         self.sums = EpochSums()
         self.history: list[dict[str, Any]] = []
