@@ -38,7 +38,7 @@ FLAGS = [
 
 # Kernels compiled once per instruction set, in one binary, chosen at run time.
 ISA_FLAGS = {
-    "isa_avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
+    "isa_avx512.cpp": ["-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
     "isa_avx2.cpp": ["-mavx2", "-mfma"],
     "isa_baseline.cpp": [],
 }

@@ -30,8 +30,9 @@ std::vector<Isa> isas() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     all.push_back({"avx512", avx512::kernels,
-                   __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")});
+                   __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f") &&
+                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                       __builtin_cpu_supports("avx512vl")});
     all.push_back({"avx2", avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")});
 #endif
     all.push_back({"baseline", baseline::kernels, true});

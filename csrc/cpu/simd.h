@@ -174,12 +174,8 @@ struct Pair {
     friend SCA_HOST_DEVICE auto operator>=(Pair a, Pair b) {
         return Pair<native::Ints>(a.low >= b.low, a.high >= b.high);
     }
-    friend SCA_HOST_DEVICE auto operator>(Pair a, Pair b) {
-        return Pair<native::Ints>(a.low > b.low, a.high > b.high);
-    }
-    friend SCA_HOST_DEVICE auto operator<(Pair a, Pair b) {
-        return Pair<native::Ints>(a.low < b.low, a.high < b.high);
-    }
+    friend SCA_HOST_DEVICE auto operator>(Pair a, Pair b) { return Pair<native::Ints>(a.low > b.low, a.high > b.high); }
+    friend SCA_HOST_DEVICE auto operator<(Pair a, Pair b) { return Pair<native::Ints>(a.low < b.low, a.high < b.high); }
 };
 
 using Floats = Pair<native::Floats>;

@@ -15,8 +15,9 @@ constexpr int64_t block_tiles(int64_t channels) { return std::max<int64_t>(48, c
 // Tiles that are added up in registers for the filters' gradient: their columns stay in a core's first cache, and few
 // numbers of unlike size meet.
 constexpr int64_t kSummed = 64;
-// The sums of the filters' gradient are kept in slices, each of its own tiles, so that threads share nothing: so many and
-// so many floats at most, each of so many kSummed tiles at least. Where these are few, a thread takes a share of the planes.
+// The sums of the filters' gradient are kept in slices, each of its own tiles, so that threads share nothing: so many
+// and so many floats at most, each of so many kSummed tiles at least. Where these are few, a thread takes a share of
+// the planes.
 constexpr int64_t kSlices = 8, kSliceFloats = 1 << 23, kSliceChunks = 8;
 // Filters that are gathered before they are transformed.
 constexpr int64_t kGathered = 32;
@@ -138,7 +139,7 @@ void winograd_backward_filters(const Convolution& c, const float* g_y, const flo
             kernel.squares[kind](to, first, count, squares);
             for (int64_t p = 0; p < share; ++p)
                 kernel.products(squares.data + p * squares.plane, squares.pitch, patches.data + p * patches.plane,
-                                patches.pitch, count, rows, width / kPanel, sum + p * plane);
+                                patches.pitch, count, rows, c.in, sum + p * plane);
         }
     });
     parallel_for(0, c.out, threads, [&](int64_t o) {

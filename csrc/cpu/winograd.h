@@ -5,11 +5,11 @@
 //     y = A^T [sum over channels of (G g G^T) * (B^T d B)] A        (* elementwise)
 //
 // (Lavin & Gray, CVPR 2016, equations 8 and 12). The sum over channels is one matrix product for each of the 16
-// elements. dL/dinput is such a convolution of dL/dy with the filters turned by half a turn; dL/dfilter is the adjoint of
-// the equation, G^T [sum over patches of (A dL/dy A^T) * (B^T d B)] G.
+// elements. dL/dinput is such a convolution of dL/dy with the filters turned by half a turn; dL/dfilter is the adjoint
+// of the equation, G^T [sum over patches of (A dL/dy A^T) * (B^T d B)] G.
 //
-// Activations are float32 [images, height, width, channels], filters float32 [out, in, 3, 3]; all are dense. Results depend
-// neither on the number of threads nor on the run.
+// Activations are float32 [images, height, width, channels], filters float32 [out, in, 3, 3]; all are dense. Results
+// depend neither on the number of threads nor on the run.
 #pragma once
 
 #include <cstdint>

@@ -10,8 +10,7 @@ namespace {
 
 using native::Floats, native::kLanes, native::load, native::NativeFloat, native::NativeInt, native::store;
 
-// Vectors of a panel, and panels that are multiplied at once: as many sums as the registers hold.
-constexpr int kVectors = kPanel / kLanes;
+// Panels that are multiplied at once, and rows: as many sums as the registers hold.
 #if defined(__AVX512F__)
 constexpr int kWide = 2, kTall = 8;
 #elif defined(__AVX2__)
@@ -31,6 +30,22 @@ SCA_HOST_DEVICE Floats multiply_add(Floats a, Floats b, Floats c) {
     return a * b + c;
 #endif
 }
+
+// What the columns of half a panel are taken as: a whole vector would do twice the work.
+constexpr int64_t kHalf = kPanel / 2;
+#if defined(__AVX512F__)
+struct Half {
+    __m256 v;
+
+    Half() = default;
+    SCA_HOST_DEVICE Half(__m256 x) : v(x) {}
+    SCA_HOST_DEVICE Half(float x) : v(_mm256_set1_ps(x)) {}
+    friend SCA_HOST_DEVICE Half operator+(Half a, Half b) { return _mm256_add_ps(a.v, b.v); }
+    friend SCA_HOST_DEVICE Half multiply_add(Half a, Half b, Half c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
+};
+#else
+using Half = Floats;
+#endif
 
 // The first `size` lanes; zero in the others.
 SCA_HOST_DEVICE Floats load_some(const float* from, int64_t size) {
@@ -109,7 +124,8 @@ void patch_row(const Map& from, const Corner& corner, int64_t rows, int64_t colu
             for (int i = 0; i < 4; ++i) {
                 const int64_t at = start[i] + x * from.channels + c;
                 d[i] = inside[i] ? element(from, at, size) : Floats(0.0f);
-                if (i >= 2 && from.floats != nullptr) __builtin_prefetch(from.floats + at + 2 * line);  // of the next row of tiles
+                if (i >= 2 && from.floats != nullptr)
+                    __builtin_prefetch(from.floats + at + 2 * line);  // of the next row of tiles
             }
             return {{d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]}};  // what is not read is not computed
         };
@@ -172,25 +188,26 @@ void squares(const Map& from, int64_t first, int64_t count, const Planes& to) {
 }
 
 // kTall rows of a b over `depth`, to c or added to it: a[r, i] at r * a_row + i * a_step, b[i] a vector of panels.
-template <int panels, bool added>
+template <class Vector, int width, bool added>
 SCA_HOST_DEVICE void multiply(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_panel,
                               int64_t b_step, int64_t depth, float* c, int64_t c_row) {
-    constexpr int vectors = panels * kVectors;
-    Floats sums[kTall][vectors];
+    constexpr int lanes = sizeof(Vector) / sizeof(float), vectors = width / lanes;
+    const auto load = [](const float* from) { return native::load_native<Vector>(from); };
+    Vector sums[kTall][vectors];
 #pragma GCC unroll 8
     for (int r = 0; r < kTall; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
             sums[r][v] = 0.0f;
-            if (added) __builtin_prefetch(c + r * c_row + v * kLanes, 1);
+            if (added) __builtin_prefetch(c + r * c_row + v * lanes, 1);
         }
     for (int64_t i = 0; i < depth; ++i) {
-        Floats columns[vectors];
+        Vector columns[vectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) columns[v] = load(b + v / kVectors * b_panel + v % kVectors * kLanes);
+        for (int v = 0; v < vectors; ++v) columns[v] = load(b + v * lanes / kPanel * b_panel + v * lanes % kPanel);
 #pragma GCC unroll 8
         for (int r = 0; r < kTall; ++r) {
-            const Floats row = a[r * a_row];
+            const Vector row = a[r * a_row];
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; ++v) sums[r][v] = multiply_add(row, columns[v], sums[r][v]);
         }
@@ -201,22 +218,24 @@ SCA_HOST_DEVICE void multiply(const float* a, int64_t a_row, int64_t a_step, con
     for (int r = 0; r < kTall; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
-            float* to = c + r * c_row + v * kLanes;
-            store(added ? load(to) + sums[r][v] : sums[r][v], to);
+            float* to = c + r * c_row + v * lanes;
+            native::store_native(added ? load(to) + sums[r][v] : sums[r][v], to);
         }
 }
 
-template <int panels>
-SCA_HOST_DEVICE void output_panels(const Planes& patches, int64_t depth, const float* filters, int64_t plane,
-                                   const float* bias, const Map& to, float* data, int64_t first, int64_t count,
-                                   int64_t channel, float* scratch) {
-    constexpr int64_t width = panels * kPanel;
+// Panels of which more than a half is filled.
+constexpr int64_t panels_but_half(int64_t channels) { return (channels + kHalf - 1) / kPanel; }
+
+// `width` columns: whole panels or a half.
+template <class Vector, int64_t width>
+void output_columns(const Planes& patches, int64_t depth, const float* filters, int64_t plane, const float* bias,
+                    const Map& to, float* data, int64_t first, int64_t count, int64_t channel, float* scratch) {
     const int64_t rows = (count + kRows - 1) / kRows * kRows, block = plane_size(rows * width);
     for (int64_t p = 0; p < kPlanes; ++p)
         for (int64_t r = 0; r < rows; r += kTall)
-            multiply<panels, false>(patches.data + p * patches.plane + r * patches.pitch, patches.pitch, 1,
-                                    filters + p * plane, depth * kPanel, kPanel, depth, scratch + p * block + r * width,
-                                    width);
+            multiply<Vector, width, false>(patches.data + p * patches.plane + r * patches.pitch, patches.pitch, 1,
+                                           filters + p * plane, depth * kPanel, kPanel, depth,
+                                           scratch + p * block + r * width, width);
     for (int64_t t = 0; t < count; ++t) {
         const Corner corner(to, first + t);
         float* start = data + ((corner.image * to.height + corner.row) * to.width + corner.column) * to.channels;
@@ -246,27 +265,35 @@ SCA_HOST_DEVICE void output_panels(const Planes& patches, int64_t depth, const f
 
 void outputs(const Planes& patches, int64_t depth, const float* filters, const float* bias, const Map& to, float* data,
              int64_t first, int64_t count, float* scratch) {
-    const int64_t panels = (to.channels + kPanel - 1) / kPanel, panel = depth * kPanel, plane = plane_size(panels * panel);
+    const int64_t panels = (to.channels + kPanel - 1) / kPanel, panel = depth * kPanel;
+    const int64_t plane = plane_size(panels * panel), whole = panels_but_half(to.channels);
+    const auto columns = [&](auto run, int64_t p) {
+        run(patches, depth, filters + p * panel, plane, bias, to, data, first, count, p * kPanel, scratch);
+    };
     int64_t p = 0;
-    for (; p + kWide <= panels; p += kWide)
-        output_panels<kWide>(patches, depth, filters + p * panel, plane, bias, to, data, first, count, p * kPanel,
-                             scratch);
-    if (p < panels)
-        output_panels<1>(patches, depth, filters + p * panel, plane, bias, to, data, first, count, p * kPanel, scratch);
+    for (; p + kWide <= whole; p += kWide) columns(output_columns<Floats, kWide * kPanel>, p);
+    if (p < whole) columns(output_columns<Floats, kPanel>, p);
+    if (whole < panels) columns(output_columns<Half, kHalf>, whole);
+}
+
+template <class Vector, int64_t width>
+void product_columns(const float* squares, int64_t squares_pitch, const float* patches, int64_t patches_pitch,
+                     int64_t count, int64_t rows, float* to, int64_t to_row) {
+    for (int64_t r = 0; r < rows; r += kTall)
+        multiply<Vector, width, true>(squares + r, 1, squares_pitch, patches, kPanel, patches_pitch, count,
+                                      to + r * to_row, to_row);
 }
 
 void products(const float* squares, int64_t squares_pitch, const float* patches, int64_t patches_pitch, int64_t count,
-              int64_t rows, int64_t panels, float* to) {
-    const int64_t width = panels * kPanel;
+              int64_t rows, int64_t channels, float* to) {
+    const int64_t panels = (channels + kPanel - 1) / kPanel, whole = panels_but_half(channels);
+    const auto columns = [&](auto run, int64_t p) {
+        run(squares, squares_pitch, patches + p * kPanel, patches_pitch, count, rows, to + p * kPanel, panels * kPanel);
+    };
     int64_t p = 0;
-    for (; p + kWide <= panels; p += kWide)
-        for (int64_t r = 0; r < rows; r += kTall)
-            multiply<kWide, true>(squares + r, 1, squares_pitch, patches + p * kPanel, kPanel, patches_pitch, count,
-                                  to + r * width + p * kPanel, width);
-    if (p < panels)
-        for (int64_t r = 0; r < rows; r += kTall)
-            multiply<1, true>(squares + r, 1, squares_pitch, patches + p * kPanel, kPanel, patches_pitch, count,
-                              to + r * width + p * kPanel, width);
+    for (; p + kWide <= whole; p += kWide) columns(product_columns<Floats, kWide * kPanel>, p);
+    if (p < whole) columns(product_columns<Floats, kPanel>, p);
+    if (whole < panels) columns(product_columns<Half, kHalf>, whole);
 }
 
 void filters(const float* from, int64_t count, bool turned, float* to, int64_t plane) {
