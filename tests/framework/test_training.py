@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import time
@@ -348,6 +349,17 @@ def test_trainer_with_checkpointing_goes_through_the_same_states(uninterrupted):
     assert trainer.model.checkpointing
     for part in ("model", "optimizer", "active", "sums"):
         assert_equal_state(trainer.state()[part], uninterrupted[part])
+
+
+def test_trainer_compiled_prunes_and_learns(uninterrupted, monkeypatch):
+    # The captured graphs run as they are: translating them takes minutes, and is not this package's.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    trainer = trainer_of(tiny(compile=True, epochs=2))
+    trainer.fit(Watch(), lambda state: None, lambda row: None)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    assert trainer.density == pytest.approx(0.5, abs=0.02)
+    assert trainer.history[-1]["loss"] < trainer.history[0]["loss"]
 
 
 @pytest.mark.parametrize("step", [1, 6, 8, 11], ids=lambda step: f"after-step-{step}")
