@@ -351,7 +351,7 @@ def test_trainer_with_checkpointing_goes_through_the_same_states(uninterrupted):
         assert_equal_state(trainer.state()[part], uninterrupted[part])
 
 
-def test_trainer_compiled_prunes_and_learns(uninterrupted, monkeypatch):
+def test_trainer_compiled_prunes_and_learns(monkeypatch):
     # The captured graphs run as they are: translating them takes minutes, and is not this package's.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     torch._dynamo.reset()
