@@ -1,4 +1,4 @@
-// Source of the kernels of winograd_kernels.h; included by isa_*.cpp after kernels.inl, under the same rules.
+// Source of the kernels of winograd_kernels.h, included by kernels.inl under the same rules.
 
 #include "simd.h"
 #include "winograd_kernels.h"
