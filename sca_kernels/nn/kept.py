@@ -26,8 +26,10 @@ class KeepsGathered(tnn.Module):
 
     @property
     def keeps(self) -> bool:
-        """Whether gathered parameters can be kept now."""
-        return not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        """Whether gathered parameters can be kept now; those made in inference mode don't tell when they change."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        return not any(p is not None and p.is_inference() for p in (self.weight, self.bias))
 
     def kept(self, gather: Callable[[], _Parameters]) -> _Parameters:
         """What ``gather`` gave last, if it would give the same again."""

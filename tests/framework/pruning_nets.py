@@ -9,6 +9,17 @@ from sca_kernels import nn as snn
 
 T = 3
 
+# A scheduler that prunes and regrows at each of four steps.
+SETTINGS = {
+    "start": 1,
+    "stop": 4,
+    "interval": 1,
+    "density": 0.5,
+    "schedule": "linear",
+    "min_channels": 2,
+    "regrow_fraction": 0.6,
+}
+
 
 class ConvNet(nn.Module):
     """conv - BN - LIF - pool - conv - BN - LIF - Flatten - linear, groups "first" and "second"; the first convolution

@@ -12,17 +12,16 @@ import sca
 from sca.pruning.cost import channel_costs, connections, total
 from sca.pruning.groups import channel_axes, find_groups, parameter_axes
 from sca_kernels import nn as snn
-from tests.framework.pruning_nets import ConcatNet, ConvNet, DepthwiseNet, ResidualNet, TiedNet, loss_of, train_step
-
-SETTINGS = {
-    "start": 1,
-    "stop": 4,
-    "interval": 1,
-    "density": 0.5,
-    "schedule": "linear",
-    "min_channels": 2,
-    "regrow_fraction": 0.6,
-}
+from tests.framework.pruning_nets import (
+    SETTINGS,
+    ConcatNet,
+    ConvNet,
+    DepthwiseNet,
+    ResidualNet,
+    TiedNet,
+    loss_of,
+    train_step,
+)
 
 
 def dims(module: nn.Module) -> dict[str, list[tuple[str, int, int]]]:

@@ -15,6 +15,7 @@ import sca
 from sca.pruning.groups import find_groups
 from sca_kernels import nn as snn
 from tests.framework.pruning_nets import ConvNet, batch, loss_of, train_step
+from tests.framework.watched import assert_equal_state
 
 SETTINGS = {"start": 2, "stop": 12, "interval": 2, "density": 0.4, "min_channels": 2}
 
@@ -54,21 +55,6 @@ def everything(model: nn.Module, scheduler: sca.SCAScheduler) -> dict[str, Any]:
             "active": active(model),
         }
     )
-
-
-def assert_same(a: Any, b: Any, where: str = "") -> None:
-    if isinstance(a, Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, where
 
 
 def cut(model: ConvNet) -> ConvNet:
@@ -239,7 +225,7 @@ def test_probe_leaves_no_trace() -> None:
     model.loose.activity.record = pytest.fail
     before = everything(model, scheduler)
     scheduler.probe(lambda: loss_of(model))
-    assert_same(everything(model, scheduler), before)
+    assert_equal_state(everything(model, scheduler), before)
     assert scheduler.state_dict()["gradients"]["norm1"].any()
 
 
@@ -266,8 +252,8 @@ def test_probe_trains_on_exactly_as_without_it() -> None:
                 scheduler.probe(lambda model=model: loss_of(model))
             scheduler.step()
         results.append(model.state_dict())
-    assert_same(results[0], results[1])
-    assert_same(results[0], results[2])
+    assert_equal_state(results[0], results[1])
+    assert_equal_state(results[0], results[2])
 
 
 def test_probe_gradient_is_that_of_the_straight_through_gate() -> None:
@@ -367,7 +353,7 @@ def test_regrown_channels_keep_their_weights_and_lose_their_optimizer_state() ->
     model = cut(ConvNet())
     optimizer, event = regrow_all(model, "keep")
     state = model.state_dict()
-    assert_same({k: state[k] for k in model.before}, model.before)
+    assert_equal_state({k: state[k] for k in model.before}, model.before)
     momentum = optimizer.state[model.conv2.weight]["momentum_buffer"]
     first, second = (event.groups[name].regrown for name in ("first", "second"))
     assert first.tolist() == [1, 4, 5]
@@ -475,7 +461,7 @@ def test_state_dict_resumes_bit_exactly(at: int, settings: dict[str, Any]) -> No
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     scheduler.load_state_dict(state["scheduler"])
-    assert_same(run(model, optimizer, scheduler, 11 - at), straight)
+    assert_equal_state(run(model, optimizer, scheduler, 11 - at), straight)
 
 
 def test_state_dict_of_another_model_is_refused_by_group_and_changes_nothing() -> None:

@@ -31,16 +31,8 @@ from tests.framework.plain_nets import (
     firing,
     sequential,
 )
+from tests.framework.pruning_nets import SETTINGS
 
-SETTINGS = {
-    "start": 1,
-    "stop": 4,
-    "interval": 1,
-    "density": 0.5,
-    "schedule": "linear",
-    "min_channels": 2,
-    "regrow_fraction": 0.6,
-}
 ROLES = ("in_group", "out_group", "group")
 
 # network -> group -> what makes, carries and reads it

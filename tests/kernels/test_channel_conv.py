@@ -231,6 +231,16 @@ def test_evaluation_gathers_once_until_a_parameter_or_a_group_changes(layer):
     assert layer._held is None
 
 
+def test_layers_made_in_inference_mode_run():
+    with torch.inference_mode():
+        conv, linear = nn.ChannelConv2d(3, 4, 3).eval(), nn.ChannelLinear(4, 2).eval()
+        x = torch.randn(2, 3, 5, 5)
+        y = conv(x)
+        conv.weight.mul_(2)  # seen, though nothing counts changes of such a weight
+        assert relative_l2(conv(x) - conv.bias[:, None, None], 2 * (y - conv.bias[:, None, None])) <= 1e-5
+        assert linear(y.mean((2, 3))).shape == (2, 2)
+
+
 @pytest.mark.parametrize("features_per_channel", [1, 4])
 def test_linear_equals_the_masked_dense_one(features_per_channel):
     group_in, group_out = nn.ChannelGroup(5), nn.ChannelGroup(6)
