@@ -72,11 +72,11 @@ void Backward::run(int64_t b, Pass pass) {
     const int dtype = static_cast<int>(in_.x.dtype);
     const bool to_x = pass.x && out_.x.data != nullptr, leak = pass.sums && out_.rate != nullptr;
 
-    Scratch scratch(10, layout.most_lanes(), chunks + 3 * kSteps + 2);
+    Scratch scratch(10, layout.most_period(), chunks + 3 * kSteps + 2);
     const auto lane_values = [&](const float* per_channel, float otherwise) {
-        float* lanes = scratch.tile_row();
-        spread(per_channel, otherwise, part, layout.most_rows(), lanes);
-        return lanes;
+        float* slots = scratch.slot_row();
+        spread(per_channel, otherwise, layout, part, slots);
+        return slots;
     };
     Lanes tile{};
     tile.threshold = neuron_.threshold;
@@ -88,10 +88,11 @@ void Backward::run(int64_t b, Pass pass) {
         tile.scale = lane_values(in_.scale, 1.0f);
         tile.shift = lane_values(in_.shift, 0.0f);
         tile.center = lane_values(prelude_adjoint_.center, 0.0f);
-        const bool plain = pass.parked != nullptr;  // dL/dy itself
-        tile.g_y = lane_values(plain ? nullptr : prelude_adjoint_.g_y, 1.0f);
-        tile.slope = lane_values(plain ? nullptr : prelude_adjoint_.slope, 0.0f);
-        tile.bias = lane_values(plain ? nullptr : prelude_adjoint_.bias, 0.0f);
+        if (pass.parked == nullptr) {  // else dL/dy itself is wanted
+            tile.g_y = lane_values(prelude_adjoint_.g_y, 1.0f);
+            tile.slope = lane_values(prelude_adjoint_.slope, 0.0f);
+            tile.bias = lane_values(prelude_adjoint_.bias, 0.0f);
+        }
     }
     const bool wanted[kKinds] = {pass.sums && prelude_, pass.sums && prelude_, leak};
     float* sums[kKinds]{};
@@ -102,7 +103,8 @@ void Backward::run(int64_t b, Pass pass) {
     const Rows starts = scratch.piece_rows(chunks);
     const Rows x_buffer = scratch.piece_rows(kSteps), g_s_buffer = scratch.piece_rows(kSteps),
                g_x_buffer = scratch.piece_rows(kSteps);
-    if (in_.v_init.data == nullptr) std::fill_n(starts.data, kMostLanes, neuron_.rest);
+    const bool from_rest = chunks == 1 && in_.v_init.data == nullptr;
+    if (in_.v_init.data == nullptr && !from_rest) std::fill_n(starts.data, kMostLanes, neuron_.rest);
     // dL/dv, where a call does not both begin and end it.
     const bool carries = chunks > 1 || grad_.v.data != nullptr || out_.v_init.data != nullptr;
     float *g_v = carries ? scratch.piece_row() : nullptr, *total = to_x && summed_ ? scratch.piece_row() : nullptr;
@@ -110,13 +112,18 @@ void Backward::run(int64_t b, Pass pass) {
     const auto adjoint = kernels_.adjoint[neuron_.surrogate][neuron_.charge][neuron_.reset][dtype];
     const auto finish = kernels_.finish[dtype];
 
+    const auto fold = [&] {
+        for (int kind = 0; kind < kKinds; ++kind)
+            if (wanted[kind]) sums_.fold(b, kind, sums[kind]);
+    };
+    int64_t unfolded = 0;
     Pieces piece(layout, block);
     for (Pieces next = piece; piece; piece = next) {
         ++next;
         const Place x = piece.at(in_.x), x_ahead = piece.ahead(next, in_.x), g_x = piece.at(out_.x);
         const Place g_s = piece.at(grad_spikes_), g_s_ahead = piece.ahead(next, grad_spikes_);
-        const int64_t size = piece.size, begin = piece.begin;
-        const Lanes lanes = slice(tile, begin, size);
+        const int64_t size = piece.size;
+        const Lanes lanes = piece.lanes(tile);
 
         if (in_.v_init.data != nullptr) read_state(piece.at(in_.v_init), neuron_.rest, size, starts.data);
         for (int64_t c = 1; c < chunks; ++c) {
@@ -131,15 +138,16 @@ void Backward::run(int64_t b, Pass pass) {
             const int64_t t = c * kSteps, now = std::min(kSteps, steps - t);
             Gradients g{};
             if (wanted[kScale]) {
-                g.scale = sums[kScale] + begin;
-                g.shift = sums[kShift] + begin;
+                g.scale = sums[kScale];
+                g.shift = sums[kShift];
             }
-            if (leak) g.rate = sums[kRate] + begin;
+            if (leak) g.rate = sums[kRate];
             g.total = total;
             const Output out(to_x && total == nullptr ? g_x : Place{}, t, now, size, g_x_buffer, stream_);
             g.x = pass.parked == nullptr ? out.sink : Sink{pass.parked + t * padded(size), padded(size), false};
             adjoint(lanes, now, neuron_.detach_reset, read(x, x_ahead, t, now, size, x_buffer),
-                    read(g_s, g_s_ahead, t, now, size, g_s_buffer), starts.data + c * starts.step, g_v, g);
+                    read(g_s, g_s_ahead, t, now, size, g_s_buffer), from_rest ? nullptr : starts.data + c * starts.step,
+                    g_v, g);
             out.finish();
         }
         if (total != nullptr) {
@@ -149,9 +157,12 @@ void Backward::run(int64_t b, Pass pass) {
         }
         if (pass.sums && carries) write_state(g_v, size, piece.at(out_.v_init));
         if (pass.parked != nullptr) pass.parked += steps * padded(size);
+        if (++unfolded == sums_.pieces_per_fold(part)) {
+            fold();
+            unfolded = 0;
+        }
     }
-    for (int kind = 0; kind < kKinds; ++kind)
-        if (wanted[kind]) sums_.fold(b, kind, sums[kind]);
+    fold();
     finish_streaming(stream_ && to_x);
 }
 
@@ -159,12 +170,12 @@ void Backward::finish(int64_t b, const float* parked) {
     const Block& block = layout.blocks[b];
     const Part& part = layout.parts[block.part];
     const int dtype = static_cast<int>(in_.x.dtype);
-    Scratch scratch(4, layout.most_lanes(), 2);
+    Scratch scratch(4, layout.most_period(), 2);
     Lanes tile{};
     const auto lane_values = [&](const float* per_channel) {
-        float* lanes = scratch.tile_row();
-        spread(per_channel, 0.0f, part, layout.most_rows(), lanes);
-        return lanes;
+        float* slots = scratch.slot_row();
+        spread(per_channel, 0.0f, layout, part, slots);
+        return slots;
     };
     tile.scale = tile.g_y = lane_values(prelude_adjoint_.g_y);
     tile.slope = lane_values(prelude_adjoint_.slope);
@@ -175,7 +186,7 @@ void Backward::finish(int64_t b, const float* parked) {
     for (Pieces next = piece; piece; piece = next) {
         ++next;
         const Place x = piece.at(in_.x), x_ahead = piece.ahead(next, in_.x), g_x = piece.at(out_.x);
-        const Lanes lanes = slice(tile, piece.begin, piece.size);
+        const Lanes lanes = piece.lanes(tile);
         for (int64_t t = 0; t < in_.shape.t; ++t, parked += padded(piece.size)) {
             const Output out(g_x, t, 1, piece.size, g_x_buffer, stream_);
             kernels_.finish[dtype](lanes, parked, read(x, x_ahead, t, 1, piece.size, x_buffer), out.sink);

@@ -34,10 +34,10 @@ enum Moment { kSum, kSquare, kMoments };
 // Sums of x and of x^2, in double.
 void sum_moments(const Input& in, const Layout& layout, int64_t b, Sums& sums) {
     const int64_t steps = in.x.t == 0 ? 1 : in.shape.t;
-    Scratch scratch(4, layout.most_lanes(), kSteps);
-    double *first = scratch.tile_doubles(), *second = scratch.tile_doubles();
-    std::fill_n(first, layout.most_lanes(), 0.0);
-    std::fill_n(second, layout.most_lanes(), 0.0);
+    Scratch scratch(4, layout.most_period(), kSteps);
+    double *first = scratch.slot_doubles(), *second = scratch.slot_doubles();
+    std::fill_n(first, layout.most_period(), 0.0);
+    std::fill_n(second, layout.most_period(), 0.0);
     const Rows buffer = scratch.piece_rows(kSteps);
     const auto moments = kernels().moments[static_cast<int>(in.x.dtype)];
     Pieces piece(layout, layout.blocks[b]);
@@ -46,8 +46,7 @@ void sum_moments(const Input& in, const Layout& layout, int64_t b, Sums& sums) {
         const Place x = piece.at(in.x), ahead = piece.ahead(next, in.x);
         for (int64_t t = 0; t < steps; t += kSteps) {
             const int64_t now = std::min(kSteps, steps - t);
-            moments(piece.size, now, read(x, ahead, t, now, piece.size, buffer), first + piece.begin,
-                    second + piece.begin);
+            moments(piece.lanes({}), now, read(x, ahead, t, now, piece.size, buffer), first, second);
         }
     }
     sums.fold(b, kSum, first);

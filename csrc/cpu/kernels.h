@@ -1,9 +1,11 @@
 // The loops over elements, compiled once per instruction set from kernels.inl, behind a table of function pointers.
 //
-// A kernel works on `lanes`: neighbouring elements of one tile, each with its own per-channel parameters, so that the
-// same loop serves planar memory (all lanes of one channel) and channels last (one lane per channel), and takes `steps`
-// time steps of a lane with its potential in a register. It runs over whole lines of kLine lanes: rows that belong to
-// the driver (potentials, sums, parameters) are float32 and padded, activations too (read() and Output in tiles.h).
+// A kernel works on `lanes`: neighbouring elements of one tile, each with a slot of its own for per-channel parameters
+// and sums, so that the same loop serves planar memory (all lanes of one channel) and channels last (one lane per
+// channel), and takes `steps` time steps of a lane with its potential in a register. Slots repeat after a period, so
+// that what is read and written beside activations stays in the first-level cache. Kernels run over whole lines of
+// kLine lanes: rows that belong to the driver (potentials, slots) are float32 and padded, activations too (read() and
+// Output in tiles.h).
 #pragma once
 
 #include <cstdint>
@@ -26,12 +28,13 @@ constexpr int64_t element_size(DType dtype) { return dtype == DType::float32 ? 4
 
 // What numbers of lanes are rounded up to: two cache lines of float32, a whole number of vectors on any machine.
 constexpr int64_t kLine = 32;
+constexpr int64_t padded(int64_t lanes) { return (lanes + kLine - 1) / kLine * kLine; }
 // Time steps that a kernel takes in one go at most.
 constexpr int64_t kSteps = 4;
 
-// Parameters of a run of lanes; pointers are per lane.
+// A run of lanes and their parameters; pointers are to slots.
 struct Lanes {
-    int64_t size;
+    int64_t size, first, period;  // lane i has slot (first + i) % period; first and period are whole lines
     float threshold, rest, alpha, beta;
     const float *rate, *scale, *shift;  // charge: y = x * scale + shift, where there is a prelude
     const float* gate;                  // what a spike counts for outside: 1, or 0 for a masked channel
@@ -55,18 +58,18 @@ struct Sink {
 // What the adjoint hands back; null: not wanted.
 struct Gradients {
     Sink x;
-    float *scale, *shift, *rate;  // sums per lane of dL/dy (x - center), of dL/dy, and of dL/d(1/tau)
+    float *scale, *shift, *rate;  // sums per slot of dL/dy (x - center), of dL/dy, and of dL/d(1/tau)
     float* total;                 // sum per lane of dL/dy, for `finish`
 };
 
 struct Kernels {
-    // x -> spikes; v is carried on, spikes are counted and |v - rest| is summed per lane.
+    // x -> spikes; v is carried on, from rest to nowhere if null; spikes are counted and |v - rest| is summed per slot.
     using Fire = void (*)(const Lanes&, int64_t steps, const Source& x, const Sink& s, float* v, int32_t* count,
                           float* l1);
     // v alone is carried on.
     using Advance = void (*)(const Lanes&, int64_t steps, const Source& x, float* v);
-    // x, dL/ds and the potential v that the first of at most kSteps steps starts from -> gradients; g_v is carried
-    // back, from zero to nowhere if null.
+    // x, dL/ds and the potential v that the first of at most kSteps steps starts from (null: from rest) -> gradients;
+    // g_v is carried back, from zero to nowhere if null.
     using Adjoint = void (*)(const Lanes&, int64_t steps, bool detach, const Source& x, const Source& g_s,
                              const float* v, float* g_v, const Gradients&);
 
@@ -76,7 +79,8 @@ struct Kernels {
     Adjoint adjoint[kSurrogates][kCharges][kResets][kDTypes];
     // dL/dx of one step that stands for many, from the sum of dL/dy.
     void (*finish[kDTypes])(const Lanes&, const float* total, const Source& x, const Sink& g_x);
-    void (*moments[kDTypes])(int64_t size, int64_t steps, const Source& x, double* sum, double* square);
+    // Sums of x and of x^2 per slot.
+    void (*moments[kDTypes])(const Lanes&, int64_t steps, const Source& x, double* sum, double* square);
 
     // 0/1 elements to bits, 8 to a byte; false where another value was met.
     bool (*pack[kDTypes])(const void* from, uint8_t* to, int64_t bytes);

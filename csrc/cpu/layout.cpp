@@ -5,8 +5,6 @@
 namespace sca {
 namespace {
 
-// A lane adds up at most this many float32 terms before they go on in double.
-constexpr int64_t kMostAdditions = 1024;
 // Enough elements for a block that starting it costs nothing, few enough for an even share of the work.
 constexpr int64_t kBlockElements = 1 << 17;
 
@@ -58,8 +56,8 @@ Layout::Layout(Shape given, const std::vector<const View*>& views, int64_t max_l
         const Part& part = parts[p];
         const int64_t lanes = part.lanes() * stack_;
         most_lanes_ = std::max(most_lanes_, lanes);
-        const int64_t per_block =
-            std::max<int64_t>(1, std::min(kBlockElements / (lanes * shape.t), kMostAdditions / shape.t));
+        most_period_ = std::max(most_period_, period(part));
+        const int64_t per_block = std::max<int64_t>(1, kBlockElements / (lanes * shape.t));
         const int64_t first_block = static_cast<int64_t>(blocks.size());
         for (int64_t tile = 0; tile < tiles; tile += per_block)
             blocks.push_back({p, tile, std::min(tiles, tile + per_block)});
@@ -69,6 +67,11 @@ Layout::Layout(Shape given, const std::vector<const View*>& views, int64_t max_l
         else
             groups.push_back({first_block, last_block, part.channel, part.channels});
     }
+}
+
+int64_t Layout::period(const Part& part) const {
+    if (part.channels == 1) return kLine;
+    return part.lanes() % kLine == 0 ? part.lanes() : padded(part.lanes() * stack_);
 }
 
 int64_t Layout::rows(int64_t tile) const {

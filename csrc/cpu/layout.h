@@ -26,7 +26,7 @@ struct Part {
     int64_t lanes() const { return channels * length; }
 };
 
-// The unit of parallel work and of float32 accumulation: tiles [first, last) of one part. Depends on the shape alone.
+// The unit of parallel work: tiles [first, last) of one part. Depends on the shape alone.
 struct Block {
     int part;
     int64_t first, last;
@@ -59,14 +59,19 @@ class Layout {
     int64_t most_lanes() const { return most_lanes_; }
     // Rows of a tile follow each other in memory: lane l belongs to lane l % part.lanes() of the part.
     int64_t most_rows() const { return stack_; }
+    // Lanes a period apart, whole lines, belong to the same channel: parameters and sums need a slot for one period
+    // only.
+    int64_t period(const Part& part) const;
+    int64_t most_period() const { return most_period_; }
     int64_t rows(int64_t tile) const;
     Place at(const View& view, const Part& part, int64_t tile) const;
 
   private:
-    bool channels_inner_;                 // lanes run along channels (channels last), else along positions
-    bool rows_are_samples_;               // inner rows run along samples, else along positions
-    int64_t outer_ = 1, inner_;           // rows of a part: outer samples x inner rows
-    int64_t stack_ = 1, most_lanes_ = 0;  // a tile stacks up to stack_ inner rows
+    bool channels_inner_;        // lanes run along channels (channels last), else along positions
+    bool rows_are_samples_;      // inner rows run along samples, else along positions
+    int64_t outer_ = 1, inner_;  // rows of a part: outer samples x inner rows
+    int64_t stack_ = 1;          // a tile stacks up to stack_ inner rows
+    int64_t most_lanes_ = 0, most_period_ = 0;
 };
 
 }  // namespace sca

@@ -103,19 +103,32 @@ SCA_HOST_DEVICE Floats load(const float* from) { return load_native<NativeFloat>
 
 SCA_HOST_DEVICE Ints load(const int32_t* from) { return load_native<Ints>(from); }
 
-SCA_HOST_DEVICE Doubles load(const double* from) { return load_native<Doubles>(from); }
+SCA_HOST_DEVICE Doubles load(const double* from) {
+    return {load_native<NativeDouble>(from), load_native<NativeDouble>(from + kLanes / 2)};
+}
 
 SCA_HOST_DEVICE Floats load(const bfloat16* from) {
     return (NativeFloat)(__builtin_convertvector(load_native<NativeHalf>(from), NativeInt) << 16);
 }
 
+// By intrinsics where there are some: compilers take generic halves of a vector through memory.
 SCA_HOST_DEVICE Doubles widened(Floats x) {
+#if defined(__AVX512F__)
+    const __m512 v = (__m512)x.v;
+    const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1));
+    return {(NativeDouble)_mm512_cvtps_pd(_mm512_castps512_ps256(v)), (NativeDouble)_mm512_cvtps_pd(high)};
+#elif defined(__AVX2__)
+    const __m256 v = (__m256)x.v;
+    return {(NativeDouble)_mm256_cvtps_pd(_mm256_castps256_ps128(v)),
+            (NativeDouble)_mm256_cvtps_pd(_mm256_extractf128_ps(v, 1))};
+#else
     typedef float Half __attribute__((vector_size(kNativeBytes / 2)));
     struct {
         Half low, high;
     } half;
     __builtin_memcpy(&half, &x, sizeof x);
     return {__builtin_convertvector(half.low, NativeDouble), __builtin_convertvector(half.high, NativeDouble)};
+#endif
 }
 
 template <class V>
@@ -127,7 +140,10 @@ SCA_HOST_DEVICE void store(Floats x, float* to) { store_native(x, to); }
 
 SCA_HOST_DEVICE void store(Ints x, int32_t* to) { store_native(x, to); }
 
-SCA_HOST_DEVICE void store(Doubles x, double* to) { store_native(x, to); }
+SCA_HOST_DEVICE void store(Doubles x, double* to) {
+    store_native(x.low, to);
+    store_native(x.high, to + kLanes / 2);
+}
 
 // To nearest even; NaN stays NaN.
 SCA_HOST_DEVICE void store(Floats x, bfloat16* to) {

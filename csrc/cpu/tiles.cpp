@@ -11,6 +11,8 @@ namespace {
 
 constexpr int64_t kStreamBytes = int64_t{8} << 20;
 constexpr int64_t kThreadElements = 1 << 14;
+// Terms that a float32 slot adds up at most before they go on in double.
+constexpr int64_t kMostAdditions = 1024;
 
 constexpr int64_t spaced(int64_t lanes) { return padded(lanes) + kLine; }
 bool whole_lines(const Place& place, int64_t lanes) { return place.lane == 1 && lanes % kLine == 0; }
@@ -32,10 +34,10 @@ void scatter(const char* from, int64_t stride, int64_t lanes, char* to) {
 
 }  // namespace
 
-Scratch::Scratch(int64_t tile_rows, int64_t tile_lanes, int64_t piece_rows) : tile_step_(spaced(tile_lanes)) {
+Scratch::Scratch(int64_t slot_rows, int64_t slots, int64_t piece_rows) : slot_step_(spaced(slots)) {
     static thread_local std::unique_ptr<float[]> memory;
     static thread_local int64_t size = 0;
-    const int64_t wanted = tile_rows * tile_step_ + piece_rows * kPieceStep + 16;
+    const int64_t wanted = slot_rows * slot_step_ + piece_rows * kPieceStep + 16;
     if (size < wanted) {
         memory.reset(new float[wanted]);
         size = wanted;
@@ -58,14 +60,14 @@ Pieces::Pieces(const Layout& layout, const Block& block) : layout_(&layout), blo
 void Pieces::measure() {
     if (!*this) return;
     lanes_ = layout_->parts[block_->part].lanes() * layout_->rows(tile_);
-    size = std::min(kMostLanes, lanes_ - begin);
+    size = std::min(kMostLanes, lanes_ - begin_);
     if (size > kLine) size -= size % kLine;
 }
 
 Pieces& Pieces::operator++() {
-    begin += size;
-    if (begin >= lanes_) {
-        begin = 0;
+    begin_ += size;
+    if (begin_ >= lanes_) {
+        begin_ = 0;
         ++tile_;
     }
     measure();
@@ -74,18 +76,16 @@ Pieces& Pieces::operator++() {
 
 Place Pieces::at(const View& view) const {
     Place place = layout_->at(view, layout_->parts[block_->part], tile_);
-    if (place.data != nullptr) place.data += begin * place.lane * element_size(place.dtype);
+    if (place.data != nullptr) place.data += begin_ * place.lane * element_size(place.dtype);
     return place;
 }
 
-Lanes slice(const Lanes& tile, int64_t begin, int64_t size) {
-    const auto from = [begin](const float* lanes) { return lanes == nullptr ? nullptr : lanes + begin; };
-    Lanes piece = tile;
-    piece.size = size;
-    for (const float** lanes :
-         {&piece.rate, &piece.scale, &piece.shift, &piece.gate, &piece.center, &piece.g_y, &piece.slope, &piece.bias})
-        *lanes = from(*lanes);
-    return piece;
+Lanes Pieces::lanes(const Lanes& tile) const {
+    Lanes lanes = tile;
+    lanes.size = size;
+    lanes.period = layout_->period(layout_->parts[block_->part]);
+    lanes.first = begin_ % lanes.period;
+    return lanes;
 }
 
 Source read(const Place& from, const Place& ahead, int64_t first, int64_t steps, int64_t lanes, const Rows& buffer) {
@@ -145,6 +145,12 @@ Sums::Sums(const Layout& layout, int kinds) : layout_(&layout), kinds_(kinds) {
     for (const Part& part : layout.parts) most_channels_ = std::max(most_channels_, part.channels);
     partial_.resize(layout.blocks.size() * kinds * most_channels_);
     total_.resize(kinds * layout.shape.c);
+}
+
+int64_t Sums::pieces_per_fold(const Part& part) const {
+    const int64_t lanes = std::min(kMostLanes, part.lanes() * layout_->most_rows());
+    const int64_t additions = (lanes + layout_->period(part) - 1) / layout_->period(part) * layout_->shape.t;
+    return std::max<int64_t>(1, kMostAdditions / additions);
 }
 
 void Sums::combine(const Group& group) {

@@ -15,9 +15,6 @@ namespace sca {
 // it arrives.
 constexpr int64_t kMostLanes = 1024;
 
-// Lanes rounded up to whole lines.
-constexpr int64_t padded(int64_t lanes) { return (lanes + kLine - 1) / kLine * kLine; }
-
 // ---- scratch
 // ---------------------------------------------------------------------------------------------------------
 
@@ -27,19 +24,19 @@ struct Rows {
     int64_t step;
 };
 
-// Rows of floats for one block, out of memory that its thread keeps between calls. Tile rows hold most_lanes of the
-// layout, piece rows a piece. Rows are spaced so that equal lanes of two of them don't compete for a cache set.
+// Rows of floats for one block, out of memory that its thread keeps between calls. Slot rows hold a period of slots,
+// piece rows a piece. Rows are spaced so that equal lanes of two of them don't compete for a cache set.
 class Scratch {
   public:
-    Scratch(int64_t tile_rows, int64_t tile_lanes, int64_t piece_rows);
-    float* tile_row() { return take(1, tile_step_).data; }
-    double* tile_doubles() { return reinterpret_cast<double*>(take(2, tile_step_).data); }
+    Scratch(int64_t slot_rows, int64_t slots, int64_t piece_rows);
+    float* slot_row() { return take(1, slot_step_).data; }
+    double* slot_doubles() { return reinterpret_cast<double*>(take(2, slot_step_).data); }
     float* piece_row() { return piece_rows(1).data; }
     Rows piece_rows(int64_t count);
 
   private:
     Rows take(int64_t count, int64_t step);
-    int64_t tile_step_;
+    int64_t slot_step_;
     float* next_;
 };
 
@@ -56,18 +53,17 @@ class Pieces {
     Place at(const View& view) const;
     // Where `next` lies in a view; here if there is none.
     Place ahead(const Pieces& next, const View& view) const { return next ? next.at(view) : at(view); }
+    // The lanes of the piece, with the parameters of a tile.
+    Lanes lanes(const Lanes& tile) const;
 
-    int64_t begin = 0, size = 0;
+    int64_t size = 0;
 
   private:
     void measure();
     const Layout* layout_;
     const Block* block_;
-    int64_t tile_, lanes_ = 0;
+    int64_t tile_, begin_ = 0, lanes_ = 0;
 };
-
-// Parameters of lanes [begin, begin + size) out of a tile's.
-Lanes slice(const Lanes& tile, int64_t begin, int64_t size);
 
 // ---- memory
 // ----------------------------------------------------------------------------------------------------------
@@ -102,26 +98,32 @@ void finish_streaming(bool streamed);
 // ---- channels
 // --------------------------------------------------------------------------------------------------------
 
-// Gives each lane of a part its channel's value; `otherwise` where there are none.
+// Gives each slot of a part its channel's value; `otherwise` where there are none.
 template <class T>
-void spread(const T* per_channel, float otherwise, const Part& part, int64_t rows, float* to) {
-    const int64_t row = part.lanes();
+void spread(const T* per_channel, float otherwise, const Layout& layout, const Part& part, float* to) {
+    const int64_t period = layout.period(part), row = part.lanes();
     if (per_channel == nullptr) {
-        std::fill_n(to, rows * row, otherwise);
+        std::fill_n(to, period, otherwise);
+        return;
+    }
+    if (part.channels == 1) {
+        std::fill_n(to, period, static_cast<float>(per_channel[part.channel]));
         return;
     }
     for (int64_t c = 0; c < part.channels; ++c)
         std::fill_n(to + c * part.length, part.length, static_cast<float>(per_channel[part.channel + c]));
-    for (int64_t r = 1; r < rows; ++r) std::copy_n(to, row, to + r * row);
+    for (int64_t l = row; l < period; ++l) to[l] = to[l - row];
 }
 
 // Sums per block and channel, combined in the order of blocks: the same whatever the number of threads.
 class Sums {
   public:
     Sums(const Layout& layout, int kinds);
-    // Adds up the lanes of a tile, in an order that depends on the layout alone.
+    // Pieces of a part after which float32 slots are to be folded, lest they lose what they add.
+    int64_t pieces_per_fold(const Part& part) const;
+    // Adds the slots of a block, in an order that depends on the layout alone, and clears them.
     template <class T>
-    void fold(int64_t block, int kind, const T* lanes);
+    void fold(int64_t block, int kind, T* slots);
     void combine(const Group& group);
     double total(int kind, int64_t channel) const { return total_[kind * layout_->shape.c + channel]; }
 
@@ -134,25 +136,27 @@ class Sums {
 };
 
 template <class T>
-void Sums::fold(int64_t block, int kind, const T* lanes) {
+void Sums::fold(int64_t block, int kind, T* slots) {
     const Part& part = layout_->parts[layout_->blocks[block].part];
+    const int64_t period = layout_->period(part), length = part.channels == 1 ? period : part.length;
     double* sums = partial(block, kind);
-    std::fill_n(sums, part.channels, 0.0);
-    for (int64_t r = 0; r < layout_->most_rows(); ++r) {
-        if (part.length == 1) {  // channels last: a thousand runs of one lane
-            for (int64_t c = 0; c < part.channels; ++c) sums[c] += *lanes++;
+    const T* run = slots;
+    for (int64_t rows = part.channels == 1 ? 1 : period / part.lanes(); rows > 0; --rows) {
+        if (length == 1) {  // channels last: a thousand runs of one lane
+            for (int64_t c = 0; c < part.channels; ++c) sums[c] += *run++;
             continue;
         }
-        for (int64_t c = 0; c < part.channels; ++c, lanes += part.length) {
+        for (int64_t c = 0; c < part.channels; ++c, run += length) {
             double eight[8] = {};
             int64_t l = 0;
-            for (; l + 8 <= part.length; l += 8)
-                for (int j = 0; j < 8; ++j) eight[j] += lanes[l + j];
-            for (; l < part.length; ++l) eight[0] += lanes[l];
+            for (; l + 8 <= length; l += 8)
+                for (int j = 0; j < 8; ++j) eight[j] += run[l + j];
+            for (; l < length; ++l) eight[0] += run[l];
             sums[c] +=
                 ((eight[0] + eight[1]) + (eight[2] + eight[3])) + ((eight[4] + eight[5]) + (eight[6] + eight[7]));
         }
     }
+    std::fill_n(slots, period, T{0});
 }
 
 // ---- threads
