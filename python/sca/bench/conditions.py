@@ -23,7 +23,8 @@ def device_name() -> str:
     if Path("/proc/cpuinfo").exists():
         model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text() + "model name: " + model)[1]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return re.sub(r"[^a-z0-9]+", "-", f"{model} {cores} cores".lower()).strip("-")
+    model = re.sub(r"\((r|tm)\)|\bprocessor\b|@?\s*[\d.]+ghz", " ", model.lower())
+    return re.sub(r"[^a-z0-9]+", "-", f"{model} {cores} cores").strip("-")
 
 
 def version(package: str) -> str:
