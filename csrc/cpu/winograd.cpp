@@ -142,11 +142,12 @@ void winograd_backward_filters(const Convolution& c, const float* g_y, const flo
                                 patches.pitch, count, rows, c.in, sum + p * plane);
         }
     });
+    const bool in_place = c.in_innermost && width == c.in;
     parallel_for(0, c.out, threads, [&](int64_t o) {
-        float* row = c.in_innermost && width == c.in ? g_filters + o * 9 * width : thread_memory(9 * width);
+        float* const to = g_filters + o * 9 * c.in;
+        float* const row = in_place ? to : thread_memory(9 * width);
         kernel.gradients(sums.data() + o * width, plane, slices, slice, width / kPanel, row);
-        if (row == g_filters + o * 9 * width) return;
-        float* to = g_filters + o * 9 * c.in;
+        if (in_place) return;
         for (int64_t k = 0; k < 9; ++k)
             for (int64_t i = 0; i < c.in; ++i) to[c.in_innermost ? k * c.in + i : i * 9 + k] = row[k * width + i];
     });
