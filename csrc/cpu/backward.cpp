@@ -116,6 +116,7 @@ void Backward::run(int64_t b, Pass pass) {
         for (int kind = 0; kind < kKinds; ++kind)
             if (wanted[kind]) sums_.fold(b, kind, sums[kind]);
     };
+    const int64_t often = sums_.pieces_per_fold(part);
     int64_t unfolded = 0;
     Pieces piece(layout, block);
     for (Pieces next = piece; piece; piece = next) {
@@ -157,7 +158,7 @@ void Backward::run(int64_t b, Pass pass) {
         }
         if (pass.sums && carries) write_state(g_v, size, piece.at(out_.v_init));
         if (pass.parked != nullptr) pass.parked += steps * padded(size);
-        if (++unfolded == sums_.pieces_per_fold(part)) {
+        if (++unfolded == often) {
             fold();
             unfolded = 0;
         }

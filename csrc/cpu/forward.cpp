@@ -63,6 +63,7 @@ void Forward::run(int64_t b) {
         sums_.fold(b, kCount, count);
         sums_.fold(b, kL1, l1);
     };
+    const int64_t often = sums_.pieces_per_fold(part);
     int64_t unfolded = 0;
     Pieces piece(layout, block);
     for (Pieces next = piece; piece; piece = next) {
@@ -77,7 +78,7 @@ void Forward::run(int64_t b) {
             spikes.finish();
         }
         if (carries) write_state(v, piece.size, piece.at(out_.v));
-        if (++unfolded == sums_.pieces_per_fold(part)) {
+        if (++unfolded == often) {
             fold();
             unfolded = 0;
         }
