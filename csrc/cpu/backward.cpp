@@ -18,8 +18,8 @@ View or_zero(const View& view, DType dtype) {
 }  // namespace
 
 Backward::Backward(const Neuron& neuron, const Input& in, const BackwardInput& grad, const BackwardOutput& out,
-                   PreludeAdjoint prelude)
-    : layout(in.shape, {&in.x, &out.x, &grad.spikes, &in.v_init, &grad.v, &out.v_init}, kMostLanes),
+                   PreludeAdjoint prelude, Order order)
+    : layout(in.shape, {&in.x, &out.x, &grad.spikes, &in.v_init, &grad.v, &out.v_init}, kMostLanes, order),
       neuron_(neuron),
       in_(in),
       grad_(grad),
@@ -66,38 +66,32 @@ int64_t Backward::parked_size(const Group& group) const {
 }
 
 void Backward::run(int64_t b, Pass pass) {
-    const Block& block = layout.blocks[b];
-    const Part& part = layout.parts[block.part];
     const int64_t steps = in_.shape.t, chunks = (steps + kSteps - 1) / kSteps;
     const int dtype = static_cast<int>(in_.x.dtype);
     const bool to_x = pass.x && out_.x.data != nullptr, leak = pass.sums && out_.rate != nullptr;
 
     Scratch scratch(10, layout.most_period(), chunks + 3 * kSteps + 2);
-    const auto lane_values = [&](const float* per_channel, float otherwise) {
-        float* slots = scratch.slot_row();
-        spread(per_channel, otherwise, layout, part, slots);
-        return slots;
-    };
-    Lanes tile{};
-    tile.threshold = neuron_.threshold;
-    tile.rest = neuron_.rest;
-    tile.alpha = neuron_.alpha;
-    tile.beta = neuron_.beta;
-    tile.rate = lane_values(in_.rate, neuron_.rate);
+    Parameters parameters(layout, scratch);
+    Lanes part{};
+    part.threshold = neuron_.threshold;
+    part.rest = neuron_.rest;
+    part.alpha = neuron_.alpha;
+    part.beta = neuron_.beta;
+    part.rate = parameters.row(in_.rate, neuron_.rate);
     if (prelude_) {
-        tile.scale = lane_values(in_.scale, 1.0f);
-        tile.shift = lane_values(in_.shift, 0.0f);
-        tile.center = lane_values(prelude_adjoint_.center, 0.0f);
+        part.scale = parameters.row(in_.scale, 1.0f);
+        part.shift = parameters.row(in_.shift, 0.0f);
+        part.center = parameters.row(prelude_adjoint_.center, 0.0f);
         if (pass.parked == nullptr) {  // else dL/dy itself is wanted
-            tile.g_y = lane_values(prelude_adjoint_.g_y, 1.0f);
-            tile.slope = lane_values(prelude_adjoint_.slope, 0.0f);
-            tile.bias = lane_values(prelude_adjoint_.bias, 0.0f);
+            part.g_y = parameters.row(prelude_adjoint_.g_y, 1.0f);
+            part.slope = parameters.row(prelude_adjoint_.slope, 0.0f);
+            part.bias = parameters.row(prelude_adjoint_.bias, 0.0f);
         }
     }
     const bool wanted[kKinds] = {pass.sums && prelude_, pass.sums && prelude_, leak};
     float* sums[kKinds]{};
     for (int kind = 0; kind < kKinds; ++kind)
-        if (wanted[kind]) sums[kind] = lane_values(nullptr, 0.0f);
+        if (wanted[kind]) std::fill_n(sums[kind] = scratch.slot_row(), layout.most_period(), 0.0f);
 
     // Potentials at the first of every kSteps time steps: from there the rest follows a second time.
     const Rows starts = scratch.piece_rows(chunks);
@@ -112,19 +106,11 @@ void Backward::run(int64_t b, Pass pass) {
     const auto adjoint = kernels_.adjoint[neuron_.surrogate][neuron_.charge][neuron_.reset][dtype];
     const auto finish = kernels_.finish[dtype];
 
-    const auto fold = [&] {
-        for (int kind = 0; kind < kKinds; ++kind)
-            if (wanted[kind]) sums_.fold(b, kind, sums[kind]);
-    };
-    const int64_t often = sums_.pieces_per_fold(part);
-    int64_t unfolded = 0;
-    Pieces piece(layout, block);
-    for (Pieces next = piece; piece; piece = next) {
-        ++next;
+    const auto propagate = [&](const Pieces& piece, const Pieces& next) {
         const Place x = piece.at(in_.x), x_ahead = piece.ahead(next, in_.x), g_x = piece.at(out_.x);
         const Place g_s = piece.at(grad_spikes_), g_s_ahead = piece.ahead(next, grad_spikes_);
         const int64_t size = piece.size;
-        const Lanes lanes = piece.lanes(tile);
+        const Lanes lanes = piece.lanes(part);
 
         if (in_.v_init.data != nullptr) read_state(piece.at(in_.v_init), neuron_.rest, size, starts.data);
         for (int64_t c = 1; c < chunks; ++c) {
@@ -146,9 +132,9 @@ void Backward::run(int64_t b, Pass pass) {
             g.total = total;
             const Output out(to_x && total == nullptr ? g_x : Place{}, t, now, size, g_x_buffer, stream_);
             g.x = pass.parked == nullptr ? out.sink : Sink{pass.parked + t * padded(size), padded(size), false};
-            adjoint(lanes, now, neuron_.detach_reset, read(x, x_ahead, t, now, size, x_buffer),
-                    read(g_s, g_s_ahead, t, now, size, g_s_buffer), from_rest ? nullptr : starts.data + c * starts.step,
-                    g_v, g);
+            adjoint(lanes, now, neuron_.detach_reset, read(x, x_ahead, t, now, size, x_buffer, pass.x),
+                    read(g_s, g_s_ahead, t, now, size, g_s_buffer, pass.x),
+                    from_rest ? nullptr : starts.data + c * starts.step, g_v, g);
             out.finish();
         }
         if (total != nullptr) {
@@ -158,36 +144,32 @@ void Backward::run(int64_t b, Pass pass) {
         }
         if (pass.sums && carries) write_state(g_v, size, piece.at(out_.v_init));
         if (pass.parked != nullptr) pass.parked += steps * padded(size);
-        if (++unfolded == often) {
-            fold();
-            unfolded = 0;
-        }
-    }
-    fold();
+    };
+    const auto fold = [&](const Part& done) {
+        for (int kind = 0; kind < kKinds; ++kind)
+            if (wanted[kind]) sums_.fold(b, done, kind, sums[kind]);
+    };
+    sums_.for_pieces(b, [&](const Part& begun) { parameters.fill(begun); }, propagate, fold);
     finish_streaming(stream_ && to_x);
 }
 
 void Backward::finish(int64_t b, const float* parked) {
     const Block& block = layout.blocks[b];
-    const Part& part = layout.parts[block.part];
     const int dtype = static_cast<int>(in_.x.dtype);
     Scratch scratch(4, layout.most_period(), 2);
-    Lanes tile{};
-    const auto lane_values = [&](const float* per_channel) {
-        float* slots = scratch.slot_row();
-        spread(per_channel, 0.0f, layout, part, slots);
-        return slots;
-    };
-    tile.scale = tile.g_y = lane_values(prelude_adjoint_.g_y);
-    tile.slope = lane_values(prelude_adjoint_.slope);
-    tile.center = lane_values(prelude_adjoint_.center);
-    tile.bias = lane_values(prelude_adjoint_.bias);
+    Parameters parameters(layout, scratch);
+    Lanes part{};
+    part.scale = part.g_y = parameters.row(prelude_adjoint_.g_y, 0.0f);
+    part.slope = parameters.row(prelude_adjoint_.slope, 0.0f);
+    part.center = parameters.row(prelude_adjoint_.center, 0.0f);
+    part.bias = parameters.row(prelude_adjoint_.bias, 0.0f);
+    parameters.fill(layout.parts[block.part]);
     const Rows x_buffer = scratch.piece_rows(1), g_x_buffer = scratch.piece_rows(1);
     Pieces piece(layout, block);
     for (Pieces next = piece; piece; piece = next) {
         ++next;
         const Place x = piece.at(in_.x), x_ahead = piece.ahead(next, in_.x), g_x = piece.at(out_.x);
-        const Lanes lanes = piece.lanes(tile);
+        const Lanes lanes = piece.lanes(part);
         for (int64_t t = 0; t < in_.shape.t; ++t, parked += padded(piece.size)) {
             const Output out(g_x, t, 1, piece.size, g_x_buffer, stream_);
             kernels_.finish[dtype](lanes, parked, read(x, x_ahead, t, 1, piece.size, x_buffer), out.sink);

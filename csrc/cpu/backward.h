@@ -19,7 +19,7 @@ class Backward {
 
     // The arguments must outlive it; the vectors of `prelude` are read when they are needed.
     Backward(const Neuron& neuron, const Input& in, const BackwardInput& grad, const BackwardOutput& out,
-             PreludeAdjoint prelude);
+             PreludeAdjoint prelude, Order order);
 
     const Layout layout;
 

@@ -40,7 +40,8 @@ void sum_moments(const Input& in, const Layout& layout, int64_t b, Sums& sums) {
     std::fill_n(second, layout.most_period(), 0.0);
     const Rows buffer = scratch.piece_rows(kSteps);
     const auto moments = kernels().moments[static_cast<int>(in.x.dtype)];
-    Pieces piece(layout, layout.blocks[b]);
+    const Block& block = layout.blocks[b];
+    Pieces piece(layout, block);
     for (Pieces next = piece; piece; piece = next) {
         ++next;
         const Place x = piece.at(in.x), ahead = piece.ahead(next, in.x);
@@ -49,8 +50,9 @@ void sum_moments(const Input& in, const Layout& layout, int64_t b, Sums& sums) {
             moments(piece.lanes({}), now, read(x, ahead, t, now, piece.size, buffer), first, second);
         }
     }
-    sums.fold(b, kSum, first);
-    sums.fold(b, kSquare, second);
+    const Part& part = layout.parts[block.part];
+    sums.fold(b, part, kSum, first);
+    sums.fold(b, part, kSquare, second);
 }
 
 }  // namespace
@@ -67,7 +69,7 @@ void batch_norm_forward(const Neuron& neuron, const BatchNorm& norm, const Input
     Input in = given;
     in.scale = scale.data();
     in.shift = shift.data();
-    Forward forward(neuron, in, out);
+    Forward forward(neuron, in, out, Order::channels);
     Sums sums(forward.layout, kMoments);
     const Normalisation numbers(norm, mean, var);
     const double count = static_cast<double>((in.x.t == 0 ? 1 : in.shape.t) * in.shape.n * in.shape.s);
@@ -100,7 +102,7 @@ void batch_norm_backward(const Neuron& neuron, const BatchNorm& norm, const Inpu
     Input in = given;
     in.scale = scale.data();
     in.shift = shift.data();
-    Backward backward(neuron, in, grad, out, {scale.data(), slope.data(), bias.data(), mean});
+    Backward backward(neuron, in, grad, out, {scale.data(), slope.data(), bias.data(), mean}, Order::channels);
     // Each presentation of x subtracts the two means once.
     const double presentations = out.x.t == 0 ? static_cast<double>(in.shape.t) : 1.0;
     const double count = static_cast<double>(in.shape.t * in.shape.n * in.shape.s);

@@ -9,8 +9,8 @@ enum Sum { kCount, kL1, kKinds };
 
 }  // namespace
 
-Forward::Forward(const Neuron& neuron, const Input& in, const ForwardOutput& out)
-    : layout(in.shape, {&in.x, &out.spikes, &in.v_init, &out.v}, kMostLanes),
+Forward::Forward(const Neuron& neuron, const Input& in, const ForwardOutput& out, Order order)
+    : layout(in.shape, {&in.x, &out.spikes, &in.v_init, &out.v}, kMostLanes, order),
       neuron_(neuron),
       in_(in),
       out_(out),
@@ -29,25 +29,19 @@ void Forward::run(const Group& group, int threads) {
 }
 
 void Forward::run(int64_t b) {
-    const Block& block = layout.blocks[b];
-    const Part& part = layout.parts[block.part];
     const int64_t steps = in_.shape.t;
     const bool prelude = in_.scale != nullptr || in_.shift != nullptr;
 
     Scratch scratch(6, layout.most_period(), 2 * kSteps + 1);
-    const auto lane_values = [&](auto per_channel, float otherwise) {
-        float* slots = scratch.slot_row();
-        spread(per_channel, otherwise, layout, part, slots);
-        return slots;
-    };
-    Lanes tile{};
-    tile.threshold = neuron_.threshold;
-    tile.rest = neuron_.rest;
-    tile.rate = lane_values(in_.rate, neuron_.rate);
-    tile.gate = lane_values(out_.mask, 1.0f);
+    Parameters parameters(layout, scratch);
+    Lanes part{};
+    part.threshold = neuron_.threshold;
+    part.rest = neuron_.rest;
+    part.rate = parameters.row(in_.rate, neuron_.rate);
+    part.gate = parameters.row(out_.mask);
     if (prelude) {
-        tile.scale = lane_values(in_.scale, 1.0f);
-        tile.shift = lane_values(in_.shift, 0.0f);
+        part.scale = parameters.row(in_.scale, 1.0f);
+        part.shift = parameters.row(in_.shift, 0.0f);
     }
     float* l1 = scratch.slot_row();
     int32_t* count = reinterpret_cast<int32_t*>(scratch.slot_row());
@@ -59,17 +53,9 @@ void Forward::run(int64_t b) {
     float* v = carries ? scratch.piece_row() : nullptr;
     const auto fire = kernels_.fire[neuron_.charge][neuron_.reset][static_cast<int>(in_.x.dtype)];
 
-    const auto fold = [&] {
-        sums_.fold(b, kCount, count);
-        sums_.fold(b, kL1, l1);
-    };
-    const int64_t often = sums_.pieces_per_fold(part);
-    int64_t unfolded = 0;
-    Pieces piece(layout, block);
-    for (Pieces next = piece; piece; piece = next) {
-        ++next;
+    const auto integrate = [&](const Pieces& piece, const Pieces& next) {
         const Place x = piece.at(in_.x), x_ahead = piece.ahead(next, in_.x), s = piece.at(out_.spikes);
-        const Lanes lanes = piece.lanes(tile);
+        const Lanes lanes = piece.lanes(part);
         if (carries) read_state(piece.at(in_.v_init), neuron_.rest, piece.size, v);
         for (int64_t t = 0; t < steps; t += kSteps) {
             const int64_t now = std::min(kSteps, steps - t);
@@ -78,12 +64,12 @@ void Forward::run(int64_t b) {
             spikes.finish();
         }
         if (carries) write_state(v, piece.size, piece.at(out_.v));
-        if (++unfolded == often) {
-            fold();
-            unfolded = 0;
-        }
-    }
-    fold();
+    };
+    const auto fold = [&](const Part& done) {
+        sums_.fold(b, done, kCount, count);
+        sums_.fold(b, done, kL1, l1);
+    };
+    sums_.for_pieces(b, [&](const Part& begun) { parameters.fill(begun); }, integrate, fold);
     finish_streaming(stream_);
 }
 

@@ -9,7 +9,7 @@ namespace sca {
 class Forward {
   public:
     // The arguments must outlive it.
-    Forward(const Neuron& neuron, const Input& in, const ForwardOutput& out);
+    Forward(const Neuron& neuron, const Input& in, const ForwardOutput& out, Order order);
 
     const Layout layout;
 

@@ -47,6 +47,7 @@ struct Source {
     const void* data;
     int64_t step;
     int64_t ahead;  // distance, in elements, to lanes that will be wanted soon: they are prefetched
+    bool last;      // nobody will read any of this again
 };
 
 struct Sink {

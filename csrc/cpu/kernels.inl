@@ -25,18 +25,21 @@ SCA_HOST_DEVICE int64_t next_slot(int64_t slot, int64_t period) {
 
 // Walk through the time steps of one vector, up or down from step `first`. They copy what they need: as far as the
 // compiler knows, a store through one of them could change the arguments.
-template <class T>
+//
+// What the same steps will want soon is fetched. Where it `leaves` for good it must not push out of the caches what is
+// still wanted; kernels that never read for the last time don't ask.
+template <class T, bool leaves = false>
 class Reader {
   public:
     SCA_HOST_DEVICE Reader(const Source& from, int64_t i, int64_t size, int64_t first = 0, int64_t direction = 1)
         : first_(static_cast<const T*>(from.data) + first * from.step + i),
           p_(first_),
           step_(direction * from.step),
-          ahead_(i + kAhead < size ? kAhead : from.ahead + kAhead - size) {}
+          ahead_(i + kAhead < size ? kAhead : from.ahead + kAhead - size),
+          last_(from.last) {}
 
     SCA_HOST_DEVICE Floats next() {
-        for (int64_t line = 0; line < kLanes; line += 64 / static_cast<int64_t>(sizeof(T)))
-            __builtin_prefetch(p_ + ahead_ + line);
+        last_&& leaves ? fetch<0>(p_ + ahead_) : fetch<3>(p_ + ahead_);
         const Floats x = load(p_);
         p_ += step_;
         return x;
@@ -45,8 +48,14 @@ class Reader {
     SCA_HOST_DEVICE Floats at(int64_t k) const { return load(first_ + k * step_); }
 
   private:
+    template <int locality>
+    static SCA_HOST_DEVICE void fetch(const T* p) {
+        for (int64_t line = 0; line < kLanes; line += 64 / static_cast<int64_t>(sizeof(T)))
+            __builtin_prefetch(p + line, 0, locality);
+    }
     const T *first_, *p_;
     int64_t step_, ahead_;
+    bool last_;
 };
 
 template <class T>
@@ -84,7 +93,7 @@ template <class Charge, class Reset, class T>
 struct Recomputed {
     Floats threshold, rest, rate, start, potential, h[kSteps]{};
     Prelude current;
-    Reader<T> xs;
+    Reader<T, true> xs;
 
     SCA_HOST_DEVICE Recomputed(const Lanes& lanes, int64_t i, int64_t slot, const Source& x, const float* v)
         : threshold(lanes.threshold),
@@ -179,7 +188,7 @@ void adjoint(const Lanes& lanes, int64_t steps, bool detach, const Source& x, co
         const PreludeAdjoint to_input(lanes, slot);
         Floats carried = g_v == nullptr ? Floats(0.0f) : load(g_v + i);
         Floats g_scale = 0.0f, g_shift = 0.0f, g_rate = 0.0f, g_total = 0.0f;
-        Reader<T> spike_grads(g_s, i, lanes.size, steps - 1, -1);
+        Reader<T, true> spike_grads(g_s, i, lanes.size, steps - 1, -1);
         Writer<T> grads(out.x, i, steps - 1, -1);
         SCA_UNROLL for (int64_t n = 0; n < kSteps; ++n) {
             if (n < steps) next.step(n);

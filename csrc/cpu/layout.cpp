@@ -5,14 +5,16 @@
 namespace sca {
 namespace {
 
-// Enough elements for a block that starting it costs nothing, few enough for an even share of the work.
-constexpr int64_t kBlockElements = 1 << 17;
+// Elements of a block where there are enough: starting it costs nothing.
+constexpr int64_t kBlock = 1 << 17;
+// Elements of a block at least, where its parts are those of one channel and where they have slots for many.
+constexpr int64_t kLeastOfOne = 1 << 14, kLeastOfMany = 1 << 15;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-Layout::Layout(Shape given, const std::vector<const View*>& views, int64_t max_lanes) : shape(given) {
+Layout::Layout(Shape given, const std::vector<const View*>& views, int64_t max_lanes, Order order) : shape(given) {
     const int64_t channels = shape.c, positions = shape.s;
     const auto all = [&](auto holds) {
         return std::all_of(views.begin(), views.end(), [&](const View* v) { return holds(*v); });
@@ -52,21 +54,44 @@ Layout::Layout(Shape given, const std::vector<const View*>& views, int64_t max_l
     if (parts.size() == 1 && stackable) stack_ = std::max<int64_t>(1, std::min(inner_, max_lanes / row));
 
     const int64_t tiles = outer_ * ceil_div(inner_, stack_);
-    for (int p = 0; p < static_cast<int>(parts.size()); ++p) {
-        const Part& part = parts[p];
-        const int64_t lanes = part.lanes() * stack_;
-        most_lanes_ = std::max(most_lanes_, lanes);
+    for (const Part& part : parts) {
+        most_lanes_ = std::max(most_lanes_, part.lanes() * stack_);
         most_period_ = std::max(most_period_, period(part));
-        const int64_t per_block = std::max<int64_t>(1, kBlockElements / (lanes * shape.t));
+    }
+    const int count = static_cast<int>(parts.size());
+    // Few enough elements for an even share of the work.
+    const int64_t elements = shape.t * shape.n * channels * positions;
+    const int64_t block = parts.front().channels == 1 ? std::clamp(elements / 32, kLeastOfOne, kBlock)
+                                                      : std::clamp(elements / 4, kLeastOfMany, kBlock);
+    // Parts that take turns bring their parameters each time: next to nothing where that is one channel's.
+    if (order == Order::memory && parts.front().channels == 1) {
+        const int64_t tile_elements = most_lanes_ * shape.t;
+        const int together = static_cast<int>(std::clamp<int64_t>(block / tile_elements, 1, count));
+        const int64_t per_block = std::max<int64_t>(1, block / (tile_elements * together));
+        for (int64_t tile = 0; tile < tiles; tile += per_block)
+            for (int p = 0; p < count; p += together)
+                blocks.push_back({p, std::min(count, p + together), tile, std::min(tiles, tile + per_block)});
+        groups.push_back({0, static_cast<int64_t>(blocks.size()), 0, channels});
+        return;
+    }
+    for (int p = 0; p < count; ++p) {
+        const Part& part = parts[p];
+        const int64_t per_block = std::max<int64_t>(1, block / (part.lanes() * stack_ * shape.t));
         const int64_t first_block = static_cast<int64_t>(blocks.size());
         for (int64_t tile = 0; tile < tiles; tile += per_block)
-            blocks.push_back({p, tile, std::min(tiles, tile + per_block)});
+            blocks.push_back({p, p + 1, tile, std::min(tiles, tile + per_block)});
         const int64_t last_block = static_cast<int64_t>(blocks.size());
         if (!groups.empty() && groups.back().channel == part.channel)
             groups.back().last = last_block;
         else
             groups.push_back({first_block, last_block, part.channel, part.channels});
     }
+}
+
+std::pair<int64_t, int64_t> Layout::channels(const Block& block) const {
+    const Part& last = parts[block.last_part - 1];
+    const int64_t first = parts[block.part].channel;
+    return {first, last.channel + last.channels - first};
 }
 
 int64_t Layout::period(const Part& part) const {

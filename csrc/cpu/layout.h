@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -26,10 +27,18 @@ struct Part {
     int64_t lanes() const { return channels * length; }
 };
 
-// The unit of parallel work: tiles [first, last) of one part. Depends on the shape alone.
+// The unit of parallel work: tiles [first, last) of parts [part, last_part), all parts of a tile before the next tile.
+// Depends on the shape alone.
 struct Block {
-    int part;
+    int part, last_part;
     int64_t first, last;
+};
+
+// The order in which a problem is walked through.
+enum class Order {
+    channels,  // all of a channel before the next: for two passes over it
+    memory,    // as it lies in memory, as far as that costs nothing: neighbouring pages, and their entries in the page
+               // table, are visited together
 };
 
 // Blocks [first, last) that hold all elements of channels [channel, channel + channels).
@@ -49,7 +58,7 @@ class Layout {
   public:
     // Cuts the problem into tiles of at most max_lanes elements per time step, so that they suit the memory of all
     // views.
-    Layout(Shape shape, const std::vector<const View*>& views, int64_t max_lanes);
+    Layout(Shape shape, const std::vector<const View*>& views, int64_t max_lanes, Order order);
 
     const Shape shape;
     std::vector<Part> parts;
@@ -62,6 +71,8 @@ class Layout {
     // Lanes a period apart, whole lines, belong to the same channel: parameters and sums need a slot for one period
     // only.
     int64_t period(const Part& part) const;
+    // Channels [first, first + second) that a block has elements of.
+    std::pair<int64_t, int64_t> channels(const Block& block) const;
     int64_t most_period() const { return most_period_; }
     int64_t rows(int64_t tile) const;
     Place at(const View& view, const Part& part, int64_t tile) const;

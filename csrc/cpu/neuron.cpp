@@ -53,7 +53,7 @@ void clear(const BackwardOutput& out, int64_t channels) {
 void neuron_forward(const Neuron& neuron, const Input& in, const ForwardOutput& out) {
     clear(out, in.shape.c);
     if (empty(in.shape)) return;
-    Forward forward(neuron, in, out);
+    Forward forward(neuron, in, out, Order::memory);
     for_groups(forward.layout, useful_threads(in.shape, in.threads),
                [&](const Group& group, int threads) { forward.run(group, threads); });
 }
@@ -61,7 +61,7 @@ void neuron_forward(const Neuron& neuron, const Input& in, const ForwardOutput& 
 void neuron_backward(const Neuron& neuron, const Input& in, const BackwardInput& grad, const BackwardOutput& out) {
     clear(out, in.shape.c);
     if (empty(in.shape)) return;
-    Backward backward(neuron, in, grad, out, {in.scale, nullptr, nullptr, nullptr});
+    Backward backward(neuron, in, grad, out, {in.scale, nullptr, nullptr, nullptr}, Order::memory);
     for_groups(backward.layout, useful_threads(in.shape, in.threads),
                [&](const Group& group, int threads) { backward.run(group, threads); });
     for (int64_t c = 0; c < in.shape.c; ++c) {

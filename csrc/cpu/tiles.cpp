@@ -53,13 +53,14 @@ Rows Scratch::take(int64_t count, int64_t step) {
     return rows;
 }
 
-Pieces::Pieces(const Layout& layout, const Block& block) : layout_(&layout), block_(&block), tile_(block.first) {
+Pieces::Pieces(const Layout& layout, const Block& block)
+    : layout_(&layout), block_(&block), tile_(block.first), part_(block.part) {
     measure();
 }
 
 void Pieces::measure() {
     if (!*this) return;
-    lanes_ = layout_->parts[block_->part].lanes() * layout_->rows(tile_);
+    lanes_ = part().lanes() * layout_->rows(tile_);
     size = std::min(kMostLanes, lanes_ - begin_);
     if (size > kLine) size -= size % kLine;
 }
@@ -68,35 +69,39 @@ Pieces& Pieces::operator++() {
     begin_ += size;
     if (begin_ >= lanes_) {
         begin_ = 0;
-        ++tile_;
+        if (++part_ == block_->last_part) {
+            part_ = block_->part;
+            ++tile_;
+        }
     }
     measure();
     return *this;
 }
 
 Place Pieces::at(const View& view) const {
-    Place place = layout_->at(view, layout_->parts[block_->part], tile_);
+    Place place = layout_->at(view, part(), tile_);
     if (place.data != nullptr) place.data += begin_ * place.lane * element_size(place.dtype);
     return place;
 }
 
-Lanes Pieces::lanes(const Lanes& tile) const {
-    Lanes lanes = tile;
+Lanes Pieces::lanes(const Lanes& part) const {
+    Lanes lanes = part;
     lanes.size = size;
-    lanes.period = layout_->period(layout_->parts[block_->part]);
+    lanes.period = layout_->period(this->part());
     lanes.first = begin_ % lanes.period;
     return lanes;
 }
 
-Source read(const Place& from, const Place& ahead, int64_t first, int64_t steps, int64_t lanes, const Rows& buffer) {
+Source read(const Place& from, const Place& ahead, int64_t first, int64_t steps, int64_t lanes, const Rows& buffer,
+            bool last) {
     const int64_t size = element_size(from.dtype);
     const char* start = from.data + first * from.t * size;
-    if (whole_lines(from, lanes)) return {start, from.t, (ahead.data - from.data) / size};
+    if (whole_lines(from, lanes)) return {start, from.t, (ahead.data - from.data) / size, last};
     char* to = reinterpret_cast<char*>(buffer.data);
     const int64_t row = buffer.step * static_cast<int64_t>(sizeof(float));
     for (int64_t i = 0; i < steps; ++i)
         (size == 4 ? gather<uint32_t> : gather<uint16_t>)(start + i * from.t * size, from.lane, lanes, to + i * row);
-    return {to, row / size, 0};
+    return {to, row / size, 0, false};
 }
 
 Output::Output(const Place& to, int64_t first, int64_t steps, int64_t lanes, const Rows& buffer, bool stream)
@@ -141,8 +146,27 @@ void finish_streaming([[maybe_unused]] bool streamed) {
 #endif
 }
 
+const float* Parameters::add(Row row) {
+    row.slots = scratch_->slot_row();
+    rows_[count_++] = row;
+    return row.slots;
+}
+
+void Parameters::fill(const Part& part) const {
+    const int64_t period = layout_->period(part), lanes = part.lanes();
+    for (const Row* row = rows_; row < rows_ + count_; ++row) {
+        if (part.channels == 1) {
+            std::fill_n(row->slots, period, row->of(part.channel));
+            continue;
+        }
+        for (int64_t c = 0; c < part.channels; ++c)
+            std::fill_n(row->slots + c * part.length, part.length, row->of(part.channel + c));
+        for (int64_t l = lanes; l < period; ++l) row->slots[l] = row->slots[l - lanes];
+    }
+}
+
 Sums::Sums(const Layout& layout, int kinds) : layout_(&layout), kinds_(kinds) {
-    for (const Part& part : layout.parts) most_channels_ = std::max(most_channels_, part.channels);
+    for (const Block& block : layout.blocks) most_channels_ = std::max(most_channels_, layout.channels(block).second);
     partial_.resize(layout.blocks.size() * kinds * most_channels_);
     total_.resize(kinds * layout.shape.c);
 }
@@ -157,8 +181,10 @@ void Sums::combine(const Group& group) {
     for (int kind = 0; kind < kinds_; ++kind) {
         double* total = total_.data() + kind * layout_->shape.c + group.channel;
         std::fill_n(total, group.channels, 0.0);
-        for (int64_t block = group.first; block < group.last; ++block)
-            for (int64_t c = 0; c < group.channels; ++c) total[c] += partial(block, kind)[c];
+        for (int64_t block = group.first; block < group.last; ++block) {
+            const auto [first, channels] = layout_->channels(layout_->blocks[block]);
+            for (int64_t c = 0; c < channels; ++c) total[first - group.channel + c] += partial(block, kind)[c];
+        }
     }
 }
 

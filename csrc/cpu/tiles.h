@@ -43,18 +43,19 @@ class Scratch {
 // ---- pieces
 // ----------------------------------------------------------------------------------------------------------
 
-// Steps through the pieces of a block: at most kMostLanes lanes [begin, begin + size) of one tile after the
-// other, whole lines except for what is left of a tile.
+// Steps through the pieces of a block: at most kMostLanes lanes [begin, begin + size) of one part of a tile after the
+// other, whole lines except for what is left of it.
 class Pieces {
   public:
     Pieces(const Layout& layout, const Block& block);
     explicit operator bool() const { return tile_ < block_->last; }
     Pieces& operator++();
+    const Part& part() const { return layout_->parts[part_]; }
     Place at(const View& view) const;
     // Where `next` lies in a view; here if there is none.
     Place ahead(const Pieces& next, const View& view) const { return next ? next.at(view) : at(view); }
-    // The lanes of the piece, with the parameters of a tile.
-    Lanes lanes(const Lanes& tile) const;
+    // The lanes of the piece, with the parameters of its part.
+    Lanes lanes(const Lanes& part) const;
 
     int64_t size = 0;
 
@@ -63,6 +64,7 @@ class Pieces {
     const Layout* layout_;
     const Block* block_;
     int64_t tile_, begin_ = 0, lanes_ = 0;
+    int part_;
 };
 
 // ---- memory
@@ -70,7 +72,8 @@ class Pieces {
 
 // Time steps [first, first + steps) of a place for the kernels: where they are if they are whole lines of memory, else
 // gathered into `buffer` and padded with zeros. `ahead` is a place of the same tensor that will be wanted soon.
-Source read(const Place& from, const Place& ahead, int64_t first, int64_t steps, int64_t lanes, const Rows& buffer);
+Source read(const Place& from, const Place& ahead, int64_t first, int64_t steps, int64_t lanes, const Rows& buffer,
+            bool last = false);
 
 // Where kernels write time steps [first, first + steps): the place itself, or a buffer that finish() scatters; nowhere
 // if the place is null.
@@ -98,36 +101,50 @@ void finish_streaming(bool streamed);
 // ---- channels
 // --------------------------------------------------------------------------------------------------------
 
-// Gives each slot of a part its channel's value; `otherwise` where there are none.
-template <class T>
-void spread(const T* per_channel, float otherwise, const Layout& layout, const Part& part, float* to) {
-    const int64_t period = layout.period(part), row = part.lanes();
-    if (per_channel == nullptr) {
-        std::fill_n(to, period, otherwise);
-        return;
-    }
-    if (part.channels == 1) {
-        std::fill_n(to, period, static_cast<float>(per_channel[part.channel]));
-        return;
-    }
-    for (int64_t c = 0; c < part.channels; ++c)
-        std::fill_n(to + c * part.length, part.length, static_cast<float>(per_channel[part.channel + c]));
-    for (int64_t l = row; l < period; ++l) to[l] = to[l - row];
-}
+// Per-channel parameters, as rows of slots that are filled part by part.
+class Parameters {
+  public:
+    Parameters(const Layout& layout, Scratch& scratch) : layout_(&layout), scratch_(&scratch) {}
+    // A row for [C] numbers; `otherwise` where there are none.
+    const float* row(const float* per_channel, float otherwise) { return add({per_channel, nullptr, otherwise}); }
+    const float* row(const uint8_t* mask) { return add({nullptr, mask, 1.0f}); }
+    // Gives each slot its channel's values.
+    void fill(const Part& part) const;
+
+  private:
+    struct Row {
+        const float* numbers;
+        const uint8_t* mask;
+        float otherwise;
+        float* slots;
+        float of(int64_t channel) const {
+            return numbers != nullptr ? numbers[channel] : mask != nullptr ? mask[channel] : otherwise;
+        }
+    };
+    const float* add(Row row);
+    const Layout* layout_;
+    Scratch* scratch_;
+    Row rows_[8]{};
+    int count_ = 0;
+};
 
 // Sums per block and channel, combined in the order of blocks: the same whatever the number of threads.
 class Sums {
   public:
     Sums(const Layout& layout, int kinds);
-    // Pieces of a part after which float32 slots are to be folded, lest they lose what they add.
-    int64_t pieces_per_fold(const Part& part) const;
-    // Adds the slots of a block, in an order that depends on the layout alone, and clears them.
+    // Adds the slots of one of a block's parts, in an order that depends on the layout alone, and clears them.
     template <class T>
-    void fold(int64_t block, int kind, T* slots);
+    void fold(int64_t block, const Part& part, int kind, T* slots);
+    // Runs work(piece, next) for all pieces of a block, after enter(part) where a part begins; fold(part) is to fold
+    // all slots, before the next part and before they have added up too much.
+    template <class Enter, class Work, class Fold>
+    void for_pieces(int64_t block, const Enter& enter, const Work& work, const Fold& fold) const;
     void combine(const Group& group);
     double total(int kind, int64_t channel) const { return total_[kind * layout_->shape.c + channel]; }
 
   private:
+    // Pieces of a part after which float32 slots lose what they add.
+    int64_t pieces_per_fold(const Part& part) const;
     double* partial(int64_t block, int kind) { return partial_.data() + (block * kinds_ + kind) * most_channels_; }
     const Layout* layout_;
     int kinds_;
@@ -136,10 +153,9 @@ class Sums {
 };
 
 template <class T>
-void Sums::fold(int64_t block, int kind, T* slots) {
-    const Part& part = layout_->parts[layout_->blocks[block].part];
+void Sums::fold(int64_t block, const Part& part, int kind, T* slots) {
     const int64_t period = layout_->period(part), length = part.channels == 1 ? period : part.length;
-    double* sums = partial(block, kind);
+    double* sums = partial(block, kind) + (part.channel - layout_->channels(layout_->blocks[block]).first);
     const T* run = slots;
     for (int64_t rows = part.channels == 1 ? 1 : period / part.lanes(); rows > 0; --rows) {
         if (length == 1) {  // channels last: a thousand runs of one lane
@@ -157,6 +173,25 @@ void Sums::fold(int64_t block, int kind, T* slots) {
         }
     }
     std::fill_n(slots, period, T{0});
+}
+
+template <class Enter, class Work, class Fold>
+void Sums::for_pieces(int64_t block, const Enter& enter, const Work& work, const Fold& fold) const {
+    const Part* part = nullptr;
+    int64_t often = 0, unfolded = 0;
+    Pieces piece(*layout_, layout_->blocks[block]);
+    for (Pieces next = piece; piece; piece = next) {
+        ++next;
+        if (part != &piece.part()) {
+            part = &piece.part();
+            enter(*part);
+            often = pieces_per_fold(*part);
+        }
+        work(piece, next);
+        if (++unfolded < often && next && &next.part() == part) continue;
+        fold(*part);
+        unfolded = 0;
+    }
 }
 
 // ---- threads
