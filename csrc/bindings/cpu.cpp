@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <optional>
 
 #include "../cpu/bitpack.h"
@@ -20,7 +21,7 @@ namespace py = pybind11;
 namespace {
 
 // Raised with every change of a signature below; backends/cpu.py refuses a build that is out of date.
-constexpr int kAbiVersion = 3;
+constexpr int kAbiVersion = 4;
 
 // (address, (t, n, c, s) strides in elements)
 using Activation = std::tuple<uintptr_t, std::array<int64_t, 4>>;
@@ -49,6 +50,10 @@ sca::View state(const MaybeActivation& z) { return view(z, sca::DType::float32);
 template <class T>
 T* vector_at(uintptr_t address) {
     return reinterpret_cast<T*>(address);
+}
+
+bool any_nan(const float* values, int64_t size) {
+    return std::any_of(values, values + size, [](float value) { return std::isnan(value); });
 }
 
 // ((images, height, width, pad rows, pad columns, in, out), filters in channels_last)
@@ -103,10 +108,11 @@ PYBIND11_MODULE(_cpu, m) {
                                          vector_at<int64_t>(count), vector_at<float>(l1)};
             const py::gil_scoped_release released;
             sca::neuron_forward(neuron, p.in, out);
+            return any_nan(out.l1, p.in.shape.c);
         },
         py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"),
         py::arg("scale"), py::arg("shift"), py::arg("rate"), py::arg("spikes"), py::arg("v"), py::arg("mask"),
-        py::arg("count"), py::arg("l1"));
+        py::arg("count"), py::arg("l1"), "Returns whether an l1 is NaN.");
 
     m.def(
         "neuron_backward",
@@ -137,6 +143,7 @@ PYBIND11_MODULE(_cpu, m) {
                                          vector_at<int64_t>(count), vector_at<float>(l1)};
             const py::gil_scoped_release released;
             sca::batch_norm_forward(neuron, norm, p.in, out, vector_at<float>(mean), vector_at<float>(var));
+            return any_nan(out.l1, p.in.shape.c);
         },
         py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"),
         py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("mean"), py::arg("var"), py::arg("rate"),

@@ -28,7 +28,7 @@ class BackendError(RuntimeError):
 
 class Forward(NamedTuple):
     """Spikes [T, N, C, *S] in x's dtype, final v [N, C, *S] (None unless asked for), spike_count int64 [C], membrane_l1
-    float32 [C].
+    float32 [C], and whether that holds a NaN, where the backend knows.
 
     A channel whose mask is False integrates, is counted, and emits zeros.
     """
@@ -37,6 +37,7 @@ class Forward(NamedTuple):
     v: Tensor | None
     spike_count: Tensor
     membrane_l1: Tensor
+    is_nan: bool | None = None
 
 
 class NeuronGradients(NamedTuple):

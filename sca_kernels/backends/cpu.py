@@ -20,7 +20,7 @@ from ..neurons import NeuronConfig
 from ..reference import channel_conv
 from .base import Backend, BatchNormGradients, Forward, NeuronGradients
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _REINSTALL = "install a C++17 compiler with Python's headers and run pip install again"
 
@@ -82,10 +82,10 @@ class CpuBackend(Backend):
 
     def neuron_forward(self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v) -> Forward:
         x, v_init = _strided(x, _one_step(v_init))
-        out, outputs = _forward(x, time_steps, mask, return_v)
+        tensors, outputs = _forward(x, time_steps, mask, return_v)
         prelude = _address(scale), _address(shift), _address(rate)
-        _load().neuron_forward(*_problem(x, time_steps, config, v_init), *prelude, *outputs)
-        return out
+        is_nan = _load().neuron_forward(*_problem(x, time_steps, config, v_init), *prelude, *outputs)
+        return Forward(*tensors, is_nan)
 
     def neuron_backward(
         self, grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init
@@ -101,11 +101,11 @@ class CpuBackend(Backend):
         self, x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
     ) -> tuple[Forward, Tensor, Tensor]:
         x, v_init = _strided(x, _one_step(v_init))
-        out, outputs = _forward(x, time_steps, mask, return_v)
+        tensors, outputs = _forward(x, time_steps, mask, return_v)
         mean, var = (torch.empty(x.shape[2], dtype=torch.float32) for _ in range(2))
         norm = _address(weight), _address(bias), eps, _address(mean), _address(var), _address(rate)
-        _load().batch_norm_forward(*_problem(x, time_steps, config, v_init), *norm, *outputs)
-        return out, mean, var
+        is_nan = _load().batch_norm_forward(*_problem(x, time_steps, config, v_init), *norm, *outputs)
+        return Forward(*tensors, is_nan), mean, var
 
     def batch_norm_backward(
         self, grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
@@ -255,17 +255,15 @@ def _problem(x: Tensor, time_steps: int, config: NeuronConfig, v_init: Tensor | 
     return _neuron(config), shape, _DTYPES[x.dtype], torch.get_num_threads(), _view(x, time_steps), _view(v_init)
 
 
-def _forward(x: Tensor, time_steps: int, mask: Tensor | None, return_v: bool) -> tuple[Forward, tuple[Any, ...]]:
-    """Outputs of a forward kernel, and the arguments that stand for them."""
+def _forward(
+    x: Tensor, time_steps: int, mask: Tensor | None, return_v: bool
+) -> tuple[tuple[Tensor | None, ...], tuple[Any, ...]]:
+    """The tensors of a :class:`Forward`, and the arguments that stand for them."""
     channels = x.shape[2]
-    out = Forward(
-        empty_activation(x, time_steps),
-        empty_state(x, torch.float32) if return_v else None,
-        torch.empty(channels, dtype=torch.int64),
-        torch.empty(channels, dtype=torch.float32),
-    )
-    sums = _address(out.spike_count), _address(out.membrane_l1)
-    return out, (_view(out.spikes, time_steps), _view(_one_step(out.v)), _address(mask), *sums)
+    spikes, v = empty_activation(x, time_steps), empty_state(x, torch.float32) if return_v else None
+    count, l1 = torch.empty(channels, dtype=torch.int64), torch.empty(channels, dtype=torch.float32)
+    views = _view(spikes, time_steps), _view(_one_step(v)), _address(mask)
+    return (spikes, v, count, l1), (*views, count.data_ptr(), l1.data_ptr())
 
 
 def _backward(

@@ -8,10 +8,10 @@ from torch import Tensor
 from ..backends import run
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
-from .common import differentiable, fake_forward, fake_gradient, forward_outputs, no_second_order, operator, or_empty
+from .common import Operator, fake_forward, fake_gradient, forward_outputs, not_differentiable, or_empty
 
 
-@operator
+@Operator
 def batch_norm_forward(
     x: Tensor,
     time_steps: int,
@@ -39,13 +39,13 @@ def batch_norm_forward(
     return *forward_outputs(out, x), mean, var
 
 
-@torch.library.register_fake(batch_norm_forward)
+@torch.library.register_fake(batch_norm_forward.overload)
 def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, backend, *config):
     stats = [x.new_empty(x.shape[2], dtype=state_dtype(x)) for _ in range(2)]
     return *fake_forward(x, time_steps, return_v), *stats
 
 
-@operator
+@Operator
 def batch_norm_backward(
     grad_spikes: Tensor | None,
     grad_v: Tensor | None,
@@ -71,11 +71,10 @@ def batch_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
     arguments = grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
-    g = run(backend, "batch_norm_backward", x, *arguments)
-    return g.x, or_empty(g.weight, x), or_empty(g.bias, x), or_empty(g.rate, x), or_empty(g.v_init, x)
+    return run(backend, "batch_norm_backward", x, *arguments)
 
 
-@torch.library.register_fake(batch_norm_backward)
+@torch.library.register_fake(batch_norm_backward.overload)
 def _(grad_spikes, grad_v, x, time_steps, weight, bias, mean, var, eps, rate, v_init, backend, *config):
     return (
         empty_activation(x, x.shape[0]),
@@ -90,7 +89,7 @@ def _setup(ctx, inputs, output):
     x, time_steps, weight, bias, eps, rate, v_init, _mask, return_v, *rest = inputs
     ctx.save_for_backward(x, weight, bias, rate, v_init, output[4], output[5])
     ctx.time_steps, ctx.eps, ctx.rest = time_steps, eps, rest
-    ctx.mark_non_differentiable(*output[2 if return_v else 1 :])
+    ctx.mark_non_differentiable(*not_differentiable(output, return_v))
     ctx.set_materialize_grads(False)
 
 
@@ -107,5 +106,5 @@ def _backward(ctx, grad_spikes, grad_v, *_):
     return tuple(grads)
 
 
-differentiable(batch_norm_forward, _backward, _setup)
-no_second_order(batch_norm_backward)
+batch_norm_forward.differentiable(_backward, _setup)
+batch_norm_backward.no_second_order()

@@ -6,25 +6,25 @@ import torch
 from torch import Tensor
 
 from ..backends import run
-from .common import operator
+from .common import Operator
 
 
-@operator
+@Operator
 def pack_spikes(spikes: Tensor, backend: str) -> Tensor:
     return run(backend, "pack_spikes", spikes, spikes.flatten())
 
 
-@torch.library.register_fake(pack_spikes)
+@torch.library.register_fake(pack_spikes.overload)
 def _(spikes, backend):
     return spikes.new_empty((spikes.numel() + 7) // 8, dtype=torch.uint8)
 
 
-@operator
+@Operator
 def unpack_spikes(packed: Tensor, numel: int, dtype: torch.dtype, backend: str) -> Tensor:
     like = torch.empty(0, dtype=dtype, device=packed.device)
     return run(backend, "unpack_spikes", like, packed, numel, dtype)
 
 
-@torch.library.register_fake(unpack_spikes)
+@torch.library.register_fake(unpack_spikes.overload)
 def _(packed, numel, dtype, backend):
     return packed.new_empty(numel, dtype=dtype)

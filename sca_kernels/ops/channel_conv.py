@@ -10,7 +10,7 @@ from torch import Tensor
 from ..backends import run
 from ..channels import Bits, Channels, Geometry, memory_format, numel, storage_order
 from ..reference import channel_conv
-from .common import differentiable, operator
+from .common import Operator
 
 
 def _laid_out(z: Tensor, path: str) -> Tensor:
@@ -18,7 +18,7 @@ def _laid_out(z: Tensor, path: str) -> Tensor:
     return z if path == "gathered" else z.contiguous(memory_format=torch.channels_last)
 
 
-@operator
+@Operator
 def channel_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -40,7 +40,7 @@ def channel_conv2d(
     return _laid_out(run(backend, "channel_conv2d", x, *arguments, full_output, path), path)
 
 
-@torch.library.register_fake(channel_conv2d)
+@torch.library.register_fake(channel_conv2d.overload)
 def _(
     x,
     weight,
@@ -60,7 +60,7 @@ def _(
     return _laid_out(channel_conv.forward(x, weight, bias, geometry, channels, full_output), path)
 
 
-@operator
+@Operator
 def channel_conv2d_backward(
     grad: Tensor,
     x: Tensor,
@@ -84,7 +84,7 @@ def channel_conv2d_backward(
     return _outputs(grads, weight, path)
 
 
-@torch.library.register_fake(channel_conv2d_backward)
+@torch.library.register_fake(channel_conv2d_backward.overload)
 def _(
     grad,
     x,
@@ -134,4 +134,4 @@ def _backward(ctx, grad):
     return *(g if want else None for g, want in zip(grads, needed, strict=True)), *[None] * 10
 
 
-differentiable(channel_conv2d, _backward, _setup)
+channel_conv2d.differentiable(_backward, _setup)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
+from torch.overrides import has_torch_function
 
 from ..backends.base import Forward
 from ..layout import empty_activation, empty_state, state_dtype
@@ -18,69 +18,130 @@ class NotANumber(ValueError):
     """A neuron's potential became NaN."""
 
 
-def operator(implementation: Callable[..., Any]) -> OpOverload:
-    """Define ``sca_kernels::<name>``, with the schema that the annotations of its implementation give.
+# What the dispatcher goes by, where nobody but autograd has a say: the keys of ordinary tensors (and of those made in
+# inference mode), and what is on for all calls.
+_KEY, _KEYS = torch._C.DispatchKey, torch._C.DispatchKeySet
+_ORDINARY = frozenset(
+    keys.raw_repr()
+    for device, autograd, autocast in (
+        (_KEY.CPU, _KEY.AutogradCPU, _KEY.AutocastCPU),
+        (_KEY.CUDA, _KEY.AutogradCUDA, _KEY.AutocastCUDA),
+    )
+    for bare in [_KEYS(device) | _KEYS(autocast)]
+    for keys in (bare, bare | _KEYS(autograd) | _KEYS(_KEY.ADInplaceOrView))
+)
+_ALWAYS = frozenset(
+    keys.raw_repr() for keys in (_KEYS(_KEY.BackendSelect), _KEYS(_KEY.BackendSelect) | _KEYS(_KEY.ADInplaceOrView))
+)
 
-    What ``torch.library.custom_op`` does beyond that, in Python and at every call, costs more than a small layer's
-    kernels: it looks up defaults that no operator here has, and compares storages that none shares.
+
+def _unwatched(arguments: tuple[Any, ...]) -> bool:
+    """Whether the dispatcher would do nothing with a call but to run it, recorded by autograd or not: no compiler,
+    tracer, transform, mode, profiler or subclass is to see it."""
+    if (
+        torch.compiler.is_compiling()
+        or has_torch_function(arguments)
+        or torch.autograd._profiler_enabled()
+        or torch._C._dispatch_tls_local_include_set().raw_repr() not in _ALWAYS
+        or (torch.is_grad_enabled() and torch._C._dispatch_tls_is_dispatch_key_excluded(_KEY.AutogradOther))
+    ):
+        return False
+    for z in arguments:
+        if isinstance(z, Tensor) and torch._C._dispatch_keys(z).raw_repr() not in _ORDINARY:
+            return False
+    return True
+
+
+class Operator:
+    """``sca_kernels::<name>``, from its implementation; calls like it, at less cost.
+
+    Two things cost more than a small layer's kernels, in Python and at every call: what ``torch.library.custom_op``
+    does beyond a definition (it looks up defaults that no operator here has, and compares storages that none shares),
+    and the ways through the dispatcher, with as many arguments as there are here. The operator is defined without the
+    one, and a call that nobody watches goes straight to the implementation.
     """
-    name = f"sca_kernels::{implementation.__name__}"
-    schema = torch.library.infer_schema(implementation, mutates_args=())
-    torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(name, "CompositeExplicitAutograd", torch._disable_dynamo(implementation))
-    return getattr(torch.ops.sca_kernels, implementation.__name__).default
 
+    def __init__(self, implementation: Callable[..., Any]) -> None:
+        """The schema is what the annotations say. An output that was not asked for may be None nevertheless: the
+        operator, which can't return that, returns a tensor without elements."""
 
-def differentiable(
-    op: OpOverload, backward: Callable[..., Any], setup_context: Callable[[Any, tuple, Any], None] | None = None
-) -> None:
-    """Give an operator its gradient, by functions as ``torch.library.register_autograd`` takes them."""
+        def filled(*arguments):
+            out = implementation(*arguments)
+            if not isinstance(out, tuple):
+                return out
+            x = next(z for z in arguments if isinstance(z, Tensor) and z.is_floating_point())
+            return tuple(or_empty(z, x) for z in out)
 
-    def below(*arguments):
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*arguments)
+        name = f"sca_kernels::{implementation.__name__}"
+        schema = torch.library.infer_schema(implementation, mutates_args=())
+        torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.impl(name, "CompositeExplicitAutograd", torch._disable_dynamo(filled))
+        self.overload = getattr(torch.ops.sca_kernels, implementation.__name__).default
+        self.direct = implementation
 
-    def forward(ctx, *arguments):
-        output = below(*arguments)
-        if setup_context is not None:
-            setup_context(ctx, arguments, output)
-        return output
+    def __call__(self, *arguments):
+        return (self.direct if _unwatched(arguments) else self.overload)(*arguments)
 
-    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    function = type(f"{op._opname}_function", (torch.autograd.Function,), members)
+    def differentiable(
+        self, backward: Callable[..., Any], setup_context: Callable[[Any, tuple, Any], None] | None = None
+    ) -> None:
+        """Give it its gradient, by functions as ``torch.library.register_autograd`` takes them."""
+        name = self.overload._opname
 
-    def autograd(*arguments):
-        recorded = torch.is_grad_enabled() and any(isinstance(z, Tensor) and z.requires_grad for z in arguments)
-        return (function.apply if recorded else below)(*arguments)
+        def recorded(compute: Callable[..., Any]) -> Callable[..., Any]:
+            def below(*arguments):
+                with torch._C._AutoDispatchBelowAutograd():
+                    return compute(*arguments)
 
-    torch.library.impl(f"{op.namespace}::{op._opname}", "Autograd", autograd)
+            def forward(ctx, *arguments):
+                output = below(*arguments)
+                if setup_context is not None:
+                    setup_context(ctx, arguments, output)
+                return output
 
+            members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+            function = type(name, (torch.autograd.Function,), members)
 
-def no_second_order(op: OpOverload) -> None:
-    """Make differentiating a backward operator a clear error."""
+            def run(*arguments):
+                wanted = torch.is_grad_enabled() and any(isinstance(z, Tensor) and z.requires_grad for z in arguments)
+                return (function.apply if wanted else below)(*arguments)
 
-    def refuse(ctx, *grads):
-        raise RuntimeError(
-            f"{op}: second-order gradients through spiking neurons are not defined; "
-            "a surrogate replaces the first derivative only. Call backward() without create_graph=True."
-        )
+            return run
 
-    differentiable(op, refuse)
+        torch.library.impl(f"sca_kernels::{name}", "Autograd", recorded(self.overload))
+        self.direct = recorded(self.direct)
+
+    def no_second_order(self) -> None:
+        """Make differentiating it, a backward operator, a clear error."""
+
+        def refuse(ctx, *grads):
+            raise RuntimeError(
+                f"{self.overload}: second-order gradients through spiking neurons are not defined; "
+                "a surrogate replaces the first derivative only. Call backward() without create_graph=True."
+            )
+
+        self.differentiable(refuse)
 
 
 def or_empty(z: Tensor | None, x: Tensor) -> Tensor:
-    """Operators can't return None: an output that was not asked for is a tensor without elements."""
+    """z, or what stands for an output that was not asked for."""
     return x.new_empty(0, dtype=state_dtype(x)) if z is None else z
 
 
-def forward_outputs(out: Forward, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward_outputs(out: Forward, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """NotANumber where a potential has become NaN: the membrane sums tell without another pass over x. Asking a CUDA
     device would mean to wait for it."""
-    if x.device.type == "cpu" and math.isnan(out.membrane_l1.sum()):
+    known = out.is_nan is not None or x.device.type != "cpu"
+    if out.is_nan if known else math.isnan(out.membrane_l1.sum()):
         channels = out.membrane_l1.isnan().nonzero().flatten().tolist()
         listed = ", ".join(map(str, channels[:8])) + (", ..." if len(channels) > 8 else "")
         raise NotANumber(f"x: expected numbers, got NaN (there, or in what scales it) in channels {listed}")
-    return out.spikes, or_empty(out.v, x), out.spike_count, out.membrane_l1
+    return out.spikes, out.v, out.spike_count, out.membrane_l1
+
+
+def not_differentiable(output: tuple[Tensor | None, ...], return_v: bool) -> list[Tensor]:
+    """Of a forward operator's outputs, those without a gradient: all but the spikes and, if wanted, v."""
+    return [z for z in output[2 if return_v else 1 :] if z is not None]
 
 
 def fake_forward(x: Tensor, time_steps: int, return_v: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

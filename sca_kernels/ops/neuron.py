@@ -9,10 +9,10 @@ from torch import Tensor
 from ..backends import run
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
-from .common import differentiable, fake_forward, fake_gradient, forward_outputs, no_second_order, operator, or_empty
+from .common import Operator, fake_forward, fake_gradient, forward_outputs, not_differentiable, or_empty
 
 
-@operator
+@Operator
 def neuron_forward(
     x: Tensor,
     time_steps: int,
@@ -38,12 +38,12 @@ def neuron_forward(
     return forward_outputs(run(backend, "neuron_forward", x, *arguments), x)
 
 
-@torch.library.register_fake(neuron_forward)
+@torch.library.register_fake(neuron_forward.overload)
 def _(x, time_steps, scale, shift, rate, v_init, mask, return_v, backend, *config):
     return fake_forward(x, time_steps, return_v)
 
 
-@operator
+@Operator
 def neuron_backward(
     grad_spikes: Tensor | None,
     grad_v: Tensor | None,
@@ -66,11 +66,10 @@ def neuron_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
     arguments = grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init
-    g = run(backend, "neuron_backward", x, *arguments)
-    return g.x, or_empty(g.scale, x), or_empty(g.shift, x), or_empty(g.rate, x), or_empty(g.v_init, x)
+    return run(backend, "neuron_backward", x, *arguments)
 
 
-@torch.library.register_fake(neuron_backward)
+@torch.library.register_fake(neuron_backward.overload)
 def _(grad_spikes, grad_v, x, time_steps, scale, shift, rate, v_init, backend, *config):
     return (
         empty_activation(x, x.shape[0]),
@@ -85,7 +84,7 @@ def _setup(ctx, inputs, output):
     x, time_steps, scale, shift, rate, v_init, _mask, return_v, *rest = inputs
     ctx.save_for_backward(x, scale, shift, rate, v_init)
     ctx.time_steps, ctx.rest = time_steps, rest
-    ctx.mark_non_differentiable(*output[2 if return_v else 1 :])
+    ctx.mark_non_differentiable(*not_differentiable(output, return_v))
     ctx.set_materialize_grads(False)
 
 
@@ -100,5 +99,5 @@ def _backward(ctx, grad_spikes, grad_v, _count, _l1):
     return tuple(grads)
 
 
-differentiable(neuron_forward, _backward, _setup)
-no_second_order(neuron_backward)
+neuron_forward.differentiable(_backward, _setup)
+neuron_backward.no_second_order()

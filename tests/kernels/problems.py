@@ -33,7 +33,7 @@ def run(backend, x, config, grad=None, *, time_steps=None, affine=True, v_init=N
     norm = (scale, shift, mean, var, 1e-5, rate, v_init)
     backward = backend.batch_norm_backward(grad, grad_v, x, steps, config, *norm)
     out |= {f"norm_backward.{k}": v for k, v in backward._asdict().items()}
-    return {k: v for k, v in out.items() if v is not None}
+    return {k: v for k, v in out.items() if isinstance(v, torch.Tensor)}
 
 
 def views(x):

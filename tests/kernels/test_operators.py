@@ -3,10 +3,13 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sca_kernels import functional as F
 from sca_kernels import nn, ops
 from sca_kernels.backends import registry
+from sca_kernels.ops.common import _unwatched
 from sca_kernels.testing import activation, relative_l2
 
 CONFIG = ("lif", 2.0, 1.0, 0.0, True, False, "atan", 2.0, 0.0)
@@ -98,7 +101,7 @@ def test_opcheck_on_every_operator(target, number):
     name, arguments = list(samples(backend))[number]
     if not name.endswith(("backward", "spikes")):
         arguments = differentiable(arguments)
-    torch.library.opcheck(getattr(ops, name), arguments)
+    torch.library.opcheck(getattr(torch.ops.sca_kernels, name).default, arguments)
 
 
 def test_samples_cover_every_operator():
@@ -106,14 +109,78 @@ def test_samples_cover_every_operator():
     assert len(list(samples("reference"))) == 16
 
 
+def lif_gradient(x):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(F.lif(x).spikes.sum(), x)
+
+
+class Names(TorchDispatchMode):
+    def __init__(self):
+        self.seen = []
+        super().__init__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+class Plain(torch.Tensor):
+    """A subclass that watches functions, not operators."""
+
+    seen = ()
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.seen = (*cls.seen, str(func))
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_whoever_watches_operators_sees_ours():
+    x = activation((4, 2, 3, 5, 6))
+    with Names() as mode:
+        lif_gradient(x)
+    assert {"sca_kernels::neuron_forward", "sca_kernels::neuron_backward"} <= set(mode.seen)
+    with torch.profiler.profile() as profile:
+        lif_gradient(x)
+    assert {"sca_kernels::neuron_forward", "sca_kernels::neuron_backward"} <= {e.name for e in profile.events()}
+    F.lif(x.as_subclass(Plain))
+    assert "sca_kernels.neuron_forward.default" in Plain.seen
+    graph = make_fx(lambda z: F.lif(z).spikes, tracing_mode="real")(x).graph
+    assert torch.ops.sca_kernels.neuron_forward.default in [node.target for node in graph.nodes]
+
+
+def test_calls_that_nobody_watches_are_told_from_others():
+    x = torch.randn(4, 2, 3, 5)
+    with torch.inference_mode():
+        inferred = torch.randn(3)
+        assert _unwatched((x, None, 1, inferred))
+    assert _unwatched((x, torch.nn.Parameter(x), torch.ones(3, dtype=torch.bool), torch.arange(3)))
+    assert not _unwatched((x, torch._neg_view(x)))
+    assert not _unwatched((x.to("meta"),))
+    assert not torch.func.vmap(lambda z: z * _unwatched((z,)))(torch.ones(2)).any()
+
+
+def test_a_negated_view_is_read_negated():
+    x = activation((4, 2, 3, 5, 6))
+    assert torch.equal(F.lif(torch._neg_view(x)).spikes, F.lif(-x).spikes)
+
+
+def test_nothing_is_recorded_below_autograd():
+    x = activation((4, 2, 3, 5, 6)).requires_grad_()
+    with torch._C._AutoDispatchBelowAutograd():
+        assert not F.lif(x).spikes.requires_grad
+    assert F.lif(x).spikes.requires_grad
+
+
 @pytest.mark.parametrize("number", range(16))
 def test_fake_outputs_have_the_real_shapes_strides_and_dtypes(target, number):
     backend, device = target
     name, arguments = list(samples(backend))[number]
     on_device = [z.to(device) if isinstance(z, torch.Tensor) else z for z in arguments]
-    real = getattr(ops, name)(*on_device)
+    op = getattr(torch.ops.sca_kernels, name)
+    real = op(*on_device)
     with FakeTensorMode() as mode:
-        fake = getattr(ops, name)(*(mode.from_tensor(z) if isinstance(z, torch.Tensor) else z for z in on_device))
+        fake = op(*(mode.from_tensor(z) if isinstance(z, torch.Tensor) else z for z in on_device))
     for r, f in zip(*((z if isinstance(z, tuple | list) else [z]) for z in (real, fake)), strict=True):
         assert (r.shape, r.stride(), r.dtype, r.device) == (f.shape, f.stride(), f.dtype, f.device)
 
