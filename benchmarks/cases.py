@@ -137,9 +137,8 @@ def build_batch_norm_neuron(layout: str) -> dict[str, Party | None]:
     nn.init.uniform_(norm.bias, 0.0, 1.0)
 
     def ours(x: Tensor, weight: Tensor, bias: Tensor, backend: str | None = None) -> Tensor:
-        return F.batch_norm_lif(
-            x, weight, bias, norm.running_mean, norm.running_var, training=True, momentum=0.1, eps=1e-5, backend=backend
-        ).spikes
+        statistics = (norm.running_mean, norm.running_var, True, 0.1, 1e-5)
+        return F.batch_norm_lif(x, weight, bias, *statistics, return_v=False, backend=backend).spikes  # as in A1
 
     def before(lif: Callable[[Tensor], Tensor] | None) -> Callable[..., Tensor] | None:
         return lif and (lambda x, weight, bias: lif(norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])))
