@@ -52,7 +52,7 @@ class Rule(NamedTuple):
 _A3 = "benchmarks/results/amd-epyc-2-cores/A3.json"
 RULES = {
     "cpu": (
-        Rule("cpu", torch.float32, 6, 512, 1.0, 128, "winograd", _A3),
+        Rule("cpu", torch.float32, 8, 512, 1.0, 128, "winograd", _A3),
         Rule("cpu", torch.float32, 1, 256, 1.0, 1, "gathered", _A3),
     ),
     "cuda": (),  # benchmarks/gpu.py, G3: not measured

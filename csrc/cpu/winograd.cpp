@@ -139,7 +139,7 @@ void winograd_backward_filters(const Convolution& c, const float* g_y, const flo
             kernel.squares[kind](to, first, count, squares);
             for (int64_t p = 0; p < share; ++p)
                 kernel.products(squares.data + p * squares.plane, squares.pitch, patches.data + p * patches.plane,
-                                patches.pitch, count, rows, c.in, sum + p * plane);
+                                patches.pitch, count, c.out, c.in, sum + p * plane);
         }
     });
     const bool in_place = c.in_innermost && width == c.in;

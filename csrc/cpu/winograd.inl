@@ -43,9 +43,56 @@ struct Half {
     friend SCA_HOST_DEVICE Half operator+(Half a, Half b) { return _mm256_add_ps(a.v, b.v); }
     friend SCA_HOST_DEVICE Half multiply_add(Half a, Half b, Half c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
 };
+
+// A panel and the half behind it, multiplied by the same rows: they are read once, not twice.
+struct PanelAndHalf {
+    Floats panel;
+    Half half;
+
+    PanelAndHalf() = default;
+    SCA_HOST_DEVICE PanelAndHalf(Floats p, Half h) : panel(p), half(h) {}
+    SCA_HOST_DEVICE PanelAndHalf(float x) : panel(x), half(x) {}
+    friend SCA_HOST_DEVICE PanelAndHalf operator+(PanelAndHalf a, PanelAndHalf b) {
+        return {a.panel + b.panel, a.half + b.half};
+    }
+    friend SCA_HOST_DEVICE PanelAndHalf multiply_add(PanelAndHalf a, PanelAndHalf b, PanelAndHalf c) {
+        return {winograd::multiply_add(a.panel, b.panel, c.panel), multiply_add(a.half, b.half, c.half)};
+    }
+};
 #else
 using Half = Floats;
 #endif
+
+// Columns of a product: what is behind a panel lies so many floats further.
+template <class V>
+struct Columns {
+    using Vector = V;
+    static constexpr int kCount = sizeof(V) / sizeof(float);
+
+    static SCA_HOST_DEVICE Vector load(const float* from, int64_t) { return native::load_native<Vector>(from); }
+    static SCA_HOST_DEVICE void store(Vector x, float* to) { native::store_native(x, to); }
+};
+#if defined(__AVX512F__)
+template <>
+struct Columns<PanelAndHalf> {
+    using Vector = PanelAndHalf;
+    static constexpr int kCount = kPanel + kHalf;
+
+    static SCA_HOST_DEVICE PanelAndHalf load(const float* from, int64_t panel) {
+        return {native::load(from), native::load_native<Half>(from + panel)};
+    }
+    static SCA_HOST_DEVICE void store(PanelAndHalf x, float* to) {
+        native::store(x.panel, to);
+        native::store_native(x.half, to + kPanel);
+    }
+};
+#endif
+
+// A number as an argument that is known at compile time.
+template <int value>
+struct Number {
+    static constexpr int kValue = value;
+};
 
 // The first `size` lanes; zero in the others.
 SCA_HOST_DEVICE Floats load_some(const float* from, int64_t size) {
@@ -187,15 +234,15 @@ void squares(const Map& from, int64_t first, int64_t count, const Planes& to) {
     }
 }
 
-// kTall rows of a b over `depth`, to c or added to it: a[r, i] at r * a_row + i * a_step, b[i] a vector of panels.
-template <class Vector, int width, bool added>
+// `tall` rows of a b over `depth`, to c or added to it: a[r, i] at r * a_row + i * a_step, b[i] a vector of panels.
+template <class Vector, int width, int tall, bool added>
 SCA_HOST_DEVICE void multiply(const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_panel,
                               int64_t b_step, int64_t depth, float* c, int64_t c_row) {
-    constexpr int lanes = sizeof(Vector) / sizeof(float), vectors = width / lanes;
-    const auto load = [](const float* from) { return native::load_native<Vector>(from); };
-    Vector sums[kTall][vectors];
+    using Of = Columns<Vector>;
+    constexpr int lanes = Of::kCount, vectors = width / lanes;
+    Vector sums[tall][vectors];
 #pragma GCC unroll 8
-    for (int r = 0; r < kTall; ++r)
+    for (int r = 0; r < tall; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
             sums[r][v] = 0.0f;
@@ -204,9 +251,10 @@ SCA_HOST_DEVICE void multiply(const float* a, int64_t a_row, int64_t a_step, con
     for (int64_t i = 0; i < depth; ++i) {
         Vector columns[vectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) columns[v] = load(b + v * lanes / kPanel * b_panel + v * lanes % kPanel);
+        for (int v = 0; v < vectors; ++v)
+            columns[v] = Of::load(b + v * lanes / kPanel * b_panel + v * lanes % kPanel, b_panel);
 #pragma GCC unroll 8
-        for (int r = 0; r < kTall; ++r) {
+        for (int r = 0; r < tall; ++r) {
             const Vector row = a[r * a_row];
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; ++v) sums[r][v] = multiply_add(row, columns[v], sums[r][v]);
@@ -215,27 +263,38 @@ SCA_HOST_DEVICE void multiply(const float* a, int64_t a_row, int64_t a_step, con
         b += b_step;
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < kTall; ++r)
+    for (int r = 0; r < tall; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; ++v) {
             float* to = c + r * c_row + v * lanes;
-            native::store_native(added ? load(to) + sums[r][v] : sums[r][v], to);
+            Of::store(added ? Of::load(to, kPanel) + sums[r][v] : sums[r][v], to);
         }
 }
 
-// Panels of which more than a half is filled.
-constexpr int64_t panels_but_half(int64_t channels) { return (channels + kHalf - 1) / kPanel; }
+// Runs run(columns, width, panel) for all columns of a product over so many channels: a few panels at once, a half
+// where no more is filled.
+template <class Run>
+SCA_HOST_DEVICE void over_columns(int64_t channels, const Run& run) {
+    const int64_t whole = (channels + kHalf - 1) / kPanel;
+    const bool half = whole * kPanel < channels;
+    int64_t p = 0;
+    for (; p + kWide <= whole; p += kWide) run(Columns<Floats>(), Number<kWide * kPanel>(), p);
+#if defined(__AVX512F__)
+    if (p < whole && half) return run(Columns<PanelAndHalf>(), Number<kPanel + kHalf>(), p);
+#endif
+    if (p < whole) run(Columns<Floats>(), Number<kPanel>(), p);
+    if (half) run(Columns<Half>(), Number<kHalf>(), whole);
+}
 
-// `width` columns: whole panels or a half.
-template <class Vector, int64_t width>
+template <class Vector, int width>
 void output_columns(const Planes& patches, int64_t depth, const float* filters, int64_t plane, const float* bias,
                     const Map& to, float* data, int64_t first, int64_t count, int64_t channel, float* scratch) {
     const int64_t rows = (count + kRows - 1) / kRows * kRows, block = plane_size(rows * width);
     for (int64_t p = 0; p < kPlanes; ++p)
         for (int64_t r = 0; r < rows; r += kTall)
-            multiply<Vector, width, false>(patches.data + p * patches.plane + r * patches.pitch, patches.pitch, 1,
-                                           filters + p * plane, depth * kPanel, kPanel, depth,
-                                           scratch + p * block + r * width, width);
+            multiply<Vector, width, kTall, false>(patches.data + p * patches.plane + r * patches.pitch, patches.pitch,
+                                                  1, filters + p * plane, depth * kPanel, kPanel, depth,
+                                                  scratch + p * block + r * width, width);
     for (int64_t t = 0; t < count; ++t) {
         const Corner corner(to, first + t);
         float* start = data + ((corner.image * to.height + corner.row) * to.width + corner.column) * to.channels;
@@ -265,35 +324,33 @@ void output_columns(const Planes& patches, int64_t depth, const float* filters, 
 
 void outputs(const Planes& patches, int64_t depth, const float* filters, const float* bias, const Map& to, float* data,
              int64_t first, int64_t count, float* scratch) {
-    const int64_t panels = (to.channels + kPanel - 1) / kPanel, panel = depth * kPanel;
-    const int64_t plane = plane_size(panels * panel), whole = panels_but_half(to.channels);
-    const auto columns = [&](auto run, int64_t p) {
-        run(patches, depth, filters + p * panel, plane, bias, to, data, first, count, p * kPanel, scratch);
-    };
-    int64_t p = 0;
-    for (; p + kWide <= whole; p += kWide) columns(output_columns<Floats, kWide * kPanel>, p);
-    if (p < whole) columns(output_columns<Floats, kPanel>, p);
-    if (whole < panels) columns(output_columns<Half, kHalf>, whole);
+    const int64_t panels = (to.channels + kPanel - 1) / kPanel, panel = depth * kPanel,
+                  plane = plane_size(panels * panel);
+    over_columns(to.channels, [&](auto vector, auto width, int64_t p) {
+        output_columns<typename decltype(vector)::Vector, width.kValue>(
+            patches, depth, filters + p * panel, plane, bias, to, data, first, count, p * kPanel, scratch);
+    });
 }
 
-template <class Vector, int64_t width>
+template <class Vector, int width>
 void product_columns(const float* squares, int64_t squares_pitch, const float* patches, int64_t patches_pitch,
                      int64_t count, int64_t rows, float* to, int64_t to_row) {
-    for (int64_t r = 0; r < rows; r += kTall)
-        multiply<Vector, width, true>(squares + r, 1, squares_pitch, patches, kPanel, patches_pitch, count,
-                                      to + r * to_row, to_row);
+    const auto run = [&](auto tall, int64_t r) {
+        multiply<Vector, width, tall.kValue, true>(squares + r, 1, squares_pitch, patches, kPanel, patches_pitch, count,
+                                                   to + r * to_row, to_row);
+    };
+    int64_t r = 0;
+    for (; r + kTall / 2 < rows; r += kTall) run(Number<kTall>(), r);
+    if (r < rows) run(Number<kTall / 2>(), r);
 }
 
 void products(const float* squares, int64_t squares_pitch, const float* patches, int64_t patches_pitch, int64_t count,
               int64_t rows, int64_t channels, float* to) {
-    const int64_t panels = (channels + kPanel - 1) / kPanel, whole = panels_but_half(channels);
-    const auto columns = [&](auto run, int64_t p) {
-        run(squares, squares_pitch, patches + p * kPanel, patches_pitch, count, rows, to + p * kPanel, panels * kPanel);
-    };
-    int64_t p = 0;
-    for (; p + kWide <= whole; p += kWide) columns(product_columns<Floats, kWide * kPanel>, p);
-    if (p < whole) columns(product_columns<Floats, kPanel>, p);
-    if (whole < panels) columns(product_columns<Half, kHalf>, whole);
+    const int64_t panels = (channels + kPanel - 1) / kPanel;
+    over_columns(channels, [&](auto vector, auto width, int64_t p) {
+        product_columns<typename decltype(vector)::Vector, width.kValue>(
+            squares, squares_pitch, patches + p * kPanel, patches_pitch, count, rows, to + p * kPanel, panels * kPanel);
+    });
 }
 
 void filters(const float* from, int64_t count, bool turned, float* to, int64_t plane) {

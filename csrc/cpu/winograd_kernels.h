@@ -49,8 +49,8 @@ struct WinogradKernels {
     // kPlanes planes of 2 * kPanel floats for each of count tiles, rounded up to kRows.
     void (*outputs)(const Planes& patches, int64_t depth, const float* filters, const float* bias, const Map& to,
                     float* data, int64_t first, int64_t count, float* scratch);
-    // One plane: to[rows, channels, in whole panels] += squares^T patches, over `count` tiles; rows is a multiple of
-    // kRows. Columns behind the channels may be left as they are.
+    // One plane: to[rows, channels, in whole panels] += squares^T patches, over `count` tiles. `to` has a multiple of
+    // kRows rows; what lies behind the rows and the channels may be written or not.
     void (*products)(const float* squares, int64_t squares_pitch, const float* patches, int64_t patches_pitch,
                      int64_t count, int64_t rows, int64_t channels, float* to);
     // Filters [9][count][kPanel], kPanel of them side by side -> planes [count][kPanel], `plane` floats apart; turned:

@@ -21,7 +21,10 @@ def device_name() -> str:
     """Processor and cores, as a folder name."""
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text() + "model name: " + model)[1]
+        told = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M))
+        model = told.get("model name", model)
+        if not re.search(r"\d", model) and "cpu family" in told:  # a rented machine's may hide which one it is
+            model += f" family {told['cpu family']} model {told['model']}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     model = re.sub(r"\((r|tm)\)|\bprocessor\b|@?\s*[\d.]+ghz", " ", model.lower())
     return re.sub(r"[^a-z0-9]+", "-", f"{model} {cores} cores").strip("-")
