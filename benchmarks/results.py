@@ -123,9 +123,12 @@ def rows(result: dict[str, Any]) -> Iterator[Row]:
 
 
 def summary() -> str:
-    """The README's figures: per device, one line for each case and each party that a bar names."""
-    lines = ["| device | work | against | ratio, figure by figure | bars reached |", "| --- | --- | --- | --- | --- |"]
+    """The README's figures: one line for each case and each party that a bar names, one column per device."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    devices = {}  # in order
     for result in stored():
+        device = result["conditions"]["device"]
+        devices[device] = None
         peers = {name: bar["text"][:2] for figure in result["figures"] for name, bar in figure["bars"].items()}
         for peer, direction in peers.items():
             barred = [figure for figure in result["figures"] if peer in figure["bars"]]
@@ -133,10 +136,15 @@ def summary() -> str:
             shown = [f"{ratio:.3g}" for ratio in (ratios if len(ratios) <= 6 else (min(ratios), max(ratios)))]
             told = (", " if len(ratios) <= 6 else " to ").join(shown) or NOT_MEASURED
             reached = sum(bool(figure["bars"][peer]["reached"]) for figure in barred)
-            kind = "peer / ours" if direction == ">=" else "ours / peer"
-            device, work = result["conditions"]["device"], f"{result['case']}: {result['work']}"
-            lines.append(f"| {device} | {work} | {peer} | {kind}: {told} | {reached} of {len(barred)} |")
-    return "\n".join(lines) if len(lines) > 2 else f"{NOT_MEASURED}."
+            kind = f"{peer} / ours" if direction == ">=" else f"ours / {peer}"
+            line = cells.setdefault((f"{result['case']}: {result['work']}", kind), {})
+            line[device] = f"{told} ({reached} of {len(barred)})"
+    if not cells:
+        return f"{NOT_MEASURED}."
+    lines = ["| | ratio | " + " | ".join(devices) + " |", "| --- | --- |" + " --- |" * len(devices)]
+    for (work, kind), line in cells.items():
+        lines.append(f"| {work} | {kind} | " + " | ".join(line.get(d, NOT_MEASURED) for d in devices) + " |")
+    return "\n".join(lines)
 
 
 def document() -> str:

@@ -49,7 +49,7 @@ class Rule(NamedTuple):
     source: str
 
 
-_A3 = "benchmarks/results/amd-epyc-2-cores/A3.json"
+_A3 = "benchmarks/results/amd-epyc-family-26-model-2-2-cores/A3.json"
 RULES = {
     "cpu": (
         Rule("cpu", torch.float32, 8, 512, 1.0, 128, "winograd", _A3),
