@@ -84,6 +84,17 @@ def scatter(block: Tensor, like: Tensor, channels: Channels) -> Tensor:
     return full.copy_(block) if channels.output is None else full.index_copy_(0, channels.output, block)
 
 
+def put(block: Tensor, full: Tensor, channels: Channels) -> None:
+    """Write what :func:`gather` reads, in place; the rest of the weight stays."""
+    if channels.input is None:
+        full.copy_(block) if channels.output is None else full.index_copy_(0, channels.output, block)
+        return
+    rows = full if channels.output is None else full.index_select(0, channels.output)
+    rows.index_copy_(1, channels.input, block)
+    if channels.output is not None:
+        full.index_copy_(0, channels.output, rows)
+
+
 def narrow(z: Tensor, index: Tensor | None) -> Tensor:
     """Active channels of z [M, C, ...], in its layout; z itself where it is at the active width."""
     if index is None or z.shape[1] == index.numel():

@@ -30,11 +30,13 @@ __all__ = [
     "batch_norm_lif",
     "batch_norm_neuron",
     "channel_conv2d",
+    "gather_weight",
     "if_neuron",
     "lif",
     "neuron",
     "pack_spikes",
     "plif",
+    "put_weight",
     "unpack_spikes",
 ]
 
@@ -373,6 +375,48 @@ def channel_conv2d(
     return y.unflatten(0, x.shape[:2]) if time_major else y
 
 
+def gather_weight(
+    weight: Tensor, in_channels: Tensor | None = None, out_channels: Tensor | None = None, backend: str | None = None
+) -> Tensor:
+    """``weight[out_channels][:, in_channels]`` in the layout of the weight; not differentiable.
+
+    Args:
+        weight: dense [C_out, C_in, ...], contiguous or channels_last.
+        in_channels, out_channels: unique int64 indices on its device; None = all.
+        backend: see :func:`neuron`.
+
+    Returns:
+        A new tensor; the weight itself where both are None.
+    """
+    _check_weight(weight)
+    found = backends.find(backend or "", weight.device, weight.dtype)
+    return found.gather_weight(weight.detach(), Channels(in_channels, out_channels))
+
+
+def put_weight(
+    block: Tensor,
+    weight: Tensor,
+    in_channels: Tensor | None = None,
+    out_channels: Tensor | None = None,
+    backend: str | None = None,
+) -> None:
+    """Write what :func:`gather_weight` reads, in place: ``weight[out_channels][:, in_channels] = block``.
+
+    Args:
+        block: [B, A, ...] in the weight's dtype.
+        All others: see :func:`gather_weight`.
+    """
+    _check_weight(weight)
+    sizes = (n if i is None else i.numel() for n, i in zip(weight.shape, (out_channels, in_channels), strict=False))
+    expected = (*sizes, *weight.shape[2:])
+    if block.shape != expected or block.dtype != weight.dtype or block.device != weight.device:
+        raise ValueError(f"block: expected {weight.dtype} {expected} on {weight.device}, got {_describe(block)}")
+    found = backends.find(backend or "", weight.device, weight.dtype)
+    with torch.no_grad():
+        found.put_weight(block.detach(), weight, Channels(in_channels, out_channels))
+        torch.autograd.graph.increment_version(weight)
+
+
 def pack_spikes(s: Tensor, backend: str | None = None) -> Tensor:
     """Spikes as bits: uint8 [ceil(numel / 8)], bit i of byte j is element 8 j + i in row-major order. ValueError if a
     value is neither 0 nor 1."""
@@ -479,6 +523,15 @@ def _check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
         raise ValueError(f"channel_mask: expected a bool tensor [{x.shape[2]}], got {_describe(mask)}")
     _check_device("channel_mask", mask, x)
     return mask.contiguous()
+
+
+def _check_weight(weight: Tensor) -> None:
+    dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+    if weight.dim() < 2 or not dense:
+        raise ValueError(
+            f"weight: expected [C_out, C_in, ...], contiguous or channels_last, got {_describe(weight)} "
+            f"with strides {weight.stride()}"
+        )
 
 
 def _check_index(name: str, index: Tensor, size: int) -> None:

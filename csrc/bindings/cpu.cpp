@@ -21,7 +21,7 @@ namespace py = pybind11;
 namespace {
 
 // Raised with every change of a signature below; backends/cpu.py refuses a build that is out of date.
-constexpr int kAbiVersion = 4;
+constexpr int kAbiVersion = 5;
 
 // (address, (t, n, c, s) strides in elements)
 using Activation = std::tuple<uintptr_t, std::array<int64_t, 4>>;
@@ -54,6 +54,14 @@ T* vector_at(uintptr_t address) {
 
 bool any_nan(const float* values, int64_t size) {
     return std::any_of(values, values + size, [](float value) { return std::isnan(value); });
+}
+
+// Null stands for all channels.
+void check_indices(const char* name, const int64_t* indices, int64_t count, int64_t size) {
+    for (int64_t i = 0; indices != nullptr && i < count; ++i)
+        if (indices[i] < 0 || indices[i] >= size)
+            throw py::value_error(std::string(name) + ": expected indices in [0, " + std::to_string(size) + "), got " +
+                                  std::to_string(indices[i]));
 }
 
 // ((images, height, width, pad rows, pad columns, in, out), filters in channels_last)
@@ -226,6 +234,8 @@ PYBIND11_MODULE(_cpu, m) {
                 const sca::Weight weight{shape[0], shape[1], shape[2], in_innermost, element_size};
                 const sca::Active active{vector_at<const int64_t>(out.first), out.second,
                                          vector_at<const int64_t>(in.first), in.second};
+                check_indices("out_channels", active.out, active.num_out, weight.out);
+                check_indices("in_channels", active.in, active.num_in, weight.in);
                 const py::gil_scoped_release released;
                 function(vector_at<const void>(from), weight, active, vector_at<void>(to), threads);
             };
@@ -233,5 +243,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("gather_block", on_block(sca::gather_block), py::arg("weight"), py::arg("shape"), py::arg("in_innermost"),
           py::arg("element_size"), py::arg("out"), py::arg("in"), py::arg("block"), py::arg("threads"));
     m.def("scatter_block", on_block(sca::scatter_block), py::arg("block"), py::arg("shape"), py::arg("in_innermost"),
+          py::arg("element_size"), py::arg("out"), py::arg("in"), py::arg("weight"), py::arg("threads"));
+    m.def("put_block", on_block(sca::put_block), py::arg("block"), py::arg("shape"), py::arg("in_innermost"),
           py::arg("element_size"), py::arg("out"), py::arg("in"), py::arg("weight"), py::arg("threads"));
 }

@@ -22,6 +22,14 @@ void for_each_active(const Weight& w, const Active& a, const Copy& copy) {
 }
 
 template <class Word>
+void put_row(const Word* from, const Weight& w, const Active& a, Word* to) {
+    if (a.in == nullptr)
+        std::memcpy(to, from, w.in * w.positions * sizeof(Word));
+    else
+        for_each_active(w, a, [&](int64_t full, int64_t packed) { to[full] = from[packed]; });
+}
+
+template <class Word>
 void gather(const Word* weight, const Weight& w, const Active& a, Word* block, int threads) {
     const int64_t row = w.in * w.positions, packed_row = a.num_in * w.positions;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && a.num_out * packed_row > kThreadElements)
@@ -46,14 +54,18 @@ void scatter(const Word* block, const Weight& w, const Active& a, Word* weight, 
             std::memset(to, 0, row * sizeof(Word));
             continue;
         }
-        const Word* from = block + (a.out == nullptr ? o : found - a.out) * packed_row;
-        if (a.in == nullptr) {
-            std::memcpy(to, from, row * sizeof(Word));
-        } else {  // a row stays in the first-level cache between the two writes
-            std::memset(to, 0, row * sizeof(Word));
-            for_each_active(w, a, [&](int64_t full, int64_t packed) { to[full] = from[packed]; });
-        }
+        // A row stays in the first-level cache between the two writes.
+        if (a.in != nullptr) std::memset(to, 0, row * sizeof(Word));
+        put_row(block + (a.out == nullptr ? o : found - a.out) * packed_row, w, a, to);
     }
+}
+
+template <class Word>
+void put(const Word* block, const Weight& w, const Active& a, Word* weight, int threads) {
+    const int64_t row = w.in * w.positions, packed_row = a.num_in * w.positions;
+#pragma omp parallel for num_threads(threads) if (threads > 1 && a.num_out * packed_row > kThreadElements)
+    for (int64_t o = 0; o < a.num_out; ++o)
+        put_row(block + o * packed_row, w, a, weight + (a.out == nullptr ? o : a.out[o]) * row);
 }
 
 }  // namespace
@@ -70,6 +82,13 @@ void scatter_block(const void* block, const Weight& shape, const Active& active,
         scatter(static_cast<const uint32_t*>(block), shape, active, static_cast<uint32_t*>(weight), threads);
     else
         scatter(static_cast<const uint16_t*>(block), shape, active, static_cast<uint16_t*>(weight), threads);
+}
+
+void put_block(const void* block, const Weight& shape, const Active& active, void* weight, int threads) {
+    if (shape.element_size == 4)
+        put(static_cast<const uint32_t*>(block), shape, active, static_cast<uint32_t*>(weight), threads);
+    else
+        put(static_cast<const uint16_t*>(block), shape, active, static_cast<uint16_t*>(weight), threads);
 }
 
 }  // namespace sca

@@ -24,7 +24,10 @@ struct Active {
 // block = weight[active.out][:, active.in], dense, in the weight's layout.
 void gather_block(const void* weight, const Weight& shape, const Active& active, void* block, int threads);
 
-// Every element of weight is written: those of the block to weight[active.out][:, active.in], zero elsewhere.
+// weight[active.out][:, active.in] = block, and zero elsewhere: every element is written.
 void scatter_block(const void* block, const Weight& shape, const Active& active, void* weight, int threads);
+
+// The same, and nothing elsewhere; the indices need no order.
+void put_block(const void* block, const Weight& shape, const Active& active, void* weight, int threads);
 
 }  // namespace sca

@@ -168,6 +168,10 @@ class Backend(ABC):
         """Inverse of :meth:`gather_weight`: shaped like the full weight, zero outside the active sub-block."""
         return active.scatter(block, like, channels)
 
+    def put_weight(self, block: Tensor, full: Tensor, channels: Channels) -> None:
+        """Write the active sub-block of a dense weight in place, and nothing else."""
+        active.put(block, full, channels)
+
     def channel_conv2d(
         self,
         x: Tensor,

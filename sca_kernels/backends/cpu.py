@@ -20,7 +20,7 @@ from ..neurons import NeuronConfig
 from ..reference import channel_conv
 from .base import Backend, BatchNormGradients, Forward, NeuronGradients
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _REINSTALL = "install a C++17 compiler with Python's headers and run pip install again"
 
@@ -150,6 +150,10 @@ class CpuBackend(Backend):
         full = empty_weight(like)
         _load().scatter_block(block.data_ptr(), *_block(like, channels), full.data_ptr(), torch.get_num_threads())
         return full
+
+    def put_weight(self, block: Tensor, full: Tensor, channels: Channels) -> None:
+        block = block.contiguous(memory_format=memory_format(full))
+        _load().put_block(block.data_ptr(), *_block(full, channels), full.data_ptr(), torch.get_num_threads())
 
     def channel_conv2d(self, x, weight, bias, geometry, channels, full_output, path) -> Tensor:
         convolve = _convolve if path in self.paths else torch.conv2d

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sca_kernels import functional
 from sca_kernels.nn import ChannelGroup
 
 from .groups import Axis
@@ -118,8 +119,9 @@ class ActiveOptimizer:
 class _Block:
     """Reads and writes the active entries of a parameter and of tensors that are laid out like it.
 
-    Positions are those in memory order, one int64 for each active entry: measured on 2.4 M weights, reading and writing
-    through one flat index takes less than half the time of indexing rows and columns.
+    On a CPU, weights go through kernels. All else has positions in memory order, one int64 for each
+    active entry: measured on 2.4 M weights, reading and writing through one flat index takes less than half the time of
+    indexing rows and columns.
     """
 
     def __init__(self, p: nn.Parameter, axes: tuple[Axis, ...], versions: tuple[int, ...]) -> None:
@@ -129,6 +131,14 @@ class _Block:
             for dim, size in enumerate(p.shape)
         )
         self._positions: dict[tuple[torch.Size, tuple[int, ...]], Tensor] = {}
+        entries = {axis.dim: axis.entries(axis.group.active.to(p.device)) for axis in axes}
+        self._entries = entries[0] if p.dim() == 1 else None
+        self._channels = (entries.get(1), entries.get(0)) if p.dim() > 1 and entries.keys() <= {0, 1} else None
+
+    def _is_weight(self, full: Tensor) -> bool:
+        """Whether kernels read and write the block of such a tensor in one pass; none do on other devices."""
+        dense = full.is_contiguous() or full.is_contiguous(memory_format=torch.channels_last)
+        return self._channels is not None and full.device.type == "cpu" and full.shape == self.shape and dense
 
     def lists_channels(self, value: Any, shape: torch.Size) -> bool:
         """Whether ``value`` is laid out like a tensor of ``shape`` (the full or the compact one) along any axis."""
@@ -143,6 +153,10 @@ class _Block:
 
     def read(self, full: Tensor) -> Tensor:
         """A new tensor with the active entries, in the layout of ``full``."""
+        if self._entries is not None and full.shape == self.shape:
+            return full.index_select(0, self._entries)
+        if self._is_weight(full):
+            return functional.gather_weight(full, *self._channels)
         order = _memory_order(full)
         entries = full.permute(order).reshape(-1).index_select(0, self._index(full, order))
         sizes = [self.compact[dim] if full.shape[dim] == self.shape[dim] else full.shape[dim] for dim in order]
@@ -150,6 +164,12 @@ class _Block:
 
     def write(self, full: Tensor, block: Tensor) -> None:
         """Put the active entries back into ``full`` (dense), in place."""
+        if self._entries is not None and full.shape == self.shape:
+            full.index_copy_(0, self._entries, block)
+            return
+        if self._is_weight(full):
+            functional.put_weight(block, full, *self._channels)
+            return
         order = _memory_order(full)
         full.permute(order).view(-1).scatter_(0, self._index(full, order), block.permute(order).reshape(-1))
 

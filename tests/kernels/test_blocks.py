@@ -1,0 +1,60 @@
+"""Active blocks of weights: read, and written back in place."""
+
+import pytest
+import torch
+
+from sca_kernels import functional as F
+from sca_kernels.backends import registry
+
+ROWS, COLUMNS = torch.tensor([0, 2, 6]), torch.tensor([1, 4])
+SHAPES = [(7, 5), (7, 5, 3, 3), (7, 5, 1, 1)]
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("rows", "columns"), [(ROWS, COLUMNS), (ROWS, None), (None, COLUMNS), (None, None)])
+def test_a_block_goes_back_to_where_it_was_read_and_nowhere_else(name, dtype, layout, shape, rows, columns):
+    if not registry()[name].supports(torch.device("cpu"), dtype)[0]:
+        pytest.skip(f"backend {name} can't run here")
+    weight = torch.randn(shape).to(dtype)
+    if len(shape) == 4:
+        weight = weight.contiguous(memory_format=layout)
+    expected = weight if rows is None else weight[rows]
+    expected = expected if columns is None else expected[:, columns]
+    block = F.gather_weight(weight, columns, rows, backend=name)
+    assert torch.equal(block, expected)
+    full, active = torch.full_like(weight, 9), torch.zeros(shape[:2], dtype=torch.bool)
+    every = torch.arange(shape[0]), torch.arange(shape[1])
+    listed = [e if index is None else index for e, index in zip(every, (rows, columns), strict=True)]
+    active[listed[0][:, None], listed[1]] = True
+    F.put_weight(block, full, columns, rows, backend=name)
+    assert torch.equal(full[active], weight[active])
+    assert (full[~active] == 9).all()
+
+
+def test_autograd_sees_that_a_weight_was_written():
+    weight = torch.randn(SHAPES[0], requires_grad=True)
+    loss = weight.square().sum()
+    F.put_weight(torch.zeros(3, 2), weight, COLUMNS, ROWS)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_blocks_and_weights_that_do_not_fit_are_refused():
+    weight = torch.randn(SHAPES[1])
+    with pytest.raises(ValueError, match=r"block: expected torch.float32 \(3, 2, 3, 3\) on cpu, got .*\(3, 1, 3, 3\)"):
+        F.put_weight(torch.zeros(3, 1, 3, 3), weight, COLUMNS, ROWS)
+    with pytest.raises(ValueError, match=r"weight: expected .* contiguous or channels_last, got .*with strides"):
+        F.gather_weight(weight.transpose(0, 1), COLUMNS, ROWS)
+
+
+@pytest.mark.parametrize("index", [-1, 5])
+def test_an_index_that_is_no_channel_writes_nothing(index):
+    weight = torch.zeros(SHAPES[0])
+    with pytest.raises(
+        (ValueError, IndexError, RuntimeError), match=r"in_channels: expected indices in \[0, 5\)|index"
+    ):
+        F.put_weight(torch.ones(7, 2), weight, torch.tensor([0, index]))
+    assert not weight.any()
