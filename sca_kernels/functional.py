@@ -336,13 +336,13 @@ def channel_conv2d(
         raise ValueError(f"weight: expected [C_out, C_in / groups, kh, kw], got {_describe(weight)}")
     depthwise = groups > 1 and weight.shape[1] == 1 and weight.shape[0] == groups
     sizes = {"in_channels": weight.shape[1] * groups, "out_channels": weight.shape[0]}
+    in_channels = _check_index("in_channels", in_channels, sizes["in_channels"])
+    out_channels = _check_index("out_channels", out_channels, sizes["out_channels"])
     for name, index in (("in_channels", in_channels), ("out_channels", out_channels)):
-        if index is not None:
-            _check_index(name, index, sizes[name])
-            if groups > 1 and not depthwise:
-                raise ValueError(
-                    f"{name}: expected None for a grouped, not depthwise convolution, got {index.numel()} indices"
-                )
+        if index is not None and groups > 1 and not depthwise:
+            raise ValueError(
+                f"{name}: expected None for a grouped, not depthwise convolution, got {index.numel()} indices"
+            )
     if depthwise and not _same_index(in_channels, out_channels):
         raise ValueError("in_channels, out_channels: expected the same indices for a depthwise convolution")
     if bias is not None and bias.shape != (weight.shape[0],):
@@ -387,10 +387,12 @@ def gather_weight(
 
     Returns:
         A new tensor; the weight itself where both are None.
+
+    Raises:
+        TypeError, ValueError: an argument is off; the message names it.
     """
-    _check_weight(weight)
-    found = backends.find(backend or "", weight.device, weight.dtype)
-    return found.gather_weight(weight.detach(), Channels(in_channels, out_channels))
+    channels = _check_weight(weight, in_channels, out_channels)
+    return backends.find(backend or "", weight.device, weight.dtype).gather_weight(weight.detach(), channels)
 
 
 def put_weight(
@@ -405,15 +407,17 @@ def put_weight(
     Args:
         block: [B, A, ...] in the weight's dtype.
         All others: see :func:`gather_weight`.
+
+    Raises:
+        TypeError, ValueError: an argument is off; the message names it, and nothing is written.
     """
-    _check_weight(weight)
-    sizes = (n if i is None else i.numel() for n, i in zip(weight.shape, (out_channels, in_channels), strict=False))
-    expected = (*sizes, *weight.shape[2:])
+    channels = _check_weight(weight, in_channels, out_channels)
+    lists = zip(weight.shape[:2], channels[::-1], strict=True)
+    expected = (*(size if index is None else index.numel() for size, index in lists), *weight.shape[2:])
     if block.shape != expected or block.dtype != weight.dtype or block.device != weight.device:
         raise ValueError(f"block: expected {weight.dtype} {expected} on {weight.device}, got {_describe(block)}")
-    found = backends.find(backend or "", weight.device, weight.dtype)
     with torch.no_grad():
-        found.put_weight(block.detach(), weight, Channels(in_channels, out_channels))
+        backends.find(backend or "", weight.device, weight.dtype).put_weight(block.detach(), weight, channels)
         torch.autograd.graph.increment_version(weight)
 
 
@@ -525,24 +529,34 @@ def _check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
     return mask.contiguous()
 
 
-def _check_weight(weight: Tensor) -> None:
+def _check_weight(weight: Tensor, in_channels: Tensor | None, out_channels: Tensor | None) -> Channels:
     dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
     if weight.dim() < 2 or not dense:
         raise ValueError(
             f"weight: expected [C_out, C_in, ...], contiguous or channels_last, got {_describe(weight)} "
             f"with strides {weight.stride()}"
         )
+    return Channels(_list_of_channels("in_channels", in_channels), _list_of_channels("out_channels", out_channels))
 
 
-def _check_index(name: str, index: Tensor, size: int) -> None:
+def _list_of_channels(name: str, index: Tensor | None) -> Tensor | None:
+    """The index list, contiguous; its values are not looked at."""
+    if index is None:
+        return None
     if not isinstance(index, Tensor) or index.dim() != 1 or index.dtype != torch.int64:
         raise TypeError(f"{name}: expected a 1-D int64 tensor or None, got {_describe(index)}")
-    if torch.compiler.is_compiling() or index.is_cuda:
-        return  # reading the values would break the graph, or wait for the device
+    return index.contiguous()
+
+
+def _check_index(name: str, index: Tensor | None, size: int) -> Tensor | None:
+    index = _list_of_channels(name, index)
+    if index is None or torch.compiler.is_compiling() or index.is_cuda:
+        return index  # reading the values would break the graph, or wait for the device
     if index.numel() == 0:
         raise ValueError(f"{name}: expected at least one channel, got none")
     if not bool((index[1:] > index[:-1]).all()) or int(index[0]) < 0 or int(index[-1]) >= size:
         raise ValueError(f"{name}: expected sorted unique indices in [0, {size}), got {index.tolist()}")
+    return index
 
 
 def _same_index(a: Tensor | None, b: Tensor | None) -> bool:

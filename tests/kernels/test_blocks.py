@@ -34,6 +34,14 @@ def test_a_block_goes_back_to_where_it_was_read_and_nowhere_else(name, dtype, la
     assert (full[~active] == 9).all()
 
 
+def test_index_lists_may_have_any_stride():
+    weight, x = torch.randn(8, 8, 3, 3), torch.randn(2, 4, 5, 5)
+    even = torch.arange(8)[::2]
+    assert torch.equal(F.gather_weight(weight, even, even), weight[even][:, even])
+    y = F.channel_conv2d(x, weight, padding=1, in_channels=even, out_channels=even)
+    torch.testing.assert_close(y, torch.conv2d(x, weight[even][:, even], padding=1))
+
+
 def test_autograd_sees_that_a_weight_was_written():
     weight = torch.randn(SHAPES[0], requires_grad=True)
     loss = weight.square().sum()
@@ -46,6 +54,8 @@ def test_blocks_and_weights_that_do_not_fit_are_refused():
     weight = torch.randn(SHAPES[1])
     with pytest.raises(ValueError, match=r"block: expected torch.float32 \(3, 2, 3, 3\) on cpu, got .*\(3, 1, 3, 3\)"):
         F.put_weight(torch.zeros(3, 1, 3, 3), weight, COLUMNS, ROWS)
+    with pytest.raises(TypeError, match=r"in_channels: expected a 1-D int64 tensor or None, got torch.int32"):
+        F.gather_weight(weight, COLUMNS.int())
     with pytest.raises(ValueError, match=r"weight: expected .* contiguous or channels_last, got .*with strides"):
         F.gather_weight(weight.transpose(0, 1), COLUMNS, ROWS)
 

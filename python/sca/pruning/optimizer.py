@@ -119,9 +119,9 @@ class ActiveOptimizer:
 class _Block:
     """Reads and writes the active entries of a parameter and of tensors that are laid out like it.
 
-    On a CPU, weights go through kernels. All else has positions in memory order, one int64 for each
-    active entry: measured on 2.4 M weights, reading and writing through one flat index takes less than half the time of
-    indexing rows and columns.
+    On a CPU, weights go through kernels. All else has positions in memory order, one int64 for each active entry:
+    measured on 2.4 M weights, reading and writing through one flat index takes less than half the time of indexing rows
+    and columns.
     """
 
     def __init__(self, p: nn.Parameter, axes: tuple[Axis, ...], versions: tuple[int, ...]) -> None:
@@ -136,9 +136,11 @@ class _Block:
         self._channels = (entries.get(1), entries.get(0)) if p.dim() > 1 and entries.keys() <= {0, 1} else None
 
     def _is_weight(self, full: Tensor) -> bool:
-        """Whether kernels read and write the block of such a tensor in one pass; none do on other devices."""
+        """Whether kernels read and write the block of such a tensor in one pass."""
+        if self._channels is None or full.shape != self.shape:
+            return False
         dense = full.is_contiguous() or full.is_contiguous(memory_format=torch.channels_last)
-        return self._channels is not None and full.device.type == "cpu" and full.shape == self.shape and dense
+        return dense and full.is_floating_point() and full.device.type == "cpu"
 
     def lists_channels(self, value: Any, shape: torch.Size) -> bool:
         """Whether ``value`` is laid out like a tensor of ``shape`` (the full or the compact one) along any axis."""
