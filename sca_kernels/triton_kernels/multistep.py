@@ -109,8 +109,10 @@ def forward_kernel(
     chunk = program // groups
     columns = columns * ALIGN
     step = rows * columns if LANES else rows * columns * groups
-    scale = of_channel(scale, group, columns, fold, LANES, COLUMNS)
-    shift = of_channel(shift, group, columns, fold, LANES, COLUMNS)
+    if scale is not None:
+        scale = of_channel(scale, group, columns, fold, LANES, COLUMNS)
+    if shift is not None:
+        shift = of_channel(shift, group, columns, fold, LANES, COLUMNS)
     if rate is not None:
         leak = of_channel(rate, group, columns, fold, LANES, COLUMNS)
     if mask is not None:
@@ -242,11 +244,16 @@ def backward_kernel(
     chunk = program // groups
     columns = columns * ALIGN
     step = rows * columns if LANES else rows * columns * groups
-    scale = of_channel(scale, group, columns, fold, LANES, COLUMNS)
-    shift = of_channel(shift, group, columns, fold, LANES, COLUMNS)
-    center = of_channel(center, group, columns, fold, LANES, COLUMNS)
-    slope = of_channel(slope, group, columns, fold, LANES, COLUMNS)
-    offset = of_channel(offset, group, columns, fold, LANES, COLUMNS)
+    if scale is not None:
+        scale = of_channel(scale, group, columns, fold, LANES, COLUMNS)
+    if shift is not None:
+        shift = of_channel(shift, group, columns, fold, LANES, COLUMNS)
+    if center is not None:
+        center = of_channel(center, group, columns, fold, LANES, COLUMNS)
+    if slope is not None:
+        slope = of_channel(slope, group, columns, fold, LANES, COLUMNS)
+    if offset is not None:
+        offset = of_channel(offset, group, columns, fold, LANES, COLUMNS)
     if rate is not None:
         leak = of_channel(rate, group, columns, fold, LANES, COLUMNS)
     # Only h must be rounded as the equations say: its gradient is multiplied by the reciprocal.

@@ -268,10 +268,9 @@ def channel_of(column, fold):
 
 @triton.jit
 def of_channel(vector, group, columns, fold, LANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """A group's entries of a per-channel vector [C]: [1, COLUMNS], or a number; None stays None."""
-    if vector is None:
-        return None
-    elif LANES:
+    """A group's entries of a per-channel vector [C]: [1, COLUMNS], or a number. (Not for None: up to Triton 3.6 no
+    function returns it.)"""
+    if LANES:
         column = group * COLUMNS + tl.arange(0, COLUMNS)
         return tl.load(vector + channel_of(column, fold), mask=column < columns, other=0)[None, :]
     else:
