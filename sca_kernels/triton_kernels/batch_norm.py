@@ -219,7 +219,7 @@ def forward(
         **tiling.arguments,
         **tiling.argument("x", 0, x),
         partials=partials,
-        **steps_of(x.shape[0]).arguments(),
+        **steps_of(x.shape[0]).arguments(crowded=tiling.narrow),
     )
     # An operator's outputs may not share storage; scale and shift stay inside.
     mean, var = (torch.empty(channels, dtype=torch.float32, device=x.device) for _ in range(2))

@@ -415,7 +415,7 @@ def forward(
         **current._replace(v_init=_dense_state(current.v_init, x))._asdict(),
         **dynamics.numbers,
         **dynamics.modes,
-        **dynamics.steps.arguments(),
+        **dynamics.steps.arguments(crowded=tiling.narrow),
     )
     totals(tiling, partials, spike_count, membrane_l1)
     return spikes, v_last, spike_count, membrane_l1
@@ -463,7 +463,7 @@ class Adjoint:
             **dict.fromkeys(("center", "slope", "offset", "partials", "grad_x", "grad_v_init")) | arguments,
             **self.dynamics.numbers,
             **self.dynamics.modes,
-            **self.dynamics.steps.arguments(crowded=self.x.element_size() == 2),
+            **self.dynamics.steps.arguments(crowded=self.tiling.narrow or self.x.element_size() == 2),
             **self.modes,
             **self.slopes,
         )
