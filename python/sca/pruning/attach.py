@@ -16,8 +16,9 @@ from sca_kernels import nn as snn
 
 from .groups import carried
 from .probe import untouched
+from .snapshot import Snapshot
 from .streams import Channels, Label, Stream, Streams
-from .tracing import OUTPUT, leaves, trace, user_line
+from .tracing import OUTPUT, leaves, require_none_left, trace, user_line
 
 __all__ = ["AttachReport", "GroupRow", "attach_groups", "has_groups"]
 
@@ -137,7 +138,8 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], Stre
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)
         streams = Streams(names)
         with _unchanged(model):
-            trace(model, inputs, streams)
+            traced = trace(model, inputs, streams)
+        require_none_left(traced)
         return inputs, streams
     furthest, reason = -1, ""
     runs: list[tuple[tuple[Any, ...], Streams]] = []
@@ -145,11 +147,12 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], Stre
         streams = Streams(names)
         try:
             with _unchanged(model):
-                trace(model, inputs, streams)
+                traced = trace(model, inputs, streams)
         except ValueError as error:
             if len(streams.called) > furthest:
                 furthest, reason = len(streams.called), f"{list(inputs[0].shape)}: {error}"
         else:
+            require_none_left(traced)
             runs.append((inputs, streams))
             if not streams.mixed:
                 break
@@ -278,15 +281,13 @@ class _Wiring:
 
 @contextlib.contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back, at exit, what a pass changes, attributes that the model's own code sets included."""
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    """Put back, at exit, what a pass changes, whatever the model's own code keeps and wherever it does."""
+    held = Snapshot(model.modules(), objects=True)
     try:
         with untouched(model):
             yield
     finally:
-        for module, before in attributes:
-            vars(module).clear()
-            vars(module).update(before)
+        held.restore()
 
 
 def _shapes(model: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Size]:
