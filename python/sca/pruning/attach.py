@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +114,7 @@ def attach_groups(model: nn.Module, example_input: Any = None, *, prune_stream: 
         raise ValueError("model: expected no channel groups, but its modules carry some already")
     inputs, streams = _traced(model, example_input)
     streams.settle()
-    wiring = _Wiring(streams, prune_stream)
+    wiring = _Wiring(streams, prune_stream, getattr(model, "group_names", {}))
     try:
         if wiring.prunable():
             wiring.attach()
@@ -177,7 +177,7 @@ def _guesses(model: nn.Module) -> Iterator[tuple[Tensor]]:
 class _Wiring:
     """Gives modules the groups that a trace found."""
 
-    def __init__(self, streams: Streams, prune_stream: bool) -> None:
+    def __init__(self, streams: Streams, prune_stream: bool, known: Mapping[str, str]) -> None:
         self.streams = streams
         self.prune_stream = prune_stream
         self.rows: dict[Stream, tuple[dict[str, None], ...]] = {stream: ({}, {}, {}) for stream in streams.all()}
@@ -191,7 +191,9 @@ class _Wiring:
         self.names: dict[Stream, str] = {}
         for stream, roles in self.rows.items():
             made, carried_by, _ = roles
+            places = [*(f"{name}.out_group" for name in made), *(f"{name}.group" for name in carried_by)]
             name = next(itertools.chain(made, carried_by), stream.origin)
+            name = next((known[place] for place in places if place in known), name)
             taken = sum(known.split(" #")[0] == name for known in self.names.values())
             self.names[stream] = f"{name} #{taken + 1}" if taken else name
         self.groups: dict[Stream, snn.ChannelGroup] = {}

@@ -166,4 +166,7 @@ def carried(module: nn.Module, attribute: str) -> ChannelGroup | None:
 
 def is_depthwise(module: nn.Module) -> bool:
     """Whether each output channel reads the one input channel of the same index."""
-    return getattr(module, "groups", 1) > 1 and module.weight.shape[1] == 1 and module.groups == module.weight.shape[0]
+    groups, weight = getattr(module, "groups", 1), getattr(module, "weight", None)
+    if not isinstance(groups, int) or groups == 1 or not isinstance(weight, Tensor) or weight.dim() < 2:
+        return False  # a shuffle, or whatever else calls something groups
+    return weight.shape[:2] == (groups, 1)

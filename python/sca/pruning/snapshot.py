@@ -27,10 +27,14 @@ class Snapshot:
         objects: whether to look into all other objects and the closures of functions, too. What a pass of the model
             alone changed, that puts back; where the caller's code runs as well, objects such as loaders must keep what
             they did.
+
+    Attributes:
+        tensors: those that were found, parameters left out.
     """
 
     def __init__(self, modules: Iterable[nn.Module], objects: bool = False) -> None:
         modules = list(modules)
+        self.tensors: list[Tensor] = []
         self._objects = objects
         self._buffers = {id(buffer) for module in modules for buffer in module.buffers(recurse=False)}
         self._undo: list[Callable[[], None]] = []
@@ -51,7 +55,10 @@ class Snapshot:
     def _remember(self, value: Any) -> Iterator[object]:
         """Note what there is to undo for one object; what it holds."""
         if isinstance(value, Tensor):
-            if not isinstance(value, nn.Parameter) and value.layout is torch.strided:
+            if isinstance(value, nn.Parameter):
+                return
+            self.tensors.append(value)
+            if value.layout is torch.strided:
                 by_version = not value.is_inference() and (id(value) not in self._buffers or 0 in value.stride())
                 version = value._version if by_version else None
                 self._later(_restore_tensor, value, version, value.detach().clone())
