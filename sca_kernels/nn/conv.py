@@ -6,12 +6,11 @@ from torch import Tensor
 from torch import nn as tnn
 
 from .. import functional as F
-from ..channels import Channels, Geometry, gather
-from .group import ChannelGroup, gathered
-from .kept import KeepsGathered
+from ..channels import Geometry
+from .group import ChannelGroup
 
 
-class ChannelConv2d(KeepsGathered, tnn.Conv2d):
+class ChannelConv2d(tnn.Conv2d):
     """torch.nn.Conv2d that computes the active channels of its groups alone; same parameters, same state_dict, full
     size.
 
@@ -55,11 +54,6 @@ class ChannelConv2d(KeepsGathered, tnn.Conv2d):
         the same with the active output channels."""
         inputs, outputs = (None if g is None else g.index(x.device) for g in (self.in_group, self.out_group))
         full_input = inputs is not None and x.shape[-3] == self.in_channels
-        weight, bias = self.weight, self.bias
-        if self.keeps and self.groups == 1 and self.path != "implicit" and not full_input:
-            channels = Channels(inputs, outputs)
-            weight, bias = self.kept(lambda: (gather(self.weight, channels), gathered(self.bias, self.out_group)))
-            inputs = outputs = None
         geometry, border = self.geometry, self._reversed_padding_repeated_twice
         if self.padding_mode != "zeros":
             frames = tnn.functional.pad(x.flatten(0, -4), border, mode=self.padding_mode)
@@ -68,8 +62,8 @@ class ChannelConv2d(KeepsGathered, tnn.Conv2d):
             x = tnn.functional.pad(x, border)
         return F.channel_conv2d(
             x,
-            weight,
-            bias,
+            self.weight,
+            self.bias,
             *geometry,
             inputs,
             outputs,

@@ -47,8 +47,7 @@ class Snapshot:
                 stack += self._remember(value)
 
     def restore(self) -> None:
-        """Put everything back, identities and contents; what did not change is not touched, but for buffers, which may
-        change behind autograd's back."""
+        """Put everything back, identities and contents; what did not change is not touched, but for buffers."""
         for undo in self._undo:
             undo()
 
@@ -59,9 +58,7 @@ class Snapshot:
                 return
             self.tensors.append(value)
             if value.layout is torch.strided:
-                by_version = not value.is_inference() and (id(value) not in self._buffers or 0 in value.stride())
-                version = value._version if by_version else None
-                self._later(_restore_tensor, value, version, value.detach().clone())
+                self._later(_restore_tensor, value, value.detach().clone(), id(value) in self._buffers)
         elif isinstance(value, torch.Generator):
             self._later(torch.Generator.set_state, value, value.get_state())
         elif isinstance(value, dict):
@@ -105,8 +102,9 @@ class Snapshot:
 
 
 @torch.no_grad()
-def _restore_tensor(value: Tensor, version: int | None, content: Tensor) -> None:
-    if version is None or value._version != version:
+def _restore_tensor(value: Tensor, content: Tensor, is_buffer: bool) -> None:
+    # A buffer is written unseen, which waits for no device; other tensors may be saved for a backward pass.
+    if is_buffer or not torch.equal(value, content):
         with torch.inference_mode(value.is_inference()):
             value.detach().copy_(content)
 
