@@ -50,9 +50,9 @@ class Normalisation(tnn.modules.batchnorm._BatchNorm):
         through here: a ValueError says what to do instead."""
         if sys._getframe(1).f_code is _CONVERSION:
             raise ValueError(
-                f"SyncBatchNorm.convert_sync_batchnorm: expected torch's own batch norms, got {type(self).__name__}, of "
-                "which only a plain batch norm would be left; set its process_group instead (True: the default group), "
-                "which synchronises it"
+                f"SyncBatchNorm.convert_sync_batchnorm: expected torch's own batch norms, got {type(self).__name__}, "
+                "of which only a plain batch norm would be left; set its process_group instead (True: the default "
+                "group), which synchronises it"
             )
         return super().named_children()
 

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 from torch import Tensor
 from torch import nn as tnn
 
 from .. import functional as F
 from ..channels import Geometry
 from .group import ChannelGroup
+
+
+def _naming_itself(forward: Callable[[ChannelConv2d, Tensor], Tensor]) -> Callable[[ChannelConv2d, Tensor], Tensor]:
+    """A forward whose error for an input that should hold spikes says which layer got it, and what to do."""
+
+    @functools.wraps(forward)
+    def named(self: ChannelConv2d, x: Tensor) -> Tensor:
+        try:
+            return forward(self, x)
+        except ValueError as error:
+            if self.spike_input and isinstance(x, Tensor) and not ((x == 0) | (x == 1)).all():
+                raise ValueError(
+                    f"{type(self).__name__}({self.extra_repr()}): expected an input of zeros and ones, since "
+                    "spike_input=True, got other values, as a dropout, an average pool or an addition behind a neuron "
+                    "makes them; make the layer with spike_input=None, which finds out by itself, or False"
+                ) from error
+            raise
+
+    return named
 
 
 class ChannelConv2d(tnn.Conv2d):
@@ -49,6 +71,7 @@ class ChannelConv2d(tnn.Conv2d):
         zeros = self.padding_mode == "zeros" and (left, top) == (right, bottom)
         return Geometry(self.stride, (top, left) if zeros else (0, 0), self.dilation, self.groups)
 
+    @_naming_itself
     def forward(self, x: Tensor) -> Tensor:
         """x [M, A, H, W] or [T, N, A, H, W], A the active input channels (or all: the active ones are then selected) ->
         the same with the active output channels."""

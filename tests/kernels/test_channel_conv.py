@@ -232,6 +232,17 @@ def test_evaluation_sees_every_change_of_parameters_and_groups(kind, mode):
     assert all(y.shape != z.shape or not torch.equal(y, z) for y, z in itertools.pairwise(seen))
 
 
+def test_a_dropout_behind_a_neuron_is_named_with_the_layer_and_spike_input():
+    conv = nn.ChannelConv2d(4, 6, 3, spike_input=True)
+    dropped = torch.nn.functional.dropout(spikes(3, 2, 4, 5, 5), 0.5).index_fill_(2, torch.tensor(1), 2.0)
+    with pytest.raises(ValueError, match=r"ChannelConv2d\(4, 6, kernel_size=\(3, 3\).*spike_input=True.*dropout"):
+        conv(dropped)
+    with pytest.raises(ValueError, match=r"^(?!.*dropout)"):  # whatever else is off is said as it was
+        conv(spikes(2, 3, 5, 5))
+    conv.spike_input = None
+    assert conv(dropped).shape == (3, 2, 6, 3, 3)
+
+
 def test_layers_made_in_inference_mode_run():
     with torch.inference_mode():
         conv, linear = nn.ChannelConv2d(3, 4, 3).eval(), nn.ChannelLinear(4, 2).eval()
