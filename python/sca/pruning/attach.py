@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sca_kernels import nn as snn
 
-from .groups import carried
+from .groups import Members, carried
 from .probe import untouched
 from .snapshot import Snapshot
 from .streams import Channels, Label, Stream, Streams
@@ -131,6 +131,42 @@ def attach_groups(model: nn.Module, example_input: Any = None, *, prune_stream: 
     return report
 
 
+def require_prunable(model: nn.Module, example_input: Any, groups: Mapping[str, Members]) -> None:
+    """See to it that a network which carries groups runs without half of their channels: that every layer which reads
+    them carries them, too. A head that was replaced, or a path that was added beside a layer, does not.
+
+    Args:
+        model: unwrapped; runs in the mode it is in, and is left as it was.
+        example_input: as in :func:`attach_groups`; None: the usual sizes, and where none fits, nothing is tried.
+        groups: the prunable ones.
+
+    Raises:
+        ValueError: it fails; with the name of a group.
+    """
+    advice = (
+        "every layer that reads these channels must carry their group, as sca_kernels.nn.ChannelLinear and "
+        "ChannelConv2d do (in_group=...), those that replaced others or stand beside them included; or take all groups "
+        "away, and have sca.attach_groups find them anew"
+    )
+    by_group = {members.group: name for name, members in groups.items()}
+    given = example_input if isinstance(example_input, tuple) else (example_input,)
+    for inputs in _guesses(model) if example_input is None else (given,):
+        try:
+            failures = _failures(model, inputs, list(by_group), same_output=False)
+        except Exception as error:  # whatever the user's code raises
+            if example_input is not None:
+                raise ValueError(f"example_input: the model fails with it{user_line(error)}: {error}") from error
+            continue
+        for group, failure in failures.items():
+            raise ValueError(f"model: it fails without some channels of group {by_group[group]!r}: {failure}; {advice}")
+        return
+    for name, members in groups.items():
+        if not members.consumers:
+            logger.warning(
+                "nothing reads group %r: %s (no input was found to try that; see example_input)", name, advice
+            )
+
+
 def _traced(model: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], Streams]:
     """What the network ran on, and what the trace found."""
     names = {module: name for name, module in model.named_modules()}
@@ -158,14 +194,15 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], Stre
                 break
     if runs:
         return min(runs, key=lambda run: len(run[1].mixed))
+    reason = reason or "it has no convolutions or linear layers"
     raise ValueError(f"example_input: expected one batch, for none of the usual sizes fits the model; {reason}")
 
 
 def _guesses(model: nn.Module) -> Iterator[tuple[Tensor]]:
-    """Zeros, which are spikes, too."""
+    """Zeros, which are spikes, too; none for a model without convolutions and linear layers."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
     if first is None:
-        raise ValueError("model: expected convolutions or linear layers, got none")
+        return
     if isinstance(first, nn.Linear):
         ends = [(first.in_features,)]
     else:
@@ -245,23 +282,11 @@ class _Wiring:
         return snn.ChannelGroup.concat(*(self.groups[root] for root in roots))
 
     def try_out(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Run the network with half of all channels dormant; forbid to prune the groups with which that fails."""
-        expected = _shapes(model, inputs)
-        halves = {stream: torch.arange((stream.channels + 1) // 2) for stream in self.groups if not stream.reasons}
-        for stream, half in halves.items():
-            self.groups[stream].set_active(half)
-        if _failure(model, inputs, expected):
-            for stream in halves:
-                self.groups[stream].set_active(range(stream.channels))
-            for stream, half in halves.items():
-                self.groups[stream].set_active(half)
-                failure = _failure(model, inputs, expected)
-                if failure:
-                    stream.reasons[f"the network fails without some of these channels: {failure}"] = None
-                    self.groups[stream].prunable = False
-                    self.groups[stream].set_active(range(stream.channels))
-        for stream in halves:
-            self.groups[stream].set_active(range(stream.channels))
+        """Forbid to prune the groups without half of which the network fails."""
+        streams = {self.groups[stream]: stream for stream in self.groups if not stream.reasons}
+        for group, failure in _failures(model, inputs, list(streams)).items():
+            streams[group].reasons[f"the network fails without some of these channels: {failure}"] = None
+            group.prunable = False
 
     def report(self) -> AttachReport:
         rows = tuple(
@@ -292,15 +317,45 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
         held.restore()
 
 
+def _failures(
+    model: nn.Module, inputs: tuple[Any, ...], groups: Sequence[snn.ChannelGroup], same_output: bool = True
+) -> dict[snn.ChannelGroup, str]:
+    """Run the network with half of the groups' active channels dormant: those with which that fails, or changes the
+    sizes of what it returns, and why.
+    """
+    expected = _shapes(model, inputs)
+    if not same_output:
+        expected = None
+    before = {group: group.active for group in groups}
+    found = {}
+    try:
+        for group in groups:
+            group.set_active(before[group][: (group.num_active + 1) // 2])
+        if not _failure(model, inputs, expected):
+            return {}
+        for group in groups:
+            group.set_active(before[group])
+        for group in groups:
+            group.set_active(before[group][: (group.num_active + 1) // 2])
+            failure = _failure(model, inputs, expected)
+            if failure:
+                found[group] = failure
+                group.set_active(before[group])
+        return found
+    finally:
+        for group in groups:
+            group.set_active(before[group])
+
+
 def _shapes(model: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Size]:
     with _unchanged(model), torch.no_grad():
         return [x.shape for x in leaves(model(*inputs)) if isinstance(x, Tensor)]
 
 
-def _failure(model: nn.Module, inputs: tuple[Any, ...], expected: list[torch.Size]) -> str:
-    """Why the network doesn't run, or not to the same shapes; nothing where it does."""
+def _failure(model: nn.Module, inputs: tuple[Any, ...], expected: list[torch.Size] | None) -> str:
+    """Why the network doesn't run, or not to the shapes that are expected; nothing where it does."""
     try:
         shapes = _shapes(model, inputs)
     except Exception as error:  # whatever the user's code raises
         return f"{error}{user_line(error)}"
-    return "" if shapes == expected else f"it returns {[list(shape) for shape in shapes]}"
+    return "" if expected in (None, shapes) else f"it returns {[list(shape) for shape in shapes]}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sca_kernels.nn import reset
 
 from .cost import RateRecorder
-from .groups import Axis, Members, carried, channel_axes, find_groups, is_depthwise
+from .groups import Axis, Members, carried, channel_axes, find_groups, is_depthwise, require_parameters
 from .snapshot import Snapshot
 
 __all__ = ["compact"]
@@ -38,8 +38,10 @@ def compact(model: nn.Module) -> nn.Module:
         the widths under ``"widths"``, so that ``sca.models.build(**config)`` rebuilds it.
 
     Raises:
-        ValueError: the model has no channel group.
+        ValueError: the model has no channel group, or a layer with one computes its weight in each pass, as under
+            weight norm.
     """
+    require_parameters(model)
     kept = Snapshot(model.modules()).tensors
     small = copy.deepcopy(model, {id(x): x.detach().clone() for x in kept if x.grad_fn is not None})
     reset(small)

@@ -128,7 +128,7 @@ class RateRecorder:
 
     @torch.no_grad()
     def _count(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not self.model.training:  # a layer may be in eval mode for good, as where it is frozen
+        if not (layer.training or self.model.training):  # a frozen layer may be in eval mode while others train
             return
         group = carried(layer, "in_group")
         nonzero, positions, spiking = nonzero_inputs(layer, inputs[0])

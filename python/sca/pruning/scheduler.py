@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 
 from sca_kernels.nn import Activity, probing
 
-from .attach import attach_groups, has_groups
+from .attach import attach_groups, has_groups, require_prunable
 from .cost import LayerCost, RateRecorder, channel_costs, connections, total
 from .criteria import CRITERIA, GroupContext
-from .groups import Members, find_groups, parameter_axes, places_of
+from .groups import Members, find_groups, parameter_axes, places_of, require_parameters
 from .histogram import histogram
 from .optimizer import ActiveOptimizer
 from .probe import untouched
@@ -106,6 +106,27 @@ class PruneEvent:
         }
 
 
+class _ActivityInTraining(Activity):
+    """What is recorded while a model trains, in layers of it that are in eval mode, too, as frozen ones often are."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.reset()
+
+    @property
+    def training_only(self) -> bool:
+        """Whether a neuron in eval mode records nothing now."""
+        return not self.model.training
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _ActivityInTraining:
+        """Of the model that is being copied; where only a part of it is, of the model itself."""
+        copied = _ActivityInTraining(memo.get(id(self.model), self.model))
+        memo[id(self)] = copied
+        for kind in _SUMS:
+            setattr(copied, kind, copy.deepcopy(getattr(self, kind), memo))
+        return copied
+
+
 class SCAScheduler:
     """Prunes and regrows the channels of a network while it trains.
 
@@ -125,11 +146,16 @@ class SCAScheduler:
     anew at each update. When torch.distributed is initialised, activity and probe gradients are summed over the
     ranks, so that all of them decide alike, and their decisions are compared.
 
+    Frozen layers (``requires_grad_(False)``, or in eval mode while the model is in training mode) are pruned and
+    regrown like all others, and the log says which: their activity is recorded whenever the model trains, and a probe
+    takes the gradients of their batch-norm weights. ``group.prunable = False`` leaves their channels as they are.
+
     Args:
         model: in a DistributedDataParallel wrapper or not. If it carries channel groups, the prunable ones need
-            neurons; if it carries none, :func:`sca.attach_groups` finds them, and logs what cannot be pruned.
+            neurons and layers that read them, and it is tried out with half of their channels; if it carries none,
+            :func:`sca.attach_groups` finds them, and logs what cannot be pruned.
         optimizer: of the model's parameters.
-        example_input: for :func:`sca.attach_groups`.
+        example_input: for :func:`sca.attach_groups`, and for trying the model out.
         settings: see :class:`sca.pruning.schedule.Plan`; ``start``, ``stop`` and ``interval``, in optimizer steps,
             are required.
 
@@ -141,8 +167,9 @@ class SCAScheduler:
         history: :meth:`PruneEvent.record` of every update.
 
     Raises:
-        TypeError, ValueError: a setting is out of range or unknown; the model has nothing to prune, or a group lacks
-            what a setting needs; the optimizer has a scheduler already.
+        TypeError, ValueError: a setting is out of range or unknown; the model has nothing to prune, a group lacks
+            what a setting needs, a layer computes its weight in each pass (weight norm), or the network fails without
+            some channels; the optimizer has a scheduler already.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, *, example_input: Any = None, **settings: Any) -> None:
@@ -150,7 +177,9 @@ class SCAScheduler:
         self._wrapper = model
         model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self.model = model
-        self.attached = None if has_groups(model) else attach_groups(model, example_input)
+        has_some = has_groups(model)
+        self.attached = None if has_some else attach_groups(model, example_input)
+        require_parameters(model)
         self.groups = find_groups(model)
         self._prunable = {name: members for name, members in self.groups.items() if members.group.prunable}
         if not self._prunable:
@@ -163,6 +192,14 @@ class SCAScheduler:
                     f"regrow: group {name!r} has no batch norm with a weight, which 'bn_gamma' needs; "
                     "use 'random', or regrow_fraction=0"
                 )
+        if has_some:
+            require_prunable(model, example_input, self._prunable)
+        frozen = [name for name, members in self._prunable.items() if _is_frozen(members)]
+        if frozen:
+            logger.warning(
+                "frozen, but pruned and regrown like all others: %s; prunable=False of a group leaves it as it is",
+                ", ".join(frozen),
+            )
         self._neurons = {name: m for members in self.groups.values() for name, m in members.neurons.items()}
         self._connections = connections(model, self.groups)
         counts_synops = "synops" in (self.plan.target, self.plan.allocation)
@@ -174,7 +211,7 @@ class SCAScheduler:
         self.history: list[dict[str, Any]] = []
         self._optimizer = ActiveOptimizer(optimizer, parameter_axes(model))
         for neuron in self._neurons.values():
-            neuron.activity = neuron.activity or Activity(training_only=True)
+            neuron.activity = neuron.activity or _ActivityInTraining(model)
         self._prepare()
 
     @property
@@ -216,17 +253,22 @@ class SCAScheduler:
         """
         norms = {name: norm for members in self._prunable.values() for name, norm in members.norms.items()}
         weights = [norm.weight for norm in norms.values()]
+        frozen = [weight for weight in weights if not weight.requires_grad]
         if self._recorder is not None:
             self._recorder.stop()
         # DistributedDataParallel would wait for a backward pass that never comes.
         no_sync = getattr(self._wrapper, "no_sync", contextlib.nullcontext)
         try:
+            for weight in frozen:
+                weight.requires_grad_(True)
             with untouched(self.model), probing(m.group for m in self.groups.values()), no_sync(), torch.enable_grad():
                 loss = loss_fn()
                 if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                     raise ValueError(f"loss_fn: expected a scalar tensor with a gradient, got {loss!r}")
                 gradients = torch.autograd.grad(loss.reshape(()), weights, allow_unused=True)
         finally:
+            for weight in frozen:
+                weight.requires_grad_(False)
             self._prepare()
         for name, weight, gradient in zip(norms, weights, gradients, strict=True):
             gradient = torch.zeros_like(weight) if gradient is None else gradient
@@ -456,6 +498,12 @@ class SCAScheduler:
             return total(self._connections, masks) / total(self._connections, dense)
         prunable = [masks[name] for name in self._prunable]
         return sum(int(mask.sum()) for mask in prunable) / sum(mask.numel() for mask in prunable)
+
+
+def _is_frozen(members: Members) -> bool:
+    """Whether nothing that makes a group's channels is trained."""
+    layers = (*members.producers.values(), *members.norms.values())
+    return bool(layers) and not any(p.requires_grad for layer in layers for p in layer.parameters())
 
 
 def _shares(members: Members, carriers: Mapping[str, nn.Module], measured: Mapping[str, Tensor], kind: str) -> Tensor:
