@@ -568,14 +568,32 @@ def test_probe_gives_frozen_layers_the_gradient_they_would_have() -> None:
 
 
 def test_activity_of_a_copy_follows_the_modes_of_the_copy() -> None:
-    model, _, _ = make(frozen(ConvNet(), "mode"))
-    twin = copy.deepcopy(model).eval()
-    twin(batch()[0])
+    model, _, scheduler = make(frozen(ConvNet(), "mode"))
+    twin = copy.deepcopy(model)
+    twin.eval()(batch()[0])
     assert twin.norm1.activity.spike_count is None
-    assert twin.norm1.activity.model is twin
-    model(batch()[0])
-    assert model.norm1.activity.spike_count is not None
-    assert copy.deepcopy(model.norm1).activity.model is model
+    frozen(twin.train(), "mode")(batch()[0])
+    assert twin.norm1.activity.spike_count.any()
+    assert model.norm1.activity.spike_count is None
+    scheduler.detach()
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert not sca.compact(twin)._forward_pre_hooks
+
+
+def test_compiled_models_record_frozen_layers_and_compile_nothing_when_the_scheduler_is_made() -> None:
+    model = frozen(ConvNet(), "both")
+    compiled = torch.compile(model, backend="eager")
+    compiled(batch()[0])
+    torch._dynamo.utils.counters.clear()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    scheduler = sca.SCAScheduler(model, optimizer, **{**SETTINGS, "start": 1, "regrow_fraction": 0.0})
+    assert not torch._dynamo.utils.counters["frames"]
+    loss_of(compiled).backward()
+    optimizer.step()
+    assert model.norm1.activity.spike_count.any()
+    assert scheduler.step() is not None
+    assert loss_of(compiled).isfinite()
 
 
 class SidePath(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -348,7 +349,9 @@ def _failures(
 
 
 def _shapes(model: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Size]:
-    with _unchanged(model), torch.no_grad():
+    # A compiled model would be compiled for each structure that is tried. Importing the compiler takes seconds.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+    with _unchanged(model), torch.no_grad(), eager:
         return [x.shape for x in leaves(model(*inputs)) if isinstance(x, Tensor)]
 
 

@@ -12,6 +12,7 @@ from sca_kernels.nn import reset
 
 from .cost import RateRecorder
 from .groups import Axis, Members, carried, channel_axes, find_groups, is_depthwise, require_parameters
+from .recording import forget_recording
 from .snapshot import Snapshot
 
 __all__ = ["compact"]
@@ -46,6 +47,7 @@ def compact(model: nn.Module) -> nn.Module:
     small = copy.deepcopy(model, {id(x): x.detach().clone() for x in kept if x.grad_fn is not None})
     reset(small)
     RateRecorder.forget(small)
+    forget_recording(small)
     groups = find_groups(small)
     names = _names(small, groups)
     shrunk: dict[Tensor, Tensor] = {}  # shared tensors stay shared

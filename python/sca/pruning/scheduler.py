@@ -24,6 +24,7 @@ from .histogram import histogram
 from .optimizer import ActiveOptimizer
 from .probe import untouched
 from .ranks import require_same_masks, sum_over_ranks
+from .recording import record_in_training
 from .regrow import REGROW_INITS
 from .schedule import Plan, nearest
 from .select import Candidates, choose, largest_count
@@ -104,27 +105,6 @@ class PruneEvent:
             "active": active,
             "groups": {name: change.record() for name, change in self.groups.items()},
         }
-
-
-class _ActivityInTraining(Activity):
-    """What is recorded while a model trains, in layers of it that are in eval mode, too, as frozen ones often are."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.reset()
-
-    @property
-    def training_only(self) -> bool:
-        """Whether a neuron in eval mode records nothing now."""
-        return not self.model.training
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _ActivityInTraining:
-        """Of the model that is being copied; where only a part of it is, of the model itself."""
-        copied = _ActivityInTraining(memo.get(id(self.model), self.model))
-        memo[id(self)] = copied
-        for kind in _SUMS:
-            setattr(copied, kind, copy.deepcopy(getattr(self, kind), memo))
-        return copied
 
 
 class SCAScheduler:
@@ -211,7 +191,8 @@ class SCAScheduler:
         self.history: list[dict[str, Any]] = []
         self._optimizer = ActiveOptimizer(optimizer, parameter_axes(model))
         for neuron in self._neurons.values():
-            neuron.activity = neuron.activity or _ActivityInTraining(model)
+            neuron.activity = neuron.activity or Activity(training_only=True)
+        self._handles = record_in_training(model, (neuron.activity for neuron in self._neurons.values()))
         self._prepare()
 
     @property
@@ -305,6 +286,8 @@ class SCAScheduler:
     def detach(self) -> None:
         """Let go of model and optimizer: no activity is recorded, and steps change dormant entries like all others."""
         self._optimizer.detach()
+        for handle in self._handles:
+            handle.remove()
         for neuron in self._neurons.values():
             neuron.activity = None
         if self._recorder is not None:
