@@ -588,7 +588,7 @@ def test_compiled_models_record_frozen_layers_and_compile_nothing_when_the_sched
     torch._dynamo.utils.counters.clear()
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
     scheduler = sca.SCAScheduler(model, optimizer, **{**SETTINGS, "start": 1, "regrow_fraction": 0.0})
-    assert not torch._dynamo.utils.counters["frames"]
+    assert not torch._dynamo.utils.counters["stats"]
     loss_of(compiled).backward()
     optimizer.step()
     assert model.norm1.activity.spike_count.any()
@@ -625,6 +625,17 @@ def test_scheduler_refuses_a_layer_without_the_group_that_it_reads(case: str, ex
         make(model, example_input=torch.zeros(2, 2, 32, 32) if example else None)
     assert active(model) == before
     assert model(torch.zeros(2, 2, 32, 32)).shape[1] == 2
+
+
+def test_scheduler_takes_a_new_head_that_carries_the_group_of_the_old_one() -> None:
+    model = ConvNet()
+    old = model.linear
+    model.linear = snn.ChannelLinear(
+        old.in_features, 7, in_group=old.in_group, features_per_channel=old.features_per_channel
+    )
+    model, optimizer, scheduler = make(model)
+    advance(model, optimizer, scheduler, 4)
+    assert scheduler.density < 1
 
 
 def test_scheduler_tries_the_model_with_the_example_and_leaves_it_as_it_was() -> None:

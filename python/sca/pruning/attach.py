@@ -145,9 +145,9 @@ def require_prunable(model: nn.Module, example_input: Any, groups: Mapping[str, 
         ValueError: it fails; with the name of a group.
     """
     advice = (
-        "every layer that reads these channels must carry their group, as sca_kernels.nn.ChannelLinear and "
-        "ChannelConv2d do (in_group=...), those that replaced others or stand beside them included; or take all groups "
-        "away, and have sca.attach_groups find them anew"
+        "every layer that reads these channels must carry their group, those that replaced others or stand beside them "
+        "included, as sca_kernels.nn.ChannelLinear(old.in_features, n, in_group=old.in_group, "
+        "features_per_channel=old.features_per_channel) does"
     )
     by_group = {members.group: name for name, members in groups.items()}
     given = example_input if isinstance(example_input, tuple) else (example_input,)

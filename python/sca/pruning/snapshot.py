@@ -104,9 +104,16 @@ class Snapshot:
 @torch.no_grad()
 def _restore_tensor(value: Tensor, content: Tensor, is_buffer: bool) -> None:
     # A buffer is written unseen, which waits for no device; other tensors may be saved for a backward pass.
-    if is_buffer or not torch.equal(value, content):
+    if not value.is_meta and (is_buffer or _differ(value, content)):
         with torch.inference_mode(value.is_inference()):
             value.detach().copy_(content)
+
+
+def _differ(value: Tensor, content: Tensor) -> bool:
+    try:
+        return not torch.equal(value, content)
+    except RuntimeError:  # of a dtype that torch can't compare
+        return True
 
 
 def _restore_dict(value: dict, content: dict) -> None:
