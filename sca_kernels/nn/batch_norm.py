@@ -137,7 +137,7 @@ class ChannelBatchNorm2d(Normalisation):
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}{group}"
 
 
-class BatchNormNeuron(NeuronModule, Normalisation):
+class BatchNormNeuron(Normalisation, NeuronModule):
     """Batch norm over (T, N, S) followed by a neuron; equivalent to ``neuron(BatchNorm2d(x.flatten(0, 1)))``, in one
     operator.
 
@@ -163,8 +163,10 @@ class BatchNormNeuron(NeuronModule, Normalisation):
         process_group=None,
         **arguments,
     ) -> None:
-        super().__init__(**arguments)
+        NeuronModule.__init__(self, **arguments)
         self.init_norm(num_features, eps, momentum, affine, track_running_stats, process_group)
+
+    forward = NeuronModule.forward  # torch's batch norm, a base of the first base, has one, too
 
     def integrate(self, x: Tensor, time_steps: int | None) -> F.NeuronOutput:
         group = self.group
@@ -191,7 +193,7 @@ class BatchNormNeuron(NeuronModule, Normalisation):
         return out
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, {super().extra_repr()}"
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, {NeuronModule.extra_repr(self)}"
 
 
 class BatchNormIF(BatchNormNeuron):

@@ -371,6 +371,7 @@ _RULES: dict[str, Rule] = {
     "ChannelSelect": _selects,
     "ChannelBatchNorm2d": _carries,
     "NeuronModule": _carries,
+    "BatchNormNeuron": _carries,
     "cat": _concatenates,
     "concat": _concatenates,
     "concatenate": _concatenates,
