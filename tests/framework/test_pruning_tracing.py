@@ -654,6 +654,20 @@ def test_attach_groups_ties_layers_that_share_a_parameter() -> None:
     torch.testing.assert_close(small(batch()[0]), masked(model)(batch()[0]), rtol=1e-5, atol=1e-6)
 
 
+def test_attach_groups_traces_code_that_checks_what_it_gets() -> None:
+    def middle(net, s, x):
+        if not isinstance(s, Tensor) or not s.is_floating_point() or s.layout is not torch.strided:
+            raise TypeError(f"expected a tensor, got {type(s).__name__}")
+        net.buffer = s.sum((0, 1, 3, 4))
+        return torch.relu(s * 2.0) - 0 * s
+
+    model = Net(middle)
+    model.register_buffer("buffer", torch.zeros(6))
+    sca.attach_groups(model, batch()[0])
+    assert wiring(model)["conv1"] == ("conv1", "neuron1", "conv2")
+    assert torch.equal(model.buffer, torch.zeros(6))
+
+
 def test_attach_groups_refuses_values_in_control_flow_by_line() -> None:
     def middle(net, s, x):
         return s if s.sum() > 3 else -s

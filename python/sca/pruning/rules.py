@@ -60,7 +60,8 @@ class Call:
 
     def is_unary(self) -> bool:
         """Whether there is no second tensor, unless as a model of type and device."""
-        constants = any(isinstance(other, Tensor) for other in (*self.args, *self.kwargs.values()))
+        others = (*self.args, *self.kwargs.values())
+        constants = any(isinstance(x, Tensor) and not any(x is operand for operand in self.operands) for x in others)
         return self.name in ("to", "type_as") or (len(self.operands) == 1 and not constants)
 
     def argument(self, position: int, *names: str, default: Any = None) -> Any:

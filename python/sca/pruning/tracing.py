@@ -106,8 +106,13 @@ def _provider(module: nn.Module) -> type:
 class _Traced(fx.Proxy):
     """A tensor of the traced pass, and what it lists."""
 
+    @property
+    def __class__(self) -> type:
+        """What isinstance() asks: a network that checks its argument gets a tensor. Its type tells it from one."""
+        return Tensor
+
     def __init__(self, value: Tensor, label: Label, tracer: _Tracer, parameter: str = "") -> None:
-        super().__init__(None, tracer)
+        fx.Proxy.__init__(self, None, tracer)
         self.value, self.label, self.parameter = value, label, parameter
         tracer.traced.append(weakref.ref(self))
 
@@ -201,7 +206,7 @@ class _Tracer(fx.Tracer):
                 return forward(*args, **kwargs)
             finally:
                 self._calls.pop()
-        constants = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
+        constants = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor) and type(x) is not _Traced]
         traced = {id(x): _Traced(x, Unlisted("a tensor that was made in the network"), self) for x in constants}
         return self._call(kind.__name__, what, forward, _mapped(args, traced.get), _mapped(kwargs, traced.get), m)
 
