@@ -157,10 +157,9 @@ class SCAScheduler:
         self._wrapper = model
         model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self.model = model
-        has_some = has_groups(model)
-        self.attached = None if has_some else attach_groups(model, example_input)
-        require_parameters(model)
+        self.attached = None if has_groups(model) else attach_groups(model, example_input)
         self.groups = find_groups(model)
+        require_parameters(model)
         self._prunable = {name: members for name, members in self.groups.items() if members.group.prunable}
         if not self._prunable:
             raise ValueError(f"model: expected a prunable channel group, got only {', '.join(self.groups)}")
@@ -172,7 +171,7 @@ class SCAScheduler:
                     f"regrow: group {name!r} has no batch norm with a weight, which 'bn_gamma' needs; "
                     "use 'random', or regrow_fraction=0"
                 )
-        if has_some:
+        if self.attached is None:
             require_prunable(model, example_input, self._prunable)
         frozen = [name for name, members in self._prunable.items() if _is_frozen(members)]
         if frozen:
@@ -234,14 +233,12 @@ class SCAScheduler:
         """
         norms = {name: norm for members in self._prunable.values() for name, norm in members.norms.items()}
         weights = [norm.weight for norm in norms.values()]
-        frozen = [weight for weight in weights if not weight.requires_grad]
+        frozen = [weight.requires_grad_(True) for weight in weights if not weight.requires_grad]
         if self._recorder is not None:
             self._recorder.stop()
         # DistributedDataParallel would wait for a backward pass that never comes.
         no_sync = getattr(self._wrapper, "no_sync", contextlib.nullcontext)
         try:
-            for weight in frozen:
-                weight.requires_grad_(True)
             with untouched(self.model), probing(m.group for m in self.groups.values()), no_sync(), torch.enable_grad():
                 loss = loss_fn()
                 if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
