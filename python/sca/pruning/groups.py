@@ -152,13 +152,14 @@ def computed_parameters(module: nn.Module) -> str:
     """Which of a module's weight, bias and leak are no parameters but computed from others in each pass, and by what,
     in words; nothing where none is. Weight norm, spectral norm, ``torch.nn.utils.prune`` and parametrizations do that.
     """
-    names = [name for name in ("weight", "bias", "w") if isinstance(vars(module).get(name), Tensor)]
-    hooks = [type(hook) for hook in module._forward_pre_hooks.values()] if names else []
-    kinds = [kind.__name__ for kind in hooks if kind.__module__.startswith("torch.nn.utils.")]
+    kinds = [type(hook) for hook in module._forward_pre_hooks.values()]
+    kinds = [kind for kind in kinds if kind.__module__.startswith("torch.nn.utils.")]
+    names = [name for name in ("weight", "bias", "w") if kinds and isinstance(vars(module).get(name), Tensor)]
     if is_parametrized(module):
         names += module.parametrizations.keys()
-        kinds += [type(kind).__name__ for kinds in module.parametrizations.values() for kind in kinds]
-    return f"{' and '.join(names)}, computed in each pass by {', '.join(kinds) or 'other code'}" if names else ""
+        kinds += [type(kind) for kinds in module.parametrizations.values() for kind in kinds]
+    by = ", ".join(kind.__name__ for kind in kinds)
+    return f"{' and '.join(names)}, computed in each pass by {by}" if names else ""
 
 
 def require_parameters(model: nn.Module) -> None:
