@@ -13,7 +13,8 @@ from .. import functional as F
 from .group import ChannelGroup, gathered
 from .neuron import NeuronModule, ParametricLeak, is_recomputing
 
-_CONVERSION = tnn.SyncBatchNorm.convert_sync_batchnorm.__func__.__code__
+# Functions of torch (and libraries that follow it) and of apex that put a synchronised batch norm in place of others.
+_CONVERSIONS = ("convert_sync_batchnorm", "convert_syncbn_model")
 
 
 class Normalisation(tnn.modules.batchnorm._BatchNorm):
@@ -46,11 +47,12 @@ class Normalisation(tnn.modules.batchnorm._BatchNorm):
             self.num_batches_tracked.zero_()
 
     def named_children(self) -> Iterator[tuple[str, tnn.Module]]:
-        """None. torch's conversion to SyncBatchNorm, which would put a plain batch norm in place of this module, comes
-        through here: a ValueError says what to do instead."""
-        if sys._getframe(1).f_code is _CONVERSION:
+        """None. Conversions to SyncBatchNorm, which would put a plain batch norm in place of this module, come through
+        here: a ValueError says what to do instead."""
+        caller = sys._getframe(1).f_code.co_name
+        if caller in _CONVERSIONS:
             raise ValueError(
-                f"SyncBatchNorm.convert_sync_batchnorm: expected torch's own batch norms, got {type(self).__name__}, "
+                f"{caller}: expected torch's own batch norms, got {type(self).__name__}, "
                 "of which only a plain batch norm would be left; set its process_group instead (True: the default "
                 "group), which synchronises it"
             )
