@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 from torch import Tensor
 from torch import nn as tnn
 
 from .. import functional as F
-from ..channels import Channels, Geometry, gather
-from .group import ChannelGroup, gathered
-from .kept import KeepsGathered
+from ..channels import Geometry
+from .group import ChannelGroup
 
 
-class ChannelConv2d(KeepsGathered, tnn.Conv2d):
+def _naming_itself(forward: Callable[[ChannelConv2d, Tensor], Tensor]) -> Callable[[ChannelConv2d, Tensor], Tensor]:
+    """A forward whose error for an input that should hold spikes says which layer got it, and what to do."""
+
+    @functools.wraps(forward)
+    def named(self: ChannelConv2d, x: Tensor) -> Tensor:
+        try:
+            return forward(self, x)
+        except ValueError as error:
+            if self.spike_input and isinstance(x, Tensor) and not ((x == 0) | (x == 1)).all():
+                raise ValueError(
+                    f"{type(self).__name__}({self.extra_repr()}): expected an input of zeros and ones, since "
+                    "spike_input=True, got other values, as a dropout, an average pool or an addition behind a neuron "
+                    "makes them; make the layer with spike_input=None, which finds out by itself, or False"
+                ) from error
+            raise
+
+    return named
+
+
+class ChannelConv2d(tnn.Conv2d):
     """torch.nn.Conv2d that computes the active channels of its groups alone; same parameters, same state_dict, full
     size.
 
@@ -50,16 +71,12 @@ class ChannelConv2d(KeepsGathered, tnn.Conv2d):
         zeros = self.padding_mode == "zeros" and (left, top) == (right, bottom)
         return Geometry(self.stride, (top, left) if zeros else (0, 0), self.dilation, self.groups)
 
+    @_naming_itself
     def forward(self, x: Tensor) -> Tensor:
         """x [M, A, H, W] or [T, N, A, H, W], A the active input channels (or all: the active ones are then selected) ->
         the same with the active output channels."""
         inputs, outputs = (None if g is None else g.index(x.device) for g in (self.in_group, self.out_group))
         full_input = inputs is not None and x.shape[-3] == self.in_channels
-        weight, bias = self.weight, self.bias
-        if self.keeps and self.groups == 1 and self.path != "implicit" and not full_input:
-            channels = Channels(inputs, outputs)
-            weight, bias = self.kept(lambda: (gather(self.weight, channels), gathered(self.bias, self.out_group)))
-            inputs = outputs = None
         geometry, border = self.geometry, self._reversed_padding_repeated_twice
         if self.padding_mode != "zeros":
             frames = tnn.functional.pad(x.flatten(0, -4), border, mode=self.padding_mode)
@@ -68,8 +85,8 @@ class ChannelConv2d(KeepsGathered, tnn.Conv2d):
             x = tnn.functional.pad(x, border)
         return F.channel_conv2d(
             x,
-            weight,
-            bias,
+            self.weight,
+            self.bias,
             *geometry,
             inputs,
             outputs,

@@ -7,10 +7,9 @@ from torch import Tensor
 from torch import nn as tnn
 
 from .group import ChannelGroup
-from .kept import KeepsGathered
 
 
-class ChannelLinear(KeepsGathered, tnn.Linear):
+class ChannelLinear(tnn.Linear):
     """torch.nn.Linear that computes the active channels of its groups alone; same parameters, same state_dict, full
     size.
 
@@ -54,14 +53,12 @@ class ChannelLinear(KeepsGathered, tnn.Linear):
         in_index = self.input_index(x.device)
         out_index = None if self.out_group is None else self.out_group.index(x.device)
 
-        def gather() -> tuple[Tensor, Tensor | None]:
-            weight, bias = self.weight, self.bias
-            if out_index is not None:
-                weight = weight.index_select(0, out_index)
-                bias = None if bias is None else bias.index_select(0, out_index)
-            return weight if in_index is None else weight.index_select(1, in_index), bias
-
-        weight, bias = self.kept(gather) if self.keeps else gather()
+        weight, bias = self.weight, self.bias
+        if out_index is not None:
+            weight = weight.index_select(0, out_index)
+            bias = None if bias is None else bias.index_select(0, out_index)
+        if in_index is not None:
+            weight = weight.index_select(1, in_index)
         if in_index is not None and x.shape[-1] == self.in_features:
             x = x.index_select(-1, in_index)
         if x.shape[-1] != weight.shape[1]:

@@ -341,3 +341,48 @@ def test_batch_norm_alone_names_bad_arguments(change, says):
     arguments = {"x": torch.zeros(2, 2, 3), "weight": None, "bias": None, "training": True}
     with pytest.raises(ValueError, match=says):
         F.batch_norm(**{**arguments, "running_mean": torch.zeros(3), "running_var": torch.ones(3), **change})
+
+
+def norms() -> list[torch.nn.Module]:
+    return [nn.ChannelBatchNorm2d(4), nn.BatchNormIF(4), nn.BatchNormLIF(4), nn.BatchNormPLIF(4, per_channel=True)]
+
+
+@pytest.mark.parametrize("norm", norms(), ids=lambda norm: type(norm).__name__)
+def test_update_bn_averages_the_statistics_of_batches(norm):
+    x = torch.randn(3, 2, 5, 4, 6, 6) * 2 + 1  # three batches
+    torch.nn.init.constant_(norm.running_mean, 7.0)
+    momentum, state = norm.momentum, set(norm.state_dict())
+    torch.optim.swa_utils.update_bn(x, torch.nn.Sequential(norm).eval())
+    twin = torch.nn.Sequential(torch.nn.BatchNorm2d(4)).eval()
+    torch.optim.swa_utils.update_bn(x.flatten(1, 2), twin)
+    torch.testing.assert_close(norm.running_mean, twin[0].running_mean)
+    torch.testing.assert_close(norm.running_var, twin[0].running_var)
+    assert norm.num_batches_tracked == 3
+    assert norm.momentum == momentum
+    assert not norm.training
+    assert set(norm.state_dict()) == state
+
+
+def test_update_bn_leaves_the_statistics_of_dormant_channels():
+    group = nn.ChannelGroup(4)
+    group.set_active([0, 2])
+    norm = nn.BatchNormLIF(4, group=group)
+    before = torch.nn.init.constant_(norm.running_mean, 7.0).clone()
+    torch.optim.swa_utils.update_bn(torch.randn(3, 2, 5, 2, 6, 6), torch.nn.Sequential(norm))
+    assert torch.equal(norm.running_mean[[1, 3]], before[[1, 3]])
+    assert (norm.running_mean[[0, 2]] != before[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("norm", norms(), ids=lambda norm: type(norm).__name__)
+def test_conversion_to_sync_batch_norm_is_refused_with_what_to_do(norm):
+    assert list(norm.named_children()) == []
+    model = torch.nn.Sequential(nn.ChannelConv2d(2, 4, 1), norm)
+    with pytest.raises(ValueError, match=rf"got {type(norm).__name__}, .* set its process_group instead"):
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert model[1] is norm
+
+
+def test_state_of_an_old_batch_norm_without_a_batch_count_is_loaded():
+    norm = nn.BatchNormLIF(4)
+    state = {name: value for name, value in norm.state_dict().items() if name != "num_batches_tracked"}
+    assert norm.load_state_dict(state)

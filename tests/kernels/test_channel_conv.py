@@ -1,5 +1,7 @@
 """Channel-sparse convolution and linear layers, selection of channels, and spikes as bits."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -191,44 +193,54 @@ def test_module_prunes_and_regrows_with_identical_parameters():
     assert all(a is b for a, b in zip(parameters, conv.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("layer", ["conv", "linear"])
-def test_evaluation_gathers_once_until_a_parameter_or_a_group_changes(layer):
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", [nn.ChannelConv2d, nn.ChannelLinear])
+def test_evaluation_sees_every_change_of_parameters_and_groups(kind, mode):
+    """Whatever the change goes through: what averages weights, or swaps them, does so behind autograd's back."""
     inputs, outputs = nn.ChannelGroup(6), nn.ChannelGroup(8)
-    make, tail = (nn.ChannelConv2d, (3, 3)) if layer == "conv" else (nn.ChannelLinear, ())
-    layer = make(6, 8, *tail[:1], in_group=inputs, out_group=outputs).eval()
+    tail = (3,) if kind is nn.ChannelConv2d else ()
+    layer = kind(6, 8, *tail, in_group=inputs, out_group=outputs).eval()
     inputs.set_active([1, 2, 4])
     outputs.set_active([0, 3, 7])
     x = torch.randn(2, 6, 5, 5) if tail else torch.randn(2, 6)
+    drawn = torch.randn_like(layer.weight)
 
-    def gathered():
-        with torch.no_grad():
-            y = layer(x[:, inputs.active])
-        truth = layer(x[:, inputs.active])  # with gradients: gathered anew
-        assert torch.equal(y, truth)
-        return layer._held[1][0]
+    def swap():
+        layer.weight.data = drawn
 
-    first = gathered()
-    assert gathered() is first
+    seen = []
     for change in (
+        lambda: None,
         lambda: inputs.set_active([0, 1, 5]),
         lambda: outputs.set_active([2, 3]),
         lambda: torch.optim.SGD(layer.parameters(), lr=1.0).step(),
         lambda: layer.load_state_dict({name: torch.randn_like(p) for name, p in layer.state_dict().items()}),
         lambda: setattr(layer, "weight", torch.nn.Parameter(torch.randn_like(layer.weight))),
-        lambda: layer.train().eval(),
-        lambda: layer.double().float(),
+        lambda: layer.weight.data.add_(1),
+        lambda: layer.bias.data.copy_(drawn.flatten()[:8]),
+        lambda: layer.weight.detach()[2:4].zero_(),
+        swap,
+        lambda: drawn[3].add_(1),  # the same memory under another name
     ):
+        layer.zero_grad()
         layer(x[:, inputs.active]).sum().backward()
-        held = gathered()
         change()
-        assert gathered() is not held
-    layer.weight.data.add_(1)  # behind autograd's back: seen after the next eval()
-    layer.eval()
-    gathered()
-    layer.train()
-    with torch.no_grad():
-        layer(x[:, inputs.active])
-    assert layer._held is None
+        with mode():
+            y = layer(x[:, inputs.active])
+        assert torch.equal(y, layer(x[:, inputs.active]))
+        seen.append(y.clone())
+    assert all(y.shape != z.shape or not torch.equal(y, z) for y, z in itertools.pairwise(seen))
+
+
+def test_a_dropout_behind_a_neuron_is_named_with_the_layer_and_spike_input():
+    conv = nn.ChannelConv2d(4, 6, 3, spike_input=True)
+    dropped = torch.nn.functional.dropout(spikes(3, 2, 4, 5, 5), 0.5).index_fill_(2, torch.tensor(1), 2.0)
+    with pytest.raises(ValueError, match=r"ChannelConv2d\(4, 6, kernel_size=\(3, 3\).*spike_input=True.*dropout"):
+        conv(dropped)
+    with pytest.raises(ValueError, match=r"^(?!.*dropout)"):  # whatever else is off is said as it was
+        conv(spikes(2, 3, 5, 5))
+    conv.spike_input = None
+    assert conv(dropped).shape == (3, 2, 6, 3, 3)
 
 
 def test_layers_made_in_inference_mode_run():

@@ -96,7 +96,7 @@ class RateRecorder:
     """
 
     def __init__(self, model: nn.Module, groups: Mapping[str, Members]) -> None:
-        self.layers = weight_layers(model)
+        self.model, self.layers = model, weight_layers(model)
         self.groups = groups
         self.counts: dict[str, Tensor] = {}
         self.rates: dict[str, Tensor] = {}
@@ -116,9 +116,19 @@ class RateRecorder:
             handle.remove()
         self._handles = []
 
+    @staticmethod
+    def forget(model: nn.Module) -> None:
+        """Remove the hooks that a copy of a model brought along."""
+        for layer in weight_layers(model).values():
+            for key, hook in list(layer._forward_hooks.items()):
+                if isinstance(hook, functools.partial) and isinstance(
+                    getattr(hook.func, "__self__", None), RateRecorder
+                ):
+                    del layer._forward_hooks[key]
+
     @torch.no_grad()
     def _count(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not layer.training:
+        if not (layer.training or self.model.training):  # a frozen layer may be in eval mode while others train
             return
         group = carried(layer, "in_group")
         nonzero, positions, spiking = nonzero_inputs(layer, inputs[0])

@@ -12,6 +12,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from sca_kernels.nn import ChannelGroup
 
@@ -20,10 +21,12 @@ __all__ = [
     "Members",
     "carried",
     "channel_axes",
+    "computed_parameters",
     "find_groups",
     "is_depthwise",
     "parameter_axes",
     "places_of",
+    "require_parameters",
     "starts_of",
 ]
 
@@ -145,6 +148,38 @@ def parameter_axes(model: nn.Module) -> dict[nn.Parameter, tuple[Axis, ...]]:
     return {p: axes for p, axes in found.items() if axes}
 
 
+def computed_parameters(module: nn.Module) -> str:
+    """Which of a module's weight, bias and leak are no parameters but computed from others in each pass, and by what,
+    in words; nothing where none is. Weight norm, spectral norm, ``torch.nn.utils.prune`` and parametrizations do that.
+    """
+    kinds = [type(hook) for hook in module._forward_pre_hooks.values()]
+    kinds = [kind for kind in kinds if kind.__module__.startswith("torch.nn.utils.")]
+    names = [name for name in ("weight", "bias", "w") if kinds and isinstance(vars(module).get(name), Tensor)]
+    if is_parametrized(module):
+        names += module.parametrizations.keys()
+        kinds += [type(kind) for kinds in module.parametrizations.values() for kind in kinds]
+    by = ", ".join(kind.__name__ for kind in kinds)
+    return f"{' and '.join(names)}, computed in each pass by {by}" if names else ""
+
+
+def require_parameters(model: nn.Module) -> None:
+    """See to it that what channels are cut from, and kept in while dormant, are parameters.
+
+    Raises:
+        ValueError: a module with a channel group computes its weight from other parameters.
+    """
+    for name, module in model.named_modules():
+        if any(carried(module, role) is not None for role in ("in_group", "out_group", "group")):
+            computed = computed_parameters(module)
+            if computed:
+                raise ValueError(
+                    f"model: {name} ({type(module).__name__}) carries a channel group, but its parameters are not its "
+                    f"own ({computed}): dormant channels would change, and none could be cut. Make them parameters "
+                    "again (remove_parametrizations, remove_weight_norm, remove_spectral_norm, prune.remove of "
+                    "torch.nn.utils), or take its groups away"
+                )
+
+
 def starts_of(group: ChannelGroup) -> list[tuple[ChannelGroup, int]]:
     """The parts of a concatenation, or the group itself, and where the channels of each begin."""
     return list(zip(group.parts, accumulate((part.num_channels for part in group.parts), initial=0), strict=False))
@@ -166,4 +201,7 @@ def carried(module: nn.Module, attribute: str) -> ChannelGroup | None:
 
 def is_depthwise(module: nn.Module) -> bool:
     """Whether each output channel reads the one input channel of the same index."""
-    return getattr(module, "groups", 1) > 1 and module.weight.shape[1] == 1 and module.groups == module.weight.shape[0]
+    groups, weight = getattr(module, "groups", 1), getattr(module, "weight", None)
+    if not isinstance(groups, int) or groups == 1 or not isinstance(weight, Tensor) or weight.dim() < 2:
+        return False  # a shuffle, or whatever else calls something groups
+    return weight.shape[:2] == (groups, 1)

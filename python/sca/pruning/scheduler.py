@@ -16,14 +16,15 @@ from torch.optim import Optimizer
 
 from sca_kernels.nn import Activity, probing
 
-from .attach import attach_groups, has_groups
+from .attach import attach_groups, has_groups, require_prunable
 from .cost import LayerCost, RateRecorder, channel_costs, connections, total
 from .criteria import CRITERIA, GroupContext
-from .groups import Members, find_groups, parameter_axes, places_of
+from .groups import Members, find_groups, parameter_axes, places_of, require_parameters
 from .histogram import histogram
 from .optimizer import ActiveOptimizer
 from .probe import untouched
 from .ranks import require_same_masks, sum_over_ranks
+from .recording import record_in_training
 from .regrow import REGROW_INITS
 from .schedule import Plan, nearest
 from .select import Candidates, choose, largest_count
@@ -125,11 +126,16 @@ class SCAScheduler:
     anew at each update. When torch.distributed is initialised, activity and probe gradients are summed over the
     ranks, so that all of them decide alike, and their decisions are compared.
 
+    Frozen layers (``requires_grad_(False)``, or in eval mode while the model is in training mode) are pruned and
+    regrown like all others, and the log says which: their activity is recorded whenever the model trains, and a probe
+    takes the gradients of their batch-norm weights. ``group.prunable = False`` leaves their channels as they are.
+
     Args:
         model: in a DistributedDataParallel wrapper or not. If it carries channel groups, the prunable ones need
-            neurons; if it carries none, :func:`sca.attach_groups` finds them, and logs what cannot be pruned.
+            neurons and layers that read them, and it is tried out with half of their channels; if it carries none,
+            :func:`sca.attach_groups` finds them, and logs what cannot be pruned.
         optimizer: of the model's parameters.
-        example_input: for :func:`sca.attach_groups`.
+        example_input: for :func:`sca.attach_groups`, and for trying the model out.
         settings: see :class:`sca.pruning.schedule.Plan`; ``start``, ``stop`` and ``interval``, in optimizer steps,
             are required.
 
@@ -141,8 +147,9 @@ class SCAScheduler:
         history: :meth:`PruneEvent.record` of every update.
 
     Raises:
-        TypeError, ValueError: a setting is out of range or unknown; the model has nothing to prune, or a group lacks
-            what a setting needs; the optimizer has a scheduler already.
+        TypeError, ValueError: a setting is out of range or unknown; the model has nothing to prune, a group lacks
+            what a setting needs, a layer computes its weight in each pass (weight norm), or the network fails without
+            some channels; the optimizer has a scheduler already.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, *, example_input: Any = None, **settings: Any) -> None:
@@ -152,6 +159,7 @@ class SCAScheduler:
         self.model = model
         self.attached = None if has_groups(model) else attach_groups(model, example_input)
         self.groups = find_groups(model)
+        require_parameters(model)
         self._prunable = {name: members for name, members in self.groups.items() if members.group.prunable}
         if not self._prunable:
             raise ValueError(f"model: expected a prunable channel group, got only {', '.join(self.groups)}")
@@ -163,6 +171,14 @@ class SCAScheduler:
                     f"regrow: group {name!r} has no batch norm with a weight, which 'bn_gamma' needs; "
                     "use 'random', or regrow_fraction=0"
                 )
+        if self.attached is None:
+            require_prunable(model, example_input, self._prunable)
+        frozen = [name for name, members in self._prunable.items() if _is_frozen(members)]
+        if frozen:
+            logger.warning(
+                "frozen, but pruned and regrown like all others: %s; prunable=False of a group leaves it as it is",
+                ", ".join(frozen),
+            )
         self._neurons = {name: m for members in self.groups.values() for name, m in members.neurons.items()}
         self._connections = connections(model, self.groups)
         counts_synops = "synops" in (self.plan.target, self.plan.allocation)
@@ -175,6 +191,7 @@ class SCAScheduler:
         self._optimizer = ActiveOptimizer(optimizer, parameter_axes(model))
         for neuron in self._neurons.values():
             neuron.activity = neuron.activity or Activity(training_only=True)
+        self._handles = record_in_training(model, (neuron.activity for neuron in self._neurons.values()))
         self._prepare()
 
     @property
@@ -216,6 +233,7 @@ class SCAScheduler:
         """
         norms = {name: norm for members in self._prunable.values() for name, norm in members.norms.items()}
         weights = [norm.weight for norm in norms.values()]
+        frozen = [weight.requires_grad_(True) for weight in weights if not weight.requires_grad]
         if self._recorder is not None:
             self._recorder.stop()
         # DistributedDataParallel would wait for a backward pass that never comes.
@@ -227,6 +245,8 @@ class SCAScheduler:
                     raise ValueError(f"loss_fn: expected a scalar tensor with a gradient, got {loss!r}")
                 gradients = torch.autograd.grad(loss.reshape(()), weights, allow_unused=True)
         finally:
+            for weight in frozen:
+                weight.requires_grad_(False)
             self._prepare()
         for name, weight, gradient in zip(norms, weights, gradients, strict=True):
             gradient = torch.zeros_like(weight) if gradient is None else gradient
@@ -263,6 +283,8 @@ class SCAScheduler:
     def detach(self) -> None:
         """Let go of model and optimizer: no activity is recorded, and steps change dormant entries like all others."""
         self._optimizer.detach()
+        for handle in self._handles:
+            handle.remove()
         for neuron in self._neurons.values():
             neuron.activity = None
         if self._recorder is not None:
@@ -456,6 +478,12 @@ class SCAScheduler:
             return total(self._connections, masks) / total(self._connections, dense)
         prunable = [masks[name] for name in self._prunable]
         return sum(int(mask.sum()) for mask in prunable) / sum(mask.numel() for mask in prunable)
+
+
+def _is_frozen(members: Members) -> bool:
+    """Whether nothing that makes a group's channels is trained."""
+    layers = (*members.producers.values(), *members.norms.values())
+    return bool(layers) and not any(p.requires_grad for layer in layers for p in layer.parameters())
 
 
 def _shares(members: Members, carriers: Mapping[str, nn.Module], measured: Mapping[str, Tensor], kind: str) -> Tensor:
