@@ -187,6 +187,38 @@ def test_page_shows_what_the_files_say(folder):
         assert f"{name} {value}" in text
 
 
+def terminal_total(output: str) -> list[str]:
+    """The last row of the cost table that a command printed: words of its cells."""
+    return next(line.split() for line in output.splitlines() if line.strip().startswith("total"))
+
+
+@pytest.mark.parametrize("options", [[], ["--max-batches", "1"]], ids=["as stored", "counted anew"])
+def test_report_prints_the_cost_that_train_counted_and_the_page_shows(folder, options):
+    summary = json.loads((folder / "summary.json").read_text())
+    outcome = report(folder, *options)
+    assert outcome.exit_code == 0, outcome.output
+    (told,) = read_runs([folder])
+    *_, total = told.cost.cells()
+    assert terminal_total(outcome.output) == " ".join(total).split()
+    caption = " ".join(told.cost.caption.split())
+    assert caption in plain(outcome.output)  # SynOps as a share of the unpruned layers'
+    assert f"{summary['compacted']['connectivity']:.1%}" in total
+    assert summary["compacted"]["connectivity"] < 0.5
+
+
+def test_report_counts_an_unfinished_run_against_the_dense_network(copy):
+    last = rows(copy / "metrics.jsonl")[-1]
+    (copy / "summary.json").unlink()
+    assert f"{last['connectivity']:.1%}" in terminal_total(report(copy).output)
+
+
+def test_report_of_a_finished_run_needs_no_checkpoint(copy):
+    for name in ("checkpoint.safetensors", "checkpoint.previous.safetensors"):
+        (copy / name).unlink()
+    assert "Cost per sample" in report(copy).output
+    assert "no checkpoint to count on" in plain(report(copy, "--max-batches", "1").output)
+
+
 def test_updates_are_logged_with_counts_and_scores_that_add_up(folder):
     updates, epochs = rows(folder / "updates.jsonl"), rows(folder / "metrics.jsonl")
     active = None

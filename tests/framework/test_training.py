@@ -470,6 +470,27 @@ def test_run_with_a_trained_reference_measures_the_dense_network(tmp_path):
         training.run(config.changed(reference=str(other)), folder, Watch())
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"neuron": "plif"},
+        {"model": "preresnet20", "stem": "cifar", "prune_stream": True, "min_channels": 1},
+        {"model": "sew_resnet18", "width": 0.0625, "min_channels": 1},
+    ],
+    ids=["vgg5", "preresnet20", "sew_resnet18"],
+)
+def test_run_log_summary_cost_and_compacted_model_agree(tmp_path, changes):
+    with RunFolder(tmp_path) as folder:
+        summary = training.run(tiny(epochs=1, limit_train=64, **changes), folder, Watch())
+    (row,) = [json.loads(line) for line in folder.log.read_text().splitlines()]
+    small, cost = summary.compacted, summary.cost
+    assert small.connectivity == cost["connectivity"] == pytest.approx(row["connectivity"])
+    assert small.parameters == cost["active_parameters"]
+    assert summary.dense.parameters == cost["parameters"]
+    assert small.parameters == sum(p.numel() for p in training.load_model(tmp_path).parameters())
+    assert sum(p.numel() for p in training.load_pruned(tmp_path).parameters()) == cost["parameters"]
+
+
 def test_run_of_a_dense_network_has_no_second_column(tmp_path):
     with RunFolder(tmp_path) as folder:
         summary = training.run(tiny(density=1.0, epochs=1), folder, Watch())

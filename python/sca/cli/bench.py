@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import reported
+from .terminal import terminal
 from .train import free_folder
 
 # Options that are left out keep the defaults of BenchConfig; lists are separated by commas.
@@ -76,8 +78,6 @@ def _bench(options: dict[str, Any], out: Path | None) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-    from rich.console import Console
-
     import sca_kernels
 
     from ..bench import BenchConfig, measure, plot, table
@@ -87,8 +87,8 @@ def _bench(options: dict[str, Any], out: Path | None) -> None:
     config = BenchConfig(**options)
     folder = _writable(out or free_folder(Path("runs"), f"bench-{config.model}"))
     sca_kernels.reuse_host_memory()
-    console = Console()
-    command = " ".join(["sca", *sys.argv[1:]])
+    console = terminal()
+    command = shlex.join(["sca", *sys.argv[1:]])
     with console.status("") as status:
         result = measure(config, command, status.update)
     write_json(folder / "bench.json", result)
@@ -97,7 +97,7 @@ def _bench(options: dict[str, Any], out: Path | None) -> None:
     if installed("matplotlib"):
         plot(folder / "bench.png", result)
         picture = "bench.png"
-    console.print(f"in {folder}: bench.json, {picture}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"in {folder}: bench.json, {picture}", soft_wrap=True)
 
 
 def _split(option: str, text: str | None, kind: Callable[[str], Any]) -> tuple[Any, ...] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Ending:
         """How to go on, where that is possible."""
         if self.folder is None or not self.folder.config.exists():
             return ""
-        return f"; go on with: sca train --resume --out {self.folder.path}"
+        return f"; go on with: sca train --resume --out {shlex.quote(str(self.folder.path))}"
 
     @property
     def has_checkpoint(self) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from .terminal import colour
+
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:
     """Print the message of a ValueError, OSError or ImportError instead of a traceback."""
@@ -26,5 +28,5 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 
 def fail(message: str) -> None:
     """Print an error; in one process of several (torchrun), say of which."""
-    rank = os.environ.get("RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
-    typer.secho(f"{'' if rank is None else f'rank {rank}: '}error: {message}", err=True, fg="red")
+    rank = os.environ.get("RANK") if os.environ.get("WORLD_SIZE", "1") != "1" else None
+    typer.secho(f"{'' if rank is None else f'rank {rank}: '}error: {message}", err=True, fg=colour("red"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from .bench import _option, _split, _writable
 from .errors import reported
+from .terminal import sentences, terminal
 from .train import free_folder
 
 # What makes a table in minutes on two cores, unless a preset or a file says what is trained.
@@ -70,8 +70,6 @@ def _table1(
     options: dict[str, Any],
     out: Path | None,
 ) -> None:
-    from rich.console import Console
-
     import sca_kernels
 
     from ..bench.peers import installed
@@ -91,8 +89,8 @@ def _table1(
     folder = _writable(out or free_folder(Path("runs"), f"table1-{table.recipe.data}"))
     finished = [(cell, summary) for cell in cells if (summary := cell.summary(folder))]
     sca_kernels.reuse_host_memory()
-    console = Console()
-    say = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    console = terminal()
+    say = sentences(console)
     command = shlex.join(["sca", *sys.argv[1:]])
     if finished:
         say(f"{len(finished)} of {len(cells)} cells are finished in {folder}")

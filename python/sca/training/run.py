@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..data import Dataset, load
@@ -48,12 +49,13 @@ def run(
     ranks = ranks or Ranks()
     dataset = ranks.one_before_others(lambda: load_data(config))
     dense = _finished_reference(config, dataset) if ranks.is_first else None
+    twin = folder and RunFolder.inside(folder.path, "dense")
     trainer = _train(config, dataset, folder, observer, ranks)
     dense_config = config.changed(density=1.0, reference=None)
     if config.density == 1:
         dense = trainer
     elif config.reference == "train":
-        dense = _train_reference(dense_config, dataset, folder and folder.path / "dense", observer, ranks)
+        dense = _train_reference(dense_config, dataset, twin, observer, ranks)
     ranks.leave()
     if folder is None:
         return None
@@ -90,16 +92,44 @@ def load_model(path: Path) -> nn.Module:
     if path.is_dir():
         finished = path / "model.safetensors"
         path = finished if finished.exists() else path / "checkpoint.safetensors"
+    return compact(load_pruned(path)).eval()
+
+
+def load_pruned(path: Path) -> nn.Module:
+    """The model in a checkpoint at its full size, its dormant channels among the others: what shares of the dense
+    network are counted on.
+
+    Args:
+        path: the file, or the folder of a run.
+
+    Raises:
+        CheckpointError: the file is damaged or something else.
+        OSError: there is none.
+    """
+    if path.is_dir():
+        path = path / "checkpoint.safetensors"
     state = checkpoint.load(path)
     try:
+        _check_sizes(state)
         model = build(**state["architecture"])
         groups = find_groups(model)
         for name, active in state.get("active", {}).items():
             groups[name].group.set_active(active)
         model.load_state_dict(state["model"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise checkpoint.CheckpointError(f"{path}: not a model of this version ({error})") from error
-    return compact(model).eval()
+    except checkpoint.MALFORMED as error:
+        raise checkpoint.CheckpointError(f"{path}: not a model of this version ({checkpoint.told(error)})") from error
+    return model.eval()
+
+
+def _check_sizes(state: Any) -> None:
+    """ValueError unless the architecture is as large as the tensors that are to fill it: it may ask for any size."""
+    with torch.device("meta"):
+        expected = build(**state["architecture"]).state_dict()
+    for name, value in state["model"].items():
+        if name not in expected or expected[name].shape != value.shape:
+            raise ValueError(f"{name}: {list(value.shape)} does not fit the architecture")
+    if missing := expected.keys() - state["model"].keys():
+        raise ValueError(f"{min(missing)}: missing")
 
 
 def _train(
@@ -109,7 +139,13 @@ def _train(
     trainer = Trainer(config, dataset, ranks)
     state = ranks.from_first(lambda: folder.load_checkpoint(trainer.check_state))
     if state is not None:
-        trainer.load_state(state)
+        try:
+            trainer.load_state(state)
+        except checkpoint.MALFORMED as error:  # its digest is right, and it is of this run: somebody has made it up
+            place = "what the first process sent" if folder is None else folder.path
+            raise checkpoint.CheckpointError(
+                f"{place}: not the state of this run ({checkpoint.told(error)})"
+            ) from error
     if folder is None:
         trainer.fit(observer, lambda state: None, lambda row: None)
         return trainer
