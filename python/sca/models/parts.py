@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from sca_kernels import nn as snn
 
 from ..registry import nearest
 
-__all__ = ["HiddenBlock", "Layers", "check_positive", "initialise"]
+__all__ = ["HiddenBlock", "Layers", "check_neuron", "check_positive", "initialise"]
 
 # name -> the neuron fused with a batch norm, and alone
 _NEURONS = {
@@ -137,6 +138,36 @@ def _arguments(module: type[nn.Module]) -> list[str]:
         if parameter.kind in kinds
     }
     return sorted(names - {"self", "num_features", "group"})
+
+
+def check_neuron(neuron: str, arguments: dict[str, Any]) -> None:
+    """Refuse what the neurons of a network, and the batch norms in front of them, would refuse.
+
+    Args:
+        neuron, arguments: see :class:`Layers`.
+
+    Raises:
+        ValueError: an argument is unknown, of another type or out of range; the message names it.
+    """
+    for name, value in arguments.items():
+        if isinstance(value, int | float) and not -math.inf < value < math.inf:
+            raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    eps, momentum = arguments.get("eps", 1.0), arguments.get("momentum")
+    if isinstance(eps, int | float) and eps <= 0:
+        raise ValueError(f"eps: expected a number > 0, got {eps!r}")
+    if isinstance(momentum, int | float) and not 0 <= momentum <= 1:
+        raise ValueError(f"momentum: expected a number in [0, 1], got {momentum!r}")
+    layers = Layers(neuron, 1.0, None, arguments)
+    group = snn.ChannelGroup(1)
+    try:
+        # what is told when they are made, and what only when they run
+        for module in layers.norm_neuron(group), layers.norm(group), layers.neuron(group):
+            module(torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1, 1))
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a strange value brings about
+        named = str(error).partition(":")[0] in arguments
+        raise ValueError(f"{'' if named else 'neuron_arguments: '}{error}") from error
 
 
 def check_positive(**sizes: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import checkpoint
 from .config import TrainConfig
-from .files import write_json, write_lines
+from .files import open_lock, read_whole, write_json, write_lines
 
 MODES = ("new", "resume", "overwrite")
 
@@ -50,7 +50,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             # locked until it is closed; the system frees it when the process is killed
-            self._lock = open(path / ".lock", "w")  # noqa: SIM115
+            self._lock = open_lock(path / ".lock")
         except OSError as error:
             raise ValueError(f"out: expected a folder to write to, got {path} ({error.strerror})") from error
         try:
@@ -96,8 +96,20 @@ class RunFolder:
         write_json(self.config, config.to_dict())
 
     @staticmethod
-    def stored_config(path: Path) -> TrainConfig | None:
-        """What the run in the folder ``path`` is; None where there is none.
+    def inside(path: Path, name: str) -> Path:
+        """The folder ``name`` in the folder ``path``, which a run is to write to.
+
+        Raises:
+            ValueError: it is a symbolic link, which may lead anywhere.
+        """
+        folder = path / name
+        if folder.is_symlink():
+            raise ValueError(f"out: expected a folder to write to, {folder} is a symbolic link, which is not followed")
+        return folder
+
+    @staticmethod
+    def stored_config(path: Path, **changes: Any) -> TrainConfig | None:
+        """What the run in the folder ``path`` is, with changes; None where there is none.
 
         Raises:
             ValueError: the file is damaged or of another version.
@@ -106,8 +118,8 @@ class RunFolder:
         if not file.exists():
             return None
         try:
-            return TrainConfig().changed(**json.loads(file.read_text()))
-        except (TypeError, ValueError) as error:
+            return TrainConfig.from_dict(json.loads(read_whole(file)), **changes)
+        except (OSError, RecursionError, ValueError) as error:
             raise ValueError(f"{file}: not the configuration of a run ({error})") from error
 
     def write_log(self, rows: list[dict[str, Any]]) -> None:

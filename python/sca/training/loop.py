@@ -154,22 +154,10 @@ class Trainer:
         scheduler = SCAScheduler(
             self.model,
             self.optimizer,
-            density=config.density,
             start=max(1, round(first)),
             stop=max(1, round(last)),
             interval=max(1, round(interval)),
-            schedule=config.schedule,
-            target=config.target,
-            allocation=config.allocation,
-            criterion=config.criterion,
-            regrow=config.regrow,
-            regrow_fraction=config.regrow_fraction,
-            regrow_schedule=config.regrow_schedule,
-            regrow_pruned=config.regrow_pruned,
-            regrow_init=config.regrow_init,
-            min_channels=config.min_channels,
-            round_to=config.round_to,
-            seed=config.seed,
+            **config.plan_arguments,
         )
         least = scheduler.least_share
         if least is not None and least > config.density + 1e-6:
@@ -400,8 +388,8 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
     """Learning rate at a (fractional) epoch: linear warm-up, then cosine to 0 or division by 10 every ``lr_step``
     epochs."""
     if epoch < config.warmup:
-        return config.lr * (epoch + 1e-3) / config.warmup
+        return config.lr * min(1.0, (epoch + 1e-3) / config.warmup)
     if config.lr_schedule == "step":
-        return config.lr * 0.1 ** math.floor(epoch / config.lr_step)
+        return config.lr * 0.1 ** math.floor(min(400.0, epoch / config.lr_step))  # 0.1 ** 400 is 0
     progress = (epoch - config.warmup) / max(1e-9, config.epochs - config.warmup)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
