@@ -106,7 +106,8 @@ def test_shift_and_mirror_moves_whole_images():
 
 def test_train_batches_alternate_the_mirrored_half(digits):
     images = digits.train.images
-    numbered = dataclasses.replace(digits, train=data.Split(images, torch.arange(len(images))), mirror=True, shift=0)
+    train = data.Split(images, torch.arange(len(images)))
+    numbered = dataclasses.replace(digits, train=train, num_classes=len(images), mirror=True, shift=0)
 
     def epoch(number: int) -> torch.Tensor:
         """All training images of an epoch, in the data set's order."""
@@ -219,7 +220,7 @@ def archive_server(tmp_path):
     yield dataclasses.replace(
         cifar.CIFAR10,
         url=f"http://127.0.0.1:{server.server_port}/{archive.name}",
-        md5=hashlib.md5(archive.read_bytes()).hexdigest(),
+        sha256=hashlib.sha256(archive.read_bytes()).hexdigest(),
     )
     server.shutdown()
 
@@ -239,7 +240,7 @@ def test_load_cifar_downloads_once_and_checks_the_archive(archive_server, cache)
 
 
 def test_load_cifar_refuses_a_download_with_another_checksum(archive_server, cache):
-    wrong = dataclasses.replace(archive_server, md5="0" * 32)
+    wrong = dataclasses.replace(archive_server, sha256="0" * 64)
     with pytest.raises(ValueError, match="fetch the archive from any mirror"):
         cifar.load(wrong, None)
 

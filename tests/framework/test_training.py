@@ -354,6 +354,7 @@ def test_trainer_with_checkpointing_goes_through_the_same_states(uninterrupted):
 def test_trainer_compiled_prunes_and_learns(monkeypatch):
     # The captured graphs run as they are: translating them takes minutes, and is not this package's.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr("sca.training.loop.check_compile", lambda device: None)
     torch._dynamo.reset()
     trainer = trainer_of(tiny(compile=True, epochs=2))
     trainer.fit(Watch(), lambda state: None, lambda row: None)

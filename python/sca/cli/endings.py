@@ -11,7 +11,7 @@ import typer
 
 from ..pruning import RanksDiffer
 from ..training import Diverged, Interrupted, RankLost, RunFolder
-from .errors import fail
+from .errors import fail, is_about_memory, memory_sentence
 
 
 @dataclass
@@ -59,6 +59,10 @@ def told() -> Iterator[Ending]:
         fail(f"the training diverged: {error}{ending.kept}; resumed, it would do so again: start with a lower --lr")
     except (RankLost, RanksDiffer) as error:
         fail(f"{error}{ending.kept}{ending.resumable}")
+    except (MemoryError, RuntimeError) as error:
+        if not is_about_memory(error):
+            raise
+        fail(f"{memory_sentence(error)}{ending.kept}")
     except OSError as error:
         if not ending.has_checkpoint:
             raise

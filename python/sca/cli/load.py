@@ -19,9 +19,12 @@ def load_run(
     configuration; all on the run's device where this machine has it, else on the CPU."""
     changes: dict[str, Any] = {} if data_dir is None else {"data_dir": str(data_dir)}
     try:
-        config = RunFolder.stored_config(path, **changes)
-    except ValueError:
-        config = RunFolder.stored_config(path, device="cpu", **changes)
+        try:
+            config = RunFolder.stored_config(path, **changes)
+        except ValueError:  # of another machine's device, perhaps
+            config = RunFolder.stored_config(path, device="cpu", **changes)
+    except OSError as error:
+        raise ValueError(f"run: expected the folder of a run, got {path} ({error.strerror})") from error
     if config is None:
         raise ValueError(f"run: expected the folder of a run, got {path}")
     return load(path).to(config.device), load_data(config).to(config.device), config

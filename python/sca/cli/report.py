@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .errors import reported
-from .evaluate import DataDir
+from .evaluate import MAX, BatchSize, DataDir
 from .terminal import sentences, terminal
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ def report(
         typer.Option(help="HTML file; RUN/report.html for one run, report.html for several when left out."),
     ] = None,
     data_dir: DataDir = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
-    max_batches: Annotated[int | None, typer.Option(min=1, help="Count on so many batches only.")] = None,
+    batch_size: BatchSize = 256,
+    max_batches: Annotated[int | None, typer.Option(min=1, max=MAX, help="Count on so many batches only.")] = None,
 ) -> None:
     """Write one HTML page on a run or on several: figures, tables, settings, and a conclusion in words.
 

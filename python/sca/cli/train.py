@@ -144,7 +144,8 @@ def _run(config: Any, out: Path | None, mode: str) -> None:
         summary = run(config, folder, display, ranks)
     if summary is not None:
         console.print(summary.table())
-        say(f"in {path}: {folder.plot.name}, {folder.log.name}, {folder.model.name} (the compacted network)")
+        picture = f"{folder.plot.name}, " if folder.plot.exists() else ""
+        say(f"in {path}: {picture}{folder.log.name}, {folder.model.name} (the compacted network)")
         say(f"as a page with figures: sca report {shlex.quote(str(path))}")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import math
+from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 import torch
@@ -23,6 +24,16 @@ _NEURONS = {
 }
 # Those of the neurons' arguments that are about the batch norm.
 _NORM_ARGUMENTS = ("eps", "momentum", "affine", "track_running_stats", "process_group")
+
+_LARGEST = 1e30  # and float32 ends at 3e38
+# What batch norms take unseen: name, what is expected, whether a value is that.
+_NORM_VALUES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("eps", "a number > 0", lambda value: type(value) in (int, float) and value > 0),
+    ("momentum", "a number in [0, 1] or none", lambda v: v is None or (type(v) in (int, float) and 0 <= v <= 1)),
+    ("affine", "true or false", lambda value: isinstance(value, bool)),
+    ("track_running_stats", "true or false", lambda value: isinstance(value, bool)),
+    ("stateful", "false, since batches have nothing to do with each other", lambda value: value is False),
+)
 
 
 class Layers:
@@ -149,14 +160,16 @@ def check_neuron(neuron: str, arguments: dict[str, Any]) -> None:
     Raises:
         ValueError: an argument is unknown, of another type or out of range; the message names it.
     """
+    if "process_group" in arguments:
+        raise ValueError("process_group: expected nothing in a configuration, the processes of a run set it")
     for name, value in arguments.items():
-        if isinstance(value, int | float) and not -math.inf < value < math.inf:
-            raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    eps, momentum = arguments.get("eps", 1.0), arguments.get("momentum")
-    if isinstance(eps, int | float) and eps <= 0:
-        raise ValueError(f"eps: expected a number > 0, got {eps!r}")
-    if isinstance(momentum, int | float) and not 0 <= momentum <= 1:
-        raise ValueError(f"momentum: expected a number in [0, 1], got {momentum!r}")
+        if not isinstance(value, str | int | float | NoneType):
+            raise ValueError(f"{name}: expected a number, a name, true, false or none, got {value!r}")
+        if isinstance(value, int | float) and not abs(value) <= _LARGEST:
+            raise ValueError(f"{name}: expected a number of at most {_LARGEST:g}, got {value!r}")
+    for name, expected, ok in _NORM_VALUES:
+        if name in arguments and not ok(arguments[name]):
+            raise ValueError(f"{name}: expected {expected}, got {arguments[name]!r}")
     layers = Layers(neuron, 1.0, None, arguments)
     group = snn.ChannelGroup(1)
     try:

@@ -73,8 +73,11 @@ def read_runs(paths: list[Path]) -> list[Run]:
 
 def read_run(path: Path, name: str) -> Run:
     """One run; see :func:`read_runs`."""
-    if not (path / "config.json").exists():
-        raise ValueError(f"run: expected the folder of a run, got {path} (no config.json)")
+    try:
+        if not (path / "config.json").exists():
+            raise ValueError(f"run: expected the folder of a run, got {path} (no config.json)")
+    except OSError as error:
+        raise ValueError(f"run: expected the folder of a run, got {path} ({error.strerror})") from error
     config = _object(path / "config.json", _CONFIG)
     file = path / "updates.jsonl"
     updates = _rows(file, _UPDATE)

@@ -13,6 +13,7 @@ import torch
 from ..data import DATASETS
 from ..models import MODELS
 from ..models.parts import check_neuron
+from ..models.residual import STEMS
 from ..pruning.schedule import Plan
 from ..registry import lookup, nearest
 from .losses import LOSSES
@@ -54,6 +55,23 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError, ImportError) as error:  # those torch was not built with, or does not know
         (reason, *_) = str(error).splitlines() or [""]
         raise ValueError(f"device: expected one that torch can use here, got {device!r} ({reason})") from error
+
+
+def check_compile(device: str) -> None:
+    """ValueError unless torch.compile works for this device here: it needs a compiler, and says so only in a first
+    step, at length."""
+    try:
+        torch.compile(_doubled)(torch.ones(2, device=device))
+    except Exception as error:  # each of its parts has its own kind
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(
+            f"compile: torch.compile does not work here ({reason[:200]}); install a C++ compiler (g++), or leave "
+            "--compile out"
+        ) from error
+
+
+def _doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
 
 
 def fast_precision(device: str) -> str:
@@ -168,10 +186,12 @@ class TrainConfig:
         check("regrow_fraction", 0 <= self.regrow_fraction < 1, "a share in [0, 1)")
         check("label_smoothing", 0 <= self.label_smoothing < 1, "a number in [0, 1)")
         check("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
+        check("prune_stop", 0 < self.prune_stop <= 1, "a share of the run, in (0, 1]")
         check("prune_start", 0 <= self.prune_start < self.prune_stop, "a share of the run, in [0, prune_stop)")
-        check("prune_stop", self.prune_stop <= 1, "a share of the run, at most 1")
         lookup(DATASETS, self.data, "data")
         lookup(MODELS, self.model, "model")
+        if self.stem is not None:
+            lookup(STEMS, self.stem, "stem")
         Plan(start=1, stop=1, interval=1, **self.plan_arguments)  # refuses what the schedule would
         check_neuron(self.neuron, self.neuron_arguments)
         check_device(self.device)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,15 +48,19 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.plot = path / "curves.png"
         self.report = path / "report.html"
-        self._is_new = not path.exists()
+        lock = path / ".lock"
         try:
+            self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
+            self._made_lock = not lock.exists()
             path.mkdir(parents=True, exist_ok=True)
             # locked until it is closed; the system frees it when the process is killed
-            self._lock = open_lock(path / ".lock")
+            self._lock = open_lock(lock)
         except OSError as error:
             raise ValueError(f"out: expected a folder to write to, got {path} ({error.strerror})") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(self._lock.fileno())):
+                raise BlockingIOError  # who held it has removed it meanwhile
         except OSError as error:
             self._lock.close()
             raise ValueError(f"out: another run is writing to {self.path}") from error
@@ -65,9 +71,7 @@ class RunFolder:
             raise
 
     def _prepare(self, mode: str) -> None:
-        logs, results = (self.log, self.updates), (self.model, self.summary, self.plot, self.report)
-        files = (self.config, self.checkpoint, self.previous, *logs, *results)
-        held = [file.name for file in files if file.exists()]
+        held = [file.name for file in self._files if file.exists()]
         if mode == "new" and held:
             raise ValueError(
                 f"out: {self.path} already holds a run ({', '.join(held)}); resume it, overwrite it, or name another"
@@ -75,7 +79,7 @@ class RunFolder:
         if mode == "resume" and not self.config.exists():
             raise ValueError(f"out: {self.path} holds no run to resume (no {self.config.name})")
         if mode == "overwrite":
-            for file in files:
+            for file in self._files:
                 file.unlink(missing_ok=True)
 
     def __enter__(self) -> RunFolder:
@@ -84,11 +88,18 @@ class RunFolder:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def _files(self) -> tuple[Path, ...]:
+        logs, results = (self.log, self.updates), (self.model, self.summary, self.plot, self.report)
+        return (self.config, self.checkpoint, self.previous, *logs, *results)
+
     def close(self) -> None:
-        """Let others have the folder; if it was made for this run and nothing was written to it, remove it."""
-        if self._is_new and [file.name for file in self.path.iterdir()] == [".lock"]:
-            (self.path / ".lock").unlink()
-            self.path.rmdir()
+        """Let others have the folder; where nothing of a run was written, nothing that was made for it stays."""
+        if self._made_lock and not any(file.exists() for file in self._files):
+            (self.path / ".lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty: somebody else's by now
+                for folder in self._made:
+                    folder.rmdir()
         self._lock.close()
 
     def write_config(self, config: TrainConfig) -> None:

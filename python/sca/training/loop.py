@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -20,7 +21,7 @@ from ..models import build
 from ..pruning import NotFinite, SCAScheduler
 from ..pruning.groups import find_groups
 from . import checkpoint
-from .config import TrainConfig
+from .config import TrainConfig, check_compile
 from .distributed import Ranks, set_norm_group
 from .losses import LOSSES
 from .metrics import FiringRate, autocast, connectivity, correct, hits_and_seen
@@ -139,12 +140,30 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
         self.scheduler = self._new_scheduler() if config.density < 1 else None
         self._firing = FiringRate(self.model)
+        self._check_last_batch()
         self._network = self.ranks.wrap(self.model)
         if config.compile:
+            check_compile(config.device)
             self._network = torch.compile(self._network)
         self.epoch = 0
         self.sums = EpochSums()
         self.history: list[dict[str, Any]] = []
+
+    def _check_last_batch(self) -> None:
+        """ValueError if an epoch has a batch of one image, of one time step, in which some batch norm would have a
+        single value for each channel, and no variance."""
+        size, samples = self.config.batch_size, len(self.dataset.train)
+        last = samples % size or size
+        if last * self.config.time_steps > 1:
+            return
+        image = next(self.dataset.train_batches(1, seed=0, epoch=0, augment=False))[0]
+        try:
+            copy.deepcopy(self.model).train()(image)
+        except ValueError as error:
+            raise ValueError(
+                f"batch_size: expected no batch of one image at time_steps = 1, where a batch norm has one value for "
+                f"each channel; {samples} images in batches of {size} leave one: take another size, or limit_train"
+            ) from error
 
     def _new_scheduler(self) -> SCAScheduler:
         config = self.config

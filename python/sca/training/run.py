@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from .folder import RunFolder
 from .loop import Interrupted, Observer, Trainer
 from .plot import plot
 from .summary import Summary, summarise
+
+_log = logging.getLogger(__name__)
 
 # What has to be the same for a dense run to stand for the dense network of another run.
 _SHARED_WITH_REFERENCE = ("data", "limit_test", "model", "width", "stem", "time_steps", "neuron", "neuron_arguments")
@@ -70,7 +73,10 @@ def run(
         raise Interrupted
     summary = summarise(trainer, small, dense)
     write_json(folder.summary, summary.to_dict())
-    plot(folder.plot, trainer.history, dense.history, config)
+    try:
+        plot(folder.plot, trainer.history, dense.history, config)
+    except ImportError as error:
+        _log.warning("no %s: %s", folder.plot.name, error)
     return summary
 
 
