@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from sca import training
+from sca.files import write_whole
 from sca.training import RunFolder, TrainConfig, checkpoint
-from sca.training.files import write_whole
 from sca.training.loop import Interrupted, Trainer, learning_rate
 from sca.training.losses import LOSSES
 from sca.training.metrics import accuracy, compare_speed

@@ -9,8 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
+from ..files import write_whole
 from ..pictures import drawing, png
-from ..training.files import write_whole
 from .measure import OURS
 
 if TYPE_CHECKING:

@@ -94,7 +94,7 @@ def _measured(config: BenchConfig, folder: Path) -> None:
 
     from ..bench import measure, plot, table
     from ..bench.peers import installed
-    from ..training.files import write_json
+    from ..files import write_json
 
     sca_kernels.reuse_host_memory()
     console = terminal()

@@ -32,9 +32,9 @@ def report(
     as the run counted them at its end, or, while it is not finished and with --data-dir or --max-batches, as its
     checkpoint counts now on the test images.
     """
+    from ..files import write_whole
     from ..report.html import page
     from ..report.runs import read_runs
-    from ..training.files import write_whole
 
     read = read_runs(runs)
     content = page(read).encode(errors="replace")  # a folder's name need not be text

@@ -93,8 +93,8 @@ def _filled(table: Table1Config, folder: Path, named: bool) -> None:
 
     from ..bench.peers import installed
     from ..bench.table1 import plot, results, run_cell, tables
+    from ..files import write_json
     from ..training import Interrupted
-    from ..training.files import write_json
     from .cells import CellsDisplay
 
     cells = list(table.cells())

@@ -107,8 +107,8 @@ def _train(
     overwrite: bool,
     show_config: bool,
 ) -> None:
+    from ..files import as_json
     from ..training import Recipe, RunFolder
-    from ..training.files import as_json
 
     if resume and (overwrite or preset or config or out is None):
         raise ValueError("resume: expected --out and neither --overwrite, --preset nor --config beside it")

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..files import open_lock, read_whole, write_json, write_lines
 from . import checkpoint
 from .config import TrainConfig
-from .files import open_lock, read_whole, write_json, write_lines
 
 MODES = ("new", "resume", "overwrite")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import write_whole
 from ..pictures import drawing, png
 from .config import TrainConfig
-from .files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

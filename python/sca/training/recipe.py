@@ -11,8 +11,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from ..files import read_whole
 from .config import TrainConfig, field_types
-from .files import read_whole
 
 if sys.version_info >= (3, 11):
     import tomllib

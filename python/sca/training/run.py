@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from ..data import Dataset, load
+from ..files import write_json
 from ..models import build
 from ..pruning import compact
 from ..pruning.groups import find_groups
 from . import checkpoint
 from .config import TrainConfig
 from .distributed import Ranks
-from .files import write_json
 from .folder import RunFolder
 from .loop import Interrupted, Observer, Trainer
 from .plot import plot

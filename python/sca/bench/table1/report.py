@@ -11,8 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
+from ...files import write_whole
 from ...pictures import drawing, png
-from ...training.files import write_whole
 from ..conditions import conditions
 from .cells import DENSE, Cell
 from .config import Table1Config
