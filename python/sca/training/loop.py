@@ -377,6 +377,9 @@ class Trainer:
         """ValueError unless this is the :meth:`state` of a run with this config (but for what may move) and data."""
         if not isinstance(state, dict) or not {"config", "data", "epoch"} <= state.keys():
             raise ValueError("expected the state of a run, got something else")
+        epoch, history = state["epoch"], state.get("history")
+        if type(epoch) is not int or not isinstance(history, list) or not 0 <= epoch == len(history):
+            raise ValueError("expected as many rows of history as epochs")
         held, own = state["config"], self.config.to_dict()
         differing = [f"{name} {held[name]!r}, not {own[name]!r}" for name in self.config.differing(held)]
         if differing:

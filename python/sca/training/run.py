@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import Dataset, load
 from ..files import write_json
@@ -52,7 +52,8 @@ def run(
     ranks = ranks or Ranks()
     dataset = ranks.one_before_others(lambda: load_data(config))
     dense = _finished_reference(config, dataset) if ranks.is_first else None
-    twin = folder and RunFolder.inside(folder.path, "dense")
+    has_twin = folder is not None and config.density < 1 and config.reference == "train"
+    twin = RunFolder.inside(folder.path, "dense") if has_twin else None
     trainer = _train(config, dataset, folder, observer, ranks)
     dense_config = config.changed(density=1.0, reference=None)
     if config.density == 1:
@@ -120,6 +121,8 @@ def load_pruned(path: Path) -> nn.Module:
         model = build(**state["architecture"])
         groups = find_groups(model)
         for name, active in state.get("active", {}).items():
+            if not isinstance(active, Tensor) or active.dtype != torch.int64 or active.dim() != 1:
+                raise TypeError(f"{name}: expected the indices of channels")
             groups[name].group.set_active(active)
         model.load_state_dict(state["model"])
     except checkpoint.MALFORMED as error:
