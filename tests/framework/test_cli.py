@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,6 +74,17 @@ def test_eval_and_report_read_a_finished_run(finished):
     report = plain(sca("report", folder).output)
     for word in ("Conn", "MACs", "Energy"):
         assert word in report
+
+
+def test_eval_computes_in_the_precision_of_the_run(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "precision": "bfloat16", "device": "cuda"}))
+    seen = []
+    monkeypatch.setattr("sca.training.metrics.accuracy", lambda model, batches, precision: seen.append(precision) or 1)
+    assert sca("eval", copy).exit_code == 0  # on the CPU, where there is no GPU
+    assert seen == ["bfloat16"]
 
 
 def test_train_refuses_a_folder_that_holds_a_run_until_told(finished):

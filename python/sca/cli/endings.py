@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import typer
 
 from ..pruning import RanksDiffer
 from ..training import Diverged, Interrupted, RankLost, RunFolder
-from .errors import fail
+from .errors import fail, is_about_memory, memory_sentence
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Ending:
         """How to go on, where that is possible."""
         if self.folder is None or not self.folder.config.exists():
             return ""
-        return f"; go on with: sca train --resume --out {self.folder.path}"
+        return f"; go on with: sca train --resume --out {shlex.quote(str(self.folder.path))}"
 
     @property
     def has_checkpoint(self) -> bool:
@@ -58,6 +59,10 @@ def told() -> Iterator[Ending]:
         fail(f"the training diverged: {error}{ending.kept}; resumed, it would do so again: start with a lower --lr")
     except (RankLost, RanksDiffer) as error:
         fail(f"{error}{ending.kept}{ending.resumable}")
+    except (MemoryError, RuntimeError) as error:
+        if not is_about_memory(error):
+            raise
+        fail(f"{memory_sentence(error)}{ending.kept}")
     except OSError as error:
         if not ending.has_checkpoint:
             raise
