@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import backends, ops, paths
-from .channels import Channels, Geometry, narrow, output_size, storage_order
+from .channels import Channels, Geometry, check_values, narrow, output_size, same, storage_order
 from .layout import collapse, dense_strides, spatial_size, state_dtype
 from .neurons import NeuronConfig
 from .ops.common import NotANumber
@@ -206,7 +206,7 @@ def batch_norm_neuron(
         if count == 1 and process_group is None:
             raise ValueError(f"x: expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
         if count == 0:  # nothing to normalise or to track, as in torch
-            mean, var = x.new_zeros(x.shape[2]), x.new_ones(x.shape[2])
+            mean, var = (x.new_full((x.shape[2],), value, dtype=state_dtype(x)) for value in (0.0, 1.0))
             outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
         elif process_group is None:
             *outputs, mean, var = ops.batch_norm_forward(x, steps, weight, bias, eps, *common)
@@ -336,8 +336,8 @@ def channel_conv2d(
         raise ValueError(f"weight: expected [C_out, C_in / groups, kh, kw], got {_describe(weight)}")
     depthwise = groups > 1 and weight.shape[1] == 1 and weight.shape[0] == groups
     sizes = {"in_channels": weight.shape[1] * groups, "out_channels": weight.shape[0]}
-    in_channels = _check_index("in_channels", in_channels, sizes["in_channels"])
-    out_channels = _check_index("out_channels", out_channels, sizes["out_channels"])
+    in_channels = _check_index("in_channels", in_channels, sizes["in_channels"], x, "x")
+    out_channels = _check_index("out_channels", out_channels, sizes["out_channels"], x, "x")
     for name, index in (("in_channels", in_channels), ("out_channels", out_channels)):
         if index is not None and groups > 1 and not depthwise:
             raise ValueError(
@@ -359,14 +359,19 @@ def channel_conv2d(
     geometry = Geometry(
         *(_pair(n, v) for n, v in (("stride", stride), ("padding", padding), ("dilation", dilation))), groups
     )
-    path = _path(path, backend, frames, dtype, weight, geometry, Channels(in_channels, out_channels))
-    if path != "implicit":
-        frames = narrow(frames, in_channels)
+    as_torch = ops.transformed()
+    if not as_torch:
+        path = _path(path, backend, frames, dtype, weight, geometry, Channels(in_channels, out_channels))
+        if path != "implicit":
+            frames = narrow(frames, in_channels)
     if autocast:
         frames, weight, bias = frames.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     for name, p in (("weight", weight), ("bias", bias)):
         if p is not None and p.dtype != frames.dtype:
             raise TypeError(f"{name}: expected the dtype of x, {frames.dtype}, got {p.dtype}")
+    if as_torch:
+        y = ops.channel_conv2d_by_torch(frames, weight, bias, *geometry, in_channels, out_channels, full_output)
+        return y.unflatten(0, x.shape[:2]) if time_major else y
     frames = _dense_frames(frames)
     needed = torch.is_grad_enabled() and weight.requires_grad
     bits = _as_bits(frames, spike_input, backend) if needed else None
@@ -392,6 +397,7 @@ def gather_weight(
         TypeError, ValueError: an argument is off; the message names it.
     """
     channels = _check_weight(weight, in_channels, out_channels)
+    weight = weight.resolve_neg()
     return backends.find(backend or "", weight.device, weight.dtype).gather_weight(weight.detach(), channels)
 
 
@@ -412,12 +418,15 @@ def put_weight(
         TypeError, ValueError: an argument is off; the message names it, and nothing is written.
     """
     channels = _check_weight(weight, in_channels, out_channels)
+    _plain("block", block)
     lists = zip(weight.shape[:2], channels[::-1], strict=True)
     expected = (*(size if index is None else index.numel() for size, index in lists), *weight.shape[2:])
     if block.shape != expected or block.dtype != weight.dtype or block.device != weight.device:
         raise ValueError(f"block: expected {weight.dtype} {expected} on {weight.device}, got {_describe(block)}")
     with torch.no_grad():
-        backends.find(backend or "", weight.device, weight.dtype).put_weight(block.detach(), weight, channels)
+        # What is lazily negated is written as its memory holds it.
+        block, full = (-block, torch._neg_view(weight)) if weight.is_neg() else (block.resolve_neg(), weight)
+        backends.find(backend or "", weight.device, weight.dtype).put_weight(block.detach(), full, channels)
         torch.autograd.graph.increment_version(weight)
 
 
@@ -492,9 +501,9 @@ def _vector(name: str, p: Tensor, x: Tensor) -> Tensor:
     return p.to(state_dtype(x)).contiguous()
 
 
-def _check_device(name: str, p: Tensor, x: Tensor) -> None:
+def _check_device(name: str, p: Tensor, x: Tensor, like: str = "x") -> None:
     if p.device != x.device:
-        raise ValueError(f"{name}: expected a tensor on {x.device}, where x is, got one on {p.device}")
+        raise ValueError(f"{name}: expected a tensor on {x.device}, where {like} is, got one on {p.device}")
 
 
 def _rate(w: Tensor | None, config: NeuronConfig, x: Tensor) -> Tensor | None:
@@ -530,39 +539,51 @@ def _check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def _check_weight(weight: Tensor, in_channels: Tensor | None, out_channels: Tensor | None) -> Channels:
-    dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
-    if weight.dim() < 2 or not dense:
+    _plain("weight", weight)
+    dense = weight.dim() > 1 and (
+        weight.is_contiguous() or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last))
+    )
+    if not dense:
         raise ValueError(
             f"weight: expected [C_out, C_in, ...], contiguous or channels_last, got {_describe(weight)} "
             f"with strides {weight.stride()}"
         )
-    return Channels(_list_of_channels("in_channels", in_channels), _list_of_channels("out_channels", out_channels))
+    lists = []
+    sizes = (("in_channels", in_channels, weight.shape[1]), ("out_channels", out_channels, weight.shape[0]))
+    for name, index, size in sizes:
+        lists.append(_check_index(name, index, size, weight, "weight", sorted_=False))
+    return Channels(*lists)
 
 
-def _list_of_channels(name: str, index: Tensor | None) -> Tensor | None:
-    """The index list, contiguous; its values are not looked at."""
+def _plain(name: str, z: Tensor) -> None:
+    """TypeError unless z is a dense tensor with memory of its own behind it: kernels are given addresses."""
+    if not isinstance(z, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {_describe(z)}")
+    if not ops.is_plain(z):
+        raise TypeError(
+            f"{name}: expected a plain tensor, dense and with memory of its own, got {type(z).__name__} with layout "
+            f"{z.layout} on {z.device}"
+        )
+
+
+def _check_index(
+    name: str, index: Tensor | None, size: int, with_: Tensor, with_name: str, sorted_: bool = True
+) -> Tensor | None:
+    """A contiguous list of channels in [0, size), on the device of what it selects from."""
     if index is None:
         return None
     if not isinstance(index, Tensor) or index.dim() != 1 or index.dtype != torch.int64:
         raise TypeError(f"{name}: expected a 1-D int64 tensor or None, got {_describe(index)}")
+    _check_device(name, index, with_, with_name)
+    if not torch.compiler.is_compiling():  # compiled, the operator looks
+        _plain(name, index)
+        check_values(name, index, size, sorted_)
+        index = index.resolve_neg() if index.is_neg() else index
     return index.contiguous()
 
 
-def _check_index(name: str, index: Tensor | None, size: int) -> Tensor | None:
-    index = _list_of_channels(name, index)
-    if index is None or torch.compiler.is_compiling() or index.is_cuda:
-        return index  # reading the values would break the graph, or wait for the device
-    if index.numel() == 0:
-        raise ValueError(f"{name}: expected at least one channel, got none")
-    if not bool((index[1:] > index[:-1]).all()) or int(index[0]) < 0 or int(index[-1]) >= size:
-        raise ValueError(f"{name}: expected sorted unique indices in [0, {size}), got {index.tolist()}")
-    return index
-
-
 def _same_index(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return a is b or a.is_cuda or torch.compiler.is_compiling() or torch.equal(a, b)
+    return torch.compiler.is_compiling() or same(a, b)
 
 
 def _path(
