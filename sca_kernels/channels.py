@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -60,7 +61,7 @@ def _facts(index: Tensor) -> _Facts | None:
     if index.is_cuda and torch.cuda.is_current_stream_capturing():
         return None
     listed = tuple(index.tolist())
-    increasing = all(a < b for a, b in zip(listed, listed[1:], strict=False))
+    increasing = all(a < b for a, b in itertools.pairwise(listed))
     facts = _Facts(listed, min(listed), max(listed), increasing, increasing or len(set(listed)) == len(listed))
     _remember(index, facts)
     return facts

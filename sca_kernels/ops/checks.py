@@ -88,9 +88,9 @@ def check_convolution(
     path: str,
 ) -> list[int]:
     """A convolution of x, itself or its bits, of that shape and layout; returns height and width of its output."""
-    if weight.dim() != 4 or not weight.is_floating_point():
+    if weight.dim() != 4 or min(weight.shape) < 1 or not weight.is_floating_point():
         raise ValueError(f"weight: expected [C_out, C_in / groups, kh, kw], got {described(weight)}")
-    if len(shape) != 4 or min(shape) < 0:
+    if len(shape) != 4 or min(shape) < 0 or min(shape[1:]) < 1:
         raise ValueError(f"x: expected [M, C, H, W], got shape {tuple(shape)}")
     if x.dtype == torch.uint8:
         check_packed("x", x, numel(shape))
