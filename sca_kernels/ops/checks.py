@@ -23,15 +23,14 @@ def described(z: Tensor) -> str:
 
 
 def check_vectors(x: Tensor, names: Sequence[str], *vectors: Tensor | None) -> None:
-    """Per-channel vectors are contiguous [C] where x is, in the state's dtype; the one named mask is bool."""
-    size, device, floats = x.shape[2], x.get_device(), state_dtype(x)
-    for name, z in zip(names, vectors, strict=True):
-        if z is None:
-            continue
-        dtype = torch.bool if name == "mask" else floats
-        if z.dtype is dtype and z.shape == (size,) and z.is_contiguous() and z.get_device() == device:
-            continue
-        raise ValueError(f"{name}: expected a contiguous {dtype} vector [{size}] on {x.device}, got {described(z)}")
+    """Per-channel vectors are contiguous [C], in the state's dtype; the one named mask is bool. All are on
+    one device, by then."""
+    shape, dtype = x.shape[2:3], state_dtype(x)
+    for i, z in enumerate(vectors):
+        if z is not None and not (z.dtype is dtype and z.shape == shape and z.is_contiguous()):
+            wanted = torch.bool if names[i] == "mask" else dtype
+            if z.dtype is not wanted or z.shape != shape or not z.is_contiguous():
+                raise ValueError(f"{names[i]}: expected a contiguous {wanted} vector {list(shape)}, got {described(z)}")
 
 
 def check_tensors(names: Sequence[str], arguments: Sequence[object]) -> None:
