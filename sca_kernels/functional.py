@@ -150,7 +150,7 @@ def batch_norm_neuron(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     training: bool,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
     channel_mask: Tensor | None = None,
     neuron: str = "lif",
@@ -180,7 +180,8 @@ def batch_norm_neuron(
         weight, bias: [C] or None (gamma 1, beta 0).
         running_mean, running_var: [C] or None; updated in place when training.
         training: whether to use (and track) batch statistics.
-        momentum: weight of the new batch in the running statistics.
+        momentum: weight of the new batch in the running statistics; a number, or a tensor of one element on the device
+            of x, which is then not waited for.
         eps: added to the variance.
         process_group: a torch.distributed group (True: the default one) over whose ranks batch statistics are taken.
         channel_mask, and all others: see :func:`neuron`.
@@ -229,7 +230,7 @@ def batch_norm_lif(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     training: bool,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
     channel_mask: Tensor | None = None,
     **lif_arguments,
@@ -246,7 +247,7 @@ def batch_norm(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     training: bool,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
     process_group=None,
 ) -> Tensor:
@@ -271,9 +272,14 @@ def batch_norm(
         if p is not None:
             _vector(name, p, x)
     if not training or process_group is None:
+        statistics, apart = (running_mean, running_var), isinstance(momentum, Tensor) and training
+        if apart and running_mean is not None:  # torch takes a number: 1 leaves those of the batch
+            statistics = torch.zeros_like(running_mean), torch.zeros_like(running_var)
         y = torch.nn.functional.batch_norm(
-            x.flatten(0, 1), running_mean, running_var, weight, bias, training, momentum, eps
+            x.flatten(0, 1), *statistics, weight, bias, training, 1.0 if apart else momentum, eps
         )
+        if apart and running_mean is not None:
+            _move(running_mean, running_var, *statistics, momentum)
         return y.unflatten(0, x.shape[:2])
     *moments, count = synchronized_moments(x, steps * x.shape[1] * spatial_size(x), process_group)
     mean, var = (z.to(state_dtype(x)) for z in moments)
@@ -313,12 +319,16 @@ def channel_conv2d(
         stride, padding, dilation: one int or two.
         groups: 1, or any number while all channels are active, or C_in = C_out (depthwise: in_channels must equal
             out_channels).
-        in_channels, out_channels: sorted unique int64 indices of the active channels; None = all.
+        in_channels, out_channels: sorted unique int64 indices of the active channels; None = all. Their values are
+            looked at once per tensor (and again when it was written to): for a list of one's own on a CUDA device, the
+            first call waits for it; those of a :class:`~sca_kernels.nn.ChannelGroup` are known without.
         full_input: x holds all input channels; the active ones alone are read.
         full_output: the result holds all output channels, dormant ones zero.
         spike_input: True: x holds zeros and ones only, ValueError if not; one bit each is kept for the backward pass.
-            False: x is kept as it is. None: as bits where it holds nothing else, which is looked for where that
-            waits for no device (on CPUs, not while compiling).
+            A GPU is not waited for: there the error comes from a later call that packs or unpacks spikes on it (its own
+            backward pass at the earliest), once the device has found another value; until then the result of the
+            forward pass is right, the gradient of the weight not. False: x is kept as it is. None: as bits where it
+            holds nothing else, which is looked for where that waits for no device (on CPUs, not while compiling).
         backend: see :func:`neuron`.
         path: ``gathered`` convolves by torch's own convolution, on gathered weights; ``winograd`` with 4/9 of the
             multiplications (backend cpu; float32, 3x3, groups, stride and dilation 1, x channels_last; Lavin & Gray,
@@ -432,7 +442,7 @@ def put_weight(
 
 def pack_spikes(s: Tensor, backend: str | None = None) -> Tensor:
     """Spikes as bits: uint8 [ceil(numel / 8)], bit i of byte j is element 8 j + i in row-major order. ValueError if a
-    value is neither 0 nor 1."""
+    value is neither 0 nor 1; on a GPU, which is not waited for, from a later call that packs or unpacks."""
     return ops.pack_spikes(s.detach(), backend or "")
 
 
@@ -486,11 +496,18 @@ def _uses_batch(training: bool, running_mean: Tensor | None, running_var: Tensor
     return training or running_mean is None
 
 
-@torch.no_grad()
-def _track(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count, momentum: float) -> None:
+def _track(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count, momentum: float | Tensor
+) -> None:
     """Move running statistics towards those of a batch of ``count`` values per channel, in place, as torch does."""
-    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-    running_var.lerp_((var * (count / max(count - 1, 1))).to(running_var.dtype), momentum)
+    _move(running_mean, running_var, mean, var * (count / max(count - 1, 1)), momentum)
+
+
+@torch.no_grad()
+def _move(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor) -> None:
+    for running, z in ((running_mean, mean), (running_var, var)):
+        weight = momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum
+        running.lerp_(z.to(running.dtype), weight)
 
 
 def _vector(name: str, p: Tensor, x: Tensor) -> Tensor:
