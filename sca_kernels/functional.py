@@ -18,7 +18,7 @@ from . import backends, ops, paths
 from .channels import Channels, Geometry, check_values, narrow, output_size, same, storage_order
 from .layout import collapse, dense_strides, spatial_size, state_dtype
 from .neurons import NeuronConfig
-from .ops.common import NotANumber
+from .ops.common import NotANumber, check_nan, passes_nan
 from .reference.batch_norm import prelude as affine_prelude
 from .surrogates import Surrogate, resolve
 from .sync import synchronized_moments
@@ -30,6 +30,7 @@ __all__ = [
     "batch_norm_lif",
     "batch_norm_neuron",
     "channel_conv2d",
+    "check_nan",
     "gather_weight",
     "if_neuron",
     "lif",
@@ -505,7 +506,9 @@ def _track(
 
 @torch.no_grad()
 def _move(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor) -> None:
+    finite = mean.isfinite() & var.isfinite() if passes_nan(mean.device.type) else None
     for running, z in ((running_mean, mean), (running_var, var)):
+        z = z if finite is None else torch.where(finite, z, running)
         weight = momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum
         running.lerp_(z.to(running.dtype), weight)
 

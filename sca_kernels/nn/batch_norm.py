@@ -41,7 +41,7 @@ class Normalisation(tnn.Module):
     def batch_weight(self) -> float | Tensor:
         """Weight of the coming batch in the running statistics; for the cumulative average ``1 / batches``, a tensor
         where the count is: reading it would mean to wait for the device."""
-        return (self.num_batches_tracked + 1.0).reciprocal() if self.momentum is None else self.momentum
+        return (self.num_batches_tracked + 1).double().reciprocal() if self.momentum is None else self.momentum
 
     def statistics(self) -> tuple[Tensor | None, Tensor | None]:
         """Running mean and variance at the active width, for a call that updates them in place and :meth:`track`; None

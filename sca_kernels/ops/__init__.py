@@ -11,6 +11,7 @@ from .channel_conv import channel_conv2d, channel_conv2d_backward
 from .channel_conv import channel_conv2d_by_torch as channel_conv2d_by_torch
 from .common import is_plain as is_plain
 from .common import transformed as transformed
+from .flops import register as _register_flops
 from .neuron import neuron_backward, neuron_forward
 
 __all__ = [
@@ -23,3 +24,5 @@ __all__ = [
     "pack_spikes",
     "unpack_spikes",
 ]
+
+_register_flops()

@@ -21,6 +21,38 @@ class NotANumber(ValueError):
     """A neuron's potential became NaN."""
 
 
+class check_nan:
+    """Whether a potential that becomes NaN is an error, :class:`NotANumber`, in the whole process; a statement, or a
+    context as in ``with check_nan(False):``.
+
+    Where it is not, NaN goes on: such an element doesn't fire, every gradient that it has a part in is NaN, and the
+    running statistics of a fused batch norm stay as they are in channels without a number. A ``torch.amp.GradScaler``
+    then finds the gradients and skips the step. It is on by default, but under autocast in float16, whose range
+    overflows in the course of things. The potentials are looked at on CPUs alone: looking at those of a CUDA device
+    would mean to wait for it.
+    """
+
+    checked = True
+
+    def __init__(self, checked: bool) -> None:
+        if not isinstance(checked, bool):
+            raise TypeError(f"checked: expected a bool, got {type(checked).__name__}")
+        self.before, check_nan.checked = check_nan.checked, checked
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_) -> None:
+        check_nan.checked = self.before
+
+
+def passes_nan(device_type: str) -> bool:
+    """Whether NaN is no error now, see :class:`check_nan`."""
+    if not check_nan.checked:
+        return True
+    return torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16
+
+
 # What the dispatcher goes by, where nobody but autograd has a say: the keys of ordinary tensors (and of those made in
 # inference mode), and what is on for all calls.
 _KEY, _KEYS = torch._C.DispatchKey, torch._C.DispatchKeySet
@@ -201,13 +233,16 @@ def or_empty(z: Tensor | None, x: Tensor) -> Tensor:
 
 
 def forward_outputs(out: Forward, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """NotANumber where a potential has become NaN: the membrane sums tell without another pass over x. Asking a CUDA
-    device would mean to wait for it."""
+    """NotANumber where a potential has become NaN and that is an error: the membrane sums tell without another pass
+    over x. Asking a CUDA device would mean to wait for it."""
     known = out.is_nan is not None or x.device.type != "cpu"
-    if out.is_nan if known else math.isnan(out.membrane_l1.sum()):
+    if (out.is_nan if known else math.isnan(out.membrane_l1.sum())) and not passes_nan(x.device.type):
         channels = out.membrane_l1.isnan().nonzero().flatten().tolist()
         listed = ", ".join(map(str, channels[:8])) + (", ..." if len(channels) > 8 else "")
-        raise NotANumber(f"x: expected numbers, got NaN (there, or in what scales it) in channels {listed}")
+        raise NotANumber(
+            f"x: expected numbers, got NaN (there, or in what scales it) in channels {listed}; "
+            "sca_kernels.functional.check_nan(False) lets it pass"
+        )
     return out.spikes, out.v, out.spike_count, out.membrane_l1
 
 
