@@ -85,7 +85,7 @@ def neuron(
 
     Equivalent to, for each t: ``h = charge(v, x[t] * scale + shift)``; ``s[t] = h >= v_threshold``;
     ``v = v_reset if s[t] else h`` (``v_reset=None``: ``v = h - v_threshold * s[t]``). Only x is kept for the backward
-    pass, which recomputes h.
+    pass, which recomputes h. Differentiable once and in reverse mode, by torch.func too; a RuntimeError otherwise.
 
     Args:
         x: input current [T, N, C, *S].
@@ -108,6 +108,7 @@ def neuron(
 
     Raises:
         TypeError, ValueError: an argument is off; the message names it.
+        NotANumber: a potential became NaN, see :class:`check_nan`.
     """
     config = check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
     x, steps = _check_input(x, time_steps)
@@ -310,7 +311,9 @@ def channel_conv2d(
 
     Equivalent to ``conv2d(x, weight[out_channels][:, in_channels], bias[out_channels])``, with the gradients of weight
     and bias full size and exactly zero for dormant channels. Under autocast it runs in the autocast dtype, as conv2d
-    does.
+    does. Derivatives of any order, in forward mode and by the transforms of torch.func are those of conv2d, and computed
+    by it; but the gradient of a weight that was taken from bits is not differentiated again (a RuntimeError that names
+    ``spike_input``).
 
     Args:
         x: [M, A, H, W] or time-major [T, N, A, H, W], A the number of active input channels (all C_in of them with

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch import nn as tnn
 
+from ..ops import transformed
 from .group import ChannelGroup
 
 _Parameters = tuple[Tensor, Tensor | None]
@@ -26,8 +27,9 @@ class KeepsGathered(tnn.Module):
 
     @property
     def keeps(self) -> bool:
-        """Whether gathered parameters can be kept now; those made in inference mode don't tell when they change."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        """Whether gathered parameters can be kept now; those made in inference mode don't tell when they change, and
+        those that torch.func hands out have no memory."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed():
             return False
         return not any(p is not None and p.is_inference() for p in (self.weight, self.bias))
 

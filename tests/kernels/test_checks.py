@@ -238,3 +238,18 @@ def test_tensors_without_plain_memory_are_refused_by_name(make):
         F.gather_weight(make(weight), index)
     with pytest.raises(TypeError, match="block: expected a plain tensor"):
         F.put_weight(make(weight[:, :2].contiguous()), weight, index)
+
+
+def test_tensors_whose_storage_was_freed_are_refused(target):
+    """What sharding libraries do to parameters that another rank holds."""
+    backend, device = target
+    if backend in ("reference", "triton"):
+        pytest.skip(f"torch's and Triton's own kernels take addresses for {backend}")
+    x, weight, index = torch.randn(4, 2, 3, 5).to(device), torch.randn(8, 4, device=device), torch.tensor([0, 2])
+    for z in (x, weight):
+        z.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="whose storage was freed"):
+        F.lif(x, backend=backend)
+    if device == "cpu":
+        with pytest.raises(ValueError, match="whose storage was freed"):
+            F.gather_weight(weight, index, backend=backend)

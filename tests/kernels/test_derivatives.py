@@ -230,6 +230,26 @@ def test_gradients_per_sample_through_a_network():
         agree([grads[name][n] for name in parameters], [p.grad for p in parameters.values()])
 
 
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_an_ensemble_of_networks_by_vmap(grad):
+    group = nn.ChannelGroup(5)
+    group.set_active([0, 2, 3])
+    make = lambda: torch.nn.Sequential(  # noqa: E731
+        nn.ChannelConv2d(3, 5, 3, out_group=group),
+        nn.BatchNormLIF(5, group=group),
+        nn.ChannelConv2d(5, 4, 3, in_group=group),
+        nn.LIF(),
+        torch.nn.Flatten(2),
+        nn.ChannelLinear(4 * 16, 2),
+    ).eval()
+    models, x = [make() for _ in range(3)], torch.randn(4, 2, 3, 8, 8)
+    parameters, buffers = torch.func.stack_module_state(models)
+    with torch.set_grad_enabled(grad):
+        y = torch.func.vmap(lambda p, b: torch.func.functional_call(models[0], (p, b), (x,)))(parameters, buffers)
+    agree(y, [model(x) for model in models])
+
+
 def test_max_pooling_has_all_derivatives():
     pool, x = nn.MaxPool2d(2), torch.randn(2, 3, 6, 6)
     twin = torch.nn.MaxPool2d(2)
