@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from . import backends, ops, paths
-from .channels import Channels, Geometry, narrow, output_size, storage_order
+from .channels import Channels, Geometry, check_values, narrow, output_size, same, storage_order
 from .layout import collapse, dense_strides, spatial_size, state_dtype
 from .neurons import NeuronConfig
-from .ops.common import NotANumber
+from .ops.common import NotANumber, check_nan, passes_nan
 from .reference.batch_norm import prelude as affine_prelude
 from .surrogates import Surrogate, resolve
 from .sync import synchronized_moments
@@ -30,6 +30,7 @@ __all__ = [
     "batch_norm_lif",
     "batch_norm_neuron",
     "channel_conv2d",
+    "check_nan",
     "gather_weight",
     "if_neuron",
     "lif",
@@ -84,7 +85,7 @@ def neuron(
 
     Equivalent to, for each t: ``h = charge(v, x[t] * scale + shift)``; ``s[t] = h >= v_threshold``;
     ``v = v_reset if s[t] else h`` (``v_reset=None``: ``v = h - v_threshold * s[t]``). Only x is kept for the backward
-    pass, which recomputes h.
+    pass, which recomputes h. Differentiable once and in reverse mode, by torch.func too; a RuntimeError otherwise.
 
     Args:
         x: input current [T, N, C, *S].
@@ -107,6 +108,7 @@ def neuron(
 
     Raises:
         TypeError, ValueError: an argument is off; the message names it.
+        NotANumber: a potential became NaN, see :class:`check_nan`.
     """
     config = check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
     x, steps = _check_input(x, time_steps)
@@ -150,7 +152,7 @@ def batch_norm_neuron(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     training: bool,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
     channel_mask: Tensor | None = None,
     neuron: str = "lif",
@@ -180,7 +182,8 @@ def batch_norm_neuron(
         weight, bias: [C] or None (gamma 1, beta 0).
         running_mean, running_var: [C] or None; updated in place when training.
         training: whether to use (and track) batch statistics.
-        momentum: weight of the new batch in the running statistics.
+        momentum: weight of the new batch in the running statistics; a number, or a tensor of one element on the device
+            of x, which is then not waited for.
         eps: added to the variance.
         process_group: a torch.distributed group (True: the default one) over whose ranks batch statistics are taken.
         channel_mask, and all others: see :func:`neuron`.
@@ -206,7 +209,7 @@ def batch_norm_neuron(
         if count == 1 and process_group is None:
             raise ValueError(f"x: expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
         if count == 0:  # nothing to normalise or to track, as in torch
-            mean, var = x.new_zeros(x.shape[2]), x.new_ones(x.shape[2])
+            mean, var = (x.new_full((x.shape[2],), value, dtype=state_dtype(x)) for value in (0.0, 1.0))
             outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
         elif process_group is None:
             *outputs, mean, var = ops.batch_norm_forward(x, steps, weight, bias, eps, *common)
@@ -229,7 +232,7 @@ def batch_norm_lif(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     training: bool,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
     channel_mask: Tensor | None = None,
     **lif_arguments,
@@ -246,7 +249,7 @@ def batch_norm(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     training: bool,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
     process_group=None,
 ) -> Tensor:
@@ -271,9 +274,14 @@ def batch_norm(
         if p is not None:
             _vector(name, p, x)
     if not training or process_group is None:
+        statistics, apart = (running_mean, running_var), isinstance(momentum, Tensor) and training
+        if apart and running_mean is not None:  # torch takes a number: 1 leaves those of the batch
+            statistics = torch.zeros_like(running_mean), torch.zeros_like(running_var)
         y = torch.nn.functional.batch_norm(
-            x.flatten(0, 1), running_mean, running_var, weight, bias, training, momentum, eps
+            x.flatten(0, 1), *statistics, weight, bias, training, 1.0 if apart else momentum, eps
         )
+        if apart and running_mean is not None:
+            _move(running_mean, running_var, *statistics, momentum)
         return y.unflatten(0, x.shape[:2])
     *moments, count = synchronized_moments(x, steps * x.shape[1] * spatial_size(x), process_group)
     mean, var = (z.to(state_dtype(x)) for z in moments)
@@ -303,7 +311,9 @@ def channel_conv2d(
 
     Equivalent to ``conv2d(x, weight[out_channels][:, in_channels], bias[out_channels])``, with the gradients of weight
     and bias full size and exactly zero for dormant channels. Under autocast it runs in the autocast dtype, as conv2d
-    does.
+    does. Derivatives of any order, in forward mode and by the transforms of torch.func are those of conv2d, and computed
+    by it; but the gradient of a weight that was taken from bits is not differentiated again (a RuntimeError that names
+    ``spike_input``).
 
     Args:
         x: [M, A, H, W] or time-major [T, N, A, H, W], A the number of active input channels (all C_in of them with
@@ -313,12 +323,16 @@ def channel_conv2d(
         stride, padding, dilation: one int or two.
         groups: 1, or any number while all channels are active, or C_in = C_out (depthwise: in_channels must equal
             out_channels).
-        in_channels, out_channels: sorted unique int64 indices of the active channels; None = all.
+        in_channels, out_channels: sorted unique int64 indices of the active channels; None = all. Their values are
+            looked at once per tensor (and again when it was written to): for a list of one's own on a CUDA device, the
+            first call waits for it; those of a :class:`~sca_kernels.nn.ChannelGroup` are known without.
         full_input: x holds all input channels; the active ones alone are read.
         full_output: the result holds all output channels, dormant ones zero.
         spike_input: True: x holds zeros and ones only, ValueError if not; one bit each is kept for the backward pass.
-            False: x is kept as it is. None: as bits where it holds nothing else, which is looked for where that
-            waits for no device (on CPUs, not while compiling).
+            A GPU is not waited for: there the error comes from a later call that packs or unpacks spikes on it (its own
+            backward pass at the earliest), once the device has found another value; until then the result of the
+            forward pass is right, the gradient of the weight not. False: x is kept as it is. None: as bits where it
+            holds nothing else, which is looked for where that waits for no device (on CPUs, not while compiling).
         backend: see :func:`neuron`.
         path: ``gathered`` convolves by torch's own convolution, on gathered weights; ``winograd`` with 4/9 of the
             multiplications (backend cpu; float32, 3x3, groups, stride and dilation 1, x channels_last; Lavin & Gray,
@@ -336,8 +350,8 @@ def channel_conv2d(
         raise ValueError(f"weight: expected [C_out, C_in / groups, kh, kw], got {_describe(weight)}")
     depthwise = groups > 1 and weight.shape[1] == 1 and weight.shape[0] == groups
     sizes = {"in_channels": weight.shape[1] * groups, "out_channels": weight.shape[0]}
-    in_channels = _check_index("in_channels", in_channels, sizes["in_channels"])
-    out_channels = _check_index("out_channels", out_channels, sizes["out_channels"])
+    in_channels = _check_index("in_channels", in_channels, sizes["in_channels"], x, "x")
+    out_channels = _check_index("out_channels", out_channels, sizes["out_channels"], x, "x")
     for name, index in (("in_channels", in_channels), ("out_channels", out_channels)):
         if index is not None and groups > 1 and not depthwise:
             raise ValueError(
@@ -359,14 +373,19 @@ def channel_conv2d(
     geometry = Geometry(
         *(_pair(n, v) for n, v in (("stride", stride), ("padding", padding), ("dilation", dilation))), groups
     )
-    path = _path(path, backend, frames, dtype, weight, geometry, Channels(in_channels, out_channels))
-    if path != "implicit":
-        frames = narrow(frames, in_channels)
+    as_torch = ops.transformed()
+    if not as_torch:
+        path = _path(path, backend, frames, dtype, weight, geometry, Channels(in_channels, out_channels))
+        if path != "implicit":
+            frames = narrow(frames, in_channels)
     if autocast:
         frames, weight, bias = frames.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     for name, p in (("weight", weight), ("bias", bias)):
         if p is not None and p.dtype != frames.dtype:
             raise TypeError(f"{name}: expected the dtype of x, {frames.dtype}, got {p.dtype}")
+    if as_torch:
+        y = ops.channel_conv2d_by_torch(frames, weight, bias, *geometry, in_channels, out_channels, full_output)
+        return y.unflatten(0, x.shape[:2]) if time_major else y
     frames = _dense_frames(frames)
     needed = torch.is_grad_enabled() and weight.requires_grad
     bits = _as_bits(frames, spike_input, backend) if needed else None
@@ -392,6 +411,7 @@ def gather_weight(
         TypeError, ValueError: an argument is off; the message names it.
     """
     channels = _check_weight(weight, in_channels, out_channels)
+    weight = weight.resolve_neg()
     return backends.find(backend or "", weight.device, weight.dtype).gather_weight(weight.detach(), channels)
 
 
@@ -412,18 +432,21 @@ def put_weight(
         TypeError, ValueError: an argument is off; the message names it, and nothing is written.
     """
     channels = _check_weight(weight, in_channels, out_channels)
+    _plain("block", block)
     lists = zip(weight.shape[:2], channels[::-1], strict=True)
     expected = (*(size if index is None else index.numel() for size, index in lists), *weight.shape[2:])
     if block.shape != expected or block.dtype != weight.dtype or block.device != weight.device:
         raise ValueError(f"block: expected {weight.dtype} {expected} on {weight.device}, got {_describe(block)}")
     with torch.no_grad():
-        backends.find(backend or "", weight.device, weight.dtype).put_weight(block.detach(), weight, channels)
+        # What is lazily negated is written as its memory holds it.
+        block, full = (-block, torch._neg_view(weight)) if weight.is_neg() else (block.resolve_neg(), weight)
+        backends.find(backend or "", weight.device, weight.dtype).put_weight(block.detach(), full, channels)
         torch.autograd.graph.increment_version(weight)
 
 
 def pack_spikes(s: Tensor, backend: str | None = None) -> Tensor:
     """Spikes as bits: uint8 [ceil(numel / 8)], bit i of byte j is element 8 j + i in row-major order. ValueError if a
-    value is neither 0 nor 1."""
+    value is neither 0 nor 1; on a GPU, which is not waited for, from a later call that packs or unpacks."""
     return ops.pack_spikes(s.detach(), backend or "")
 
 
@@ -477,11 +500,20 @@ def _uses_batch(training: bool, running_mean: Tensor | None, running_var: Tensor
     return training or running_mean is None
 
 
-@torch.no_grad()
-def _track(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count, momentum: float) -> None:
+def _track(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count, momentum: float | Tensor
+) -> None:
     """Move running statistics towards those of a batch of ``count`` values per channel, in place, as torch does."""
-    running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-    running_var.lerp_((var * (count / max(count - 1, 1))).to(running_var.dtype), momentum)
+    _move(running_mean, running_var, mean, var * (count / max(count - 1, 1)), momentum)
+
+
+@torch.no_grad()
+def _move(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor) -> None:
+    finite = mean.isfinite() & var.isfinite() if passes_nan(mean.device.type) else None
+    for running, z in ((running_mean, mean), (running_var, var)):
+        z = z if finite is None else torch.where(finite, z, running)
+        weight = momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum
+        running.lerp_(z.to(running.dtype), weight)
 
 
 def _vector(name: str, p: Tensor, x: Tensor) -> Tensor:
@@ -492,9 +524,9 @@ def _vector(name: str, p: Tensor, x: Tensor) -> Tensor:
     return p.to(state_dtype(x)).contiguous()
 
 
-def _check_device(name: str, p: Tensor, x: Tensor) -> None:
+def _check_device(name: str, p: Tensor, x: Tensor, like: str = "x") -> None:
     if p.device != x.device:
-        raise ValueError(f"{name}: expected a tensor on {x.device}, where x is, got one on {p.device}")
+        raise ValueError(f"{name}: expected a tensor on {x.device}, where {like} is, got one on {p.device}")
 
 
 def _rate(w: Tensor | None, config: NeuronConfig, x: Tensor) -> Tensor | None:
@@ -530,39 +562,51 @@ def _check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def _check_weight(weight: Tensor, in_channels: Tensor | None, out_channels: Tensor | None) -> Channels:
-    dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
-    if weight.dim() < 2 or not dense:
+    _plain("weight", weight)
+    dense = weight.dim() > 1 and (
+        weight.is_contiguous() or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last))
+    )
+    if not dense:
         raise ValueError(
             f"weight: expected [C_out, C_in, ...], contiguous or channels_last, got {_describe(weight)} "
             f"with strides {weight.stride()}"
         )
-    return Channels(_list_of_channels("in_channels", in_channels), _list_of_channels("out_channels", out_channels))
+    lists = []
+    sizes = (("in_channels", in_channels, weight.shape[1]), ("out_channels", out_channels, weight.shape[0]))
+    for name, index, size in sizes:
+        lists.append(_check_index(name, index, size, weight, "weight", sorted_=False))
+    return Channels(*lists)
 
 
-def _list_of_channels(name: str, index: Tensor | None) -> Tensor | None:
-    """The index list, contiguous; its values are not looked at."""
+def _plain(name: str, z: Tensor) -> None:
+    """TypeError unless z is a dense tensor with memory of its own behind it: kernels are given addresses."""
+    if not isinstance(z, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {_describe(z)}")
+    if not ops.is_plain(z):
+        raise TypeError(
+            f"{name}: expected a plain tensor, dense and with memory of its own, got {type(z).__name__} with layout "
+            f"{z.layout} on {z.device}"
+        )
+
+
+def _check_index(
+    name: str, index: Tensor | None, size: int, with_: Tensor, with_name: str, sorted_: bool = True
+) -> Tensor | None:
+    """A contiguous list of channels in [0, size), on the device of what it selects from."""
     if index is None:
         return None
     if not isinstance(index, Tensor) or index.dim() != 1 or index.dtype != torch.int64:
         raise TypeError(f"{name}: expected a 1-D int64 tensor or None, got {_describe(index)}")
+    _check_device(name, index, with_, with_name)
+    if not torch.compiler.is_compiling():  # compiled, the operator looks
+        _plain(name, index)
+        check_values(name, index, size, sorted_)
+        index = index.resolve_neg() if index.is_neg() else index
     return index.contiguous()
 
 
-def _check_index(name: str, index: Tensor | None, size: int) -> Tensor | None:
-    index = _list_of_channels(name, index)
-    if index is None or torch.compiler.is_compiling() or index.is_cuda:
-        return index  # reading the values would break the graph, or wait for the device
-    if index.numel() == 0:
-        raise ValueError(f"{name}: expected at least one channel, got none")
-    if not bool((index[1:] > index[:-1]).all()) or int(index[0]) < 0 or int(index[-1]) >= size:
-        raise ValueError(f"{name}: expected sorted unique indices in [0, {size}), got {index.tolist()}")
-    return index
-
-
 def _same_index(a: Tensor | None, b: Tensor | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return a is b or a.is_cuda or torch.compiler.is_compiling() or torch.equal(a, b)
+    return torch.compiler.is_compiling() or same(a, b)
 
 
 def _path(

@@ -51,7 +51,8 @@ def _piecewise_quadratic_primitive(u: Tensor, alpha: float, beta: float) -> Tens
 
 
 def _rectangular(u: Tensor, alpha: float, beta: float) -> Tensor:
-    return alpha * (u.abs() < 0.5 / alpha).to(u.dtype)
+    a = u.abs()
+    return torch.where(a < 0.5 / alpha, alpha, torch.where(a >= 0.5 / alpha, 0.0, u))
 
 
 def _rectangular_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
@@ -83,7 +84,8 @@ def _erf_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
 
 
 def _leaky_k_relu(u: Tensor, alpha: float, beta: float) -> Tensor:
-    return torch.where(u >= 0, alpha, beta).to(u.dtype)
+    # Numbers alone would be float32; what is neither is NaN.
+    return torch.where(u >= 0, torch.full_like(u, alpha), torch.where(u < 0, beta, u))
 
 
 def _leaky_k_relu_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
@@ -121,14 +123,20 @@ TABLE: dict[str, Row] = {
     "q_pseudo_spike": Row(2.0, 0.0, _q_pseudo_spike, _q_pseudo_spike_primitive),
 }
 
-ALIASES = {"triangle": "piecewise_quadratic", "fast_sigmoid": "super_spike"}
+ALIASES = {"triangle": "piecewise_quadratic"}
+
+_AMBIGUOUS = {
+    "fast_sigmoid": "in snnTorch it is 1 / (1 + slope |u|)^2, which is 2 / slope times 'soft_sign' with alpha=slope; "
+    "alpha / (1 + |u|)^2 is 'super_spike'"
+}
+"""Names that libraries give to different functions, and what to call them here."""
 
 
 class Surrogate(NamedTuple):
     """A surrogate with its slope parameters, accepted wherever a surrogate's name is.
 
     Args:
-        name: a key of :data:`TABLE` (``triangle`` and ``fast_sigmoid`` are aliases).
+        name: a key of :data:`TABLE` (``triangle`` is an alias of ``piecewise_quadratic``).
         alpha: slope. ``leaky_k_relu``: k.
         beta: second parameter of ``leaky_k_relu`` (the leak) and ``s2nn``; unused by the others.
     """
@@ -156,6 +164,8 @@ def resolve(surrogate: str | Surrogate, alpha: float | None = None) -> Surrogate
         raise ValueError("alpha: expected None, since surrogate is a Surrogate with its own alpha")
     name = given.name if given is not None else surrogate
     name = ALIASES.get(name, name)
+    if name in _AMBIGUOUS:
+        raise ValueError(f"surrogate: expected a name that means one function, got {name!r}: {_AMBIGUOUS[name]}")
     if name not in TABLE:
         raise ValueError(f"surrogate: expected one of {', '.join([*TABLE, *ALIASES])}, got {name!r}")
     row = TABLE[name]

@@ -154,7 +154,7 @@ class Backend(ABC):
     @abstractmethod
     def pack_spikes(self, spikes: Tensor) -> Tensor:
         """Flat zeros and ones to bits: uint8 [ceil(n / 8)], bit i of byte j is element 8 j + i. ValueError on any other
-        value."""
+        value; where a device would have to be waited for, by a later call (:mod:`sca_kernels.spikes`)."""
 
     @abstractmethod
     def unpack_spikes(self, packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:

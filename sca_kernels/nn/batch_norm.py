@@ -67,8 +67,9 @@ class Normalisation(tnn.modules.batchnorm._BatchNorm):
         return self.track_running_stats and not (self.group is not None and self.group.probing)
 
     def batch_weight(self) -> float | Tensor:
-        """Weight of the coming batch in the running statistics; ``1 / batches`` for the cumulative average."""
-        return 1.0 / (self.num_batches_tracked + 1) if self.momentum is None else self.momentum
+        """Weight of the coming batch in the running statistics; for the cumulative average ``1 / batches``, a tensor
+        where the count is: reading it would mean to wait for the device."""
+        return (self.num_batches_tracked + 1).double().reciprocal() if self.momentum is None else self.momentum
 
     def statistics(self) -> tuple[Tensor | None, Tensor | None]:
         """Running mean and variance at the active width, for a call that updates them in place and :meth:`track`; None
@@ -126,7 +127,7 @@ class ChannelBatchNorm2d(Normalisation):
             mean,
             var,
             self.training,
-            float(self.batch_weight()) if tracking else 0.0,
+            self.batch_weight() if tracking else 0.0,
             self.eps,
             self.process_group,
         )

@@ -9,6 +9,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from ..channels import on_device
+
 
 class ChannelGroup:
     """Which channels of a convolution, its batch norm and neurons, and its consumers' inputs are active.
@@ -118,7 +120,7 @@ class ChannelGroup:
         if self.all_active or self.probing:
             return None
         if device not in self._on_device:
-            self._on_device[device] = self.active.to(device)
+            self._on_device[device] = on_device(self.active, device)
         return self._on_device[device]
 
     def probe_mask(self, device: torch.device) -> Tensor | None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch import nn as tnn
 
+from ..ops import transformed
+
 
 class _MaxPool(torch.autograd.Function):
     """torch's max-pool; of its input, whose gradient depends on the indices alone, only shape and layout are kept."""
@@ -39,7 +41,7 @@ class MaxPool2d(tnn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [M, C, H, W] -> [M, C, H', W']."""
-        if self.return_indices or not (torch.is_grad_enabled() and x.requires_grad):
+        if self.return_indices or not (torch.is_grad_enabled() and x.requires_grad) or transformed():
             return super().forward(x)
         pairs = (self.kernel_size, self.stride, self.padding, self.dilation)
         geometry = [[n, n] if isinstance(n, int) else list(n) for n in pairs]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends import run
+from .checks import check_packed
 from .common import Operator
 
 
@@ -23,6 +24,11 @@ def _(spikes, backend):
 def unpack_spikes(packed: Tensor, numel: int, dtype: torch.dtype, backend: str) -> Tensor:
     like = torch.empty(0, dtype=dtype, device=packed.device)
     return run(backend, "unpack_spikes", like, packed, numel, dtype)
+
+
+@unpack_spikes.guarded
+def _(packed, numel, dtype, backend):
+    check_packed("packed", packed, numel)
 
 
 @torch.library.register_fake(unpack_spikes.overload)

@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
 
 from ..backends.base import Forward
 from ..layout import empty_activation, empty_state, state_dtype
+from .checks import check_tensors
 
 
 class NotANumber(ValueError):
     """A neuron's potential became NaN."""
+
+
+class check_nan:
+    """Whether a potential that becomes NaN is an error, :class:`NotANumber`, in the whole process; a statement, or a
+    context as in ``with check_nan(False):``.
+
+    Where it is not, NaN goes on: such an element doesn't fire, every gradient that it has a part in is NaN, and the
+    running statistics of a fused batch norm stay as they are in channels without a number. A ``torch.amp.GradScaler``
+    then finds the gradients and skips the step. It is on by default, but under autocast in float16, whose range
+    overflows in the course of things. The potentials are looked at on CPUs alone: looking at those of a CUDA device
+    would mean to wait for it.
+    """
+
+    checked = True
+
+    def __init__(self, checked: bool) -> None:
+        if not isinstance(checked, bool):
+            raise TypeError(f"checked: expected a bool, got {type(checked).__name__}")
+        self.before, check_nan.checked = check_nan.checked, checked
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_) -> None:
+        check_nan.checked = self.before
+
+
+def passes_nan(device_type: str) -> bool:
+    """Whether NaN is no error now, see :class:`check_nan`."""
+    if not check_nan.checked:
+        return True
+    return torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16
 
 
 # What the dispatcher goes by, where nobody but autograd has a say: the keys of ordinary tensors (and of those made in
@@ -42,6 +77,7 @@ def _unwatched(arguments: tuple[Any, ...]) -> bool:
         torch.compiler.is_compiling()
         or has_torch_function(arguments)
         or torch.autograd._profiler_enabled()
+        or forward_ad._current_level >= 0
         or torch._C._dispatch_tls_local_include_set().raw_repr() not in _ALWAYS
         or (torch.is_grad_enabled() and torch._C._dispatch_tls_is_dispatch_key_excluded(_KEY.AutogradOther))
     ):
@@ -50,6 +86,30 @@ def _unwatched(arguments: tuple[Any, ...]) -> bool:
         if isinstance(z, Tensor) and torch._C._dispatch_keys(z).raw_repr() not in _ORDINARY:
             return False
     return True
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (grad, vmap, jvp, ...) or automatic differentiation in forward mode is at
+    work."""
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def is_plain(z: Tensor) -> bool:
+    """Whether z has its elements in memory of its own: not sparse, quantized, a subclass that only stands for others,
+    or what a transform of torch.func hands out."""
+    keys = torch._C._dispatch_keys(z)
+    special = keys.has(_KEY.Python) or torch._C._functorch.is_functorch_wrapped_tensor(z)
+    return z.layout is torch.strided and not z.is_quantized and not special
+
+
+def _has_tangent(arguments: tuple[Any, ...]) -> bool:
+    """Whether an argument carries a derivative of forward mode."""
+    return forward_ad._current_level >= 0 and any(
+        isinstance(z, Tensor) and z.is_floating_point() and forward_ad.unpack_dual(z).tangent is not None
+        for z in arguments
+    )
 
 
 class Operator:
@@ -65,7 +125,12 @@ class Operator:
         """The schema is what the annotations say. An output that was not asked for may be None nevertheless: the
         operator, which can't return that, returns a tensor without elements."""
 
+        names = tuple(inspect.signature(implementation).parameters)
+
         def filled(*arguments):
+            check_tensors(names, arguments)
+            if self.guard is not None:
+                self.guard(*arguments)
             out = implementation(*arguments)
             if not isinstance(out, tuple):
                 return out
@@ -78,14 +143,30 @@ class Operator:
         torch.library.impl(name, "CompositeExplicitAutograd", torch._disable_dynamo(filled))
         self.overload = getattr(torch.ops.sca_kernels, implementation.__name__).default
         self.direct = implementation
+        self.guard: Callable[..., None] | None = None
 
     def __call__(self, *arguments):
         return (self.direct if _unwatched(arguments) else self.overload)(*arguments)
 
+    def guarded(self, guard: Callable[..., None]) -> Callable[..., None]:
+        """Check the arguments of calls that come through the dispatcher, which anybody can make, with this function
+        first: it raises TypeError or ValueError where kernels would read what is not there."""
+        self.guard = guard
+        return guard
+
     def differentiable(
-        self, backward: Callable[..., Any], setup_context: Callable[[Any, tuple, Any], None] | None = None
+        self,
+        backward: Callable[..., Any] | None = None,
+        setup_context: Callable[[Any, tuple, Any], None] | None = None,
+        by_torch: Callable[..., Any] | None = None,
     ) -> None:
-        """Give it its gradient, by functions as ``torch.library.register_autograd`` takes them."""
+        """Give it its gradient, by functions as ``torch.library.register_autograd`` takes them.
+
+        Args:
+            by_torch: the same operator, made of torch's own: what is called where derivatives in forward mode or
+                transforms of torch.func are wanted, and, without ``backward``, where any derivative is. Without it
+                derivatives in forward mode are an error.
+        """
         name = self.overload._opname
 
         def recorded(compute: Callable[..., Any]) -> Callable[..., Any]:
@@ -94,7 +175,11 @@ class Operator:
                     return compute(*arguments)
 
             def forward(ctx, *arguments):
-                output = below(*arguments)
+                if transformed():  # recorded here; an outer transform, whose turn is next, records for itself
+                    with torch.enable_grad():
+                        output = below(*arguments)
+                else:
+                    output = below(*arguments)
                 if setup_context is not None:
                     setup_context(ctx, arguments, output)
                 return output
@@ -102,9 +187,23 @@ class Operator:
             members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
             function = type(name, (torch.autograd.Function,), members)
 
+            def apply_transformed(*arguments):
+                from torch._functorch.autograd_function import enable_single_level_autograd_function
+
+                with enable_single_level_autograd_function():
+                    return super(torch.autograd.Function, function).apply(*arguments)
+
             def run(*arguments):
+                if _has_tangent(arguments):
+                    if by_torch is None:
+                        raise RuntimeError(_undefined(self, "derivatives in forward mode (jvp)"))
+                    return by_torch(*arguments)
                 wanted = torch.is_grad_enabled() and any(isinstance(z, Tensor) and z.requires_grad for z in arguments)
-                return (function.apply if wanted else below)(*arguments)
+                if wanted and by_torch is not None and (backward is None or transformed()):
+                    return by_torch(*arguments)
+                if wanted:
+                    return (apply_transformed if transformed() else function.apply)(*arguments)
+                return below(*arguments)
 
             return run
 
@@ -115,12 +214,17 @@ class Operator:
         """Make differentiating it, a backward operator, a clear error."""
 
         def refuse(ctx, *grads):
-            raise RuntimeError(
-                f"{self.overload}: second-order gradients through spiking neurons are not defined; "
-                "a surrogate replaces the first derivative only. Call backward() without create_graph=True."
-            )
+            message = _undefined(self, "second-order gradients")
+            raise RuntimeError(f"{message} Call backward() without create_graph=True.")
 
         self.differentiable(refuse)
+
+
+def _undefined(operator: Operator, what: str) -> str:
+    return (
+        f"{operator.overload}: {what} through spiking neurons are not defined; a surrogate replaces the first "
+        "derivative, of reverse mode, only."
+    )
 
 
 def or_empty(z: Tensor | None, x: Tensor) -> Tensor:
@@ -129,13 +233,16 @@ def or_empty(z: Tensor | None, x: Tensor) -> Tensor:
 
 
 def forward_outputs(out: Forward, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """NotANumber where a potential has become NaN: the membrane sums tell without another pass over x. Asking a CUDA
-    device would mean to wait for it."""
+    """NotANumber where a potential has become NaN and that is an error: the membrane sums tell without another pass
+    over x. Asking a CUDA device would mean to wait for it."""
     known = out.is_nan is not None or x.device.type != "cpu"
-    if out.is_nan if known else math.isnan(out.membrane_l1.sum()):
+    if (out.is_nan if known else math.isnan(out.membrane_l1.sum())) and not passes_nan(x.device.type):
         channels = out.membrane_l1.isnan().nonzero().flatten().tolist()
         listed = ", ".join(map(str, channels[:8])) + (", ..." if len(channels) > 8 else "")
-        raise NotANumber(f"x: expected numbers, got NaN (there, or in what scales it) in channels {listed}")
+        raise NotANumber(
+            f"x: expected numbers, got NaN (there, or in what scales it) in channels {listed}; "
+            "sca_kernels.functional.check_nan(False) lets it pass"
+        )
     return out.spikes, out.v, out.spike_count, out.membrane_l1
 
 

@@ -1,5 +1,5 @@
 // Surrogate derivatives at u = h - threshold; names and formulas of SpikingJelly 2.0. alpha is the slope, beta a second
-// parameter of the few that have one. Branch-free, finite for every finite u.
+// parameter of the few that have one. Branch-free, finite for every finite u, NaN for NaN.
 #pragma once
 
 #include "macros.h"
@@ -71,7 +71,8 @@ struct PiecewiseQuadratic {
 struct Rectangular {
     template <class F>
     static SCA_HOST_DEVICE F slope(F u, float alpha, float) {
-        return select(absolute(u) < 0.5f / alpha, F(alpha), F(0.0f));
+        const F a = absolute(u);
+        return select(a < 0.5f / alpha, F(alpha), select(a >= 0.5f / alpha, F(0.0f), u));
     }
 };
 
@@ -102,7 +103,7 @@ struct Erf {
 struct LeakyKRelu {
     template <class F>
     static SCA_HOST_DEVICE F slope(F u, float alpha, float beta) {
-        return select(u >= 0.0f, F(alpha), F(beta));
+        return select(u >= 0.0f, F(alpha), select(u < 0.0f, F(beta), u));
     }
 };
 
@@ -116,7 +117,8 @@ struct S2NN {
 struct QPseudoSpike {
     template <class F>
     static SCA_HOST_DEVICE F slope(F u, float alpha, float) {
-        return exponential(logarithm(absolute(u) * (2.0f / (alpha - 1.0f)) + 1.0f) * -alpha);
+        const F a = absolute(u);
+        return select(a >= 0.0f, exponential(logarithm(a * (2.0f / (alpha - 1.0f)) + 1.0f) * -alpha), u);
     }
 };
 
