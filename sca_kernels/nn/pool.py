@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch import nn as tnn
 
+from .. import checks
+
 
 class _MaxPool(torch.autograd.Function):
     """torch's max-pool; of its input, whose gradient depends on the indices alone, only shape and layout are kept."""
@@ -37,8 +39,28 @@ class MaxPool2d(tnn.MaxPool2d):
     convolution keeps the pooled ones.
     """
 
+    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, return_indices=False, ceil_mode=False) -> None:
+        stride = kernel_size if stride is None else stride
+        pairs = (
+            ("kernel_size", kernel_size, 1),
+            ("stride", stride, 1),
+            ("padding", padding, 0),
+            ("dilation", dilation, 1),
+        )
+        kernel, _, border, _ = (checks.pair(*pair) for pair in pairs)
+        if any(2 * zeros > side for zeros, side in zip(border, kernel, strict=True)):
+            raise ValueError(f"padding: expected at most half of the kernel {kernel}, got {padding}")
+        for name, flag in (("return_indices", return_indices), ("ceil_mode", ceil_mode)):
+            checks.boolean(name, flag)
+        super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+
     def forward(self, x: Tensor) -> Tensor:
         """x [M, C, H, W] -> [M, C, H', W']."""
+        if not checks.is_plain(x) or not x.is_floating_point():
+            raise TypeError(f"x: expected a floating-point tensor [M, C, H, W], got {checks.describe(x)}")
+        if x.dim() not in (3, 4):
+            hint = "; a sequence [T, N, C, H, W] needs flatten(0, 1)" if x.dim() == 5 else ""
+            raise ValueError(f"x: expected [M, C, H, W], got {tuple(x.shape)}{hint}")
         if self.return_indices or not (torch.is_grad_enabled() and x.requires_grad):
             return super().forward(x)
         pairs = (self.kernel_size, self.stride, self.padding, self.dilation)

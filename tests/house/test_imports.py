@@ -19,7 +19,7 @@ KERNEL_LAYERS = [
     {"neurons"},
     {"surrogates"},
     {"paths"},
-    {"channels", "layout", "memory", "sync", "version"},
+    {"channels", "checks", "layout", "memory", "sync", "version"},
 ]
 COMPILED = {"sca_kernels._cpu": "sca_kernels.backends.cpu", "sca_kernels._cuda": "sca_kernels.backends.cuda"}
 
@@ -37,7 +37,7 @@ SCA_ROOMS = {
     "__main__": {"cli"},
     "cli": {"pruning", "models", "data", "report", "training", "bench", "convert", "export"},
 }
-SCA_SEES_OF_KERNELS = {"functional", "nn", "doctor", "surrogates"}
+SCA_SEES_OF_KERNELS = {"checks", "functional", "nn", "doctor", "surrogates"}
 
 
 def layer(part: str) -> int | None:
