@@ -441,7 +441,7 @@ def put_weight(
     with torch.no_grad():
         found = backends.find(check_backend(backend), weight.device, weight.dtype)
         found.put_weight(block.detach(), weight, channels)
-        if not weight.is_inference():  # those have no version
+        if torch.compiler.is_compiling() or not weight.is_inference():  # such a weight has no version
             torch.autograd.graph.increment_version(weight)
 
 
@@ -580,7 +580,7 @@ def _check_norm(
                 raise ValueError(f"{name}: expected a tensor without gradient, got one that requires it")
             if training and p.shape[0] > 1 and p.stride(0) == 0:
                 raise ValueError(f"{name}: expected memory of its own per channel, got an expanded tensor")
-            if training and p.is_inference() and not torch.is_inference_mode_enabled():
+            if training and _is_sealed(p):
                 raise ValueError(f"{name}: expected a tensor that can be changed, got one made in inference mode")
     if not (type(momentum) is float and math.isfinite(momentum)):
         if isinstance(momentum, Tensor):
@@ -599,6 +599,11 @@ def _check_norm(
         if uses_batch and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             raise ValueError("process_group: expected None, since torch.distributed is not initialised")
     return uses_batch, momentum, eps
+
+
+def _is_sealed(p: Tensor) -> bool:
+    """Whether p was made in inference mode and can't be changed outside of it; a compiler can't tell."""
+    return not torch.compiler.is_compiling() and p.is_inference() and not torch.is_inference_mode_enabled()
 
 
 def check_process_group(group: Any) -> None:

@@ -108,8 +108,7 @@ class ChannelGroup:
             index = indices.to("cpu", torch.int64).flatten()
         else:
             checks.instance("indices", indices, Iterable, "a tensor of integers, or ints")
-            last = self.num_channels - 1
-            index = torch.tensor([checks.integer("indices", i, 0, last) for i in indices], dtype=torch.int64)
+            index = torch.tensor([checks.integer("indices", i, -1, 2**62) for i in indices], dtype=torch.int64)
         index = index.sort().values
         if index.numel() == 0:
             raise ValueError(f"indices: expected at least one active channel in group {self.name!r}, got none")

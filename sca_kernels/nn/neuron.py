@@ -70,7 +70,6 @@ class NeuronModule(tnn.Module):
         self.activity: Activity | None = None
         self.v: Tensor | None = None
 
-    @property
     def width(self) -> int | None:
         """Channels of the input, where the module knows: the group's active ones, or what its parameters have."""
         return None if self.group is None else self.group.width
@@ -97,7 +96,7 @@ class NeuronModule(tnn.Module):
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """x [T, N, C, *S] (or [1, N, C, *S], presented ``time_steps`` times) -> spikes [T, N, C, *S]."""
-        check_time_major(x, self.width, self.group or "its parameters")
+        check_time_major(x, self.width(), self.group or "its parameters")
         out = self.integrate(x, time_steps)
         if self.stateful:
             self.v = out.v
@@ -162,9 +161,8 @@ class ParametricLeak(tnn.Module):
             check_group("group", self.group, channels)
         self.w = tnn.Parameter(torch.full(() if channels is None else (channels,), -math.log(tau - 1)))
 
-    @property
     def width(self) -> int | None:
-        known = super().width
+        known = super().width()
         return self.w.numel() if known is None and self.w.dim() else known
 
     def leak_parameter(self) -> Tensor:

@@ -227,8 +227,8 @@ def synchronised_worker(rank, file, queue, kind):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     torch.manual_seed(0)
-    x = activation((3, 4, 5, 6))[:, 2 * rank : 2 * rank + 2].clone().requires_grad_()
-    weights = torch.randn(3, 4, 5, 6)[:, 2 * rank : 2 * rank + 2]
+    x = activation((3, 4, 5, 6, 2))[:, 2 * rank : 2 * rank + 2].clone().requires_grad_()
+    weights = torch.randn(3, 4, 5, 6, 2)[:, 2 * rank : 2 * rank + 2]
     module = kind(5, process_group=True)
     y = module(x)
     (y * weights).sum().backward()
@@ -239,17 +239,17 @@ def synchronised_worker(rank, file, queue, kind):
 @pytest.mark.parametrize("kind", [nn.BatchNormLIF, nn.ChannelBatchNorm2d])
 def test_batch_norm_synchronised_over_two_ranks_equals_one_process(tmp_path, kind):
     context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
+    queue = context.Queue()
     workers = [context.Process(target=synchronised_worker, args=(r, tmp_path / "store", queue, kind)) for r in range(2)]
     for worker in workers:
         worker.start()
-    results = dict(queue.get() for _ in workers)
+    results = dict(queue.get(timeout=60) for _ in workers)  # a worker that died sends nothing
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
     torch.manual_seed(0)
-    x = activation((3, 4, 5, 6)).requires_grad_()
-    weights = torch.randn(3, 4, 5, 6)
+    x = activation((3, 4, 5, 6, 2)).requires_grad_()
+    weights = torch.randn(3, 4, 5, 6, 2)
     module = kind(5)
     y = module(x)
     (y * weights).sum().backward()
