@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -472,7 +471,7 @@ def unpack_spikes(
     if not isinstance(shape, Sequence) or isinstance(shape, str):
         raise TypeError(f"shape: expected a sequence of sizes, got {_describe(shape)}")
     shape = [checks.integer("shape", size, 0, 2**62) for size in shape]
-    if dtype not in _DTYPES:
+    if not isinstance(dtype, torch.dtype) or dtype not in _DTYPES:
         raise TypeError(f"dtype: expected a floating-point dtype, got {checks.shown(dtype)}")
     size = numel(shape)
     if packed.shape != ((size + 7) // 8,):
@@ -582,7 +581,7 @@ def _check_norm(
                 raise ValueError(f"{name}: expected memory of its own per channel, got an expanded tensor")
             if training and _is_sealed(p):
                 raise ValueError(f"{name}: expected a tensor that can be changed, got one made in inference mode")
-    if not (type(momentum) is float and math.isfinite(momentum)):
+    if not (type(momentum) is float and -checks.LARGEST <= momentum <= checks.LARGEST):
         if isinstance(momentum, Tensor):
             if not is_plain(momentum) or momentum.dim() or not momentum.is_floating_point():
                 raise TypeError(f"momentum: expected a number, or a tensor of one, got {_describe(momentum)}")

@@ -207,8 +207,8 @@ def examine(seed: int, targets: tuple[Draw, ...], tally: Counter[str]) -> str:
 
 
 def run_calls(targets: tuple[Draw, ...], calls: int, at_most: int = 20) -> str:
-    """Make so many calls, of seeds that hypothesis chooses (the same ones every time), say how they ended, and fail with
-    the first ones that ended wrong. They run in a forked child, so that a crash or a call that does not come back names
+    """Make so many calls, of seeds that hypothesis chooses (the same ones every time), say how they ended, and fail
+    with the first ones that ended wrong. They run in a forked child, so that a crash or a call that does not come back names
     its seed, too.
     """
     seed_now = mmap.mmap(-1, 8)

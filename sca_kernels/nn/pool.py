@@ -54,6 +54,17 @@ class MaxPool2d(tnn.MaxPool2d):
             checks.boolean(name, flag)
         super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
 
+    def _geometry(self) -> list[list[int]]:
+        """Kernel, stride, padding and dilation, two of each."""
+        pairs = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return [[n, n] if isinstance(n, int) else list(n) for n in pairs]
+
+    def _has_room(self, x: Tensor) -> bool:
+        """Whether a window fits in."""
+        sizes = zip(x.shape[-2:], *self._geometry(), strict=True)
+        # with ceil_mode the last window may begin in the map and end outside
+        return all(n + 2 * p - d * (k - 1) - 1 + (s - 1) * self.ceil_mode >= 0 for n, k, s, p, d in sizes)
+
     def forward(self, x: Tensor) -> Tensor:
         """x [M, C, H, W] -> [M, C, H', W']."""
         if not checks.is_plain(x) or not x.is_floating_point():
@@ -61,8 +72,8 @@ class MaxPool2d(tnn.MaxPool2d):
         if x.dim() not in (3, 4):
             hint = "; a sequence [T, N, C, H, W] needs flatten(0, 1)" if x.dim() == 5 else ""
             raise ValueError(f"x: expected [M, C, H, W], got {tuple(x.shape)}{hint}")
+        if 0 in x.shape[-3:] or not self._has_room(x):
+            raise ValueError(f"x: expected a map with room for the window of {self}, got {tuple(x.shape)}")
         if self.return_indices or not (torch.is_grad_enabled() and x.requires_grad):
             return super().forward(x)
-        pairs = (self.kernel_size, self.stride, self.padding, self.dilation)
-        geometry = [[n, n] if isinstance(n, int) else list(n) for n in pairs]
-        return _MaxPool.apply(x, *geometry, self.ceil_mode)
+        return _MaxPool.apply(x, *self._geometry(), self.ceil_mode)
