@@ -412,8 +412,9 @@ def gather_weight(
         TypeError, ValueError: an argument is off; the message names it.
     """
     channels = _check_weight(weight, in_channels, out_channels)
-    backend = check_backend(backend)
-    return backends.find(backend, weight.device, weight.dtype).gather_weight(weight.detach(), channels)
+    found = backends.find(check_backend(backend), weight.device, weight.dtype)
+    _check_values(found, channels, weight)
+    return found.gather_weight(weight.detach(), channels)
 
 
 def put_weight(
@@ -437,8 +438,11 @@ def put_weight(
     expected = (*(size if index is None else index.numel() for size, index in lists), *weight.shape[2:])
     if not is_plain(block) or block.shape != expected or block.dtype != weight.dtype or block.device != weight.device:
         raise ValueError(f"block: expected {weight.dtype} {expected} on {weight.device}, got {_describe(block)}")
+    if _is_sealed(weight):
+        raise ValueError("weight: expected a tensor that can be changed, got one made in inference mode")
+    found = backends.find(check_backend(backend), weight.device, weight.dtype)
+    _check_values(found, channels, weight)
     with torch.no_grad():
-        found = backends.find(check_backend(backend), weight.device, weight.dtype)
         found.put_weight(block.detach(), weight, channels)
         if torch.compiler.is_compiling() or not weight.is_inference():  # such a weight has no version
             torch.autograd.graph.increment_version(weight)
@@ -701,6 +705,15 @@ def _check_weight(weight: Tensor, in_channels: Tensor | None, out_channels: Tens
         )
     lists = (("in_channels", in_channels), ("out_channels", out_channels))
     return Channels(*(_list_of_channels(name, index, weight) for name, index in lists))
+
+
+def _check_values(found: backends.Backend, channels: Channels, weight: Tensor) -> None:
+    """Whether the lists of a weight are within it, where the backend does not see to that itself."""
+    if found.name == "cpu" or weight.is_cuda or weight.is_meta or torch.compiler.is_compiling():
+        return
+    for name, index, size in zip(("out_channels", "in_channels"), channels[::-1], weight.shape[:2], strict=True):
+        if index is not None and bool(((index < 0) | (index >= size)).any()):
+            raise ValueError(f"{name}: expected indices in [0, {size}), got {index.tolist()}")
 
 
 def _list_of_channels(name: str, index: Tensor | None, x: Tensor) -> Tensor | None:

@@ -166,6 +166,7 @@ def outcome(call: Call) -> tuple[str, str]:
             for stage, arguments in zip(call.stages, evaluated, strict=True):
                 names |= {*arguments, stage.function.lower()}  # a Surrogate is the argument ``surrogate``
                 if isinstance(result, torch.nn.Module):
+                    names |= {name for name, _ in result.named_parameters()}  # a weight that does not go with x
                     buffers = [(b, b.clone()) for b in result.buffers()]
                 function = eval(stage.function.replace("{}", "_result"), SPACE | {"_result": result})
                 result = function(**arguments)
@@ -208,8 +209,8 @@ def examine(seed: int, targets: tuple[Draw, ...], tally: Counter[str]) -> str:
 
 def run_calls(targets: tuple[Draw, ...], calls: int, at_most: int = 20) -> str:
     """Make so many calls, of seeds that hypothesis chooses (the same ones every time), say how they ended, and fail
-    with the first ones that ended wrong. They run in a forked child, so that a crash or a call that does not come back names
-    its seed, too.
+    with the first ones that ended wrong. They run in a forked child, so that a crash or a call that does not come back
+    names its seed, too.
     """
     seed_now = mmap.mmap(-1, 8)
     read, write = os.pipe()

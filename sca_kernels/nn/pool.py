@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,7 +53,8 @@ class MaxPool2d(tnn.MaxPool2d):
             raise ValueError(f"padding: expected at most half of the kernel {kernel}, got {padding}")
         for name, flag in (("return_indices", return_indices), ("ceil_mode", ceil_mode)):
             checks.boolean(name, flag)
-        super().__init__(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+        plain = (z if isinstance(z, int | Sequence) else int(z) for z in (kernel_size, stride, padding, dilation))
+        super().__init__(*plain, return_indices, ceil_mode)
 
     def _geometry(self) -> list[list[int]]:
         """Kernel, stride, padding and dilation, two of each."""

@@ -414,7 +414,8 @@ def select_module(rng: random.Random):
     named = {"in_channels": str(channels), "group": f"nn.ChannelGroup({fewer})"}
 
     def check(values, y):
-        assert torch.equal(y.nan_to_num(), values["x"][:, :, : values["group"].num_channels].nan_to_num()), "others"
+        expected = values["x"][:, :, : values["group"].num_channels]
+        assert y.is_meta or torch.equal(y.nan_to_num(), expected.nan_to_num()), "other channels"
 
     return (Stage("nn.ChannelSelect", named), Stage("{}", {"x": current(rng, channels)})), check
 
@@ -429,7 +430,9 @@ def pool_module(rng: random.Random):
     def check(values, y):
         names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
         pool = torch.nn.MaxPool2d(**{name: values[name] for name in names if name in values})
-        assert torch.equal(y.nan_to_num(), pool(values["x"]).nan_to_num()), "differs from torch's"
+        expected = pool(values["x"])
+        assert y.shape == expected.shape, f"shape {tuple(y.shape)}"
+        assert y.is_meta or torch.equal(y.nan_to_num(), expected.nan_to_num()), "differs from torch's"
 
     return (Stage("nn.MaxPool2d", named), Stage("{}", {"x": f"torch.randn(2, 3, {rng.randint(4, 7)}, 7){grad}"})), check
 
