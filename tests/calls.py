@@ -89,13 +89,17 @@ class Stage(NamedTuple):
         return f"{self.function}({', '.join(f'{name}={text}' for name, text in self.arguments.items())})"
 
 
+Check = Callable[[dict[str, Any], Any, dict[str, torch.Tensor]], None]
+
+
 class Call(NamedTuple):
     """A call, the random state that its tensors are drawn from, and the check of its result:
-    ``check(arguments, result)``, the arguments being those of all stages by name, asserts what is right."""
+    ``check(arguments, result, before)`` asserts what is right, of the arguments of all stages by name, and copies of
+    those that are tensors, made before the call."""
 
     seed: int
     stages: tuple[Stage, ...]
-    check: Callable[[dict[str, Any], Any], None]
+    check: Check
 
     def __str__(self) -> str:
         text = ""
@@ -110,7 +114,7 @@ class Call(NamedTuple):
         return self._replace(stages=tuple(stages))
 
 
-Draw = Callable[[random.Random], tuple[tuple[Stage, ...], Callable[[dict[str, Any], Any], None]]]
+Draw = Callable[[random.Random], tuple[tuple[Stage, ...], Check]]
 
 
 def drawn(seed: int, targets: tuple[Draw, ...]) -> Iterator[Call]:
@@ -183,7 +187,7 @@ def outcome(call: Call) -> tuple[str, str]:
         except Exception as error:
             return "wrong", f"{type(error).__name__}: {error}"
         try:
-            call.check(values, result)
+            call.check(values, result, copies)
         except AssertionError as error:
             return "wrong", f"result: {error}"
         except Exception as error:

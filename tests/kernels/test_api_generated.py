@@ -108,7 +108,7 @@ def neuron(rng: random.Random):
     )
     named |= {"w": rng.choice((f"torch.randn({channels})", "torch.zeros(1)"))} if kind == "plif" else {}
     named |= {"neuron": repr(kind)} if function is F.neuron else {}
-    check = lambda values, out: check_output(values, out, lambda again: function(**again))  # noqa: E731
+    check = lambda values, out, before: check_output(values, out, lambda again: function(**again))  # noqa: E731
     return (Stage(f"F.{function.__name__}", {"x": x, **named}),), check
 
 
@@ -132,9 +132,14 @@ def statistics(rng: random.Random, channels: int) -> dict[str, str]:
 def check_moved(values: dict[str, Any], before: dict[str, Any]) -> None:
     """Running statistics as torch moves them."""
     x, mean = values["x"], values["running_mean"]
-    if mean is None or x.is_meta or not (values["training"] and x.numel()):
+    if mean is None or x.is_meta or "running_mean" not in before:
+        return
+    if not values["training"] or x.numel() == 0:
+        moved = [name for name in ("running_mean", "running_var") if not torch.equal(values[name], before[name])]
+        assert not moved, f"moved {moved}"
         return
     expected, var = before["running_mean"].double(), before["running_var"].double()
+    expected, var = (z.clone() for z in (expected, var))
     momentum = float(values.get("momentum", 0.1))
     frames = x.detach().double().expand(values.get("time_steps") or x.shape[0], *x.shape[1:]).flatten(0, 1)
     torch.nn.functional.batch_norm(frames, expected, var, training=True, momentum=momentum)
@@ -165,7 +170,8 @@ def batch_norm_neuron(rng: random.Random):
     named |= {"w": rng.choice((f"torch.randn({channels})", "torch.zeros(1)"))} if kind == "plif" else {}
     named |= {"neuron": repr(kind)} if function is F.batch_norm_neuron else {}
 
-    def check(values, out):
+    def check(values, out, before):
+        check_moved(values, before)
         if not values["training"] or values["running_mean"] is None:  # else the first call has moved what it reads
             check_output(values, out, lambda again: function(**fresh(again)))
         else:
@@ -179,9 +185,10 @@ def batch_norm(rng: random.Random):
     channels = rng.randint(1, 4)
     named = {"x": current(rng, channels), **statistics(rng, channels)}
 
-    def check(values, y):
+    def check(values, y, before):
         x = values["x"]
         assert (y.shape, y.dtype) == (x.shape, x.dtype), "shape, dtype"
+        check_moved(values, before)
         if x.is_meta or (values["training"] and values["running_mean"] is not None):
             return
         vectors = (values[name] for name in ("running_mean", "running_var", "weight", "bias"))
@@ -231,7 +238,7 @@ def channel_conv2d(rng: random.Random):
     named |= {"in_channels": inputs, "out_channels": outputs, "full_input": str(full_input)}
     named |= some(rng, full_output=("True", "False"), spike_input=("None", "False"), path=("None", "'gathered'"))
 
-    def check(values, y):
+    def check(values, y, before):
         x, weight, bias = values["x"], values["weight"], values.get("bias")
         rows, columns = values.get("out_channels"), values.get("in_channels")
         frames = x.flatten(0, 1) if x.dim() == 5 else x
@@ -277,7 +284,7 @@ def moves(rng: random.Random):
     lists = lambda values: (values.get("out_channels"), values.get("in_channels"))  # noqa: E731
     if rng.random() < 0.5:
 
-        def check(values, block):
+        def check(values, block, before):
             expected = block_of(values["weight"].detach(), *lists(values))
             assert (block.shape, block.dtype) == (expected.shape, expected.dtype), "shape, dtype"
             assert block.is_meta or torch.equal(block.nan_to_num(), expected.nan_to_num()), "another block"
@@ -285,7 +292,7 @@ def moves(rng: random.Random):
         return (Stage("F.gather_weight", named),), check
     dtype = next((d for d in (".bfloat16()", ".double()") if d in named["weight"]), "")
 
-    def written(values, nothing):
+    def written(values, nothing, before):
         assert nothing is None, "a result"
         written = block_of(values["weight"].detach(), *lists(values))
         assert written.is_meta or torch.equal(written.nan_to_num(), values["block"].detach().nan_to_num()), (
@@ -300,14 +307,14 @@ def bits(rng: random.Random):
     spikes = f"(torch.rand({shape}) < 0.5).float()" + rng.choice(("", ".bfloat16()", ".double()"))
     if rng.random() < 0.5:
 
-        def check(values, packed):
+        def check(values, packed, before):
             s = values["s"]
             assert torch.equal(F.unpack_spikes(packed, s.shape, s.dtype), s.detach()), "do not come back"
 
         return (Stage("F.pack_spikes", {"s": spikes} | some(rng, backend=("None", "'reference'"))),), check
     named = {"packed": f"F.pack_spikes({spikes})", "shape": repr(tuple(shape)), "dtype": str(rng.choice(FLOATS))}
 
-    def unpacked(values, s):
+    def unpacked(values, s, before):
         assert (list(s.shape), s.dtype) == (list(values["shape"]), values["dtype"]), "shape, dtype"
 
     return (Stage("F.unpack_spikes", named),), unpacked
@@ -318,12 +325,12 @@ def surrogate(rng: random.Random):
     alpha = rng.choice(("2.0", "3", "1.5"))
     if rng.random() < 0.5:
 
-        def check(values, row):
+        def check(values, row, before):
             assert row.name in surrogates.TABLE, row.name
 
         return (Stage("surrogates.resolve", {"surrogate": repr(name), **some(rng, alpha=alpha)}),), check
 
-    def finite(values, slope):
+    def finite(values, slope, before):
         u = values["u"]
         assert (slope.shape, slope.dtype) == (u.shape, u.dtype), "shape, dtype"
         ordinary = slope.isfinite() | ~(u.abs() < 1e4)
@@ -351,7 +358,7 @@ def module(rng: random.Random, name: str, named: dict[str, str], x: str):
     steps = shape_of(x)[0]
     call = {"x": x, **some(rng, time_steps=(str(steps), "None") if steps > 1 else ("2", "None"))}
 
-    def check(values, spikes):
+    def check(values, spikes, before):
         x = values["x"]
         check_spikes(x, x.shape[0] if values.get("time_steps") is None else values["time_steps"], spikes)
 
@@ -368,7 +375,7 @@ def norm_module(rng: random.Random):
         named |= some(rng, tau="2.5", per_channel=("True", "False")) if kind == "plif" else {}
         return module(rng, NORMS[kind], named, current(rng, channels))
 
-    def check(values, y):
+    def check(values, y, before):
         assert (y.shape, y.dtype) == (values["x"].shape, values["x"].dtype), "shape, dtype"
 
     return (Stage("nn.ChannelBatchNorm2d", named), Stage("{}", {"x": current(rng, channels, (2,))})), check
@@ -386,7 +393,7 @@ def conv_module(rng: random.Random):
     named |= some(rng, in_group=f"nn.ChannelGroup({into})", out_group=f"nn.ChannelGroup({out})") if groups == 1 else {}
     x = f"torch.randn({rng.choice(('', '2, '))}{rng.randint(0, 3)}, {into}, 7, 6)"
 
-    def check(values, y):
+    def check(values, y, before):
         x = values["x"]
         assert y.shape[:-2] == (*x.shape[:-3], values["out_channels"]), f"shape {tuple(y.shape)}"
         assert y.dtype == x.dtype, f"dtype {y.dtype}"
@@ -402,7 +409,7 @@ def linear_module(rng: random.Random):
     )
     x = f"torch.randn({rng.choice(('', '2, ', '2, 0, '))}{channels * each})"
 
-    def check(values, y):
+    def check(values, y, before):
         assert y.shape == (*values["x"].shape[:-1], int(values["out_features"])), f"shape {tuple(y.shape)}"
 
     return (Stage("nn.ChannelLinear", named), Stage("{}", {"x": x})), check
@@ -413,7 +420,7 @@ def select_module(rng: random.Random):
     fewer = rng.randint(1, channels)
     named = {"in_channels": str(channels), "group": f"nn.ChannelGroup({fewer})"}
 
-    def check(values, y):
+    def check(values, y, before):
         expected = values["x"][:, :, : values["group"].num_channels]
         assert y.is_meta or torch.equal(y.nan_to_num(), expected.nan_to_num()), "other channels"
 
@@ -427,7 +434,7 @@ def pool_module(rng: random.Random):
     )
     grad = rng.choice(("", ".requires_grad_()"))
 
-    def check(values, y):
+    def check(values, y, before):
         names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
         pool = torch.nn.MaxPool2d(**{name: values[name] for name in names if name in values})
         expected = pool(values["x"])
@@ -455,7 +462,7 @@ def group(rng: random.Random):
     return (Stage("nn.ChannelGroup", named), Stage(f"{{}}.{what}", arguments)), _any
 
 
-def _any(values, result) -> None:
+def _any(values, result, before) -> None:
     """Whatever comes is right."""
 
 
