@@ -17,7 +17,7 @@ import signal
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,7 +58,7 @@ ANYTHING = (
         "torch.empty(0)",
         "torch.float16",
         "torch.strided",
-        "torch.nn.Linear(2, 2)",
+        "torch.nn.Linear(8, 8)",
     ),
     *("torch.zeros(2, 3, 4, dtype=torch.float8_e4m3fn)", "torch.ones(4, 2, 3, dtype=torch.bool)", "Surrogate"),
     *("torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=torch.jagged)", "nn.ChannelGroup(3)"),
@@ -150,12 +150,13 @@ def changed(values: dict[str, Any], copies: dict[str, torch.Tensor]) -> list[str
     return [name for name, copy in copies.items() if not torch.equal(values[name], copy)]
 
 
-def outcome(call: Call) -> tuple[str, str]:
-    """How a call ended (``right``, ``TypeError``, ``ValueError`` or ``wrong``), and what is wrong."""
+def outcome(call: Call, also: Sequence[str] = ()) -> tuple[str, str]:
+    """How a call ended (``right``, ``TypeError``, ``ValueError`` or ``wrong``), and what is wrong. A message may name
+    what ``also`` lists instead of an argument."""
     torch.manual_seed(call.seed)
     values: dict[str, Any] = {}
     result: Any = None
-    names: set[str] = set()
+    names: set[str] = set(also)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
@@ -195,23 +196,23 @@ def outcome(call: Call) -> tuple[str, str]:
     return "right", ""
 
 
-def examine(seed: int, targets: tuple[Draw, ...], tally: Counter[str]) -> str:
+def examine(seed: int, targets: tuple[Draw, ...], tally: Counter[str], also: Sequence[str] = ()) -> str:
     """Make the call of a seed and count how it ended; where that is wrong, the call with the fewest hostile arguments
     that is, to paste, and what is wrong."""
     calls = drawn(seed, targets)
     call = next(calls)
-    how, why = outcome(call)
+    how, why = outcome(call, also)
     tally[how] += 1
     if how != "wrong":
         return ""
     for simpler in calls:
-        if (again := outcome(simpler))[0] == "wrong":
+        if (again := outcome(simpler, also))[0] == "wrong":
             call, why = simpler, again[1]
             break
     return f"{PREFACE}\n{call}\n    {why}"
 
 
-def run_calls(targets: tuple[Draw, ...], calls: int, at_most: int = 20) -> str:
+def run_calls(targets: tuple[Draw, ...], calls: int, at_most: int = 20, also: Sequence[str] = ()) -> str:
     """Make so many calls, of seeds that hypothesis chooses (the same ones every time), say how they ended, and fail
     with the first ones that ended wrong. They run in a forked child, so that a crash or a call that does not come back
     names its seed, too.
@@ -225,7 +226,7 @@ def run_calls(targets: tuple[Draw, ...], calls: int, at_most: int = 20) -> str:
         try:
             os.close(read)
             torch.set_num_threads(1)
-            tally, wrong = _run_here(targets, calls, at_most, seed_now)
+            tally, wrong = _run_here(targets, calls, at_most, also, seed_now)
             with os.fdopen(write, "w") as pipe:
                 json.dump([tally, wrong], pipe)
         except BaseException:
@@ -251,7 +252,7 @@ def run_calls(targets: tuple[Draw, ...], calls: int, at_most: int = 20) -> str:
 
 
 def _run_here(
-    targets: tuple[Draw, ...], calls: int, at_most: int, seed_now: mmap.mmap
+    targets: tuple[Draw, ...], calls: int, at_most: int, also: Sequence[str], seed_now: mmap.mmap
 ) -> tuple[Counter[str], list[str]]:
     tally: Counter[str] = Counter()
     wrong: list[str] = []
@@ -260,7 +261,7 @@ def _run_here(
     @given(st.integers(0, 2**60))
     def one(seed: int) -> None:
         seed_now[:8] = seed.to_bytes(8, "little")
-        if (problem := examine(seed, targets, tally)) and len(wrong) < at_most:
+        if (problem := examine(seed, targets, tally, also)) and len(wrong) < at_most:
             wrong.append(problem)
 
     one()

@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from sca_kernels import checks
+
 from .groups import Axis, carried, channel_axes, find_groups, is_depthwise
 
 __all__ = ["compact"]
@@ -31,7 +33,7 @@ def compact(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the model has no channel group.
     """
-    small = copy.deepcopy(model)
+    small = copy.deepcopy(checks.instance("model", model, nn.Module, "a torch.nn.Module"))
     groups = find_groups(small)
     shrunk: dict[Tensor, Tensor] = {}  # shared tensors stay shared
     for module in small.modules():
