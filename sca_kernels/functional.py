@@ -402,7 +402,7 @@ def gather_weight(
 
     Args:
         weight: dense [C_out, C_in, ...], contiguous or channels_last.
-        in_channels, out_channels: unique int64 indices on its device; None = all.
+        in_channels, out_channels: unique int64 indices on its device, at least one; None = all.
         backend: see :func:`neuron`.
 
     Returns:
@@ -722,6 +722,8 @@ def _list_of_channels(name: str, index: Tensor | None, x: Tensor) -> Tensor | No
         return None
     if not is_plain(index) or index.dim() != 1 or index.dtype != torch.int64:
         raise TypeError(f"{name}: expected a 1-D int64 tensor or None, got {_describe(index)}")
+    if index.numel() == 0:  # no address: a kernel would take it for all channels
+        raise ValueError(f"{name}: expected at least one channel, got none")
     _check_device(name, index, x)
     return index.contiguous()
 
@@ -730,8 +732,6 @@ def _check_index(name: str, index: Tensor | None, size: int, x: Tensor) -> Tenso
     index = _list_of_channels(name, index, x)
     if index is None or torch.compiler.is_compiling() or index.is_cuda or index.is_meta:
         return index  # reading the values would break the graph, or wait for the device
-    if index.numel() == 0:
-        raise ValueError(f"{name}: expected at least one channel, got none")
     if not bool((index[1:] > index[:-1]).all()) or int(index[0]) < 0 or int(index[-1]) >= size:
         raise ValueError(f"{name}: expected sorted unique indices in [0, {size}), got {index.tolist()}")
     return index
