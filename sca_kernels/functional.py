@@ -381,6 +381,8 @@ def channel_conv2d(
     if frames.shape[1] != expected:
         kind = "" if full_input else "active "
         raise ValueError(f"x: expected {expected} {kind}input channels in dimension {x.dim() - 3}, got {_describe(x)}")
+    if _is_batched(x) or _is_batched(weight):  # torch does not tell their layout
+        raise _refused_transform("vmap")
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
     path = _path(path, backend, frames, dtype, weight, geometry, Channels(in_channels, out_channels))
     if path != "implicit":
@@ -486,6 +488,10 @@ def unpack_spikes(
 # --- checks --------------------------------------------------------------------------------
 
 
+# Private names of torch; where a version lacks one, its own errors stand.
+_CURRENT_LEVEL = getattr(torch._C._functorch, "maybe_current_level", lambda: None)
+_IS_BATCHED = getattr(torch._C._functorch, "is_batchedtensor", lambda z: False)
+
 _DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 
 
@@ -526,20 +532,24 @@ def _run(operator: Callable[..., Any], *arguments: Any) -> Any:
         return operator(*arguments)
     except RuntimeError as error:
         if _is_transformed():
-            raise _refused_transform(error) from error
+            raise _refused_transform(str(error).splitlines()[0]) from error
         raise
 
 
 def _is_transformed() -> bool:
     """Whether a transform of torch.func is on; False where this version of torch does not tell."""
-    level = getattr(torch._C._functorch, "maybe_current_level", lambda: None)
-    return level() is not None
+    return _CURRENT_LEVEL() is not None
 
 
-def _refused_transform(error: RuntimeError) -> TypeError:
+def _is_batched(z: Tensor) -> bool:
+    """Whether z has a dimension that torch.vmap hides."""
+    return not torch.compiler.is_compiling() and _IS_BATCHED(z)
+
+
+def _refused_transform(why: str) -> TypeError:
     return TypeError(
         "x: expected an ordinary tensor, got one inside a transform of torch.func (grad, vmap, jacrev, ...) that this "
-        f"operator has no rule for ({str(error).splitlines()[0]}); use torch.autograd.grad, or a dimension of the batch"
+        f"operator has no rule for ({why}); use torch.autograd.grad, or a dimension of the batch"
     )
 
 

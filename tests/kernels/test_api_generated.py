@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from sca_kernels import functional as F
@@ -503,3 +504,61 @@ def test_everything_public_has_a_target():
 
 def test_calls_end_well(api_calls, record_property):
     record_property("generated", run_calls(TARGETS, api_calls))
+
+
+X, W = torch.rand(2, 4, 5, 5), torch.rand(4, 4, 3, 3)
+CURRENT = torch.rand(4, 2, 3, 5, 5)
+NAMED = {
+    "stride 0": (lambda: F.channel_conv2d(X, W, stride=0), "stride: expected at least 1"),
+    "negative padding": (lambda: F.channel_conv2d(X, W, padding=-1), "padding: expected at least 0"),
+    "dilation 0": (lambda: F.channel_conv2d(X, W, dilation=(1, 0)), "dilation: expected at least 1"),
+    "kernel larger than the map": (lambda: F.channel_conv2d(X, W, dilation=3), "x: expected room for a kernel"),
+    "groups that do not divide": (lambda: F.channel_conv2d(X, W, groups=3), "groups: expected a divisor of the 4"),
+    "module, groups that do not divide": (lambda: nn.ChannelConv2d(4, 4, 3, groups=3), "groups: expected a divisor"),
+    "module, stride 0": (lambda: nn.ChannelConv2d(4, 4, 3, stride=0), "stride: expected at least 1"),
+    "border wider than the map": (
+        lambda: nn.ChannelConv2d(4, 4, 3, padding=9, padding_mode="reflect")(X),
+        "x: expected a map with room for the reflect border",
+    ),
+    "weight on another device": (lambda: F.channel_conv2d(X, W.to("meta")), "weight: expected a tensor on cpu"),
+    "index list on another device": (
+        lambda: F.channel_conv2d(X, W, in_channels=torch.arange(4, device="meta")),
+        "in_channels: expected a tensor on cpu",
+    ),
+    "sparse": (lambda: F.lif(CURRENT.to_sparse()), "x: expected a tensor"),
+    "array": (lambda: F.lif(CURRENT.numpy()), "x: expected a tensor"),
+    "float8": (lambda: F.lif(CURRENT.to(torch.float8_e4m3fn)), "x: expected a floating-point dtype"),
+    "no dtype": (lambda: F.unpack_spikes(torch.zeros(1, dtype=torch.uint8), (3,), None), "dtype: expected"),
+    "list as a surrogate": (lambda: F.lif(CURRENT, surrogate=["atan"]), "surrogate: expected a name"),
+    "list as a neuron": (lambda: F.neuron(CURRENT, ["lif"]), "neuron: expected one of"),
+    "list as a backend": (lambda: F.lif(CURRENT, backend=["cpu"]), "backend: expected a name"),
+    "list as a path": (lambda: F.channel_conv2d(X, W, path=["gathered"]), "path: expected one of"),
+    "threshold as text": (lambda: nn.LIF(v_threshold="1"), "v_threshold: expected a number"),
+    "threshold of 400 digits": (lambda: nn.LIF(v_threshold=10**400), "v_threshold: expected a finite number"),
+    "threshold of 5,000 digits": (lambda: nn.LIF(v_threshold=10**5000), "v_threshold: expected a finite number"),
+    "eps below 0": (lambda: nn.BatchNormLIF(3, eps=-1), "eps: expected a number >= 0"),
+    "half channels": (lambda: nn.ChannelGroup(3).set_active([0.5]), "indices: expected an int"),
+    "mask for indices": (
+        lambda: nn.ChannelGroup(3).set_active(torch.tensor([True, False])),
+        "indices: expected a tensor",
+    ),
+    "pool without stride": (lambda: nn.MaxPool2d(2, stride=0), "stride: expected at least 1"),
+    "pool of a sequence": (lambda: nn.MaxPool2d(2)(CURRENT), "x: expected .* needs flatten"),
+    "torch.func.vmap": (
+        lambda: torch.vmap(lambda x: F.channel_conv2d(x, W))(X[None]),
+        "x: expected an ordinary tensor, got one inside a transform of torch.func",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "says"), NAMED.values(), ids=NAMED)
+def test_what_is_off_is_named(call, says):
+    with pytest.raises((TypeError, ValueError), match=f"^{says}"):
+        call()
+
+
+@pytest.mark.parametrize("function", [F.lif, lambda x: F.batch_norm_lif(x, None, None, None, None, True)])
+def test_empty_batches_may_be_sliced_and_permuted(function):
+    empty = torch.rand(4, 0, 5, 3, 6)
+    for x in (empty.transpose(2, 3), empty.movedim(2, -1)[..., ::2].movedim(-1, 2), empty[..., ::2, ::2]):
+        assert function(x).spikes.shape == x.shape
