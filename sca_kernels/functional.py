@@ -3,19 +3,25 @@
 Shapes: activations are time-major ``[T, N, C, *S]`` (T time steps, N samples, C channels, S any number of spatial
 sizes), contiguous or channels_last; other layouts are copied once. dtypes: float32, bfloat16, float16 (float64 on the
 reference backend); membrane potentials and sums are float32 (float64 for float64 input). Every argument error is a
-TypeError or ValueError raised before anything is computed.
+TypeError or ValueError that names the argument, raised before anything is computed or changed. Tensors are strided: no
+sparse or nested ones; of torch.func's transforms, those work that the operators have rules for, and the others are
+refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import backends, ops, paths
-from .channels import Channels, Geometry, check_values, narrow, output_size, same, storage_order
+from . import backends, checks, ops, paths
+from .channels import Channels, Geometry, check_values, narrow, numel, output_size, same, storage_order
+from .checks import describe as _describe
+from .checks import is_plain
 from .layout import collapse, dense_strides, spatial_size, state_dtype
 from .neurons import NeuronConfig
 from .ops.common import NotANumber, check_nan, passes_nan
@@ -112,18 +118,17 @@ def neuron(
     """
     config = check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
     x, steps = _check_input(x, time_steps)
-    vectors = {"scale": scale, "shift": shift}
-    scale, shift = (None if p is None else _vector(name, p, x) for name, p in vectors.items())
-    outputs = ops.neuron_forward(
+    outputs = _run(
+        ops.neuron_forward,
         x,
         steps,
-        scale,
-        shift,
+        _vector("scale", scale, x),
+        _vector("shift", shift, x),
         _rate(w, config, x),
         _check_v_init(v_init, x),
         _check_mask(channel_mask, x),
-        return_v,
-        backend or "",
+        checks.boolean("return_v", return_v),
+        check_backend(backend),
         *config,
     )
     return _output(outputs, return_v)
@@ -182,9 +187,9 @@ def batch_norm_neuron(
         weight, bias: [C] or None (gamma 1, beta 0).
         running_mean, running_var: [C] or None; updated in place when training.
         training: whether to use (and track) batch statistics.
-        momentum: weight of the new batch in the running statistics; a number, or a tensor of one element on the device
-            of x, which is then not waited for.
-        eps: added to the variance.
+        momentum: weight of the new batch in the running statistics; a number, or a tensor of one on the device of x,
+            which is then not waited for.
+        eps: added to the variance, > 0.
         process_group: a torch.distributed group (True: the default one) over whose ranks batch statistics are taken.
         channel_mask, and all others: see :func:`neuron`.
 
@@ -193,35 +198,32 @@ def batch_norm_neuron(
     """
     config = check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
     x, steps = _check_input(x, time_steps)
-    training = _uses_batch(training, running_mean, running_var)
-    vectors = {"weight": weight, "bias": bias}
-    weight, bias = (None if p is None else _vector(name, p, x) for name, p in vectors.items())
+    training, momentum, eps = _check_norm(x, running_mean, running_var, training, momentum, eps, process_group)
+    weight, bias = _vector("weight", weight, x), _vector("bias", bias, x)
     common = (
         _rate(w, config, x),
         _check_v_init(v_init, x),
         _check_mask(channel_mask, x),
-        return_v,
-        backend or "",
+        checks.boolean("return_v", return_v),
+        check_backend(backend),
         *config,
     )
     if training:
-        count = steps * x.shape[1] * spatial_size(x)
-        if count == 1 and process_group is None:
-            raise ValueError(f"x: expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
-        if count == 0:  # nothing to normalise or to track, as in torch
-            mean, var = (x.new_full((x.shape[2],), value, dtype=state_dtype(x)) for value in (0.0, 1.0))
-            outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
-        elif process_group is None:
-            *outputs, mean, var = ops.batch_norm_forward(x, steps, weight, bias, eps, *common)
-        else:
+        count = _count(x, steps, process_group)
+        if process_group is not None:
             *moments, count = synchronized_moments(x, count, process_group)
             mean, var = (z.to(state_dtype(x)) for z in moments)
-            outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
-        if running_mean is not None and count:
+            outputs = _run(ops.neuron_forward, x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
+        elif count == 0:  # nothing to normalise or to track, as in torch
+            mean, var = (full((x.shape[2],), dtype=state_dtype(x)) for full in (x.new_zeros, x.new_ones))
+            outputs = _run(ops.neuron_forward, x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
+        else:
+            *outputs, mean, var = _run(ops.batch_norm_forward, x, steps, weight, bias, eps, *common)
+        if running_mean is not None and (process_group is not None or count):
             _track(running_mean, running_var, mean, var, count, momentum)
     else:
-        mean, var = (_vector(n, p, x) for n, p in (("running_mean", running_mean), ("running_var", running_var)))
-        outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
+        mean, var = _vector("running_mean", running_mean, x), _vector("running_var", running_var, x)
+        outputs = _run(ops.neuron_forward, x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
     return _output(outputs, return_v)
 
 
@@ -268,27 +270,29 @@ def batch_norm(
         TypeError, ValueError: an argument is off; the message names it.
     """
     x, steps = _check_input(x, None)
-    training = _uses_batch(training, running_mean, running_var)
-    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-    for name, p in vectors.items():
-        if p is not None:
-            _vector(name, p, x)
+    training, momentum, eps = _check_norm(x, running_mean, running_var, training, momentum, eps, process_group)
+    weight, bias = _vector("weight", weight, x), _vector("bias", bias, x)
+    count = _count(x, steps, process_group) if training else None
     if not training or process_group is None:
-        statistics, apart = (running_mean, running_var), isinstance(momentum, Tensor) and training
-        if apart and running_mean is not None:  # torch takes a number: 1 leaves those of the batch
-            statistics = torch.zeros_like(running_mean), torch.zeros_like(running_var)
-        y = torch.nn.functional.batch_norm(
-            x.flatten(0, 1), *statistics, weight, bias, training, 1.0 if apart else momentum, eps
-        )
-        if apart and running_mean is not None:
-            _move(running_mean, running_var, *statistics, momentum)
+        mean, var = _vector("running_mean", running_mean, x), _vector("running_var", running_var, x)
+        own = mean is running_mean and var is running_var and not isinstance(momentum, Tensor)
+        own = own and not passes_nan(x.device.type)
+        apart = training and running_mean is not None and not (own and count)
+        if apart:  # torch moves none of another dtype, and none by a tensor: with momentum 1 it gives the batch's
+            mean, var = torch.zeros_like(mean), torch.ones_like(var)
+        weighted = 1.0 if apart else momentum
+        on_cudnn = torch.backends.cudnn.enabled
+        y = torch.batch_norm(x.flatten(0, 1), weight, bias, mean, var, training, weighted, eps, on_cudnn)
+        if apart and count:
+            _move(running_mean, running_var, mean, var, momentum)
         return y.unflatten(0, x.shape[:2])
-    *moments, count = synchronized_moments(x, steps * x.shape[1] * spatial_size(x), process_group)
+    *moments, count = synchronized_moments(x, count, process_group)
     mean, var = (z.to(state_dtype(x)) for z in moments)
+    scale, shift = (z.view(-1, *[1] * (x.dim() - 3)) for z in affine_prelude(mean, var, weight, bias, eps))
+    y = (x * scale + shift).to(x.dtype)
     if running_mean is not None:
         _track(running_mean, running_var, mean, var, count, momentum)
-    scale, shift = (z.view(-1, *[1] * (x.dim() - 3)) for z in affine_prelude(mean, var, weight, bias, eps))
-    return (x * scale + shift).to(x.dtype)
+    return y
 
 
 def channel_conv2d(
@@ -311,9 +315,9 @@ def channel_conv2d(
 
     Equivalent to ``conv2d(x, weight[out_channels][:, in_channels], bias[out_channels])``, with the gradients of weight
     and bias full size and exactly zero for dormant channels. Under autocast it runs in the autocast dtype, as conv2d
-    does. Derivatives of any order, in forward mode and by the transforms of torch.func are those of conv2d, and computed
-    by it; but the gradient of a weight that was taken from bits is not differentiated again (a RuntimeError that names
-    ``spike_input``).
+    does. Derivatives of any order, in forward mode and by the transforms of torch.func are those of conv2d, and
+    computed by it; but the gradient of a weight that was taken from bits is not differentiated again (a RuntimeError
+    that names ``spike_input``).
 
     Args:
         x: [M, A, H, W] or time-major [T, N, A, H, W], A the number of active input channels (all C_in of them with
@@ -344,10 +348,26 @@ def channel_conv2d(
     Returns:
         [M, B, H', W'] or [T, N, B, H', W'], B active output channels (C_out with ``full_output``), in the layout of x.
     """
-    if not isinstance(x, Tensor) or x.dim() not in (4, 5):
+    if not is_plain(x):
+        raise TypeError(f"x: expected a tensor [M, C, H, W] or [T, N, C, H, W], got {_describe(x)}")
+    if x.dim() not in (4, 5):
         raise ValueError(f"x: expected [M, C, H, W] or [T, N, C, H, W], got {_describe(x)}")
-    if weight.dim() != 4:
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"x: expected a floating-point dtype, got {_describe(x)}")
+    if not is_plain(weight) or weight.dim() != 4 or 0 in weight.shape:
         raise ValueError(f"weight: expected [C_out, C_in / groups, kh, kw], got {_describe(weight)}")
+    if bias is not None and (not is_plain(bias) or bias.shape != weight.shape[:1]):
+        raise ValueError(f"bias: expected [{weight.shape[0]}], got {_describe(bias)}")
+    autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+    for name, p in (("weight", weight), ("bias", bias)):
+        if p is not None:
+            _check_device(name, p, x)
+            if p.dtype != x.dtype and not (autocast and p.dtype in _DTYPES):
+                raise TypeError(f"{name}: expected the dtype of x, {x.dtype}, got {p.dtype}")
+    geometry = _check_geometry(stride, padding, dilation, groups)
+    groups = geometry.groups
+    if weight.shape[0] % groups:
+        raise ValueError(f"groups: expected a divisor of the {weight.shape[0]} output channels, got {groups}")
     depthwise = groups > 1 and weight.shape[1] == 1 and weight.shape[0] == groups
     sizes = {"in_channels": weight.shape[1] * groups, "out_channels": weight.shape[0]}
     in_channels = _check_index("in_channels", in_channels, sizes["in_channels"], x, "x")
@@ -359,8 +379,11 @@ def channel_conv2d(
             )
     if depthwise and not _same_index(in_channels, out_channels):
         raise ValueError("in_channels, out_channels: expected the same indices for a depthwise convolution")
-    if bias is not None and bias.shape != (weight.shape[0],):
-        raise ValueError(f"bias: expected [{weight.shape[0]}], got {_describe(bias)}")
+    for name, flag in (("full_input", full_input), ("full_output", full_output)):
+        checks.boolean(name, flag)
+    if spike_input is not None:
+        checks.boolean("spike_input", spike_input)
+    backend = check_backend(backend)
 
     time_major = x.dim() == 5
     frames = x.flatten(0, 1) if time_major else x
@@ -368,11 +391,7 @@ def channel_conv2d(
     if frames.shape[1] != expected:
         kind = "" if full_input else "active "
         raise ValueError(f"x: expected {expected} {kind}input channels in dimension {x.dim() - 3}, got {_describe(x)}")
-    autocast = torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-    geometry = Geometry(
-        *(_pair(n, v) for n, v in (("stride", stride), ("padding", padding), ("dilation", dilation))), groups
-    )
     as_torch = ops.transformed()
     if not as_torch:
         path = _path(path, backend, frames, dtype, weight, geometry, Channels(in_channels, out_channels))
@@ -380,17 +399,14 @@ def channel_conv2d(
             frames = narrow(frames, in_channels)
     if autocast:
         frames, weight, bias = frames.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    for name, p in (("weight", weight), ("bias", bias)):
-        if p is not None and p.dtype != frames.dtype:
-            raise TypeError(f"{name}: expected the dtype of x, {frames.dtype}, got {p.dtype}")
     if as_torch:
         y = ops.channel_conv2d_by_torch(frames, weight, bias, *geometry, in_channels, out_channels, full_output)
         return y.unflatten(0, x.shape[:2]) if time_major else y
     frames = _dense_frames(frames)
     needed = torch.is_grad_enabled() and weight.requires_grad
     bits = _as_bits(frames, spike_input, backend) if needed else None
-    choices = full_output, path, bits, backend or ""
-    y = ops.channel_conv2d(frames, weight, bias, *geometry, in_channels, out_channels, *choices)
+    choices = full_output, path, bits, backend
+    y = _run(ops.channel_conv2d, frames, weight, bias, *geometry, in_channels, out_channels, *choices)
     return y.unflatten(0, x.shape[:2]) if time_major else y
 
 
@@ -401,7 +417,7 @@ def gather_weight(
 
     Args:
         weight: dense [C_out, C_in, ...], contiguous or channels_last.
-        in_channels, out_channels: unique int64 indices on its device; None = all.
+        in_channels, out_channels: unique int64 indices on its device, at least one; None = all.
         backend: see :func:`neuron`.
 
     Returns:
@@ -412,7 +428,7 @@ def gather_weight(
     """
     channels = _check_weight(weight, in_channels, out_channels)
     weight = weight.resolve_neg()
-    return backends.find(backend or "", weight.device, weight.dtype).gather_weight(weight.detach(), channels)
+    return backends.find(check_backend(backend), weight.device, weight.dtype).gather_weight(weight.detach(), channels)
 
 
 def put_weight(
@@ -435,92 +451,230 @@ def put_weight(
     _plain("block", block)
     lists = zip(weight.shape[:2], channels[::-1], strict=True)
     expected = (*(size if index is None else index.numel() for size, index in lists), *weight.shape[2:])
-    if block.shape != expected or block.dtype != weight.dtype or block.device != weight.device:
+    if not is_plain(block) or block.shape != expected or block.dtype != weight.dtype or block.device != weight.device:
         raise ValueError(f"block: expected {weight.dtype} {expected} on {weight.device}, got {_describe(block)}")
+    if _is_sealed(weight):
+        raise ValueError("weight: expected a tensor that can be changed, got one made in inference mode")
+    found = backends.find(check_backend(backend), weight.device, weight.dtype)
     with torch.no_grad():
         # What is lazily negated is written as its memory holds it.
         block, full = (-block, torch._neg_view(weight)) if weight.is_neg() else (block.resolve_neg(), weight)
-        backends.find(backend or "", weight.device, weight.dtype).put_weight(block.detach(), full, channels)
-        torch.autograd.graph.increment_version(weight)
+        found.put_weight(block.detach(), full, channels)
+        if torch.compiler.is_compiling() or not weight.is_inference():  # such a weight has no version
+            torch.autograd.graph.increment_version(weight)
 
 
 def pack_spikes(s: Tensor, backend: str | None = None) -> Tensor:
     """Spikes as bits: uint8 [ceil(numel / 8)], bit i of byte j is element 8 j + i in row-major order. ValueError if a
     value is neither 0 nor 1; on a GPU, which is not waited for, from a later call that packs or unpacks."""
-    return ops.pack_spikes(s.detach(), backend or "")
+    if not is_plain(s) or s.dtype not in _DTYPES or s.is_meta:
+        raise TypeError(f"s: expected a floating-point tensor of zeros and ones, got {_describe(s)}")
+    backend = check_backend(backend)
+    try:
+        return _run(ops.pack_spikes, s.detach(), backend)
+    except ValueError as error:
+        if not str(error).startswith("spikes:"):
+            raise
+        raise ValueError("s: expected zeros and ones only, got another value") from None
 
 
 def unpack_spikes(
     packed: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32, backend: str | None = None
 ) -> Tensor:
-    """Inverse of :func:`pack_spikes`: a contiguous tensor of that shape and dtype."""
-    numel = torch.Size(shape).numel()
-    if packed.dtype != torch.uint8 or packed.shape != ((numel + 7) // 8,):
-        raise ValueError(
-            f"packed: expected uint8 [{(numel + 7) // 8}] for shape {tuple(shape)}, got {_describe(packed)}"
-        )
-    return ops.unpack_spikes(packed, numel, dtype, backend or "").view(shape)
+    """Inverse of :func:`pack_spikes`: a contiguous tensor of that shape and dtype.
+
+    Raises:
+        TypeError, ValueError: an argument is off; the message names it.
+    """
+    if not is_plain(packed) or packed.dtype != torch.uint8:
+        raise TypeError(f"packed: expected a uint8 tensor, got {_describe(packed)}")
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise TypeError(f"shape: expected a sequence of sizes, got {_describe(shape)}")
+    shape = [checks.integer("shape", size, 0, 2**62) for size in shape]
+    if not isinstance(dtype, torch.dtype) or dtype not in _DTYPES:
+        raise TypeError(f"dtype: expected a floating-point dtype, got {checks.shown(dtype)}")
+    size = numel(shape)
+    if packed.shape != ((size + 7) // 8,):
+        raise ValueError(f"packed: expected uint8 [{(size + 7) // 8}] for shape {shape}, got {_describe(packed)}")
+    return _run(ops.unpack_spikes, packed, size, dtype, check_backend(backend)).view(shape)
 
 
 # --- checks --------------------------------------------------------------------------------
 
 
-def _describe(z: object) -> str:
-    return f"{z.dtype} {tuple(z.shape)} on {z.device}" if isinstance(z, Tensor) else type(z).__name__
+# A private name of torch; where a version lacks it, torch's own errors stand.
+_CURRENT_LEVEL = getattr(torch._C._functorch, "maybe_current_level", lambda: None)
+
+_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 
 
+def _remembered(check: Callable[..., Any]) -> Callable[..., Any]:
+    """The same check, whose answers are kept, the last 256 of them: a layer asks at every call, and always the same. A
+    compiler asks the check itself."""
+    kept = functools.lru_cache(maxsize=256, typed=True)(check)
+
+    @functools.wraps(check)
+    def ask(*arguments):
+        if not torch.compiler.is_compiling():
+            with contextlib.suppress(TypeError):  # what can't be looked up, and what the check says below
+                return kept(*arguments)
+        return check(*arguments)
+
+    return ask
+
+
+@_remembered
 def check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha) -> NeuronConfig:
     """Check the arguments of :func:`neuron` that don't depend on x; modules call it when they are built."""
     s = resolve(surrogate, alpha)
     return NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, *s).checked()
 
 
+def check_backend(backend: str | None) -> str:
+    """The name, empty for the best available; whether it exists and can run shows when it is looked for."""
+    if backend is None:
+        return ""
+    if not isinstance(backend, str):
+        raise TypeError(f"backend: expected a name or None, got {_describe(backend)}")
+    return backend
+
+
+def _run(operator: Callable[..., Any], *arguments: Any) -> Any:
+    """``operator(*arguments)``; where a transform of torch.func is on that it has no rule for, a TypeError says so."""
+    try:
+        return operator(*arguments)
+    except RuntimeError as error:
+        if _is_transformed():
+            raise _refused_transform(str(error).splitlines()[0]) from error
+        raise
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func is on; False where this version of torch does not tell."""
+    return _CURRENT_LEVEL() is not None
+
+
+def _refused_transform(why: str) -> TypeError:
+    return TypeError(
+        "x: expected an ordinary tensor, got one inside a transform of torch.func (grad, vmap, jacrev, ...) that this "
+        f"operator has no rule for ({why}); use torch.autograd.grad, or a dimension of the batch"
+    )
+
+
 def _check_input(x: Tensor, time_steps: int | None) -> tuple[Tensor, int]:
     """x in a layout that kernels take (copied only where its spatial dimensions don't collapse), and T."""
-    if not isinstance(x, Tensor):
+    if not is_plain(x):
         raise TypeError(f"x: expected a tensor [T, N, C, *S], got {_describe(x)}")
     if x.dim() < 3:
         raise ValueError(f"x: expected at least three dimensions [T, N, C, *S], got {_describe(x)}")
-    if not x.is_floating_point():
+    if x.dtype not in _DTYPES:
         raise TypeError(f"x: expected a floating-point dtype, got {_describe(x)}")
-    if x.shape[0] == 0 or x.shape[2] == 0:
+    steps = x.shape[0]
+    if steps == 0 or x.shape[2] == 0:
         raise ValueError(f"x: expected at least one time step and one channel, got {_describe(x)}")
-    if time_steps is not None and (time_steps < 1 or x.shape[0] not in (1, time_steps)):
-        raise ValueError(f"time_steps: expected {x.shape[0]} or, with x of one step, any number >= 1, got {time_steps}")
+    if time_steps is not None and (checks.integer("time_steps", time_steps) != steps != 1):
+        raise ValueError(f"time_steps: expected {steps} or, with x of one step, any number >= 1, got {time_steps}")
     strides = collapse(x)
-    if strides is None or (strides.s != 1 and strides.c != 1 and x[0, 0].numel() > 1):
+    if strides is None or (strides.s != 1 and strides.c != 1 and numel(x.shape[2:]) > 1):
         x = torch.empty_strided(x.shape, dense_strides(x.shape, False), dtype=x.dtype, device=x.device).copy_(x)
-    return x, x.shape[0] if time_steps is None else time_steps
+    return x, steps if time_steps is None else int(time_steps)
 
 
-def _uses_batch(training: bool, running_mean: Tensor | None, running_var: Tensor | None) -> bool:
-    """Whether a batch norm takes the statistics of the batch: in training, and where there are no others."""
+def _check_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float | Tensor,
+    eps: float,
+    process_group: Any,
+) -> tuple[bool, float | Tensor, float]:
+    """Whether a batch norm takes the statistics of the batch (in training, and where there are no others), momentum and
+    eps; nothing of these fails once the first statistic has moved."""
     if (running_mean is None) != (running_var is None):
         raise ValueError("running_mean, running_var: expected both or neither")
-    return training or running_mean is None
+    checks.boolean("training", training)
+    if running_mean is not None:
+        for name, p in (("running_mean", running_mean), ("running_var", running_var)):
+            _check_vector(name, p, x)
+            if p.requires_grad:
+                raise ValueError(f"{name}: expected a tensor without gradient, got one that requires it")
+            if training and p.shape[0] > 1 and p.stride(0) == 0:
+                raise ValueError(f"{name}: expected memory of its own per channel, got an expanded tensor")
+            if training and _is_sealed(p):
+                raise ValueError(f"{name}: expected a tensor that can be changed, got one made in inference mode")
+    if not (type(momentum) is float and -checks.LARGEST <= momentum <= checks.LARGEST):
+        if isinstance(momentum, Tensor):
+            if not is_plain(momentum) or momentum.dim() or not momentum.is_floating_point():
+                raise TypeError(f"momentum: expected a number, or a tensor of one, got {_describe(momentum)}")
+            _check_device("momentum", momentum, x)
+        else:
+            momentum = float(checks.number("momentum", momentum))
+    uses_batch = training or running_mean is None
+    if not (type(eps) is float and 0 < eps <= 1):
+        eps = float(checks.number("eps", eps))
+        if eps < 0 or (uses_batch and eps == 0):  # torch's rule
+            raise ValueError(f"eps: expected a number > 0 (>= 0 with running statistics), got {eps}")
+    if process_group is not None:
+        check_process_group(process_group)
+        if uses_batch and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            raise ValueError("process_group: expected None, since torch.distributed is not initialised")
+    return uses_batch, momentum, eps
+
+
+def _is_sealed(p: Tensor) -> bool:
+    """Whether p was made in inference mode and can't be changed outside of it; a compiler can't tell."""
+    return not torch.compiler.is_compiling() and p.is_inference() and not torch.is_inference_mode_enabled()
+
+
+def check_process_group(group: Any) -> None:
+    """Check what :func:`batch_norm` takes as a group; modules call it when they are built."""
+    kind = getattr(torch.distributed, "ProcessGroup", ())  # not in builds without torch.distributed
+    if not (group is None or group is True or isinstance(group, kind)):
+        raise TypeError(f"process_group: expected a torch.distributed group, True or None, got {checks.shown(group)}")
+
+
+def _count(x: Tensor, steps: int, process_group: Any) -> int:
+    """Values per channel on this rank."""
+    count = steps * x.shape[1] * spatial_size(x)
+    if count == 1 and process_group is None:
+        raise ValueError(f"x: expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
+    return count
 
 
 def _track(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count, momentum: float | Tensor
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, momentum: float | Tensor
 ) -> None:
     """Move running statistics towards those of a batch of ``count`` values per channel, in place, as torch does."""
-    _move(running_mean, running_var, mean, var * (count / max(count - 1, 1)), momentum)
+    others = (count - 1).clamp(min=1) if isinstance(count, Tensor) else max(count - 1, 1)
+    _move(running_mean, running_var, mean, var * (count / others), momentum)
 
 
 @torch.no_grad()
 def _move(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor) -> None:
+    """Move running statistics towards others, in place; in the wider dtype of both. Where NaN may pass, what is not
+    finite moves nothing."""
     finite = mean.isfinite() & var.isfinite() if passes_nan(mean.device.type) else None
-    for running, z in ((running_mean, mean), (running_var, var)):
-        z = z if finite is None else torch.where(finite, z, running)
-        weight = momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum
-        running.lerp_(z.to(running.dtype), weight)
+    for running, new in ((running_mean, mean), (running_var, var)):
+        new = new if finite is None else torch.where(finite, new, running.to(new.dtype))
+        weight = momentum.to(new.dtype) if isinstance(momentum, Tensor) else momentum
+        if running.dtype == new.dtype:
+            running.lerp_(new, weight)
+        else:
+            running.copy_(torch.lerp(running.to(new.dtype), new, weight))
 
 
-def _vector(name: str, p: Tensor, x: Tensor) -> Tensor:
-    """A contiguous [C] vector in the state's dtype."""
-    if not isinstance(p, Tensor) or p.shape != (x.shape[2],) or not p.is_floating_point():
+def _check_vector(name: str, p: Tensor, x: Tensor) -> None:
+    if not is_plain(p) or p.shape != x.shape[2:3] or not p.is_floating_point():
         raise ValueError(f"{name}: expected a floating-point tensor [{x.shape[2]}], got {_describe(p)}")
     _check_device(name, p, x)
+
+
+def _vector(name: str, p: Tensor | None, x: Tensor) -> Tensor | None:
+    """A contiguous [C] vector in the state's dtype; None stays."""
+    if p is None:
+        return None
+    _check_vector(name, p, x)
     return p.to(state_dtype(x)).contiguous()
 
 
@@ -537,7 +691,7 @@ def _rate(w: Tensor | None, config: NeuronConfig, x: Tensor) -> Tensor | None:
         )
     if w is None:
         return None
-    if not isinstance(w, Tensor) or w.numel() not in (1, x.shape[2]) or not w.is_floating_point():
+    if not is_plain(w) or w.numel() not in (1, x.shape[2]) or not w.is_floating_point():
         raise ValueError(f"w: expected a floating-point tensor with 1 or {x.shape[2]} elements, got {_describe(w)}")
     _check_device("w", w, x)
     return w.to(state_dtype(x)).sigmoid().flatten().expand(x.shape[2]).contiguous()
@@ -546,7 +700,7 @@ def _rate(w: Tensor | None, config: NeuronConfig, x: Tensor) -> Tensor | None:
 def _check_v_init(v: Tensor | None, x: Tensor) -> Tensor | None:
     if v is None:
         return None
-    if not isinstance(v, Tensor) or v.shape != x.shape[1:] or not v.is_floating_point():
+    if not is_plain(v) or v.shape != x.shape[1:] or not v.is_floating_point():
         raise ValueError(f"v_init: expected a floating-point tensor {tuple(x.shape[1:])}, got {_describe(v)}")
     _check_device("v_init", v, x)
     return v.to(state_dtype(x))
@@ -555,7 +709,7 @@ def _check_v_init(v: Tensor | None, x: Tensor) -> Tensor | None:
 def _check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
     if mask is None:
         return None
-    if not isinstance(mask, Tensor) or mask.shape != (x.shape[2],) or mask.dtype != torch.bool:
+    if not is_plain(mask) or mask.shape != x.shape[2:3] or mask.dtype != torch.bool:
         raise ValueError(f"channel_mask: expected a bool tensor [{x.shape[2]}], got {_describe(mask)}")
     _check_device("channel_mask", mask, x)
     return mask.contiguous()
@@ -563,10 +717,10 @@ def _check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
 
 def _check_weight(weight: Tensor, in_channels: Tensor | None, out_channels: Tensor | None) -> Channels:
     _plain("weight", weight)
-    dense = weight.dim() > 1 and (
-        weight.is_contiguous() or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last))
-    )
-    if not dense:
+    if weight.dtype not in _DTYPES:
+        raise TypeError(f"weight: expected a floating-point tensor, got {_describe(weight)}")
+    dense = weight.is_contiguous() or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last))
+    if weight.dim() < 2 or not dense:
         raise ValueError(
             f"weight: expected [C_out, C_in, ...], contiguous or channels_last, got {_describe(weight)} "
             f"with strides {weight.stride()}"
@@ -595,23 +749,34 @@ def _check_index(
     """A contiguous list of channels in [0, size), on the device of what it selects from."""
     if index is None:
         return None
-    if not isinstance(index, Tensor) or index.dim() != 1 or index.dtype != torch.int64:
+    if not is_plain(index) or index.dim() != 1 or index.dtype != torch.int64:
         raise TypeError(f"{name}: expected a 1-D int64 tensor or None, got {_describe(index)}")
+    if index.numel() == 0:  # no address: a kernel would take it for all channels
+        raise ValueError(f"{name}: expected at least one channel, got none")
     _check_device(name, index, with_, with_name)
     if not torch.compiler.is_compiling():  # compiled, the operator looks
         _plain(name, index)
-        check_values(name, index, size, sorted_)
+        if not index.is_meta:
+            check_values(name, index, size, sorted_)
         index = index.resolve_neg() if index.is_neg() else index
     return index.contiguous()
 
 
 def _same_index(a: Tensor | None, b: Tensor | None) -> bool:
-    return torch.compiler.is_compiling() or same(a, b)
+    if a is None or b is None:
+        return a is b
+    return torch.compiler.is_compiling() or a.is_meta or same(a, b)
+
+
+def check_path(path: str | None) -> None:
+    """Whether a path is known; whether a convolution can take it shows when it is called."""
+    if path is not None:
+        checks.one_of("path", path, paths.NEEDS, " or None")
 
 
 def _path(
     path: str | None,
-    backend: str | None,
+    backend: str,
     frames: Tensor,
     dtype: torch.dtype,
     weight: Tensor,
@@ -619,13 +784,15 @@ def _path(
     channels: Channels,
 ) -> str:
     """The path of a convolution: as named, or as measured among those that it can take."""
-    if path is not None and path not in paths.NEEDS:
-        raise ValueError(f"path: expected one of {', '.join(paths.NEEDS)} or None, got {path!r}")
+    check_path(path)
+    height, width = output_size(frames, weight, geometry)
+    if height < 1 or width < 1:
+        kernel = tuple(weight.shape[2:])
+        raise ValueError(f"x: expected room for a kernel of {kernel}, {geometry}, got {_describe(frames)}")
     possible = paths.possible(weight, geometry, dtype, frames.is_contiguous(memory_format=torch.channels_last))
     if path is None:
         sizes = weight.shape[1] * geometry.groups, weight.shape[0]
         active = [size if index is None else index.numel() for size, index in zip(sizes, channels, strict=True)]
-        height, width = output_size(frames, weight, geometry)
         positions = frames.shape[0] * height * width
         chosen = paths.measured(frames.device, dtype, sizes, active, possible, positions).path
         return chosen if chosen in paths.NEEDS else "gathered"
@@ -636,32 +803,33 @@ def _path(
             f"{geometry}"
         )
     if path != "gathered" and not torch.compiler.is_compiling():
-        found = backends.find(backend or "", frames.device, dtype)
+        found = backends.find(backend, frames.device, dtype)
         if path not in found.paths:
             able = ", ".join(name for name, other in backends.registry().items() if path in other.paths)
             raise ValueError(f"path: {path!r} expected backend {able}, got {found.name!r} for {_describe(frames)}")
     return path
 
 
-def _as_bits(frames: Tensor, spike_input: bool | None, backend: str | None) -> Tensor | None:
+def _as_bits(frames: Tensor, spike_input: bool | None, backend: str) -> Tensor | None:
     """Frames of zeros and ones as bits, in the order of their memory; None where they are kept as they are."""
-    if spike_input is None and (frames.device.type != "cpu" or torch.compiler.is_compiling()):
+    if frames.is_meta or (spike_input is None and (frames.device.type != "cpu" or torch.compiler.is_compiling())):
         spike_input = False
     if spike_input is False:
         return None
     try:
-        return ops.pack_spikes(frames.detach().permute(storage_order(frames)).flatten(), backend or "")
-    except ValueError:
+        return ops.pack_spikes(frames.detach().permute(storage_order(frames)).flatten(), backend)
+    except ValueError as error:
         if spike_input:
-            raise
+            raise ValueError("x: expected zeros and ones only with spike_input=True, got another value") from error
         return None
 
 
-def _pair(name: str, value: int | Sequence[int]) -> list[int]:
-    pair = [value, value] if isinstance(value, int) else list(value)
-    if len(pair) != 2 or not all(isinstance(v, int) for v in pair):
-        raise ValueError(f"{name}: expected one int or two, got {value!r}")
-    return pair
+@_remembered
+def _check_geometry(
+    stride: int | Sequence[int], padding: int | Sequence[int], dilation: int | Sequence[int], groups: int
+) -> Geometry:
+    pairs = (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1))
+    return Geometry(*(checks.pair(*pair) for pair in pairs), checks.integer("groups", groups))
 
 
 def _dense_frames(frames: Tensor) -> Tensor:

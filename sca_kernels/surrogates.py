@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import checks
+
 _Function = Callable[[Tensor, float, float], Tensor]
 
 
@@ -123,6 +125,10 @@ TABLE: dict[str, Row] = {
     "q_pseudo_spike": Row(2.0, 0.0, _q_pseudo_spike, _q_pseudo_spike_primitive),
 }
 
+STEEPEST = 1e18
+"""The squares of a slope and of its reciprocal are numbers of float32."""
+_RANGE = f"from {1 / STEEPEST:g} to {STEEPEST:g}"
+
 ALIASES = {"triangle": "piecewise_quadratic"}
 
 _AMBIGUOUS = {
@@ -146,8 +152,15 @@ class Surrogate(NamedTuple):
     beta: float = 0.0
 
     def derivative(self, u: Tensor) -> Tensor:
-        """Surrogate derivative at ``u = h - v_threshold``; any shape and floating dtype, kept."""
-        return TABLE[self.name].derivative(u, self.alpha, self.beta)
+        """Surrogate derivative at ``u = h - v_threshold``; any shape and floating dtype, kept.
+
+        Raises:
+            TypeError, ValueError: as of :func:`resolve`, or u is no floating-point tensor.
+        """
+        name, alpha, beta = resolve(self)
+        if not checks.is_plain(u) or not u.is_floating_point():
+            raise TypeError(f"u: expected a floating-point tensor, got {checks.describe(u)}")
+        return TABLE[name].derivative(u, alpha, beta)
 
 
 def resolve(surrogate: str | Surrogate, alpha: float | None = None) -> Surrogate:
@@ -162,19 +175,15 @@ def resolve(surrogate: str | Surrogate, alpha: float | None = None) -> Surrogate
     given = surrogate if isinstance(surrogate, Surrogate) else None
     if given is not None and alpha is not None:
         raise ValueError("alpha: expected None, since surrogate is a Surrogate with its own alpha")
-    name = given.name if given is not None else surrogate
+    asked = surrogate if given is None else given.name
+    if isinstance(asked, str) and asked in _AMBIGUOUS:
+        raise ValueError(f"surrogate: expected a name that means one function, got {asked!r}: {_AMBIGUOUS[asked]}")
+    name = checks.one_of("surrogate", asked, [*TABLE, *ALIASES])
     name = ALIASES.get(name, name)
-    if name in _AMBIGUOUS:
-        raise ValueError(f"surrogate: expected a name that means one function, got {name!r}: {_AMBIGUOUS[name]}")
-    if name not in TABLE:
-        raise ValueError(f"surrogate: expected one of {', '.join([*TABLE, *ALIASES])}, got {name!r}")
     row = TABLE[name]
     slope, beta = (given.alpha, given.beta) if given is not None else (row.alpha if alpha is None else alpha, row.beta)
-    if isinstance(slope, bool) or not isinstance(slope, int | float):
-        raise TypeError(f"alpha: expected a number, got {type(slope).__name__}")
+    slope, beta = checks.number("alpha", slope), checks.number("beta", beta)
     least = 1.0 if name == "q_pseudo_spike" else 0.0
-    if not (math.isfinite(slope) and slope > least and math.isfinite(beta)):
-        raise ValueError(
-            f"alpha: {name} expects a finite number > {least:g} (and a finite beta), got {slope} (beta {beta})"
-        )
+    if not least < slope <= STEEPEST or slope < 1 / STEEPEST:
+        raise ValueError(f"alpha: {name} expects a number > {least:g}, {_RANGE}, got {slope}")
     return Surrogate(name, float(slope), float(beta))

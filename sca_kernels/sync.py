@@ -27,7 +27,7 @@ def _summed(x: Tensor, group) -> Tensor:
 
 def synchronized_moments(x: Tensor, count: int, process_group) -> tuple[Tensor, Tensor, Tensor]:
     """float64 mean and biased variance [C] of x [T, N, C, *S] over all ranks, and the number of values per channel;
-    differentiable.
+    differentiable. A rank whose x is empty adds nothing.
 
     Args:
         count: values per channel on this rank (a step presented T times counts T times).
@@ -37,9 +37,10 @@ def synchronized_moments(x: Tensor, count: int, process_group) -> tuple[Tensor, 
     dims = [d for d in range(x.dim()) if d != 2]
     z = x.double()
     n = torch.full((1,), float(count), dtype=torch.float64, device=x.device)
+    presented = count / max(z[:, :, :1].numel(), 1)
     # Two rounds: the sum of squares about the common mean does not cancel.
-    total = _SumOverRanks.apply(torch.cat([z.mean(dims) * n, n]), group)
+    total = _SumOverRanks.apply(torch.cat([z.sum(dims) * presented, n]), group)
     mean, n_all = total[:-1] / total[-1], total[-1]
-    centred = (z - mean.view(-1, *[1] * (x.dim() - 3))).square().mean(dims) * n
+    centred = (z - mean.view(-1, *[1] * (x.dim() - 3))).square().sum(dims) * presented
     var = _SumOverRanks.apply(centred, group) / n_all
     return mean, var, n_all.detach()

@@ -20,6 +20,16 @@ settings.load_profile("sca")
 PLACES = ("cpu", "interpreter", "compile-only", "GPU")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--api-calls", type=int, default=300, help="generated calls of each public API (default: 300)")
+
+
+@pytest.fixture
+def api_calls(request) -> int:
+    """How many calls a generated test makes."""
+    return request.config.getoption("--api-calls")
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Start every test from the same random state, whatever ran before it."""
@@ -53,6 +63,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     ran = [report for outcome in ("passed", "failed") for report in reporter.stats.get(outcome, [])]
     places = Counter(dict(report.user_properties).get("place") for report in ran if report.when == "call")
     reporter.write_line("ran: " + ", ".join(f"{places[place]} {place}" for place in PLACES))
+    for line in (value for report in ran for name, value in report.user_properties if name == "generated"):
+        reporter.write_line(f"generated: {line}")
     skipped = [report for report in reporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)]
     reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
     detail = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())

@@ -31,7 +31,7 @@ def collect(package: ModuleType, attribute: str) -> dict[str, Any]:
 def lookup(entries: dict[str, Any], name: str, argument: str) -> Any:
     """Return ``entries[name]``, or raise a ValueError that names ``argument``, lists the known names and offers the
     nearest."""
-    if name not in entries:
+    if not isinstance(name, str) or name not in entries:
         raise ValueError(f"{argument}: expected one of {', '.join(entries)}, got {name!r}{nearest(name, entries)}")
     return entries[name]
 

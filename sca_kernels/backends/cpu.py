@@ -41,7 +41,7 @@ def _load() -> ModuleType | str:
     return module
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _neuron(config: NeuronConfig) -> Any:
     return _load().Neuron(
         config.neuron,

@@ -8,10 +8,10 @@ struct in ``csrc/include/sca/neurons.h``.
 from __future__ import annotations
 
 import importlib
-import math
 import pkgutil
 from typing import NamedTuple
 
+from .. import checks
 from .base import Leak, Neuron
 
 __all__ = ["NEURONS", "Leak", "Neuron", "NeuronConfig"]
@@ -43,20 +43,12 @@ class NeuronConfig(NamedTuple):
         return 0.0 if self.v_reset is None else self.v_reset
 
     def checked(self) -> NeuronConfig:
-        """Return self, or raise TypeError / ValueError naming the argument that is off."""
-        if self.neuron not in NEURONS:
-            raise ValueError(f"neuron: expected one of {', '.join(NEURONS)}, got {self.neuron!r}")
-        for name in ("tau", "v_threshold", "v_reset"):
-            value = getattr(self, name)
-            if name == "v_reset" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-            if not math.isfinite(value):
-                raise ValueError(f"{name}: expected a finite number, got {value}")
-        if self.neuron == "lif" and self.tau <= 1:
-            raise ValueError(f"tau: expected a time constant > 1 (in steps), got {self.tau}")
+        """Return self with plain numbers, or raise TypeError / ValueError naming the argument that is off."""
+        checks.one_of("neuron", self.neuron, NEURONS)
+        tau, v_threshold = checks.number("tau", self.tau), checks.number("v_threshold", self.v_threshold)
+        v_reset = None if self.v_reset is None else checks.number("v_reset", self.v_reset)
+        if self.neuron == "lif" and tau <= 1:
+            raise ValueError(f"tau: expected a time constant > 1 (in steps), got {tau}")
         for name in ("decay_input", "detach_reset"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name}: expected a bool, got {type(getattr(self, name)).__name__}")
-        return self
+            checks.boolean(name, getattr(self, name))
+        return self._replace(tau=tau, v_threshold=v_threshold, v_reset=v_reset)

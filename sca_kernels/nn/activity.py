@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..functional import NeuronOutput
 from ..layout import spatial_size
 from .group import ChannelGroup
@@ -25,7 +26,7 @@ class Activity:
     """
 
     def __init__(self, training_only: bool = True) -> None:
-        self.training_only = training_only
+        self.training_only = checks.boolean("training_only", training_only)
         self.reset()
 
     def reset(self) -> None:

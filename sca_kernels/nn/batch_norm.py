@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch import nn as tnn
 
+from .. import checks
 from .. import functional as F
-from .group import ChannelGroup, gathered
+from .group import ChannelGroup, check_group, check_time_major, gathered
 from .neuron import NeuronModule, ParametricLeak, is_recomputing
 
 # Functions of torch (and libraries that follow it) and of apex that put a synchronised batch norm in place of others.
@@ -27,12 +28,19 @@ class Normalisation(tnn.modules.batchnorm._BatchNorm):
         tnn.Module.__init__(self)  # what the base would make, init_norm makes
 
     def init_norm(self, num_features, eps, momentum, affine, track_running_stats, process_group) -> None:
+        checks.integer("num_features", num_features)
         if self.group is not None and self.group.num_channels != num_features:
             raise ValueError(
                 f"num_features: expected the {self.group.num_channels} channels of {self.group}, got {num_features}"
             )
+        if checks.number("eps", eps) < 0:
+            raise ValueError(f"eps: expected a number >= 0, got {eps}")
+        if momentum is not None:
+            checks.number("momentum", momentum)
+        F.check_process_group(process_group)
         self.num_features, self.eps, self.momentum, self.process_group = num_features, eps, momentum, process_group
-        self.affine, self.track_running_stats = affine, track_running_stats
+        self.affine = checks.boolean("affine", affine)
+        self.track_running_stats = checks.boolean("track_running_stats", track_running_stats)
         for name, value in (("weight", torch.ones(num_features)), ("bias", torch.zeros(num_features))):
             self.register_parameter(name, tnn.Parameter(value) if affine else None)
         self.register_buffer("running_mean", torch.zeros(num_features) if track_running_stats else None)
@@ -57,6 +65,11 @@ class Normalisation(tnn.modules.batchnorm._BatchNorm):
                 "group), which synchronises it"
             )
         return super().named_children()
+
+    @property
+    def width(self) -> int:
+        """Channels of the input: the group's active ones, or all."""
+        return self.num_features if self.group is None else self.group.width
 
     def is_tracking(self) -> bool:
         """Whether this forward pass moves the running statistics: not while probing, nor when activation checkpointing
@@ -113,11 +126,16 @@ class ChannelBatchNorm2d(Normalisation):
         group: ChannelGroup | None = None,
     ) -> None:
         super().__init__()
-        self.group = group
+        self.group = check_group("group", group)
         self.init_norm(num_features, eps, momentum, affine, track_running_stats, process_group)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, N, C, H, W], C the active channels (all while probing) -> the same, normalised over T, N, H, W."""
+        check_time_major(x, self.width(), self.group or f"num_features={self.num_features}")
+        if x.dim() != 5:
+            raise ValueError(
+                f"x: expected [T, N, C, H, W], got {tuple(x.shape)}; frames [M, C, H, W] need unflatten(0, (T, N))"
+            )
         mean, var = self.statistics()
         tracking = self.is_tracking()
         y = F.batch_norm(
@@ -223,4 +241,4 @@ class BatchNormPLIF(ParametricLeak, BatchNormNeuron):
 
     def __init__(self, num_features: int, *arguments, tau: float = 2.0, per_channel: bool = False, **named) -> None:
         super().__init__(num_features, *arguments, **named)
-        self.init_leak(tau, num_features if per_channel else None)
+        self.init_leak(tau, num_features if checks.boolean("per_channel", per_channel) else None)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from torch import Tensor
 from torch import nn as tnn
 
+from .. import checks
 from .. import functional as F
 from ..channels import Geometry
-from .group import ChannelGroup
+from .group import ChannelGroup, check_group
 
 
 def _naming_itself(forward: Callable[[ChannelConv2d, Tensor], Tensor]) -> Callable[[ChannelConv2d, Tensor], Tensor]:
@@ -30,6 +31,28 @@ def _naming_itself(forward: Callable[[ChannelConv2d, Tensor], Tensor]) -> Callab
             raise
 
     return named
+
+
+def _check_arguments(
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, **others
+) -> None:
+    """Those of torch.nn.Conv2d."""
+    for name, size in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+        checks.integer(name, size)
+    kernel, steps = checks.pair("kernel_size", kernel_size, 1), checks.pair("stride", stride, 1)
+    checks.pair("dilation", dilation, 1)
+    if isinstance(padding, str):
+        checks.one_of("padding", padding, ("same", "valid"), ", one int or two")
+        if padding == "same" and max(steps) > 1:
+            raise ValueError(f"padding: expected no 'same' with a stride, got stride {stride}")
+    else:
+        checks.pair("padding", padding, 0)
+    if in_channels % groups or out_channels % groups:
+        raise ValueError(
+            f"groups: expected a divisor of {in_channels} input and {out_channels} output channels, got {groups}"
+        )
+    checks.one_of("padding_mode", padding_mode, ("zeros", "reflect", "replicate", "circular"))
+    checks.elements("in_channels, out_channels", (out_channels, in_channels // groups, *kernel))
 
 
 class ChannelConv2d(tnn.Conv2d):
@@ -56,10 +79,14 @@ class ChannelConv2d(tnn.Conv2d):
         path: str | None = None,
         **named,
     ) -> None:
+        _check_arguments(**checks.weights(tnn.Conv2d, in_channels, out_channels, *arguments, **named))
+        check_group("in_group", in_group, in_channels)
+        check_group("out_group", out_group, out_channels)
+        F.check_backend(backend)
+        F.check_path(path)
+        if spike_input is not None:
+            checks.boolean("spike_input", spike_input)
         super().__init__(in_channels, out_channels, *arguments, **named)
-        for name, group, size in (("in_group", in_group, in_channels), ("out_group", out_group, out_channels)):
-            if group is not None and group.num_channels != size:
-                raise ValueError(f"{name}: expected a group of {size} channels, got {group}")
         self.in_group, self.out_group = in_group, out_group
         self.spike_input, self.backend, self.path = spike_input, backend, path
 
@@ -71,10 +98,27 @@ class ChannelConv2d(tnn.Conv2d):
         zeros = self.padding_mode == "zeros" and (left, top) == (right, bottom)
         return Geometry(self.stride, (top, left) if zeros else (0, 0), self.dilation, self.groups)
 
+    def check_input(self, x: Tensor) -> None:
+        """What :func:`sca_kernels.functional.channel_conv2d` can't check, since a border is put around x before."""
+        if not checks.is_plain(x) or not x.is_floating_point():
+            raise TypeError(f"x: expected a floating-point tensor, got {checks.describe(x)}")
+        if x.dim() not in (4, 5) or x.device != self.weight.device:
+            where = self.weight.device
+            raise ValueError(f"x: expected [M, C, H, W] or [T, N, C, H, W] on {where}, got {checks.describe(x)}")
+        if self.padding_mode in ("reflect", "circular"):
+            least = self.padding_mode == "reflect"  # whose border does not repeat the edge
+            left, right, top, bottom = self._reversed_padding_repeated_twice
+            if max(left, right) + least > x.shape[-1] or max(top, bottom) + least > x.shape[-2]:
+                border = (top, bottom, left, right)
+                raise ValueError(
+                    f"x: expected a map with room for the {self.padding_mode} border {border}, got {tuple(x.shape)}"
+                )
+
     @_naming_itself
     def forward(self, x: Tensor) -> Tensor:
         """x [M, A, H, W] or [T, N, A, H, W], A the active input channels (or all: the active ones are then selected) ->
         the same with the active output channels."""
+        self.check_input(x)
         inputs, outputs = (None if g is None else g.index(x.device) for g in (self.in_group, self.out_group))
         full_input = inputs is not None and x.shape[-3] == self.in_channels
         geometry, border = self.geometry, self._reversed_padding_repeated_twice

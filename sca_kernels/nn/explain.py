@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn as tnn
 
-from .. import backends, paths
+from .. import backends, checks, paths
 from .conv import ChannelConv2d
 from .linear import ChannelLinear
 from .neuron import NeuronModule
@@ -50,12 +50,13 @@ def explain(module: tnn.Module) -> Explanation:
         One :class:`Row` per such module; ``str()`` of the whole is a table. A backend that can't run is ``none``, and
         the reason says why.
     """
+    checks.instance("module", module, tnn.Module, "a torch.nn.Module")
     like = next(module.parameters(), torch.empty(0))
     rows = []
     for name, child in module.named_modules():
         if isinstance(child, ChannelConv2d | ChannelLinear | NeuronModule):
             p = next(child.parameters(), like)
-            autocast = torch.is_autocast_enabled(p.device.type)
+            autocast = not p.is_meta and torch.is_autocast_enabled(p.device.type)
             dtype = torch.get_autocast_dtype(p.device.type) if autocast else p.dtype
             rows.append(_row(name, child, p.device, dtype))
     return Explanation(rows)

@@ -9,7 +9,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..channels import on_device
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class ChannelGroup:
@@ -25,11 +28,9 @@ class ChannelGroup:
     """
 
     def __init__(self, num_channels: int, name: str = "", prunable: bool = True) -> None:
-        if num_channels < 1:
-            raise ValueError(f"num_channels: expected at least 1, got {num_channels}")
-        self.num_channels = num_channels
-        self.name = name
-        self.prunable = prunable
+        self.num_channels = checks.integer("num_channels", num_channels)
+        self.name = checks.instance("name", name, str, "a string")
+        self.prunable = checks.boolean("prunable", prunable)
         self.probing = False
         self.version = 0
         self._adopt(torch.arange(num_channels))
@@ -42,6 +43,8 @@ class ChannelGroup:
         Raises:
             ValueError: no group is given.
         """
+        for group in groups:
+            checks.instance("groups", group, ChannelGroup, "ChannelGroup objects")
         parts = tuple(part for group in groups for part in group.parts)
         if not parts:
             raise ValueError("groups: expected at least one ChannelGroup, got none")
@@ -87,7 +90,7 @@ class ChannelGroup:
 
     def mask(self, device: torch.device | str = "cpu") -> Tensor:
         """bool [num_channels], True where active."""
-        device = torch.device(device)
+        device = torch.device(checks.instance("device", device, (torch.device, str), "a torch.device or its name"))
         if device not in self._mask_on_device:
             mask = torch.zeros(self.num_channels, dtype=torch.bool).index_fill_(0, self.active, True)
             self._mask_on_device[device] = mask.to(device)
@@ -97,13 +100,16 @@ class ChannelGroup:
         """Make exactly these channels active.
 
         Raises:
+            TypeError: no integers.
             ValueError: none, a duplicate, or an index outside [0, num_channels).
         """
-        index = (
-            torch.as_tensor(indices if isinstance(indices, Tensor) else list(indices), dtype=torch.int64)
-            .cpu()
-            .flatten()
-        )
+        if isinstance(indices, Tensor):
+            if not checks.is_plain(indices) or indices.is_meta or indices.dtype not in _INTEGERS:
+                raise TypeError(f"indices: expected a tensor of integers, got {checks.describe(indices)}")
+            index = indices.to("cpu", torch.int64).flatten()
+        else:
+            checks.instance("indices", indices, Iterable, "a tensor of integers, or ints")
+            index = torch.tensor([checks.integer("indices", i, -1, 2**62) for i in indices], dtype=torch.int64)
         index = index.sort().values
         if index.numel() == 0:
             raise ValueError(f"indices: expected at least one active channel in group {self.name!r}, got none")
@@ -191,6 +197,9 @@ def probing(groups: Iterable[ChannelGroup]) -> Iterator[None]:
     output is that of the pruned network, and the gradient passes that gate as if it were open. Running statistics and
     activity stay as they are.
     """
+    groups = list(checks.instance("groups", groups, Iterable, "ChannelGroup objects"))
+    for group in groups:
+        checks.instance("groups", group, ChannelGroup, "ChannelGroup objects")
     groups = [part for group in groups for part in group.parts]
     for group in groups:
         group.probing = True
@@ -199,6 +208,26 @@ def probing(groups: Iterable[ChannelGroup]) -> Iterator[None]:
     finally:
         for group in groups:
             group.probing = False
+
+
+def check_group(name: str, group: ChannelGroup | None, channels: int | None = None) -> ChannelGroup | None:
+    """The group of so many channels (None: of any number), or None."""
+    if group is not None:
+        checks.instance(name, group, ChannelGroup, "a ChannelGroup or None")
+        if channels is not None and group.num_channels != channels:
+            raise ValueError(f"{name}: expected a group of {channels} channels, got {group}")
+    return group
+
+
+def check_time_major(x: Tensor, channels: int | None, owner: object) -> None:
+    """Whether x is a tensor [T, N, C, *S] with so many channels (None: any number), which are those of ``owner``."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor [T, N, C, *S], got {checks.describe(x)}")
+    if channels is None or x.dim() < 3 or x.shape[2] == channels:  # too few dimensions: the functional call says so
+        return
+    frames = x.dim() == 4 and x.shape[1] == channels
+    guess = "; [M, C, H, W]? expected time-major [T, N, C, *S]: unflatten(0, (T, N))" if frames else ""
+    raise ValueError(f"x: expected {channels} channels in dimension 2 ({owner}), got {tuple(x.shape)}{guess}")
 
 
 def gathered(p: Tensor | None, group: ChannelGroup | None) -> Tensor | None:

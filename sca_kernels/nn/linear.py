@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch import nn as tnn
 
-from .group import ChannelGroup
+from .. import checks
+from .group import ChannelGroup, check_group
 
 
 class ChannelLinear(tnn.Linear):
@@ -31,13 +32,18 @@ class ChannelLinear(tnn.Linear):
         features_per_channel: int = 1,
         **named,
     ) -> None:
+        checks.weights(tnn.Linear, in_features, out_features, *arguments, **named)
+        sizes = {"in_features": in_features, "out_features": out_features, "features_per_channel": features_per_channel}
+        for name, size in sizes.items():
+            checks.integer(name, size)
+        checks.elements("in_features, out_features", (out_features, in_features))
+        check_group("in_group", in_group)
         super().__init__(in_features, out_features, *arguments, **named)
         if in_group is not None and in_group.num_channels * features_per_channel != in_features:
             raise ValueError(
                 f"in_features: expected {features_per_channel} for each channel of {in_group}, got {in_features}"
             )
-        if out_group is not None and out_group.num_channels != out_features:
-            raise ValueError(f"out_group: expected a group of {out_features} channels, got {out_group}")
+        check_group("out_group", out_group, out_features)
         self.in_group, self.out_group, self.features_per_channel = in_group, out_group, features_per_channel
 
     def input_index(self, device: torch.device) -> Tensor | None:
@@ -50,6 +56,10 @@ class ChannelLinear(tnn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [*, active input features] (or all: the active ones are then selected) -> [*, active output channels]."""
+        if not checks.is_plain(x) or not x.is_floating_point():
+            raise TypeError(f"x: expected a floating-point tensor [*, features], got {checks.describe(x)}")
+        if x.dim() == 0 or x.device != self.weight.device:
+            raise ValueError(f"x: expected [*, features] on {self.weight.device}, got {checks.describe(x)}")
         in_index = self.input_index(x.device)
         out_index = None if self.out_group is None else self.out_group.index(x.device)
 
@@ -65,6 +75,8 @@ class ChannelLinear(tnn.Linear):
             raise ValueError(
                 f"x: expected {weight.shape[1]} active features in the last dimension, got {tuple(x.shape)}"
             )
+        if x.dtype != weight.dtype and (x.is_meta or not torch.is_autocast_enabled(x.device.type)):
+            raise TypeError(f"x: expected the dtype of the weight, {weight.dtype}, got {x.dtype}")
         return tnn.functional.linear(x, weight, bias)
 
     def extra_repr(self) -> str:

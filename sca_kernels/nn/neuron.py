@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch import nn as tnn
 
+from .. import checks
 from .. import functional as F
 from ..surrogates import Surrogate
 from .activity import Activity
-from .group import ChannelGroup, gathered
+from .group import ChannelGroup, check_group, check_time_major, gathered
 
 
 def is_recomputing() -> bool:
@@ -63,10 +64,15 @@ class NeuronModule(tnn.Module):
         }
         if self.neuron == "lif":
             self.arguments["tau"] = tau
-        self.group = group
-        self.stateful = stateful
+        F.check_backend(backend)
+        self.group = check_group("group", group)
+        self.stateful = checks.boolean("stateful", stateful)
         self.activity: Activity | None = None
         self.v: Tensor | None = None
+
+    def width(self) -> int | None:
+        """Channels of the input, where the module knows: the group's active ones, or what its parameters have."""
+        return None if self.group is None else self.group.width
 
     def leak_parameter(self) -> Tensor | None:
         """PLIF's w at the active width; None for neurons without one."""
@@ -90,10 +96,7 @@ class NeuronModule(tnn.Module):
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """x [T, N, C, *S] (or [1, N, C, *S], presented ``time_steps`` times) -> spikes [T, N, C, *S]."""
-        if self.group is not None and x.dim() > 2 and x.shape[2] != self.group.width:
-            raise ValueError(
-                f"x: expected {self.group.width} channels in dimension 2 ({self.group}), got {tuple(x.shape)}"
-            )
+        check_time_major(x, self.width(), self.group or "its parameters")
         out = self.integrate(x, time_steps)
         if self.stateful:
             self.v = out.v
@@ -151,9 +154,16 @@ class ParametricLeak(tnn.Module):
     """Mixin that owns PLIF's learnable ``w``, with ``1 / tau = sigmoid(w)``."""
 
     def init_leak(self, tau: float, channels: int | None) -> None:
-        if tau <= 1:
+        if checks.number("tau", tau) <= 1:
             raise ValueError(f"tau: expected a time constant > 1 (in steps), got {tau}")
+        if channels is not None:
+            checks.integer("channels", channels)
+            check_group("group", self.group, channels)
         self.w = tnn.Parameter(torch.full(() if channels is None else (channels,), -math.log(tau - 1)))
+
+    def width(self) -> int | None:
+        known = super().width()
+        return self.w.numel() if known is None and self.w.dim() else known
 
     def leak_parameter(self) -> Tensor:
         return self.w if self.w.dim() == 0 else gathered(self.w, self.group)
@@ -176,13 +186,13 @@ class PLIF(ParametricLeak, NeuronModule):
 
 def reset(module: tnn.Module) -> None:
     """Reset every stateful neuron in this tree, and nothing outside it."""
-    for m in module.modules():
+    for m in checks.instance("module", module, tnn.Module, "a torch.nn.Module").modules():
         if isinstance(m, NeuronModule):
             m.reset()
 
 
 def detach(module: tnn.Module) -> None:
     """Cut the gradient through the states of this tree (truncated backpropagation through time); the states stay."""
-    for m in module.modules():
+    for m in checks.instance("module", module, tnn.Module, "a torch.nn.Module").modules():
         if isinstance(m, NeuronModule) and m.v is not None:
             m.v = m.v.detach()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import nn as tnn
 
+from .. import checks
 from ..ops import transformed
 
 
@@ -39,10 +41,42 @@ class MaxPool2d(tnn.MaxPool2d):
     convolution keeps the pooled ones.
     """
 
+    def __init__(self, kernel_size, stride=None, padding=0, dilation=1, return_indices=False, ceil_mode=False) -> None:
+        stride = kernel_size if stride is None else stride
+        pairs = (
+            ("kernel_size", kernel_size, 1),
+            ("stride", stride, 1),
+            ("padding", padding, 0),
+            ("dilation", dilation, 1),
+        )
+        kernel, _, border, _ = (checks.pair(*pair) for pair in pairs)
+        if any(2 * zeros > side for zeros, side in zip(border, kernel, strict=True)):
+            raise ValueError(f"padding: expected at most half of the kernel {kernel}, got {padding}")
+        for name, flag in (("return_indices", return_indices), ("ceil_mode", ceil_mode)):
+            checks.boolean(name, flag)
+        plain = (z if isinstance(z, int | Sequence) else int(z) for z in (kernel_size, stride, padding, dilation))
+        super().__init__(*plain, return_indices, ceil_mode)
+
+    def _geometry(self) -> list[list[int]]:
+        """Kernel, stride, padding and dilation, two of each."""
+        pairs = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return [[n, n] if isinstance(n, int) else list(n) for n in pairs]
+
+    def _has_room(self, x: Tensor) -> bool:
+        """Whether a window fits in."""
+        sizes = zip(x.shape[-2:], *self._geometry(), strict=True)
+        # with ceil_mode the last window may begin in the map and end outside
+        return all(n + 2 * p - d * (k - 1) - 1 + (s - 1) * self.ceil_mode >= 0 for n, k, s, p, d in sizes)
+
     def forward(self, x: Tensor) -> Tensor:
         """x [M, C, H, W] -> [M, C, H', W']."""
+        if not checks.is_plain(x) or not x.is_floating_point():
+            raise TypeError(f"x: expected a floating-point tensor [M, C, H, W], got {checks.describe(x)}")
+        if x.dim() not in (3, 4):
+            hint = "; a sequence [T, N, C, H, W] needs flatten(0, 1)" if x.dim() == 5 else ""
+            raise ValueError(f"x: expected [M, C, H, W], got {tuple(x.shape)}{hint}")
+        if 0 in x.shape[-3:] or not self._has_room(x):
+            raise ValueError(f"x: expected a map with room for the window of {self}, got {tuple(x.shape)}")
         if self.return_indices or not (torch.is_grad_enabled() and x.requires_grad) or transformed():
             return super().forward(x)
-        pairs = (self.kernel_size, self.stride, self.padding, self.dilation)
-        geometry = [[n, n] if isinstance(n, int) else list(n) for n in pairs]
-        return _MaxPool.apply(x, *geometry, self.ceil_mode)
+        return _MaxPool.apply(x, *self._geometry(), self.ceil_mode)

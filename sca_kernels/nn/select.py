@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch import nn as tnn
 
+from .. import checks
 from ..layout import is_channels_last
-from .group import ChannelGroup, gathered
+from .group import ChannelGroup, check_time_major, gathered
 
 
 class ChannelSelect(tnn.Module):
@@ -25,6 +26,8 @@ class ChannelSelect(tnn.Module):
 
     def __init__(self, in_channels: int, group: ChannelGroup) -> None:
         super().__init__()
+        checks.integer("in_channels", in_channels)
+        checks.instance("group", group, ChannelGroup, "a ChannelGroup")
         if group.num_channels > in_channels:
             raise ValueError(f"group: expected at most the {in_channels} channels of the input, got {group}")
         self.in_channels, self.group = in_channels, group
@@ -33,8 +36,9 @@ class ChannelSelect(tnn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [T, N, in_channels, *S] -> [T, N, C, *S], C the active channels (all of the group's while probing), in the
         layout of x."""
-        if x.dim() < 3 or x.shape[2] != self.in_channels:
-            raise ValueError(f"x: expected {self.in_channels} channels in dimension 2, got {tuple(x.shape)}")
+        check_time_major(x, self.in_channels, f"in_channels={self.in_channels}")
+        if not checks.is_plain(x) or x.dim() < 3 or x.device != self.index.device:
+            raise ValueError(f"x: expected [T, N, C, *S] on {self.index.device}, got {checks.describe(x)}")
         index = gathered(self.index, self.group)
         if index.numel() == self.in_channels:
             return x

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -129,3 +131,41 @@ def test_allocated_counts_the_peak_and_what_is_held():
         return second
 
     assert allocated(work) == (5 * 2**20, 2 * 2**20)
+
+
+LOOP = """
+import gc, sys, tracemalloc, torch, sca
+from sca_kernels import functional as F
+torch.set_num_threads(1)
+model = sca.models.build("vgg5", width=0.125, image_size=8)
+optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+scheduler = sca.SCAScheduler(model, optimizer, start=20, stop=80, interval=20, density=0.5, regrow="random")
+images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+
+def held():
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return len(gc.get_objects()), tracemalloc.get_traced_memory()[0], int(file.read().split()[1]) * 4096
+
+for step in range(500):
+    optimizer.zero_grad()
+    torch.nn.functional.cross_entropy(model(images).mean(0), labels).backward()
+    optimizer.step()
+    scheduler.step()
+    F.lif(images[None], tau=2.0 + step)  # a neuron that nobody has seen before
+    if step == 99:  # after the first updates
+        tracemalloc.start()
+    if step == 199:
+        before = held()
+print(*(after - was for was, after in zip(before, held())))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_flat_over_training_steps():
+    """Objects, Python's memory and the process', over 300 steps and as many neuron configurations."""
+    done = subprocess.run([sys.executable, "-c", LOOP], check=True, capture_output=True, text=True)
+    objects, traced, resident = map(int, done.stdout.split())
+    assert objects < 20
+    assert traced < 32 * 2**10
+    assert resident < 3 * 2**20  # what malloc scatters; activations kept per step would be 10 MiB

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 
-from .tree import all_imports, imports, inside
+from .tree import all_imports, imports, inside, modules
 
 # Top to bottom: a module imports its own package and lower layers, never a neighbour in the same layer, never upward.
 KERNEL_LAYERS = [
@@ -19,7 +20,7 @@ KERNEL_LAYERS = [
     {"neurons"},
     {"surrogates"},
     {"paths"},
-    {"channels", "layout", "memory", "spikes", "sync", "version"},
+    {"channels", "checks", "layout", "memory", "spikes", "sync", "version"},
 ]
 COMPILED = {"sca_kernels._cpu": "sca_kernels.backends.cpu", "sca_kernels._cuda": "sca_kernels.backends.cuda"}
 
@@ -37,7 +38,7 @@ SCA_ROOMS = {
     "__main__": {"cli"},
     "cli": {"pruning", "models", "data", "report", "training", "bench", "convert", "export"},
 }
-SCA_SEES_OF_KERNELS = {"functional", "nn", "doctor", "surrogates"}
+SCA_SEES_OF_KERNELS = {"checks", "functional", "nn", "doctor", "surrogates"}
 
 
 def layer(part: str) -> int | None:
@@ -163,3 +164,25 @@ def test_import_sca_kernels_loads_no_native_code_and_probes_no_device():
 def test_import_sca_loads_no_room():
     out = run("import sys, sca\nprint(*sys.modules)")
     assert [name for name in out.split() if name.startswith("sca.")] == []
+
+
+def unbounded(source: str) -> list[str]:
+    """Functions whose answers are kept for ever, however many there are: but for those that nothing, or only a device
+    or a dtype, is given to."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            kept = [ast.unparse(decorator) for decorator in node.decorator_list]
+            forever = any(text in ("functools.cache", "cache") or "maxsize=None" in text for text in kept)
+            given = {ast.unparse(a.annotation) if a.annotation else "?" for a in node.args.args}
+            if forever and given - {"torch.device", "torch.dtype"}:
+                found.append(node.name)
+    return found
+
+
+def test_no_cache_grows_with_what_users_pass():
+    found = {name: unbounded(path.read_text()) for name, path in modules().items()}
+    assert {name: functions for name, functions in found.items() if functions} == {
+        "sca_kernels.backends.cuda": ["kernel"]  # by variant, of which there is a list
+    }
+    assert unbounded("@functools.cache\ndef f(config: Config): ...") == ["f"]

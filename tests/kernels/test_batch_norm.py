@@ -228,8 +228,8 @@ def synchronised_worker(rank, file, queue, kind):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     torch.manual_seed(0)
-    x = activation((3, 4, 5, 6))[:, 2 * rank : 2 * rank + 2].clone().requires_grad_()
-    weights = torch.randn(3, 4, 5, 6)[:, 2 * rank : 2 * rank + 2]
+    x = activation((3, 4, 5, 6, 2))[:, 2 * rank : 2 * rank + 2].clone().requires_grad_()
+    weights = torch.randn(3, 4, 5, 6, 2)[:, 2 * rank : 2 * rank + 2]
     module = kind(5, process_group=True)
     y = module(x)
     (y * weights).sum().backward()
@@ -240,17 +240,17 @@ def synchronised_worker(rank, file, queue, kind):
 @pytest.mark.parametrize("kind", [nn.BatchNormLIF, nn.ChannelBatchNorm2d])
 def test_batch_norm_synchronised_over_two_ranks_equals_one_process(tmp_path, kind):
     context = torch.multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
+    queue = context.Queue()
     workers = [context.Process(target=synchronised_worker, args=(r, tmp_path / "store", queue, kind)) for r in range(2)]
     for worker in workers:
         worker.start()
-    results = dict(queue.get() for _ in workers)
+    results = dict(queue.get(timeout=60) for _ in workers)  # a worker that died sends nothing
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
     torch.manual_seed(0)
-    x = activation((3, 4, 5, 6)).requires_grad_()
-    weights = torch.randn(3, 4, 5, 6)
+    x = activation((3, 4, 5, 6, 2)).requires_grad_()
+    weights = torch.randn(3, 4, 5, 6, 2)
     module = kind(5)
     y = module(x)
     (y * weights).sum().backward()
@@ -420,3 +420,110 @@ def test_cumulative_average_follows_torch_and_reads_no_count(kind, dtype):
             getattr(ours, name)[group.active], getattr(torchs, name), rtol=tolerance, atol=tolerance
         )
     assert ours.num_batches_tracked == 3
+
+
+NORMS = [F.batch_norm, F.batch_norm_lif]
+
+
+def statistics(**changes):
+    return {"running_mean": torch.zeros(3), "running_var": torch.ones(3), "training": True} | changes
+
+
+HOSTILE = {
+    "momentum is NaN": {"momentum": float("nan")},
+    "momentum is infinite": {"momentum": float("inf")},
+    "momentum is a string": {"momentum": "0.1"},
+    "momentum is a bool": {"momentum": True},
+    "momentum is a vector": {"momentum": torch.ones(3)},
+    "eps is negative": {"eps": -1},
+    "eps is 0": {"eps": 0.0},
+    "eps is NaN": {"eps": float("nan")},
+    "training is an int": {"training": 1},
+    "running_mean has two rows": {"running_mean": torch.zeros(2, 3)},
+    "running_var has two rows": {"running_var": torch.ones(2, 3)},
+    "running_var has another length": {"running_var": torch.ones(4)},
+    "running_var is of integers": {"running_var": torch.ones(3, dtype=torch.int64)},
+    "running_var is sparse": {"running_var": torch.ones(3).to_sparse()},
+    "running_var is on another device": {"running_var": torch.ones(3, device="meta")},
+    "running_var is one number three times": {"running_var": torch.ones(1).expand(3)},
+    "running_var wants a gradient": {"running_var": torch.ones(3, requires_grad=True)},
+    "running_var is an array": {"running_var": torch.ones(3).numpy()},
+    "process_group is a string": {"process_group": "world"},
+    "process_group is not initialised": {"process_group": True},
+    "weight has another length": {"weight": torch.ones(4)},
+}
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_what_is_off_is_named_before_a_statistic_moves(norm, change):
+    arguments = {"weight": None, "bias": None} | statistics() | change
+    kept = {k: z.clone() for k, z in arguments.items() if isinstance(z, torch.Tensor) and not z.is_sparse}
+    with pytest.raises((TypeError, ValueError), match=rf"^{next(iter(change))}\b"):
+        norm(activation((4, 2, 3, 5)), **arguments)
+    assert all(arguments[k].is_meta or torch.equal(arguments[k], z) for k, z in kept.items())
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("shape", [(4, 2, 3), (4, 0, 3, 5)], ids=["full", "empty"])
+def test_evaluation_and_empty_batches_move_nothing(norm, shape):
+    x = activation(shape)
+    given = statistics(training=shape[1] == 0)
+    norm(x, None, None, **given)
+    assert torch.equal(given["running_mean"], torch.zeros(3))
+    assert torch.equal(given["running_var"], torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("norm", NORMS, ids=lambda f: f.__name__)
+def test_statistics_of_any_dtype_move_as_in_float64(norm, own, dtype):
+    """Those of ``model.half()`` too; the step is taken in float32 and rounded once."""
+    x = activation((4, 2, 3, 5)).to(dtype)
+    given = {k: z if isinstance(z, bool) else z.to(own) for k, z in statistics().items()}
+    truth = {k: z if isinstance(z, bool) else z.double() for k, z in statistics().items()}
+    norm(x, None, None, **given, momentum=torch.tensor(0.3))
+    F.batch_norm(x.double(), None, None, **truth, momentum=0.3)
+    for name in ("running_mean", "running_var"):
+        assert given[name].dtype == own
+        assert relative_l2(given[name], truth[name]) <= (5e-3 if own == torch.bfloat16 else 1e-6)
+
+
+def test_an_error_leaves_a_module_as_it_was():
+    module = nn.BatchNormLIF(3, stateful=True)
+    module.activity = nn.Activity()
+    module(activation((4, 2, 3, 5)))
+    before = copy.deepcopy({**module.state_dict(), "v": module.v.detach(), "count": module.activity.spike_count})
+    for x in (activation((4, 2, 3, 5)) * float("nan"), activation((4, 2, 4, 5)), activation((4, 3, 3, 5)), None):
+        with pytest.raises((TypeError, ValueError), match=r"^x: expected"):
+            module(x)
+    after = {**module.state_dict(), "v": module.v.detach(), "count": module.activity.spike_count}
+    assert all(torch.equal(after[name], z) for name, z in before.items())
+
+
+FRAMES = "unflatten\\(0, \\(T, N\\)\\)"
+
+
+@pytest.mark.parametrize("shape", [(8, 32, 32, 32), (8, 32, 16, 16), (4, 2, 32, 9), (4, 2, 32)], ids=str)
+def test_batch_norm_alone_wants_five_dimensions(shape):
+    """Frames [M, C, H, W] of as many rows as channels were normalised along the wrong dimension, in silence."""
+    with pytest.raises(ValueError, match=FRAMES if shape[0] == 8 else "x: expected"):
+        nn.ChannelBatchNorm2d(32)(torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.BatchNormLIF(32),
+        nn.LIF(group=nn.ChannelGroup(32)),
+        nn.PLIF(channels=32),
+        nn.BatchNormPLIF(32, per_channel=True),
+        nn.ChannelSelect(32, nn.ChannelGroup(8)),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_what_knows_its_channels_guesses_that_frames_came(module):
+    with pytest.raises(ValueError, match=f"x: expected 32 channels in dimension 2 .*{FRAMES}"):
+        module(torch.randn(8, 32, 16, 16))
+    for shape in ((4, 2, 32), (4, 2, 32, 5), (4, 2, 32, 5, 6)):
+        module(torch.randn(shape))

@@ -66,3 +66,15 @@ def test_an_index_that_is_no_channel_writes_nothing(index):
     with pytest.raises(ValueError, match=r"in_channels: expected unique indices in \[0, 5\)"):
         F.put_weight(torch.ones(7, 2), weight, torch.tensor([0, index]))
     assert not weight.any()
+
+
+@pytest.mark.parametrize("name", ["in_channels", "out_channels"])
+def test_an_empty_list_is_refused(target, name):
+    """It has no address, which the compiled kernels would take for all channels: they crashed."""
+    backend, device = target
+    weight = torch.randn(2, 5, 3, 3, device=device)
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    with pytest.raises(ValueError, match=f"{name}: expected at least one channel"):
+        F.gather_weight(weight, backend=backend, **{name: nothing})
+    with pytest.raises(ValueError, match=f"{name}: expected at least one channel"):
+        F.put_weight(weight[:0], weight, backend=backend, **{name: nothing})

@@ -152,7 +152,7 @@ def test_spike_input_saves_one_bit_per_element_and_refuses_other_values():
     weight, x = torch.randn(4, 8, 3, 3, requires_grad=True), spikes(4, 8, 16, 16)
     assert saved_bytes(x, weight, spike_input=True) == x.numel() // 8
     assert saved_bytes(x, weight, spike_input=False) == x.nbytes
-    with pytest.raises(ValueError, match="spikes: expected zeros and ones"):
+    with pytest.raises(ValueError, match="x: expected zeros and ones only with spike_input=True"):
         F.channel_conv2d(x * 0.5, weight, spike_input=True)
 
 

@@ -333,3 +333,10 @@ def test_the_binding_names_a_bad_argument():
 def test_every_surrogate_of_the_table_is_compiled_in():
     for name in TABLE:
         cpu._neuron(config_of(surrogate=name))
+
+
+def test_configurations_of_neurons_are_not_kept_for_ever():
+    kept = cpu._neuron.cache_info().maxsize
+    for tau in range(2, kept + 10):
+        cpu._neuron(config_of(tau=float(tau)))
+    assert cpu._neuron.cache_info().currsize <= kept

@@ -74,7 +74,7 @@ def test_a_surrogate_object_carries_both_parameters():
         ("atanh", None, ValueError, "surrogate: expected one of sigmoid"),
         (3, None, TypeError, "surrogate: expected a name"),
         ("atan", 0.0, ValueError, "alpha: atan expects"),
-        ("atan", float("nan"), ValueError, "alpha: atan expects"),
+        ("atan", float("nan"), ValueError, "alpha: expected a finite number"),
         ("q_pseudo_spike", 1.0, ValueError, "number > 1"),
         ("atan", "2", TypeError, "alpha: expected a number"),
         (Surrogate("atan", 2.0), 3.0, ValueError, "alpha: expected None"),

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sca_kernels import checks
+
 from .recompute import recomputed
 
 __all__ = ["Network"]
@@ -25,6 +27,7 @@ class Network(nn.Module, ABC):
 
     def init_checkpointing(self, checkpointing: bool, neuron_arguments: dict[str, Any]) -> None:
         """ValueError where the neurons hold a state, which a second pass would change."""
+        checks.boolean("checkpointing", checkpointing)
         if checkpointing and neuron_arguments.get("stateful"):
             raise ValueError(
                 "checkpointing: expected False beside stateful=True, whose state a second pass would change"
@@ -50,6 +53,7 @@ class Network(nn.Module, ABC):
         Raises:
             ValueError: x has another rank.
         """
+        checks.instance("x", x, Tensor, "a tensor [N, C, H, W] or [T, N, C, H, W]")
         if x.dim() not in (4, 5):
             raise ValueError(f"x: expected [N, C, H, W] or [T, N, C, H, W], got {list(x.shape)}")
         return self.logits(x.unsqueeze(0), self.time_steps) if x.dim() == 4 else self.logits(x, None)

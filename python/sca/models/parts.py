@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sca_kernels import checks
 from sca_kernels import nn as snn
 
 from ..registry import nearest
 
-__all__ = ["HiddenBlock", "Layers", "check_neuron", "check_positive", "initialise"]
+__all__ = ["HiddenBlock", "Layers", "check_neuron", "check_positive", "initialise", "sides_of"]
+
+# Channels of a layer, at most: a convolution 3x3 between two such has 150 GB of weights.
+_WIDEST = 2**16
 
 # name -> the neuron fused with a batch norm, and alone
 _NEURONS = {
@@ -52,9 +56,8 @@ class Layers:
     def __init__(
         self, neuron: str, width: float, widths: dict[str, int] | None, neuron_arguments: dict[str, Any]
     ) -> None:
-        if neuron not in _NEURONS:
-            raise ValueError(f"neuron: expected one of {', '.join(_NEURONS)}, got {neuron!r}")
-        if width <= 0:
+        checks.one_of("neuron", neuron, _NEURONS)
+        if checks.number("width", width) <= 0:
             raise ValueError(f"width: expected a factor > 0, got {width}")
         self._fused, self._plain = _NEURONS[neuron]
         self._arguments = neuron_arguments
@@ -66,11 +69,16 @@ class Layers:
                     f"{', '.join(accepted)}{nearest(name, accepted)}"
                 )
         self._width = width
-        self._widths = dict(widths or {})
+        self._widths = dict(checks.instance("widths", widths or {}, dict, "a dict of numbers of channels"))
+        for channels in self._widths.values():
+            checks.integer("widths", channels, 1, _WIDEST)
 
     def scaled(self, channels: int) -> int:
         """A hidden width of the original, times the factor."""
-        return max(1, round(channels * self._width))
+        scaled = max(1, round(channels * self._width))
+        if scaled > _WIDEST:
+            raise ValueError(f"width: expected at most {_WIDEST} channels in a layer, got {scaled:g}")
+        return scaled
 
     def group(self, name: str, channels: int, prunable: bool = True) -> snn.ChannelGroup:
         """A group of so many channels, or of those that ``widths`` says."""
@@ -184,10 +192,14 @@ def check_neuron(neuron: str, arguments: dict[str, Any]) -> None:
 
 
 def check_positive(**sizes: int) -> None:
-    """Raise a ValueError that names the first argument below 1."""
+    """Raise a TypeError or ValueError that names the first argument that is no int of at least 1."""
     for argument, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{argument}: expected at least 1, got {value}")
+        checks.integer(argument, value)
+
+
+def sides_of(image_size: int | Sequence[int]) -> list[int]:
+    """Height and width in pixels."""
+    return list(checks.pair("image_size", image_size, 1))
 
 
 def initialise(model: nn.Module) -> None:

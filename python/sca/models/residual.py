@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from sca_kernels import checks
 from sca_kernels import nn as snn
 
 from .network import Network
-from .parts import HiddenBlock, Layers, check_positive, initialise
+from .parts import HiddenBlock, Layers, check_positive, initialise, sides_of
 
 __all__ = ["Layout", "ResidualNetwork", "Stem", "Stream"]
 
@@ -108,9 +109,10 @@ class ResidualNetwork(Network):
         **neuron_arguments: Any,
     ) -> None:
         super().__init__()
-        sides = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+        sides = sides_of(image_size)
         numbers = {"num_classes": num_classes, "in_channels": in_channels, "time_steps": time_steps}
-        check_positive(**numbers, image_size=min(sides))
+        check_positive(**numbers)
+        checks.boolean("prune_stream", prune_stream)
         layout = self.layouts[name]
         if stem is None:
             stem = "imagenet" if min(sides) >= _LARGE and "imagenet" in layout.stems else "cifar"

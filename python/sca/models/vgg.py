@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sca_kernels import nn as snn
 
 from .network import Network
-from .parts import HiddenBlock, Layers, check_positive, initialise
+from .parts import HiddenBlock, Layers, check_positive, initialise, sides_of
 
 HIDDEN_WIDTH = 512
 
@@ -80,9 +80,9 @@ class VGG(Network):
         **neuron_arguments: Any,
     ) -> None:
         super().__init__()
-        height, columns = (image_size, image_size) if isinstance(image_size, int) else image_size
+        height, columns = sides_of(image_size)
         numbers = {"num_classes": num_classes, "in_channels": in_channels, "time_steps": time_steps}
-        check_positive(**numbers, image_size=min(height, columns))
+        check_positive(**numbers)
         layers = Layers(neuron, width, widths, neuron_arguments)
         self.time_steps = time_steps
         self.init_checkpointing(checkpointing, neuron_arguments)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sca_kernels import checks
 from sca_kernels import nn as snn
 
 from .groups import Members, carried
@@ -111,6 +112,8 @@ def attach_groups(model: nn.Module, example_input: Any = None, *, prune_stream: 
             is given and none that was tried fits; or nothing is prunable (with all reasons). The model is then as it
             was.
     """
+    checks.instance("model", model, nn.Module, "a torch.nn.Module")
+    checks.boolean("prune_stream", prune_stream)
     if has_groups(model):
         raise ValueError("model: expected no channel groups, but its modules carry some already")
     inputs, streams = _traced(model, example_input)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from sca_kernels import checks
 from sca_kernels.nn import reset
 
 from .cost import RateRecorder
@@ -42,7 +43,7 @@ def compact(model: nn.Module) -> nn.Module:
         ValueError: the model has no channel group, or a layer with one computes its weight in each pass, as under
             weight norm.
     """
-    require_parameters(model)
+    require_parameters(checks.instance("model", model, nn.Module, "a torch.nn.Module"))
     kept = Snapshot(model.modules()).tensors
     small = copy.deepcopy(model, {id(x): x.detach().clone() for x in kept if x.grad_fn is not None})
     reset(small)

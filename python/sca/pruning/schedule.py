@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sca_kernels import checks
+
 from ..registry import lookup
 from .criteria import CRITERIA
 
@@ -115,15 +117,13 @@ class Plan:
     def __post_init__(self) -> None:
         for name, low in ("start", 1), ("stop", self.start), ("interval", 1), ("round_to", 1), ("min_channels", 0):
             value = getattr(self, name)
-            if name == "min_channels" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-            if value < low:
-                raise ValueError(f"{name}: expected at least {low}, got {value}")
-        if not 0 < self.density <= 1:
+            if name != "min_channels" or value is not None:
+                checks.integer(name, value, low, 2**63 - 1)
+        checks.integer("seed", self.seed, -(2**63), 2**64 - 1)  # what torch's generators take
+        checks.boolean("regrow_pruned", self.regrow_pruned)
+        if not 0 < checks.number("density", self.density) <= 1:
             raise ValueError(f"density: expected a number in (0, 1], got {self.density}")
-        if not 0 <= self.regrow_fraction < 1:
+        if not 0 <= checks.number("regrow_fraction", self.regrow_fraction) < 1:
             raise ValueError(f"regrow_fraction: expected a number in [0, 1), got {self.regrow_fraction}")
         for name, known in (
             ("target", ("channels", "parameters", "synops")),

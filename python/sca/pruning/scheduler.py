@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sca_kernels import checks
 from sca_kernels.nn import Activity, probing
 
 from .attach import attach_groups, has_groups, require_prunable
@@ -154,6 +155,8 @@ class SCAScheduler:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, *, example_input: Any = None, **settings: Any) -> None:
         self.plan = Plan(**settings)
+        checks.instance("model", model, nn.Module, "a torch.nn.Module")
+        checks.instance("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
         self._wrapper = model
         model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self.model = model

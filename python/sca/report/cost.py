@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sca_kernels import checks
 from sca_kernels.nn import reset
 
 from ..pruning.cost import channel_dim, nonzero_inputs, output_positions, weight_layers, weights_per_pair
@@ -205,9 +206,11 @@ def report_cost(
         ValueError: the loader yields nothing, or a number is below 1.
         TypeError: a batch does not begin with a tensor.
     """
+    checks.instance("model", model, nn.Module, "a torch.nn.Module")
+    checks.instance("loader", loader, Iterable, "an iterable of batches")
     for name, value in ("time_steps", time_steps), ("max_batches", max_batches):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+        if value is not None:
+            checks.integer(name, value)
     layers = weight_layers(model)
     counts = {name: _Counts() for name in layers}
     hooks = [
