@@ -318,13 +318,14 @@ def channel_conv2d(
         full_output: the result holds all output channels, dormant ones zero.
         spike_input: True: x holds zeros and ones only, ValueError if not; one bit each is kept for the backward pass.
             False: x is kept as it is. None: as bits where it holds nothing else, which is looked for where that
-            waits for no device (on CPUs, not while compiling).
+            waits for no device (on CPUs, not while compiling) and hides behind the rest: where torch's own convolution
+            runs on the whole weight, it would not.
         backend: see :func:`neuron`.
         path: ``gathered`` convolves by torch's own convolution, on gathered weights; ``winograd`` with 4/9 of the
-            multiplications (backend cpu; float32, 3x3, groups, stride and dilation 1, x channels_last; Lavin & Gray,
-            CVPR 2016); ``implicit`` by kernels that read and write x and the result through the index lists (backend
-            triton; x channels_last; groups 1 or depthwise; float32 as tf32 where ``torch.backends.cudnn`` allows that,
-            its default). None takes what was measured to be faster (:mod:`sca_kernels.paths`;
+            multiplications (backend cpu; float32, 3x3, groups, stride and dilation 1; Lavin & Gray, CVPR 2016);
+            ``implicit`` by kernels that read and write x and the result through the index lists (backend triton; x
+            channels_last; groups 1 or depthwise; float32 as tf32 where ``torch.backends.cudnn`` allows that, its
+            default). None takes what was measured to be faster (:mod:`sca_kernels.paths`;
             :func:`sca_kernels.nn.explain` tells).
 
     Returns:
@@ -368,10 +369,18 @@ def channel_conv2d(
         if p is not None and p.dtype != frames.dtype:
             raise TypeError(f"{name}: expected the dtype of x, {frames.dtype}, got {p.dtype}")
     frames = _dense_frames(frames)
+    copied = path == "winograd" and not frames.is_contiguous(memory_format=torch.channels_last)
+    if copied:
+        frames = frames.contiguous(memory_format=torch.channels_last)
     needed = torch.is_grad_enabled() and weight.requires_grad
+    spike_input = False if path == "dense" and spike_input is None else spike_input
     bits = _as_bits(frames, spike_input, backend) if needed else None
-    choices = full_output, path, bits, backend or ""
-    y = ops.channel_conv2d(frames, weight, bias, *geometry, in_channels, out_channels, *choices)
+    if path == "dense" and bits is None and backend is None:
+        y = torch.conv2d(frames, weight, bias, *geometry)
+    else:
+        choices = full_output, "gathered" if path == "dense" else path, bits, backend or ""
+        y = ops.channel_conv2d(frames, weight, bias, *geometry, in_channels, out_channels, *choices)
+    y = y.contiguous() if copied else y
     return y.unflatten(0, x.shape[:2]) if time_major else y
 
 
@@ -574,17 +583,19 @@ def _path(
     geometry: Geometry,
     channels: Channels,
 ) -> str:
-    """The path of a convolution: as named, or as measured among those that it can take."""
+    """The path of a convolution: as named, or as measured among those that it can take, of which ``dense`` is one."""
     if path is not None and path not in paths.NEEDS:
         raise ValueError(f"path: expected one of {', '.join(paths.NEEDS)} or None, got {path!r}")
-    possible = paths.possible(weight, geometry, dtype, frames.is_contiguous(memory_format=torch.channels_last))
+    channels_last = frames.is_contiguous(memory_format=torch.channels_last)
+    possible = paths.possible(weight.shape, geometry, dtype, channels_last)
     if path is None:
         sizes = weight.shape[1] * geometry.groups, weight.shape[0]
         active = [size if index is None else index.numel() for size, index in zip(sizes, channels, strict=True)]
-        height, width = output_size(frames, weight, geometry)
-        positions = frames.shape[0] * height * width
-        chosen = paths.measured(frames.device, dtype, sizes, active, possible, positions).path
-        return chosen if chosen in paths.NEEDS else "gathered"
+        output = frames.shape[0], *output_size(frames.shape, weight.shape, geometry)
+        if not channels_last and not _has_winograd(frames, dtype, backend):
+            possible = [name for name in possible if name != "winograd"]
+        chosen = paths.measured(frames.device, dtype, sizes, active, possible, output, channels_last).path
+        return "gathered" if chosen == "dense" and channels != Channels(None, None) else chosen
     if path not in possible:
         kernel = "x".join(map(str, weight.shape[2:]))
         raise ValueError(
@@ -597,6 +608,13 @@ def _path(
             able = ", ".join(name for name, other in backends.registry().items() if path in other.paths)
             raise ValueError(f"path: {path!r} expected backend {able}, got {found.name!r} for {_describe(frames)}")
     return path
+
+
+def _has_winograd(frames: Tensor, dtype: torch.dtype, backend: str | None) -> bool:
+    """Whether copies to channels_last and back would not be for nothing."""
+    if frames.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return "winograd" in backends.find(backend or "", frames.device, dtype).paths
 
 
 def _as_bits(frames: Tensor, spike_input: bool | None, backend: str | None) -> Tensor | None:
