@@ -1,7 +1,8 @@
 """Training steps in a process of their own, on two cores, alone or beside a process that never waits.
 
-How long OpenMP's threads spin is said when its library is loaded, so each way needs a process. `python -m
-benchmarks.busy ours|default`: read numbers of steps, a line each, and print how many milliseconds one took.
+How OpenMP's threads wait is a matter of the whole process, so each way needs one. `python -m benchmarks.busy
+ours|default`: read seconds of steps that don't count and a number of those that do, a line each time, and print how
+many milliseconds one took.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 CORES = 2
-STEPS = 5
+STEPS = 10
+NOTICED, FORGOTTEN = 1.0, 4.0  # seconds after which a busy process, and that it has gone, has had its effect
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -29,27 +31,26 @@ class Steps:
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)  # ends with its input
         self()
 
-    def __call__(self) -> float:
-        self._process.stdin.write(f"{STEPS}\n")
+    def __call__(self, before: float = 0.0) -> float:
+        self._process.stdin.write(f"{before} {STEPS}\n")
         self._process.stdin.flush()
         return float(self._process.stdout.readline())
 
-
-def crowded(party: Callable[[], float]) -> Callable[[], float]:
-    """The same while another process is busy on one of its cores."""
-
-    def beside() -> float:
+    def crowded(self) -> float:
+        """The same while another process is busy on one of its cores."""
         with _busy_process():
-            return party()
+            return self(NOTICED)
 
-    return beside
+    def alone(self) -> float:
+        """The same a while after that."""
+        time.sleep(FORGOTTEN)
+        return self()
 
 
 @contextlib.contextmanager
 def _busy_process() -> Iterator[None]:
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"], preexec_fn=_keep_to_cores)
     try:
-        time.sleep(0.1)
         yield
     finally:
         process.kill()
@@ -62,10 +63,6 @@ def _keep_to_cores() -> None:
 
 def main(waits: str) -> None:
     _keep_to_cores()
-    if waits == "ours":
-        from sca.cli.threads import spin_briefly
-
-        spin_briefly()
     import torch
 
     import sca
@@ -73,16 +70,26 @@ def main(waits: str) -> None:
     from sca.bench.work import sgd, training_step
 
     sca_kernels.reuse_host_memory()
+    if waits == "ours":
+        sca_kernels.share_cores()
     torch.set_num_threads(CORES)
     config = sca.training.TrainConfig.from_preset(density=1.0)
     trainer = sca.training.Trainer(config, sca.data.load(config.data))
     batch = next(iter(trainer.dataset.train_batches(config.batch_size, seed=0, epoch=0)))
     optimizer = sgd(trainer.model)
+
+    def step() -> None:
+        training_step(trainer.model, *batch, optimizer)
+
     for line in sys.stdin:
+        before, steps = line.split()
+        end = time.perf_counter() + float(before)
+        while time.perf_counter() < end:
+            step()
         start = time.perf_counter()
-        for _ in range(int(line)):
-            training_step(trainer.model, *batch, optimizer)
-        print((time.perf_counter() - start) * 1e3 / int(line), flush=True)
+        for _ in range(int(steps)):
+            step()
+        print((time.perf_counter() - start) * 1e3 / int(steps), flush=True)
 
 
 if __name__ == "__main__":

@@ -276,7 +276,7 @@ def build_busy_machine(other: str) -> dict[str, Party | None]:
     ours, spinning = busy.Steps("ours"), busy.Steps("default")
     if other == "nothing":
         return {OURS: ours, SPINNING: spinning}
-    return {OURS: busy.crowded(ours), SPINNING: busy.crowded(spinning), ALONE: ours}
+    return {OURS: ours.crowded, SPINNING: spinning.crowded, ALONE: ours.alone}
 
 
 def build_vgg_step(density: float) -> dict[str, Party | None]:

@@ -19,7 +19,7 @@ KERNEL_LAYERS = [
     {"neurons"},
     {"surrogates"},
     {"paths"},
-    {"channels", "layout", "memory", "sync", "version"},
+    {"channels", "layout", "memory", "sync", "threads", "version"},
 ]
 COMPILED = {"sca_kernels._cpu": "sca_kernels.backends.cpu", "sca_kernels._cuda": "sca_kernels.backends.cuda"}
 

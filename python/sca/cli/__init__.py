@@ -11,7 +11,6 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .report import report
 from .table1 import table1
-from .threads import spin_briefly
 from .train import train
 
 __all__ = ["app", "main"]
@@ -35,5 +34,4 @@ app.command("doctor")(doctor)
 def main() -> None:
     """Entry point of the console script."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    spin_briefly()
     app()
