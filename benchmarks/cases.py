@@ -23,7 +23,7 @@ from sca.bench.work import mean_loss, prune_evenly, sgd, training_step
 from sca_kernels import functional as F
 from sca_kernels import nn as snn
 
-from . import peers, training
+from . import busy, peers, training
 from .measure import Party, clock, flip_rate, forward_backward, relative_error, require
 
 OURS = "sca_kernels"
@@ -33,6 +33,8 @@ COMPILE = "torch.compile"
 PASSES = "five passes"
 DENSE = "oneDNN dense"
 TORCH = "import torch"
+ALONE = "with nothing else running"
+SPINNING = "libgomp's default spins"
 
 ACTIVATION = (4, 32, 64, 32, 32)
 """[T, N, C, H, W] of A1, A2 and A5."""
@@ -197,6 +199,86 @@ def build_channel_conv(channels: int, size: int, density: float) -> dict[str, Pa
     return parties
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of a network: [images, inputs, size, size], square kernel, padded by half of it."""
+
+    network: str
+    images: int
+    inputs: int
+    outputs: int
+    size: int
+    kernel: int = 3
+    stride: int = 1
+
+    def __str__(self) -> str:
+        kernel = f"{self.kernel}x{self.kernel}" + (f" / {self.stride}" if self.stride > 1 else "")
+        return f"{self.network} [{self.images}, {self.inputs}, {self.size}, {self.size}] {kernel} to {self.outputs}"
+
+
+def stages(network: str, images: int, size: int) -> list[Layer]:
+    """The convolutions of ResNet-18's four stages, the first at maps of that size."""
+    found = [Layer(network, images, 64, 64, size)]
+    for inputs in (64, 128, 256):
+        found += [Layer(network, images, inputs, 2 * inputs, size, kernel, 2) for kernel in (3, 1)]
+        size //= 2
+        found.append(Layer(network, images, 2 * inputs, 2 * inputs, size))
+    return found
+
+
+_VGG = ((64, 64, 32), (64, 128, 16), (128, 128, 16), (128, 256, 8), (256, 256, 8), (256, 512, 4), (512, 512, 4))
+LAYERS = [  # T = 4; VGG-16 and ResNet-18 on 32 images of 32x32, SEW-ResNet-18 on 8 by the stem for large images
+    Layer("VGG-16", 32, 3, 64, 32),
+    *(Layer("VGG-16", 128, *shape) for shape in (*_VGG, (512, 512, 2))),
+    *stages("ResNet-18", 128, 32)[1:],
+    Layer("SEW-ResNet-18", 8, 3, 64, 32, 7, 2),
+    *stages("SEW-ResNet-18", 32, 8),
+]
+
+
+def build_dense_conv(layer: str, layout: str) -> dict[str, Party | None]:
+    layer = next(one for one in LAYERS if str(one) == layer)
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    x = torch.rand(layer.images, layer.inputs, layer.size, layer.size)
+    x = (x if layer.inputs == 3 else (x < 0.15).float()).contiguous(memory_format=memory_format)
+    x.requires_grad_(layer.inputs != 3)  # images have no gradient
+    geometry = layer.inputs, layer.outputs, layer.kernel, layer.stride, layer.kernel // 2
+    ours, dense = (
+        kind(*geometry, bias=False).to(memory_format=memory_format) for kind in (snn.ChannelConv2d, nn.Conv2d)
+    )
+    dense.load_state_dict(ours.state_dict())
+    reference = dense(x)
+    grad = torch.randn_like(reference)
+    passes = {
+        name: forward_backward(lambda x, _, layer=module: layer(x), [x, module.weight], grad)
+        for name, module in ((OURS, ours), (DENSE, dense))
+    }
+    gradients = []
+    for module, party in zip((ours, dense), passes.values(), strict=True):
+        party()
+        gradients.append([z.grad for z in (x, module.weight) if z.grad is not None])
+    require(relative_error(ours(x), reference) <= 1e-5, "both convolve alike")
+    for value, truth in zip(*gradients, strict=True):
+        require(relative_error(value, truth) <= 1e-5, "both have the same gradients")
+    times = max(1, round(4 / min(clock(passes[DENSE]) for _ in range(3))))  # a sample takes 4 ms or more
+    return {name: repeated(party, times) for name, party in passes.items()}
+
+
+def repeated(party: Party, times: int) -> Party:
+    def repeat() -> None:
+        for _ in range(times):
+            party()
+
+    return repeat
+
+
+def build_busy_machine(other: str) -> dict[str, Party | None]:
+    ours, spinning = busy.Steps("ours"), busy.Steps("default")
+    if other == "nothing":
+        return {OURS: ours, SPINNING: spinning}
+    return {OURS: ours.crowded, SPINNING: spinning.crowded, ALONE: ours.alone}
+
+
 def build_vgg_step(density: float) -> dict[str, Party | None]:
     images = torch.randn(32, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (32,))
@@ -319,6 +401,25 @@ CASES = {
             [{}],
             build_import,
             lambda: [Bar(TORCH, at_most=1.2)],
+            returned,
+            rounds=15,
+            warmup=1,
+        ),
+        Case(
+            "A8",
+            "ChannelConv2d, all channels active, forward + backward, float32, 15 % spikes",
+            "ms",
+            [{"layer": str(layer), **layout} for layer in LAYERS for layout in LAYOUTS],
+            build_dense_conv,
+            lambda layer, layout: [Bar(DENSE, at_least=0.98)],
+        ),
+        Case(
+            "A9",
+            "training step of `sca train` on digits, two threads on two cores",
+            "ms",
+            [{"other": "nothing"}, {"other": "one busy process"}],
+            build_busy_machine,
+            lambda other: [Bar(SPINNING, at_most=1.03) if other == "nothing" else Bar(ALONE, at_most=3.0)],
             returned,
             rounds=15,
             warmup=1,

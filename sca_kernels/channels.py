@@ -99,8 +99,15 @@ def on_device(index: Tensor, device: torch.device) -> Tensor:
 
 
 def storage_order(x: Tensor) -> tuple[int, ...]:
-    """Permutation that makes x [M, C, H, W] contiguous in memory for its layout."""
-    return (0, 2, 3, 1) if x.is_contiguous(memory_format=torch.channels_last) else (0, 1, 2, 3)
+    """Permutation that makes x [M, C, H, W] contiguous in memory for its layout.
+
+    Maps of one position or one channel are both layouts; which one is meant, their strides tell, as they tell torch,
+    whose convolutions take another way for each.
+    """
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return (0, 1, 2, 3)
+    either = x.is_contiguous()
+    return (0, 1, 2, 3) if either and (x.stride(1) != 1 or x.stride(3) != x.shape[1]) else (0, 2, 3, 1)
 
 
 class Bits(NamedTuple):
@@ -184,9 +191,9 @@ def widen(z: Tensor, index: Tensor | None, width: int) -> Tensor:
     return full.zero_().index_copy_(1, index, z)
 
 
-def output_size(x: Tensor, weight: Tensor, geometry: Geometry) -> list[int]:
-    """Height and width of a convolution's output."""
-    sizes = zip(x.shape[2:], weight.shape[2:], *geometry[:3], strict=True)
+def output_size(x: Sequence[int], weight: Sequence[int], geometry: Geometry) -> list[int]:
+    """Height and width of a convolution's output, from the shapes of its input and its weight."""
+    sizes = zip(x[2:], weight[2:], *geometry[:3], strict=True)
     return [(size + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, padding, dilation in sizes]
 
 

@@ -336,13 +336,14 @@ def channel_conv2d(
             A GPU is not waited for: there the error comes from a later call that packs or unpacks spikes on it (its own
             backward pass at the earliest), once the device has found another value; until then the result of the
             forward pass is right, the gradient of the weight not. False: x is kept as it is. None: as bits where it
-            holds nothing else, which is looked for where that waits for no device (on CPUs, not while compiling).
+            holds nothing else, which is looked for where that waits for no device (on CPUs, not while compiling) and
+            hides behind the rest: where torch's own convolution runs on the whole weight, it would not.
         backend: see :func:`neuron`.
         path: ``gathered`` convolves by torch's own convolution, on gathered weights; ``winograd`` with 4/9 of the
-            multiplications (backend cpu; float32, 3x3, groups, stride and dilation 1, x channels_last; Lavin & Gray,
-            CVPR 2016); ``implicit`` by kernels that read and write x and the result through the index lists (backend
-            triton; x channels_last; groups 1 or depthwise; float32 as tf32 where ``torch.backends.cudnn`` allows that,
-            its default). None takes what was measured to be faster (:mod:`sca_kernels.paths`;
+            multiplications (backend cpu; float32, 3x3, groups, stride and dilation 1; Lavin & Gray, CVPR 2016);
+            ``implicit`` by kernels that read and write x and the result through the index lists (backend triton; x
+            channels_last; groups 1 or depthwise; float32 as tf32 where ``torch.backends.cudnn`` allows that, its
+            default). None takes what was measured to be faster (:mod:`sca_kernels.paths`;
             :func:`sca_kernels.nn.explain` tells).
 
     Returns:
@@ -403,10 +404,18 @@ def channel_conv2d(
         y = ops.channel_conv2d_by_torch(frames, weight, bias, *geometry, in_channels, out_channels, full_output)
         return y.unflatten(0, x.shape[:2]) if time_major else y
     frames = _dense_frames(frames)
+    copied = path == "winograd" and not frames.is_contiguous(memory_format=torch.channels_last)
+    if copied:
+        frames = frames.contiguous(memory_format=torch.channels_last)
     needed = torch.is_grad_enabled() and weight.requires_grad
+    spike_input = False if path == "dense" and spike_input is None else spike_input
     bits = _as_bits(frames, spike_input, backend) if needed else None
-    choices = full_output, path, bits, backend
-    y = _run(ops.channel_conv2d, frames, weight, bias, *geometry, in_channels, out_channels, *choices)
+    if path == "dense" and bits is None and not backend:
+        y = torch.conv2d(frames, weight, bias, *geometry)
+    else:
+        choices = full_output, "gathered" if path == "dense" else path, bits, backend
+        y = _run(ops.channel_conv2d, frames, weight, bias, *geometry, in_channels, out_channels, *choices)
+    y = y.contiguous() if copied else y
     return y.unflatten(0, x.shape[:2]) if time_major else y
 
 
@@ -783,19 +792,22 @@ def _path(
     geometry: Geometry,
     channels: Channels,
 ) -> str:
-    """The path of a convolution: as named, or as measured among those that it can take."""
+    """The path of a convolution: as named, or as measured among those that it can take, of which ``dense`` is one."""
     check_path(path)
-    height, width = output_size(frames, weight, geometry)
+    height, width = output_size(frames.shape, weight.shape, geometry)
     if height < 1 or width < 1:
         kernel = tuple(weight.shape[2:])
         raise ValueError(f"x: expected room for a kernel of {kernel}, {geometry}, got {_describe(frames)}")
-    possible = paths.possible(weight, geometry, dtype, frames.is_contiguous(memory_format=torch.channels_last))
+    channels_last = frames.is_contiguous(memory_format=torch.channels_last)
+    possible = paths.possible(weight.shape, geometry, dtype, channels_last)
     if path is None:
         sizes = weight.shape[1] * geometry.groups, weight.shape[0]
         active = [size if index is None else index.numel() for size, index in zip(sizes, channels, strict=True)]
-        positions = frames.shape[0] * height * width
-        chosen = paths.measured(frames.device, dtype, sizes, active, possible, positions).path
-        return chosen if chosen in paths.NEEDS else "gathered"
+        output = frames.shape[0], height, width
+        if not channels_last and not _has_winograd(frames, dtype, backend):
+            possible = [name for name in possible if name != "winograd"]
+        chosen = paths.measured(frames.device, dtype, sizes, active, possible, output, channels_last).path
+        return "gathered" if chosen == "dense" and channels != Channels(None, None) else chosen
     if path not in possible:
         kernel = "x".join(map(str, weight.shape[2:]))
         raise ValueError(
@@ -808,6 +820,13 @@ def _path(
             able = ", ".join(name for name, other in backends.registry().items() if path in other.paths)
             raise ValueError(f"path: {path!r} expected backend {able}, got {found.name!r} for {_describe(frames)}")
     return path
+
+
+def _has_winograd(frames: Tensor, dtype: torch.dtype, backend: str) -> bool:
+    """Whether copies to channels_last and back would not be for nothing."""
+    if frames.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return "winograd" in backends.find(backend, frames.device, dtype).paths
 
 
 def _as_bits(frames: Tensor, spike_input: bool | None, backend: str) -> Tensor | None:

@@ -171,7 +171,7 @@ class CpuBackend(Backend):
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups) -> Tensor:
     """torch.conv2d by Winograd's algorithm."""
     x, weight = _last(x), weight.contiguous(memory_format=memory_format(weight))
-    size = output_size(x, weight, Geometry(stride, padding, dilation, groups))
+    size = output_size(x.shape, weight.shape, Geometry(stride, padding, dilation, groups))
     y = torch.empty((x.shape[0], weight.shape[0], *size), dtype=x.dtype, memory_format=torch.channels_last)
     bias = None if bias is None else bias.contiguous()
     problem = _convolution(x, weight, padding)

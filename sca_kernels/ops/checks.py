@@ -118,9 +118,9 @@ def check_convolution(
         raise ValueError(f"x: expected {' or '.join(map(str, sorted(widths)))} channels, got shape {tuple(shape)}")
     if bias is not None:
         _check("bias", bias, (out,), weight.dtype)
-    size = output_size(Bits(x, shape, channels_last), weight, geometry)
+    size = output_size(shape, weight.shape, geometry)
     if min(size) < 1:
         raise ValueError(f"x: expected a height and width that the kernel fits in, got shape {tuple(shape)}")
-    if path not in paths.possible(weight, geometry, weight.dtype, channels_last):
+    if path not in paths.possible(weight.shape, geometry, weight.dtype, channels_last):
         raise ValueError(f"path: {path!r} expected {paths.NEEDS.get(path, 'one of ' + ', '.join(paths.NEEDS))}")
     return size

@@ -564,7 +564,7 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, channels: Channels, full_output: bool
 ) -> Tensor:
     """As :meth:`sca_kernels.backends.base.Backend.channel_conv2d`; x channels_last, groups 1 or depthwise."""
-    height, width = output_size(x, weight, geometry)
+    height, width = output_size(x.shape, weight.shape, geometry)
     out = weight.shape[0] if full_output or channels.output is None else channels.output.numel()
     y = torch.empty((x.shape[0], out, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if bias is not None and channels.output is not None:

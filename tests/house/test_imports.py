@@ -20,7 +20,7 @@ KERNEL_LAYERS = [
     {"neurons"},
     {"surrogates"},
     {"paths"},
-    {"channels", "checks", "layout", "memory", "spikes", "sync", "version"},
+    {"channels", "checks", "layout", "memory", "spikes", "sync", "threads", "version"},
 ]
 COMPILED = {"sca_kernels._cpu": "sca_kernels.backends.cpu", "sca_kernels._cuda": "sca_kernels.backends.cuda"}
 

@@ -129,6 +129,7 @@ def _run(config: Any, out: Path | None, mode: str) -> None:
     from .endings import told
 
     sca_kernels.reuse_host_memory()
+    sca_kernels.share_cores()
     with contextlib.ExitStack() as stack:
         ending = stack.enter_context(told())
         ranks = stack.enter_context(joined(config.device))
