@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..backends import run
@@ -39,7 +38,7 @@ def batch_norm_forward(
     return *forward_outputs(out, x), mean, var
 
 
-@torch.library.register_fake(batch_norm_forward.overload)
+@batch_norm_forward.fake
 def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, backend, *config):
     stats = [x.new_empty(x.shape[2], dtype=state_dtype(x)) for _ in range(2)]
     return *fake_forward(x, time_steps, return_v), *stats
@@ -74,7 +73,7 @@ def batch_norm_backward(
     return run(backend, "batch_norm_backward", x, *arguments)
 
 
-@torch.library.register_fake(batch_norm_backward.overload)
+@batch_norm_backward.fake
 def _(grad_spikes, grad_v, x, time_steps, weight, bias, mean, var, eps, rate, v_init, backend, *config):
     return (
         empty_activation(x, x.shape[0]),

@@ -40,7 +40,7 @@ def channel_conv2d(
     return _laid_out(run(backend, "channel_conv2d", x, *arguments, full_output, path), path)
 
 
-@torch.library.register_fake(channel_conv2d.overload)
+@channel_conv2d.fake
 def _(
     x,
     weight,
@@ -84,7 +84,7 @@ def channel_conv2d_backward(
     return _outputs(grads, weight, path)
 
 
-@torch.library.register_fake(channel_conv2d_backward.overload)
+@channel_conv2d_backward.fake
 def _(
     grad,
     x,

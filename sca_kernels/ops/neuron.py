@@ -3,7 +3,6 @@ prelude."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..backends import run
@@ -38,7 +37,7 @@ def neuron_forward(
     return forward_outputs(run(backend, "neuron_forward", x, *arguments), x)
 
 
-@torch.library.register_fake(neuron_forward.overload)
+@neuron_forward.fake
 def _(x, time_steps, scale, shift, rate, v_init, mask, return_v, backend, *config):
     return fake_forward(x, time_steps, return_v)
 
@@ -69,7 +68,7 @@ def neuron_backward(
     return run(backend, "neuron_backward", x, *arguments)
 
 
-@torch.library.register_fake(neuron_backward.overload)
+@neuron_backward.fake
 def _(grad_spikes, grad_v, x, time_steps, scale, shift, rate, v_init, backend, *config):
     return (
         empty_activation(x, x.shape[0]),

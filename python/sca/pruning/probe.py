@@ -19,7 +19,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     neurons = [module for module in model.modules() if {"activity", "stateful", "v"} <= vars(module).keys()]
-    states = [(neuron, neuron.activity, neuron.v) for neuron in neurons]
+    states = [dict(vars(neuron)) for neuron in neurons]
     gpus = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     try:
         for neuron in neurons:
@@ -27,8 +27,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         with torch.random.fork_rng(devices=gpus):
             yield
     finally:
-        for neuron, activity, v in states:
-            neuron.activity, neuron.v = activity, v
+        for neuron, state in zip(neurons, states, strict=True):
+            vars(neuron).update(state)
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,7 +174,8 @@ class SCAScheduler:
                     "use 'random', or regrow_fraction=0"
                 )
         self._neurons = {name: m for members in self.groups.values() for name, m in members.neurons.items()}
-        self._connections = connections(model, self.groups)
+        with _plain_mode():
+            self._connections = connections(model, self.groups)
         counts_synops = "synops" in (self.plan.target, self.plan.allocation)
         self._recorder = RateRecorder(model, self.groups) if counts_synops else None
         self._generator = torch.Generator().manual_seed(self.plan.seed)
@@ -206,12 +207,11 @@ class SCAScheduler:
         depend on what fires."""
         if self.plan.target == "synops":
             return None
-        masks = {
-            name: torch.ones(members.group.num_channels, dtype=torch.bool) for name, members in self.groups.items()
-        }
-        for name in self._prunable:
-            masks[name][self.plan.least(masks[name].numel()) :] = False
-        return self._share([], masks)
+        with _plain_mode():
+            masks = {name: torch.ones_like(members.group.mask()) for name, members in self.groups.items()}
+            for name in self._prunable:
+                masks[name][self.plan.least(masks[name].numel()) :] = False
+            return self._share([], masks)
 
     @property
     def wants_probe(self) -> bool:
@@ -238,7 +238,13 @@ class SCAScheduler:
         # DistributedDataParallel would wait for a backward pass that never comes.
         no_sync = getattr(self._wrapper, "no_sync", contextlib.nullcontext)
         try:
-            with untouched(self.model), probing(m.group for m in self.groups.values()), no_sync(), torch.enable_grad():
+            with (
+                untouched(self.model),
+                probing(m.group for m in self.groups.values()),
+                no_sync(),
+                torch.inference_mode(False),
+                torch.enable_grad(),
+            ):
                 loss = loss_fn()
                 if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                     raise ValueError(f"loss_fn: expected a scalar tensor with a gradient, got {loss!r}")
@@ -265,7 +271,10 @@ class SCAScheduler:
         """
         self._require_same_parameters()
         self.steps += 1
-        event = self._update() if self.plan.is_update(self.steps) else None
+        event = None
+        if self.plan.is_update(self.steps):
+            with _plain_mode():
+                event = self._update()
         self._prepare()
         if event is not None:
             self.history.append(event.record())
@@ -330,6 +339,10 @@ class SCAScheduler:
             strange = [name for name in state[part] if name not in known[part]]
             if strange:
                 raise ValueError(f"state: {part}: expected modules of the model, got {', '.join(strange)}")
+        with _plain_mode():
+            self._adopt(state)
+
+    def _adopt(self, state: Mapping[str, Any]) -> None:
         device = next(self.model.parameters()).device
         self.steps = state["steps"]
         for name, active in state["active"].items():
@@ -539,6 +552,14 @@ def _shares(members: Members, carriers: Mapping[str, nn.Module], measured: Mappi
     """What was measured on each of these carriers, for the group's channels alone: [carriers, C]."""
     shares = [places_of(members.group, m.group, measured[f"{name}.{kind}"]) for name, m in carriers.items()]
     return torch.stack(shares)
+
+
+@contextlib.contextmanager
+def _plain_mode() -> Iterator[None]:
+    """Tensors made within are ordinary ones, on the CPU where nothing else is said, and need no gradient: the caller
+    may be in inference mode, or have another default device."""
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+        yield
 
 
 def _renamed(entries: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
