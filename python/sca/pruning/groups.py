@@ -149,12 +149,19 @@ def named_axes(model: nn.Module) -> dict[tuple[str, str], tuple[nn.Module, nn.Pa
                 )
             if name in axes:
                 if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-                    raise TypeError(
-                        f"model: expected ordinary parameters, got {module_name}.{name}, a {type(p).__name__}; "
-                        "channels of sharded (FSDP) or quantised parameters can't be pruned"
-                    )
+                    raise TypeError(_not_ordinary(f"{module_name}.{name}, a {type(p).__name__}"))
                 found[module_name, name] = module, p, axes[name]
+        if type(module).__name__ == "FullyShardedDataParallel":  # whose import takes a second
+            first = next((name for name, _ in module.named_parameters()), "none")
+            raise TypeError(_not_ordinary(f"{first} in a FullyShardedDataParallel"))
     return found
+
+
+def _not_ordinary(what: str) -> str:
+    return (
+        f"model: expected ordinary parameters, got {what}; channels of sharded (FSDP) or quantised parameters can't be"
+        " pruned"
+    )
 
 
 def parameter_axes(model: nn.Module) -> dict[nn.Parameter, tuple[Axis, ...]]:
