@@ -192,6 +192,42 @@ class ShampooLike(Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(buffer, alpha=-group["lr"])
 
 
+class MadeLookahead(Lookahead):
+    """Slow weights from the constructor on, in the inner optimizer's state."""
+
+    def __init__(self, optimizer: Optimizer, k: int = 3, alpha: float = 0.5) -> None:
+        super().__init__(optimizer, k, alpha)
+        self.state = optimizer.state
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["slow_param"] = p.detach().clone()
+
+
+class LooseLookahead:
+    """One that steps an optimizer and is none, as schedulefree.ScheduleFreeWrapper."""
+
+    def __init__(self, base: Optimizer, alpha: float = 0.5) -> None:
+        self.base, self.alpha = base, alpha
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.base.param_groups
+
+    @property
+    def state(self) -> dict[nn.Parameter, Any]:
+        return self.base.state
+
+    def zero_grad(self) -> None:
+        self.base.zero_grad()
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = self.base.step(closure)
+        for p in (p for group in self.param_groups for p in group["params"]):
+            p.lerp_(self.state[p].setdefault("slow_param", p.clone()), self.alpha)
+        return loss
+
+
 def _sgd(params, **options) -> Optimizer:
     return torch.optim.SGD(params, **{"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1, **options})
 
@@ -208,6 +244,8 @@ KINDS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
     "lookahead_adagrad": lambda p: Lookahead(torch.optim.Adagrad(p, lr=0.05, weight_decay=0.1)),
     "lookahead_of_lookahead": lambda p: Lookahead(Lookahead(_adamw(p)), k=2),
     "listed_lookahead": lambda p: ListedLookahead(_sgd(p)),
+    "made_lookahead": lambda p: MadeLookahead(_sgd(p)),
+    "loose_lookahead": lambda p: LooseLookahead(_sgd(p)),
     "schedule_free": ScheduleFree,
     "shampoo_like": ShampooLike,
     "muon_like": lambda p: MuonLike(p, weight_decay=0.1),
@@ -383,6 +421,8 @@ START = {
     "torch_adam": ("exp_avg", torch.zeros_like),
     "torch_adagrad": ("sum", torch.zeros_like),
     "lookahead": ("slow_param", lambda p: p.detach()),
+    "made_lookahead": ("slow_param", lambda p: p.detach()),
+    "loose_lookahead": ("slow_param", lambda p: p.detach()),
     "schedule_free": ("z", lambda p: p.detach()),
     "sam": ("old_p", lambda p: p.detach()),
     "muon_like": ("momentum", torch.zeros_like),

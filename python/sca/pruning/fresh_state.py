@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["fresh_states", "within"]
+__all__ = ["fresh_states", "is_optimizer", "within"]
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +24,17 @@ Place = tuple[int, nn.Parameter]
 _STEPS = 32
 
 
+def is_optimizer(value: object) -> bool:
+    """Whether it steps on parameters: one of torch's optimizers, or something of the same kind that is none."""
+    return isinstance(value, Optimizer) or (callable(getattr(value, "step", None)) and hasattr(value, "param_groups"))
+
+
 def within(optimizer: Optimizer) -> list[Optimizer]:
     """The optimizers among an optimizer's attributes, and in their lists and dicts: those that it steps inside."""
     found: list[Optimizer] = []
     for value in vars(optimizer).values():
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-        found += [each for each in inner if isinstance(each, Optimizer) and each is not optimizer]
+        found += [each for each in inner if is_optimizer(each) and each is not optimizer]
     return found
 
 
@@ -37,8 +42,8 @@ def fresh_states(optimizers: Iterable[Optimizer], needed: Mapping[Place, set[str
     """The state of full-size parameters of today's values after the first steps with zero gradients, no weight decay.
 
     It is that of a twin of the optimizer: made by its constructor, or, where that wants to know more than the
-    optimizer tells (as those do that step another one), of copies of its attributes, without state or hooks. The
-    optimizers and their parameters stay as they are.
+    optimizer's attributes and defaults tell, of copies of its attributes, without state or hooks. The optimizers and
+    their parameters stay as they are.
 
     Args:
         optimizers: those that hold others in front of those.
@@ -106,32 +111,43 @@ def _twin(optimizer: Optimizer, copies: dict[nn.Parameter, nn.Parameter], twins:
     """An optimizer of the same kind and options that holds copies of the parameters, and so do those within it."""
     if id(optimizer) in twins:
         return twins[id(optimizer)]
-    inner = within(optimizer)
     memo: dict[int, Any] = {}
-    for each in inner:
+    for each in within(optimizer):
         made = _twin(each, copies, twins)
         memo |= {id(each): made, id(each.state): made.state, id(each.param_groups): made.param_groups}
-    if not inner:
-        try:
-            known = inspect.signature(type(optimizer)).parameters
-            options = {name: value for name, value in optimizer.defaults.items() if name in known}
-            twins[id(optimizer)] = type(optimizer)(list(_groups(optimizer, copies)), **options)
-        except Exception:  # it wants other arguments
-            twins.pop(id(optimizer), None)
-        else:
-            return twins[id(optimizer)]
-    memo.setdefault(id(optimizer.state), defaultdict(dict))
-    if id(optimizer.param_groups) not in memo:
-        memo[id(optimizer.param_groups)] = list(_groups(optimizer, copies))
-    memo |= {id(p): scratch for p, scratch in copies.items()}
+    groups = memo.get(id(optimizer.param_groups)) or list(_groups(optimizer, copies))
+    try:
+        twin = _constructed(optimizer, groups, memo)
+    except Exception:  # it wants to know what its attributes don't tell
+        memo = {id(optimizer.state): defaultdict(dict), id(optimizer.param_groups): groups} | memo
+        twin = _mirrored(optimizer, memo | {id(p): scratch for p, scratch in copies.items()})
+    twins[id(optimizer)] = twin
+    return twin
+
+
+def _constructed(optimizer: Optimizer, groups: list[dict[str, Any]], memo: dict[int, Any]) -> Optimizer:
+    """By the constructor: the parameters, or what it stepped inside; options by their names."""
+    known = {**vars(optimizer), **getattr(optimizer, "defaults", {})}
+    arguments: dict[str, Any] = {}
+    for name, parameter in inspect.signature(type(optimizer)).parameters.items():
+        if not arguments and name not in known:
+            arguments[name] = groups
+        elif name in known:
+            arguments[name] = copy.deepcopy(known[name], memo)
+        elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD:
+            raise TypeError(f"{name} is not known")
+    return type(optimizer)(**arguments)
+
+
+def _mirrored(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
+    """By copies of its attributes, but for hooks and methods that were replaced on the instance."""
     twin = object.__new__(type(optimizer))
     attributes = {name: value for name, value in vars(optimizer).items() if not _is_hook(name, value)}
-    twin.__dict__.update(copy.deepcopy(attributes, memo))
-    twin.__dict__.setdefault("defaults", {})
+    vars(twin).update(copy.deepcopy(attributes, memo))
+    vars(twin).setdefault("defaults", {})
     for name, value in vars(optimizer).items():
         if _is_hook(name, value) and isinstance(value, dict):
-            setattr(twin, name, OrderedDict())
-    twins[id(optimizer)] = twin
+            vars(twin)[name] = OrderedDict()
     return twin
 
 

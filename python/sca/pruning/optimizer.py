@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from sca_kernels import functional
 from sca_kernels.nn import ChannelGroup
 
-from .fresh_state import fresh_states, within
+from .fresh_state import fresh_states, is_optimizer, within
 from .groups import Axis
 
 __all__ = ["ActiveOptimizer"]
@@ -57,8 +57,8 @@ class ActiveOptimizer:
     def __init__(
         self, optimizers: Optimizer | Iterable[Optimizer], axes: Mapping[nn.Parameter, tuple[Axis, ...]]
     ) -> None:
-        given = [optimizers] if isinstance(optimizers, Optimizer) else optimizers
-        if not isinstance(given, list | tuple) or not given or not all(isinstance(o, Optimizer) for o in given):
+        given = [optimizers] if is_optimizer(optimizers) else optimizers
+        if not isinstance(given, list | tuple) or not given or not all(is_optimizer(o) for o in given):
             raise TypeError(f"optimizer: expected a torch.optim.Optimizer, or a list of them, got {optimizers!r}")
         self.optimizers = _with_inner(given)
         for optimizer in self.optimizers:
