@@ -716,6 +716,24 @@ def more_groups(model: nn.Module, optimizer: Optimizer) -> None:
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], "lr": 0.5})
 
 
+def scaled(model: nn.Module, optimizer: Optimizer) -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    for overflows in False, True:
+        optimizer.zero_grad()
+        scaler.scale(loss_of(model)).backward()
+        if overflows:
+            model.conv1.weight.grad[0, 0] = torch.inf
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() == 2.0**15
+
+
+def compiled(model: nn.Module, optimizer: Optimizer) -> None:
+    step = torch.compile(lambda: optimizer.step(), backend="eager")
+    loss_of(model).backward()
+    step()
+
+
 def averaged(model: nn.Module, optimizer: Optimizer) -> None:
     mean = torch.optim.swa_utils.AveragedModel(model)
     mean.update_parameters(model)
@@ -725,9 +743,21 @@ def averaged(model: nn.Module, optimizer: Optimizer) -> None:
     assert_same(dormant_weights(mean.module), before)
 
 
-@pytest.mark.parametrize("kind", ["torch_sgd", "torch_adam"])
+@pytest.mark.parametrize("kind", ["torch_sgd", "torch_adam", "torch_adam_fused"])
 @pytest.mark.parametrize(
-    "do", [swapped_in_place, reset_through_data, vectors, functional, clipped, restored, more_groups, averaged]
+    "do",
+    [
+        swapped_in_place,
+        reset_through_data,
+        vectors,
+        functional,
+        clipped,
+        restored,
+        more_groups,
+        averaged,
+        scaled,
+        compiled,
+    ],
 )
 def test_dormant_weights_stay_bit_identical_beside_what_torch_offers(do: Callable, kind: str, caplog) -> None:
     model, optimizer, scheduler = pruned(KINDS[kind])
@@ -749,3 +779,42 @@ def test_scheduler_tells_when_something_else_moves_dormant_weights(caplog) -> No
         other.step()
         scheduler.step()
     assert "dormant channels changed since the last update, in conv2.weight" in caplog.text
+
+
+@pytest.mark.parametrize("taken", [lambda o: o.step, lambda o: torch.compile(o.step, backend="eager")])
+def test_steps_by_a_reference_from_before_the_scheduler_are_refused_while_channels_are_dormant(taken) -> None:
+    model = ConvNet()
+    optimizer = KINDS["torch_adam"](list(model.parameters()))
+    old_step = taken(optimizer)
+    scheduler = sca.SCAScheduler(model, optimizer, **SETTINGS)
+    closure_of(model, optimizer)()
+    old_step()  # all channels are active
+    cut = model.norm1.group
+    cut.set_active([0, 3])
+    before = dormant_weights(model)
+    with pytest.raises(ValueError, match="this step goes past the scheduler"):
+        old_step()
+    assert_same(dormant_weights(model), before)
+    optimizer.step()
+    assert_same(dormant_weights(model), before)
+    scheduler.detach()
+    old_step()
+
+
+def test_optimizers_that_step_in_the_backward_pass_leave_dormant_weights() -> None:
+    model = ConvNet()
+    optimizers = {p: _sgd([p]) for p in model.parameters()}
+    sca.SCAScheduler(model, list(optimizers.values()), **SETTINGS)
+
+    def step_on(p: nn.Parameter) -> None:
+        optimizers[p].step()
+        optimizers[p].zero_grad()
+
+    for p in optimizers:
+        p.register_post_accumulate_grad_hook(step_on)
+    model.norm1.group.set_active([0, 3])
+    before, weight = dormant_weights(model), model.conv2.weight.detach().clone()
+    for _ in range(3):
+        loss_of(model).backward()
+    assert_same(dormant_weights(model), before)
+    assert not torch.equal(model.conv2.weight, weight)

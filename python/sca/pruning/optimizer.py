@@ -42,8 +42,9 @@ class ActiveOptimizer:
     step and see what it sees.
 
     ``step`` (``train`` and ``eval``, where there are such) is wrapped on the instance, as torch's learning-rate
-    schedulers do: step hooks could not restore anything after an exception. Copies and pickles of an optimizer lose
-    that; a copy of this object puts it back, on the optimizers that were copied with it.
+    schedulers do: step hooks could not restore anything after an exception. A hook refuses steps that go past the
+    wrapper, by a reference that is older. Copies and pickles of an optimizer lose both; a copy of this object puts them
+    back, on the optimizers that were copied with it.
 
     Args:
         optimizers: one or several; those that they step inside are found among their attributes.
@@ -84,6 +85,8 @@ class ActiveOptimizer:
         """Let steps work on full tensors again. The wrapper stays, for others may have wrapped it, and does nothing."""
         self.axes = {}
         self._blocks = {}
+        for handle in self._hooks:
+            handle.remove()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -128,6 +131,12 @@ class ActiveOptimizer:
 
     def _wrap_all(self) -> None:
         self._blocks: dict[nn.Parameter, _Block] = {}
+        self._steps = 0  # that run now, one inside another
+        self._hooks = [
+            optimizer.register_step_pre_hook(_Guard(self))
+            for optimizer in self.optimizers
+            if hasattr(optimizer, "_optimizer_step_pre_hooks")
+        ]
         for optimizer in self.optimizers:
             stale = getattr(vars(optimizer).get("step"), "_active_optimizer", None)
             if stale is not None and not any(
@@ -157,8 +166,17 @@ class ActiveOptimizer:
                     named["closure"] = functools.partial(_on_full_tensors, named["closure"], aside)
                 return method(*closures, **named)
 
+        active = torch._disable_dynamo(active)  # tensors change their sizes here, which a compiled step can't follow
         active._active_optimizer = self
         return types.MethodType(active, optimizer)
+
+    def require_wrapped(self, optimizer: Optimizer) -> None:
+        """ValueError where a step would move dormant entries."""
+        if not self._steps and self._sparse(optimizer):
+            raise ValueError(
+                "optimizer: this step goes past the scheduler, by a reference to optimizer.step from before the"
+                " scheduler was made, as torch.compile(optimizer.step) may hold; take it anew"
+            )
 
     def _sparse(self, optimizer: Optimizer) -> list[nn.Parameter]:
         """The optimizer's parameters that have dormant entries, but for frozen ones, which no step touches."""
@@ -174,6 +192,7 @@ class ActiveOptimizer:
     def _active(self, optimizer: Optimizer, whole: bool) -> Iterator[list[_Aside]]:
         """Keep the dormant entries of its parameters and their state out of what runs within."""
         aside: list[_Aside] = []
+        self._steps += 1
         try:
             for p in self._sparse(optimizer):
                 block, state = self._block(p), optimizer.state.get(p, {})
@@ -182,6 +201,7 @@ class ActiveOptimizer:
                 aside[-1].enter()
             yield aside
         finally:
+            self._steps -= 1
             for each in aside:
                 each.leave(optimizer.state.get(each.p, {}))
 
@@ -192,6 +212,20 @@ class ActiveOptimizer:
         if known is None or known.versions != versions:
             known = self._blocks[p] = _Block(p, self.axes[p], versions)
         return known
+
+
+class _Guard:
+    """A step hook that refuses steps past the wrapper; in a copy of an optimizer it lets everything pass."""
+
+    def __init__(self, active: ActiveOptimizer | None = None) -> None:
+        self.active = active
+
+    def __reduce__(self) -> tuple[type[_Guard], tuple[()]]:
+        return _Guard, ()
+
+    def __call__(self, optimizer: Optimizer, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if self.active is not None:
+            self.active.require_wrapped(optimizer)
 
 
 class _Block:
