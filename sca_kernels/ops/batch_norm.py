@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..backends import run
@@ -46,7 +45,7 @@ def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, backend, *
     check_neuron(x, time_steps, rate, NeuronConfig(*config), v_init=v_init)
 
 
-@torch.library.register_fake(batch_norm_forward.overload)
+@batch_norm_forward.fake
 def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, backend, *config):
     stats = [x.new_empty(x.shape[2], dtype=state_dtype(x)) for _ in range(2)]
     return *fake_forward(x, time_steps, return_v), *stats
@@ -88,7 +87,7 @@ def _(grad_spikes, grad_v, x, time_steps, weight, bias, mean, var, eps, rate, v_
     check_neuron(x, time_steps, rate, NeuronConfig(*config), **like_x)
 
 
-@torch.library.register_fake(batch_norm_backward.overload)
+@batch_norm_backward.fake
 def _(grad_spikes, grad_v, x, time_steps, weight, bias, mean, var, eps, rate, v_init, backend, *config):
     return (
         empty_activation(x, x.shape[0]),

@@ -15,7 +15,7 @@ def pack_spikes(spikes: Tensor, backend: str) -> Tensor:
     return run(backend, "pack_spikes", spikes, spikes.flatten())
 
 
-@torch.library.register_fake(pack_spikes.overload)
+@pack_spikes.fake
 def _(spikes, backend):
     return spikes.new_empty((spikes.numel() + 7) // 8, dtype=torch.uint8)
 
@@ -31,6 +31,6 @@ def _(packed, numel, dtype, backend):
     check_packed("packed", packed, numel)
 
 
-@torch.library.register_fake(unpack_spikes.overload)
+@unpack_spikes.fake
 def _(packed, numel, dtype, backend):
     return packed.new_empty(numel, dtype=dtype)

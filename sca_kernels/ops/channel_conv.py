@@ -53,7 +53,7 @@ def _(x, weight, bias, stride, padding, dilation, groups, in_channels, out_chann
         check_packed("bits", bits, x.numel())
 
 
-@torch.library.register_fake(channel_conv2d.overload)
+@channel_conv2d.fake
 def _(
     x,
     weight,
@@ -114,7 +114,7 @@ def _(grad, x, shape, channels_last, weight, *rest):
         raise ValueError(f"needed: expected three booleans, for x, weight and bias, got {list(needed)}")
 
 
-@torch.library.register_fake(channel_conv2d_backward.overload)
+@channel_conv2d_backward.fake
 def _(
     grad,
     x,

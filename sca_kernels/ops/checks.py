@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import paths
-from ..channels import Bits, Channels, Geometry, check_values, numel, output_size, same
+from ..channels import Channels, Geometry, check_values, numel, output_size, same
 from ..layout import state_dtype
 from ..neurons import NEURONS, NeuronConfig
 from ..surrogates import TABLE

@@ -119,6 +119,9 @@ class Operator:
     does beyond a definition (it looks up defaults that no operator here has, and compares storages that none shares),
     and the ways through the dispatcher, with as many arguments as there are here. The operator is defined without the
     one, and a call that nobody watches goes straight to the implementation.
+
+    A process has one dispatcher: where the package is imported once more (reloaded, or from a second copy), what its
+    first import defined stays.
     """
 
     def __init__(self, implementation: Callable[..., Any]) -> None:
@@ -139,9 +142,15 @@ class Operator:
 
         name = f"sca_kernels::{implementation.__name__}"
         schema = torch.library.infer_schema(implementation, mutates_args=())
-        torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
-        torch.library.impl(name, "CompositeExplicitAutograd", torch._disable_dynamo(filled))
+        self.is_first = not hasattr(torch.ops.sca_kernels, implementation.__name__)
+        if self.is_first:
+            torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
+            torch.library.impl(name, "CompositeExplicitAutograd", torch._disable_dynamo(filled))
         self.overload = getattr(torch.ops.sca_kernels, implementation.__name__).default
+        if not self.is_first and self.overload._schema != torch._C.parse_schema(name + schema):
+            raise ImportError(
+                f"{name}: another version of sca_kernels is loaded in this process; restart Python to use this one"
+            )
         self.direct = implementation
         self.guard: Callable[..., None] | None = None
 
@@ -153,6 +162,12 @@ class Operator:
         first: it raises TypeError or ValueError where kernels would read what is not there."""
         self.guard = guard
         return guard
+
+    def fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Tell shapes and dtypes, as a decorator of what ``torch.library.register_fake`` takes."""
+        if self.is_first:
+            torch.library.register_fake(self.overload, function)
+        return function
 
     def differentiable(
         self,
@@ -207,7 +222,8 @@ class Operator:
 
             return run
 
-        torch.library.impl(f"sca_kernels::{name}", "Autograd", recorded(self.overload))
+        if self.is_first:
+            torch.library.impl(f"sca_kernels::{name}", "Autograd", recorded(self.overload))
         self.direct = recorded(self.direct)
 
     def no_second_order(self) -> None:

@@ -3,7 +3,6 @@ prelude."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..backends import run
@@ -45,7 +44,7 @@ def _(x, time_steps, scale, shift, rate, v_init, mask, return_v, backend, *confi
     check_neuron(x, time_steps, rate, NeuronConfig(*config), v_init=v_init)
 
 
-@torch.library.register_fake(neuron_forward.overload)
+@neuron_forward.fake
 def _(x, time_steps, scale, shift, rate, v_init, mask, return_v, backend, *config):
     return fake_forward(x, time_steps, return_v)
 
@@ -83,7 +82,7 @@ def _(grad_spikes, grad_v, x, time_steps, scale, shift, rate, v_init, backend, *
     check_neuron(x, time_steps, rate, NeuronConfig(*config), **like_x)
 
 
-@torch.library.register_fake(neuron_backward.overload)
+@neuron_backward.fake
 def _(grad_spikes, grad_v, x, time_steps, scale, shift, rate, v_init, backend, *config):
     return (
         empty_activation(x, x.shape[0]),

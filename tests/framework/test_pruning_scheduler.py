@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import logging
@@ -15,7 +16,7 @@ from torch.nn.utils import prune
 import sca
 from sca.pruning.groups import find_groups
 from sca_kernels import nn as snn
-from tests.framework.pruning_nets import ConvNet, batch, loss_of, train_step
+from tests.framework.pruning_nets import ConcatNet, ConvNet, batch, loss_of, train_step
 from tests.framework.watched import assert_equal_state
 
 SETTINGS = {"start": 2, "stop": 12, "interval": 2, "density": 0.4, "min_channels": 2}
@@ -697,3 +698,125 @@ def test_probe_refuses_a_loss_without_gradient(loss) -> None:
     _, _, scheduler = make()
     with pytest.raises(ValueError, match="loss_fn: expected a scalar tensor with a gradient"):
         scheduler.probe(loss)
+
+
+# --- modes of the caller, wrappers of the model
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, lambda: torch.device("meta")])
+@pytest.mark.parametrize("settings", [{}, {"target": "synops", "regrow": "random", "regrow_init": "reinit"}])
+def test_update_in_any_mode_of_the_caller_is_the_same(mode: Any, settings: dict[str, Any]) -> None:
+    runs = []
+    for context in contextlib.nullcontext, mode:
+        torch.manual_seed(0)
+        model, optimizer, scheduler = make(min_channels=2, **settings)
+        for _ in range(9):
+            train_step(model, optimizer)
+            if scheduler.wants_probe:
+                scheduler.probe(lambda model=model: loss_of(model))
+            with context():
+                scheduler.step()
+                scheduler.load_state_dict(copy.deepcopy(scheduler.state_dict()))
+                assert 0 < scheduler.density <= 1
+        runs.append({"model": model.state_dict(), "scheduler": scheduler.state_dict()})
+    assert_equal_state(*runs)
+
+
+def test_passes_in_inference_mode_between_updates_change_nothing() -> None:
+    runs = []
+    for between in False, True:
+        torch.manual_seed(0)
+        model, optimizer, scheduler = make(ConcatNet())
+        for _ in range(7):
+            advance(model, optimizer, scheduler)
+            if between:
+                with torch.inference_mode():
+                    model.eval()
+                    loss_of(model)
+                    model.train()
+        runs.append(model.state_dict())
+    assert_equal_state(*runs)
+
+
+def test_probe_works_under_inference_mode() -> None:
+    model, _, scheduler = make(cut(ConvNet()))
+    with torch.inference_mode():
+        with torch.inference_mode(False):
+            batch()
+        scheduler.probe(lambda: loss_of(model))
+    assert scheduler.state_dict()["gradients"]["norm1"].any()
+
+
+def part_compiled(model: nn.Module) -> nn.Module:
+    model.conv2 = torch.compile(model.conv2, backend="eager")
+    model.norm2 = torch.compile(model.norm2, backend="eager")
+    return model
+
+
+WRAPPERS = {
+    "plain": lambda model: model,
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "part_compiled": part_compiled,
+    "data_parallel": nn.DataParallel,
+    "both": lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_scheduler_of_a_wrapped_model_goes_on_from_the_state_of_another_wrapping(wrapper: str) -> None:
+    settings = {"target": "synops", "start": 4}
+    torch.manual_seed(0)
+    model, optimizer, scheduler = make(**settings)
+    advance(model, optimizer, scheduler, 3)
+    state, weights = scheduler.state_dict(), copy.deepcopy(model.state_dict())
+    expected = advance(model, optimizer, scheduler, 4)
+
+    inner = ConvNet()
+    inner.load_state_dict(weights)
+    wrapped = WRAPPERS[wrapper](inner)
+    twin_optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    twin = sca.SCAScheduler(wrapped, twin_optimizer, **{**SETTINGS, **settings})
+    twin.load_state_dict(state)
+    again = twin.state_dict()
+    assert_equal_state(
+        {k: again[k] for k in ("active", "activity", "gradients")},
+        {k: state[k] for k in ("active", "activity", "gradients")},
+    )
+    assert again["activity"].keys() == {"norm1", "norm2"}
+    events = advance(wrapped, twin_optimizer, twin, 4)
+    assert [event.step for event in events] == [event.step for event in expected]
+    assert events[0].dead == expected[0].dead
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_state_that_was_saved_under_the_names_of_a_wrapper_is_understood(prefix: str) -> None:
+    model, optimizer, scheduler = make(start=4)
+    advance(model, optimizer, scheduler, 2)
+    state = scheduler.state_dict()
+    renamed = {**state, "activity": {f"{prefix}{name}": sums for name, sums in state["activity"].items()}}
+    _, _, twin = make(start=4)
+    twin.load_state_dict(renamed)
+    assert_equal_state(twin.state_dict(), state)
+
+
+@pytest.mark.parametrize("part", ["activity", "gradients"])
+def test_state_of_modules_that_the_model_lacks_is_refused_by_name_and_changes_nothing(part: str) -> None:
+    model, optimizer, scheduler = make(start=4)
+    advance(model, optimizer, scheduler, 2)
+    state = scheduler.state_dict()
+    state[part] = {"norm7": torch.ones(3)}
+    _, _, twin = make(start=4)
+    with pytest.raises(ValueError, match=f"state: {part}: expected modules of the model, got norm7"):
+        twin.load_state_dict(state)
+    assert twin.steps == 0
+
+
+def test_stateful_model_trains_on_through_an_update() -> None:
+    model, optimizer, scheduler = make(ConvNet(stateful=True), regrow_fraction=0.5)
+    for _ in range(9):
+        snn.detach(model)
+        advance(model, optimizer, scheduler)
+    assert model.norm1.v.shape[1] == model.norm1.group.num_active
+    small = sca.compact(model)
+    snn.reset(small)
+    small(batch()[0])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .groups import Axis, Members, carried, is_depthwise
+from .wrappers import named_modules
 
 __all__ = ["LayerCost", "RateRecorder", "channel_costs", "connections", "weight_layers"]
 
@@ -19,7 +20,7 @@ Masks = Mapping[str, Tensor]
 
 def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Convolutions and linear layers of a model by name, grouped or not: those whose weights and operations count."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, _ConvNd | nn.Linear)}
+    return {name: m for name, m in named_modules(model) if isinstance(m, _ConvNd | nn.Linear)}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sca_kernels.nn import ChannelGroup
 
+from .wrappers import named_modules
+
 __all__ = [
     "Axis",
     "Members",
@@ -24,6 +26,7 @@ __all__ = [
     "computed_parameters",
     "find_groups",
     "is_depthwise",
+    "named_axes",
     "parameter_axes",
     "places_of",
     "require_parameters",
@@ -90,7 +93,7 @@ def find_groups(model: nn.Module) -> dict[str, Members]:
         ValueError: the model has no group, or two groups share a name.
     """
     found: dict[int, Members] = {}
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         for attribute, role in (("out_group", "producers"), ("group", "carriers"), ("in_group", "consumers")):
             group = carried(module, attribute)
             for part in () if group is None else group.parts:
@@ -130,22 +133,43 @@ def channel_axes(module: nn.Module) -> dict[str, tuple[Axis, ...]]:
     return axes | {name: dims for name, dims in found.items() if dims and getattr(module, name) is not None}
 
 
-def parameter_axes(model: nn.Module) -> dict[nn.Parameter, tuple[Axis, ...]]:
-    """Axes of every parameter that lists channels of a group.
+def named_axes(model: nn.Module) -> dict[tuple[str, str], tuple[nn.Module, nn.Parameter, tuple[Axis, ...]]]:
+    """Every parameter that lists channels of a group, with the module that has it and its axes, by the names of both.
 
     Raises:
+        TypeError: a parameter is not one ordinary tensor (FSDP shards it, a library quantised it).
         ValueError: two modules share a parameter but not the groups along its dimensions.
     """
-    found: dict[nn.Parameter, tuple[Axis, ...]] = {}
-    for module_name, module in model.named_modules():
+    found: dict[tuple[str, str], tuple[nn.Module, nn.Parameter, tuple[Axis, ...]]] = {}
+    known: dict[nn.Parameter, tuple[Axis, ...]] = {}
+    for module_name, module in named_modules(model):
         axes = channel_axes(module)
         for name, p in module.named_parameters(recurse=False):
-            if found.setdefault(p, axes.get(name, ())) != axes.get(name, ()):
+            if known.setdefault(p, axes.get(name, ())) != axes.get(name, ()):
                 raise ValueError(
                     f"model: {module_name}.{name} is shared with a module of other channel groups; "
                     "give both the same groups, or none"
                 )
-    return {p: axes for p, axes in found.items() if axes}
+            if name in axes:
+                if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+                    raise TypeError(_not_ordinary(f"{module_name}.{name}, a {type(p).__name__}"))
+                found[module_name, name] = module, p, axes[name]
+        if type(module).__name__ == "FullyShardedDataParallel":  # whose import takes a second
+            first = next((name for name, _ in module.named_parameters()), "none")
+            raise TypeError(_not_ordinary(f"{first} in a FullyShardedDataParallel"))
+    return found
+
+
+def _not_ordinary(what: str) -> str:
+    return (
+        f"model: expected ordinary parameters, got {what}; channels of sharded (FSDP) or quantised parameters can't be"
+        " pruned"
+    )
+
+
+def parameter_axes(model: nn.Module) -> dict[nn.Parameter, tuple[Axis, ...]]:
+    """Axes of every parameter that lists channels of a group; raises as :func:`named_axes` does."""
+    return {p: axes for _, p, axes in named_axes(model).values()}
 
 
 def computed_parameters(module: nn.Module) -> str:
@@ -196,7 +220,7 @@ def places_of(group: ChannelGroup, carried: ChannelGroup, values: Tensor) -> Ten
 def carried(module: nn.Module, attribute: str) -> ChannelGroup | None:
     """The channel group in ``module.in_group``, ``.out_group`` or ``.group``; None where there is none."""
     group = getattr(module, attribute, None)
-    return group if isinstance(group, ChannelGroup) else None
+    return group if isinstance(group, ChannelGroup) or hasattr(group, "set_active") else None
 
 
 def is_depthwise(module: nn.Module) -> bool:
