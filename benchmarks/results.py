@@ -100,12 +100,18 @@ def _text(summary: dict[str, float] | str, unit: str) -> str:
     return summary if isinstance(summary, str) else f"{summary['median']:.4g} {unit}"
 
 
+def _ours(figure: dict[str, Any], summary: dict[str, float] | str, unit: str) -> str:
+    """Our figure, and the backend that ran it; files of before it was recorded have none."""
+    backend = figure.get("backend")
+    return _text(summary, unit) + (f" ({backend})" if backend else "")
+
+
 def rows(result: dict[str, Any]) -> Iterator[Row]:
     """The table's lines for one result: one per bar, and one per party that has none."""
     for figure in result["figures"]:
         (_, ours), *peers = figure["parties"].items()
         if not peers:
-            yield Row(result["case"], figure["shape"], _text(ours, result["unit"]), "", "", "", "")
+            yield Row(result["case"], figure["shape"], _ours(figure, ours, result["unit"]), "", "", "", "")
         for name, time in peers:
             bar = figure["bars"].get(name, {})
             ratio = figure["ratios"].get(name)
@@ -114,7 +120,7 @@ def rows(result: dict[str, Any]) -> Iterator[Row]:
             yield Row(
                 result["case"],
                 figure["shape"],
-                _text(ours, result["unit"]),
+                _ours(figure, ours, result["unit"]),
                 f"{name}: {_text(time, result['unit'])}",
                 spread,
                 bar.get("text", ""),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -76,8 +76,9 @@ class Backend(ABC):
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
-        self.failures: dict[tuple[torch.device, torch.dtype], str] = {}
-        """Where a kernel of this backend failed, and why: the default choice passes over it there."""
+        self.failures: dict[Hashable, str] = {}
+        """The kinds of calls for which a kernel of this backend failed, and why: the default choice passes over it
+        there."""
 
     @abstractmethod
     def supports(self, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:

@@ -10,9 +10,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..neurons import NeuronConfig
 from .base import Backend, BackendError, BatchNormGradients, Forward, NeuronGradients
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+_PROBED = NeuronConfig("lif", 2.0, 1.0, 0.0, True, False, "atan", 2.0, 0.0)
+# What the CUDA driver says when a kernel has crashed: every later call fails, on whatever backend.
+_DEAD = (
+    "device-side assert",
+    "illegal address",
+    "illegal instruction",
+    "illegal memory access",
+    "misaligned address",
+    "unspecified launch failure",
+)
 
 
 def _first_line(error: BaseException) -> str:
@@ -20,27 +33,44 @@ def _first_line(error: BaseException) -> str:
 
 
 @functools.cache
-def _obstacle(device: torch.device) -> str | None:
-    """Why Triton can't compile, load and start a kernel on a CUDA device; None where it can. Found by trying the
-    smallest one, once per process: a driver too old, a missing C compiler or an unknown GPU show nowhere else."""
-    from ..triton_kernels import bitpack
+def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton can't compile, load and start a neuron's kernels on a CUDA device; None where it can. Found by trying
+    a small forward and backward, once per process: a driver too old, a missing C compiler, an unknown GPU or a release
+    of Triton that refuses our kernels show nowhere else."""
+    from ..triton_kernels import multistep
 
+    x, current = torch.zeros(2, 1, 1, 4, dtype=dtype, device=device), multistep.Current(None, None, None, None)
     try:
-        bitpack.unpack(torch.zeros(1, dtype=torch.uint8, device=device), 1, torch.float32)
-    except Exception as error:  # whatever it is, it is the reason
-        return f"Triton can't run a kernel on {device} ({_first_line(error)})"
+        with _compiling():
+            spikes = multistep.forward(x, 2, _PROBED, current, None, True)[0]
+            multistep.backward(spikes, None, x, 2, _PROBED, current)
+    except BackendError as error:
+        return f"Triton can't run a neuron's kernels on {device} ({_first_line(error.__cause__)})"
     return None
+
+
+def _is_from_triton(error: BaseException) -> bool:
+    """Whether an exception was raised inside Triton, or in what it called (ptxas, the C compiler, the driver)."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "triton":
+            return True
+        trace = trace.tb_next
+    return False
 
 
 @contextlib.contextmanager
 def _compiling() -> Iterator[None]:
-    """Make a failed compilation one sentence."""
-    from triton.errors import TritonError
-
+    """Make whatever goes wrong in Triton a BackendError with its cause: its own errors, RuntimeError of MLIR's passes,
+    what ptxas and the C compiler say, OSError of the cache. What our own code raises, a lack of memory and a crashed
+    device, with which nothing else would work either, stay what they are."""
     try:
         yield
-    except TritonError as error:
-        told = f"backend: 'triton' failed to compile a kernel ({type(error).__name__}: {_first_line(error)})"
+    except Exception as error:
+        dead = isinstance(error, RuntimeError) and any(words in str(error) for words in _DEAD)
+        if dead or isinstance(error, torch.OutOfMemoryError) or not _is_from_triton(error):
+            raise
+        told = f"backend: 'triton' failed to compile or start a kernel ({type(error).__name__}: {str(error).strip()})"
         raise BackendError(f"{told}; name another backend, or none for the best that works") from error
 
 
@@ -76,7 +106,8 @@ class TritonBackend(Backend):
         least = (8, 0) if dtype == torch.bfloat16 else (7, 0)
         if capability < least:
             return False, f"dtype {dtype} needs compute capability >= {least}, the device has {capability}"
-        obstacle = _obstacle(torch.device("cuda", torch.cuda.current_device()) if device.index is None else device)
+        numbered = torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
+        obstacle = _obstacle(numbered, dtype)
         return obstacle is None, obstacle or f"compute capability {capability[0]}.{capability[1]}"
 
     def neuron_forward(self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v) -> Forward:
