@@ -249,7 +249,7 @@ def exists(t, time_steps, CHUNKED: tl.constexpr):
 
 @triton.jit
 def live_at(valid, t, time_steps, CHUNKED: tl.constexpr):
-    """Validity at step t. (Selected: with ``&`` Triton 3.9's interpreter makes no mask of a block and a number.)"""
+    """Validity at step t. (Selected: the interpreter of Triton 3.9 makes no mask of a block & a number.)"""
     if CHUNKED:
         return tl.where(t < time_steps, valid, False)
     else:
