@@ -66,7 +66,6 @@ class Normalisation(tnn.modules.batchnorm._BatchNorm):
             )
         return super().named_children()
 
-    @property
     def width(self) -> int:
         """Channels of the input: the group's active ones, or all."""
         return self.num_features if self.group is None else self.group.width
