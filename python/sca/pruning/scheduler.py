@@ -170,6 +170,7 @@ class SCAScheduler:
         self.model = model = unwrapped(model)
         self.attached = None if has_groups(model) else attach_groups(model, example_input)
         self.groups = find_groups(model)
+        self._parameters = named_axes(model)
         require_parameters(model)
         self._prunable = {name: members for name, members in self.groups.items() if members.group.prunable}
         if not self._prunable:
@@ -200,7 +201,6 @@ class SCAScheduler:
         self._warned = False
         self.steps = 0
         self.history: list[dict[str, Any]] = []
-        self._parameters = named_axes(model)
         self._optimizer = ActiveOptimizer(optimizer, {p: axes for _, p, axes in self._parameters.values()})
         try:
             self._require_held()
