@@ -50,7 +50,7 @@ def png(figure: Figure) -> bytes:
 def _load() -> None:
     """Import matplotlib (half a second, which is why nothing does at its top) without MPLBACKEND: where that names a
     backend which is not installed, as in a process that a notebook started, the import fails for good."""
-    if "matplotlib" in sys.modules:
+    if sys.modules.get("matplotlib") is not None:
         return
     backend = os.environ.pop("MPLBACKEND", None)
     try:

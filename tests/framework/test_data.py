@@ -189,9 +189,7 @@ def test_dataset_takes_own_data():
             r"images: .* got \[12, 1, 28, 28\], which looks like \[N, C, H, W\]",
         ),
         (
-            lambda: dataclasses.replace(
-                own(), test=data.Split(torch.zeros(2, 5, 6, 1, dtype=torch.uint8), torch.arange(2))
-            ),
+            lambda: dataclasses.replace(own(), test=own(torch.zeros(12, 5, 6, 1, dtype=torch.uint8)).test),
             r"test: expected images of \[6, 5, 1\], as for training, got \[5, 6, 1\]",
         ),
     ],

@@ -309,7 +309,7 @@ def test_load_model_refuses_crafted_models_by_the_name_of_their_file(tmp_path, c
 def test_run_refuses_a_state_that_was_made_up(tmp_path, part):
     config = tiny()
     state = trainer_of(config).state()
-    for value in None, 3, {"a": 1}, []:
+    for value in None, 3, {"a": 1}, [1]:
         with RunFolder(tmp_path / "run", "overwrite") as folder:
             folder.write_config(config)
             folder.save_checkpoint({**state, part: value})

@@ -12,6 +12,7 @@ import typer
 from ..pruning import RanksDiffer
 from ..training import Diverged, Interrupted, RankLost, RunFolder
 from .errors import fail, is_about_memory, memory_sentence
+from .terminal import write_line
 
 
 @dataclass
@@ -53,7 +54,7 @@ def told() -> Iterator[Ending]:
         yield ending
     except (Interrupted, KeyboardInterrupt) as error:
         if ending.folder is not None:
-            typer.echo(f"interrupted{ending.resumable}")
+            write_line(f"interrupted{ending.resumable}")
         raise typer.Exit(130) from error
     except Diverged as error:
         fail(f"the training diverged: {error}{ending.kept}; resumed, it would do so again: start with a lower --lr")

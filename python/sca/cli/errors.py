@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from .terminal import colour
+from .terminal import complain
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:
@@ -48,4 +48,4 @@ def memory_sentence(error: BaseException) -> str:
 def fail(message: str) -> None:
     """Print an error; in one process of several (torchrun), say of which."""
     rank = os.environ.get("RANK") if os.environ.get("WORLD_SIZE", "1") != "1" else None
-    typer.secho(f"{'' if rank is None else f'rank {rank}: '}error: {message}", err=True, fg=colour("red"))
+    complain(f"{'' if rank is None else f'rank {rank}: '}error: {message}")

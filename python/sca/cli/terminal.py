@@ -7,7 +7,9 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,9 +43,16 @@ def use_any_encoding() -> None:
             stream.reconfigure(errors="sca")
 
 
-def colour(name: str) -> str | None:
-    """The colour for an error; None where NO_COLOR asks for none."""
-    return None if os.environ.get("NO_COLOR") else name
+def complain(text: str) -> None:
+    """Print a line on the standard error: red on a terminal, unless NO_COLOR is set."""
+    is_red = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    write_line(typer.style(text, fg="red") if is_red else text, sys.stderr)
+
+
+def write_line(text: str, stream: TextIO | None = None) -> None:
+    """Write to the standard output, or to another stream. (typer.echo makes a stream of its own where the encoding is
+    ASCII, in which names of files are lost.)"""
+    (stream or sys.stdout).write(f"{text}\n")
 
 
 def _nearest(error: UnicodeError) -> tuple[Any, int]:

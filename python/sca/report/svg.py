@@ -52,7 +52,7 @@ def style(salt: str) -> AbstractContextManager[Any]:
     Raises:
         ImportError: matplotlib is missing.
     """
-    return drawing({**_STYLE, "svg.hashsalt": salt})
+    return drawing({**_STYLE, "svg.hashsalt": salt.encode(errors="replace").decode()})
 
 
 def blank(height: float, rows: Sequence[float] = (1,), left: float = 34, right: float = 8) -> tuple[Figure, list[Axes]]:
