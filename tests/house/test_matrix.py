@@ -1,0 +1,56 @@
+"""The README's table of supported versions is that of `.ci/matrix`, and what the package declares agrees with it."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import re
+import sys
+from types import ModuleType
+
+import pytest
+
+from .tree import ROOT
+
+
+@pytest.fixture(scope="module")
+def matrix() -> ModuleType:
+    loader = importlib.machinery.SourceFileLoader("matrix", str(ROOT / ".ci" / "matrix"))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("matrix", loader))
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = before
+    return module
+
+
+def parts(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")[:2]))
+
+
+def test_readme_tells_the_rows_of_the_matrix(matrix):
+    readme = (ROOT / "README.md").read_text()
+    assert readme == matrix.with_support_table(readme)
+
+
+def test_the_oldest_versions_are_those_that_the_package_asks_for(matrix):
+    project = (ROOT / "pyproject.toml").read_text()
+    oldest = {name: min(parts(getattr(row, name)) for row in matrix.ROWS) for name in ("python", "torch", "triton")}
+    assert re.search(r'requires-python = ">=([\d.]+)"', project)[1] == ".".join(map(str, oldest["python"]))
+    assert re.search(r'"torch>=([\d.]+)"', project)[1] == ".".join(map(str, oldest["torch"]))
+    assert re.search(r'"triton>=([\d.]+)"', project)[1] == ".".join(map(str, oldest["triton"]))
+
+
+def test_ci_compiles_by_tritons_as_old_and_as_new_as_those_of_the_matrix(matrix):
+    compiled = sorted(parts(version) for version in (ROOT / ".ci" / "triton_versions").read_text().split())
+    used = sorted(parts(row.triton) for row in matrix.ROWS)
+    assert compiled[0] == used[0]
+    assert compiled[-1] >= used[-1]
+
+
+def test_rows_that_there_are_not_are_refused(matrix, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["matrix", "torch1.0"])
+    with pytest.raises(SystemExit):
+        matrix.main()
+    assert "expected some of torch2.9" in capsys.readouterr().err
