@@ -10,7 +10,6 @@ refused.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -219,7 +218,7 @@ def batch_norm_neuron(
         if running_mean is not None and (process_group is not None or count):
             _track(running_mean, running_var, mean, var, count, momentum)
     else:
-        mean, var = _vector("running_mean", running_mean, x), _vector("running_var", running_var, x)
+        mean, var = _as_state(running_mean, x), _as_state(running_var, x)
         outputs = _run(ops.neuron_forward, x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
     return _output(outputs, return_v)
 
@@ -271,7 +270,7 @@ def batch_norm(
     weight, bias = _vector("weight", weight, x), _vector("bias", bias, x)
     count = _count(x, steps, process_group) if training else None
     if not training or process_group is None:
-        mean, var = _vector("running_mean", running_mean, x), _vector("running_var", running_var, x)
+        mean, var = (None, None) if running_mean is None else (_as_state(running_mean, x), _as_state(running_var, x))
         own = mean is running_mean and var is running_var and not isinstance(momentum, Tensor)
         apart = training and running_mean is not None and not (own and count)
         if apart:  # torch moves none of another dtype, and none by a tensor: with momentum 1 it gives the batch's
@@ -349,11 +348,9 @@ def channel_conv2d(
     if bias is not None and (not is_plain(bias) or bias.shape != weight.shape[:1]):
         raise ValueError(f"bias: expected [{weight.shape[0]}], got {_describe(bias)}")
     autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
-    for name, p in (("weight", weight), ("bias", bias)):
-        if p is not None:
-            _check_device(name, p, x)
-            if p.dtype != x.dtype and not (autocast and p.dtype in _DTYPES):
-                raise TypeError(f"{name}: expected the dtype of x, {x.dtype}, got {p.dtype}")
+    _check_like("weight", weight, x, autocast)
+    if bias is not None:
+        _check_like("bias", bias, x, autocast)
     geometry = _check_geometry(stride, padding, dilation, groups)
     groups = geometry.groups
     if weight.shape[0] % groups:
@@ -369,8 +366,8 @@ def channel_conv2d(
             )
     if depthwise and not _same_index(in_channels, out_channels):
         raise ValueError("in_channels, out_channels: expected the same indices for a depthwise convolution")
-    for name, flag in (("full_input", full_input), ("full_output", full_output)):
-        checks.boolean(name, flag)
+    checks.boolean("full_input", full_input)
+    checks.boolean("full_output", full_output)
     if spike_input is not None:
         checks.boolean("spike_input", spike_input)
     backend = check_backend(backend)
@@ -381,7 +378,7 @@ def channel_conv2d(
     if frames.shape[1] != expected:
         kind = "" if full_input else "active "
         raise ValueError(f"x: expected {expected} {kind}input channels in dimension {x.dim() - 3}, got {_describe(x)}")
-    if _is_batched(x) or _is_batched(weight):  # torch does not tell their layout
+    if not torch.compiler.is_compiling() and (_IS_BATCHED(x) or _IS_BATCHED(weight)):  # no layout to be had
         raise _refused_transform("vmap")
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
     path = _path(path, backend, frames, dtype, weight, geometry, Channels(in_channels, out_channels))
@@ -502,10 +499,12 @@ def _remembered(check: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(check)
     def ask(*arguments):
-        if not torch.compiler.is_compiling():
-            with contextlib.suppress(TypeError):  # what can't be looked up, and what the check says below
-                return kept(*arguments)
-        return check(*arguments)
+        if torch.compiler.is_compiling():
+            return check(*arguments)
+        try:
+            return kept(*arguments)
+        except TypeError:  # the check's own, or of what can't be looked up
+            return check(*arguments)
 
     return ask
 
@@ -539,11 +538,6 @@ def _run(operator: Callable[..., Any], *arguments: Any) -> Any:
 def _is_transformed() -> bool:
     """Whether a transform of torch.func is on; False where this version of torch does not tell."""
     return _CURRENT_LEVEL() is not None
-
-
-def _is_batched(z: Tensor) -> bool:
-    """Whether z has a dimension that torch.vmap hides."""
-    return not torch.compiler.is_compiling() and _IS_BATCHED(z)
 
 
 def _refused_transform(why: str) -> TypeError:
@@ -591,7 +585,7 @@ def _check_norm(
             _check_vector(name, p, x)
             if p.requires_grad:
                 raise ValueError(f"{name}: expected a tensor without gradient, got one that requires it")
-            if training and p.shape[0] > 1 and p.stride(0) == 0:
+            if training and not p.is_contiguous() and p.stride(0) == 0:
                 raise ValueError(f"{name}: expected memory of its own per channel, got an expanded tensor")
             if training and _is_sealed(p):
                 raise ValueError(f"{name}: expected a tensor that can be changed, got one made in inference mode")
@@ -653,6 +647,12 @@ def _move(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, 
             running.copy_(torch.lerp(running.to(new.dtype), new, weight))
 
 
+def _check_like(name: str, p: Tensor, x: Tensor, autocast: bool) -> None:
+    _check_device(name, p, x)
+    if p.dtype != x.dtype and not (autocast and p.dtype in _DTYPES):
+        raise TypeError(f"{name}: expected the dtype of x, {x.dtype}, got {p.dtype}")
+
+
 def _check_vector(name: str, p: Tensor, x: Tensor) -> None:
     if not is_plain(p) or p.shape != x.shape[2:3] or not p.is_floating_point():
         raise ValueError(f"{name}: expected a floating-point tensor [{x.shape[2]}], got {_describe(p)}")
@@ -664,7 +664,13 @@ def _vector(name: str, p: Tensor | None, x: Tensor) -> Tensor | None:
     if p is None:
         return None
     _check_vector(name, p, x)
-    return p.to(state_dtype(x)).contiguous()
+    return _as_state(p, x)
+
+
+def _as_state(p: Tensor, x: Tensor) -> Tensor:
+    """p in the state's dtype, contiguous; p itself where it is."""
+    dtype = state_dtype(x)
+    return p if p.dtype is dtype and p.is_contiguous() else p.to(dtype).contiguous()
 
 
 def _check_device(name: str, p: Tensor, x: Tensor) -> None:
@@ -742,7 +748,7 @@ def _check_index(name: str, index: Tensor | None, size: int, x: Tensor) -> Tenso
     index = _list_of_channels(name, index, x)
     if index is None or torch.compiler.is_compiling() or index.is_cuda or index.is_meta:
         return index  # reading the values would break the graph, or wait for the device
-    if not bool((index[1:] > index[:-1]).all()) or int(index[0]) < 0 or int(index[-1]) >= size:
+    if not (index[1:] > index[:-1]).all().item() or index[0].item() < 0 or index[-1].item() >= size:
         raise ValueError(f"{name}: expected sorted unique indices in [0, {size}), got {index.tolist()}")
     return index
 
