@@ -10,7 +10,6 @@ refused.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -222,7 +221,7 @@ def batch_norm_neuron(
         if running_mean is not None and (process_group is not None or count):
             _track(running_mean, running_var, mean, var, count, momentum)
     else:
-        mean, var = _vector("running_mean", running_mean, x), _vector("running_var", running_var, x)
+        mean, var = _as_state(running_mean, x), _as_state(running_var, x)
         outputs = _run(ops.neuron_forward, x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
     return _output(outputs, return_v)
 
@@ -274,7 +273,7 @@ def batch_norm(
     weight, bias = _vector("weight", weight, x), _vector("bias", bias, x)
     count = _count(x, steps, process_group) if training else None
     if not training or process_group is None:
-        mean, var = _vector("running_mean", running_mean, x), _vector("running_var", running_var, x)
+        mean, var = (None, None) if running_mean is None else (_as_state(running_mean, x), _as_state(running_var, x))
         own = mean is running_mean and var is running_var and not isinstance(momentum, Tensor)
         own = own and not passes_nan(x.device.type)
         apart = training and running_mean is not None and not (own and count)
@@ -360,11 +359,9 @@ def channel_conv2d(
     if bias is not None and (not is_plain(bias) or bias.shape != weight.shape[:1]):
         raise ValueError(f"bias: expected [{weight.shape[0]}], got {_describe(bias)}")
     autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
-    for name, p in (("weight", weight), ("bias", bias)):
-        if p is not None:
-            _check_device(name, p, x)
-            if p.dtype != x.dtype and not (autocast and p.dtype in _DTYPES):
-                raise TypeError(f"{name}: expected the dtype of x, {x.dtype}, got {p.dtype}")
+    _check_like("weight", weight, x, autocast)
+    if bias is not None:
+        _check_like("bias", bias, x, autocast)
     geometry = _check_geometry(stride, padding, dilation, groups)
     groups = geometry.groups
     if weight.shape[0] % groups:
@@ -380,8 +377,8 @@ def channel_conv2d(
             )
     if depthwise and not _same_index(in_channels, out_channels):
         raise ValueError("in_channels, out_channels: expected the same indices for a depthwise convolution")
-    for name, flag in (("full_input", full_input), ("full_output", full_output)):
-        checks.boolean(name, flag)
+    checks.boolean("full_input", full_input)
+    checks.boolean("full_output", full_output)
     if spike_input is not None:
         checks.boolean("spike_input", spike_input)
     backend = check_backend(backend)
@@ -524,10 +521,12 @@ def _remembered(check: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(check)
     def ask(*arguments):
-        if not torch.compiler.is_compiling():
-            with contextlib.suppress(TypeError):  # what can't be looked up, and what the check says below
-                return kept(*arguments)
-        return check(*arguments)
+        if torch.compiler.is_compiling():
+            return check(*arguments)
+        try:
+            return kept(*arguments)
+        except TypeError:  # the check's own, or of what can't be looked up
+            return check(*arguments)
 
     return ask
 
@@ -608,7 +607,7 @@ def _check_norm(
             _check_vector(name, p, x)
             if p.requires_grad:
                 raise ValueError(f"{name}: expected a tensor without gradient, got one that requires it")
-            if training and p.shape[0] > 1 and p.stride(0) == 0:
+            if training and not p.is_contiguous() and p.stride(0) == 0:
                 raise ValueError(f"{name}: expected memory of its own per channel, got an expanded tensor")
             if training and _is_sealed(p):
                 raise ValueError(f"{name}: expected a tensor that can be changed, got one made in inference mode")
@@ -673,6 +672,12 @@ def _move(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, 
             running.copy_(torch.lerp(running.to(new.dtype), new, weight))
 
 
+def _check_like(name: str, p: Tensor, x: Tensor, autocast: bool) -> None:
+    _check_device(name, p, x)
+    if p.dtype != x.dtype and not (autocast and p.dtype in _DTYPES):
+        raise TypeError(f"{name}: expected the dtype of x, {x.dtype}, got {p.dtype}")
+
+
 def _check_vector(name: str, p: Tensor, x: Tensor) -> None:
     if not is_plain(p) or p.shape != x.shape[2:3] or not p.is_floating_point():
         raise ValueError(f"{name}: expected a floating-point tensor [{x.shape[2]}], got {_describe(p)}")
@@ -684,7 +689,13 @@ def _vector(name: str, p: Tensor | None, x: Tensor) -> Tensor | None:
     if p is None:
         return None
     _check_vector(name, p, x)
-    return p.to(state_dtype(x)).contiguous()
+    return _as_state(p, x)
+
+
+def _as_state(p: Tensor, x: Tensor) -> Tensor:
+    """p in the state's dtype, contiguous; p itself where it is."""
+    dtype = state_dtype(x)
+    return p if p.dtype is dtype and p.is_contiguous() else p.to(dtype).contiguous()
 
 
 def _check_device(name: str, p: Tensor, x: Tensor, like: str = "x") -> None:

@@ -130,7 +130,7 @@ class ChannelBatchNorm2d(Normalisation):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [T, N, C, H, W], C the active channels (all while probing) -> the same, normalised over T, N, H, W."""
-        check_time_major(x, self.width(), self.group or f"num_features={self.num_features}")
+        check_time_major(x, self.width(), self.group or "num_features")
         if x.dim() != 5:
             raise ValueError(
                 f"x: expected [T, N, C, H, W], got {tuple(x.shape)}; frames [M, C, H, W] need unflatten(0, (T, N))"

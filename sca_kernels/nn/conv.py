@@ -100,15 +100,21 @@ class ChannelConv2d(tnn.Conv2d):
         return Geometry(self.stride, (top, left) if zeros else (0, 0), self.dilation, self.groups)
 
     def check_input(self, x: Tensor) -> None:
-        """What :func:`sca_kernels.functional.channel_conv2d` can't check, since a border is put around x before."""
+        """What :func:`sca_kernels.functional.channel_conv2d` can't check, since weights are gathered and a border is
+        put around x before."""
+        if not isinstance(x, Tensor) or x.dim() not in (4, 5):
+            kind = ValueError if isinstance(x, Tensor) else TypeError
+            raise kind(f"x: expected a tensor [M, C, H, W] or [T, N, C, H, W], got {checks.describe(x)}")
+        grouped = self.in_group is not None or self.out_group is not None
+        if grouped and x.device != self.weight.device:
+            raise ValueError(f"x: expected a tensor on {self.weight.device}, got {checks.describe(x)}")
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        if self.padding_mode == "zeros" and (left, top) == (right, bottom):
+            return
         if not checks.is_plain(x) or not x.is_floating_point():
             raise TypeError(f"x: expected a floating-point tensor, got {checks.describe(x)}")
-        if x.dim() not in (4, 5) or x.device != self.weight.device:
-            where = self.weight.device
-            raise ValueError(f"x: expected [M, C, H, W] or [T, N, C, H, W] on {where}, got {checks.describe(x)}")
         if self.padding_mode in ("reflect", "circular"):
             least = self.padding_mode == "reflect"  # whose border does not repeat the edge
-            left, right, top, bottom = self._reversed_padding_repeated_twice
             if max(left, right) + least > x.shape[-1] or max(top, bottom) + least > x.shape[-2]:
                 border = (top, bottom, left, right)
                 raise ValueError(

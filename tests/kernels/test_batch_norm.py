@@ -224,12 +224,13 @@ def test_convolution_with_folded_batch_norm_flips_few_spikes(target):
     assert (spikes != other).float().mean() < 1e-4
 
 
-def synchronised_worker(rank, file, queue, kind):
+def synchronised_worker(rank, file, queue, kind, first):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     torch.manual_seed(0)
-    x = activation((3, 4, 5, 6, 2))[:, 2 * rank : 2 * rank + 2].clone().requires_grad_()
-    weights = torch.randn(3, 4, 5, 6, 2)[:, 2 * rank : 2 * rank + 2]
+    own = slice(first, None) if rank else slice(first)
+    x = activation((3, 4, 5, 6, 2))[:, own].clone().requires_grad_()
+    weights = torch.randn(3, 4, 5, 6, 2)[:, own]
     module = kind(5, process_group=True)
     y = module(x)
     (y * weights).sum().backward()
@@ -237,11 +238,16 @@ def synchronised_worker(rank, file, queue, kind):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", [nn.BatchNormLIF, nn.ChannelBatchNorm2d])
-def test_batch_norm_synchronised_over_two_ranks_equals_one_process(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "first"),
+    [(nn.BatchNormLIF, 2), (nn.ChannelBatchNorm2d, 2), (nn.BatchNormLIF, 4)],
+    ids=["BatchNormLIF", "ChannelBatchNorm2d", "the other rank has nothing"],
+)
+def test_batch_norm_synchronised_over_two_ranks_equals_one_process(tmp_path, kind, first):
     context = torch.multiprocessing.get_context("spawn")
     queue = context.Queue()
-    workers = [context.Process(target=synchronised_worker, args=(r, tmp_path / "store", queue, kind)) for r in range(2)]
+    shared = tmp_path / "store", queue, kind, first
+    workers = [context.Process(target=synchronised_worker, args=(r, *shared)) for r in range(2)]
     for worker in workers:
         worker.start()
     results = dict(queue.get(timeout=60) for _ in workers)  # a worker that died sends nothing
