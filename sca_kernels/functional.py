@@ -311,9 +311,9 @@ def channel_conv2d(
 
     Equivalent to ``conv2d(x, weight[out_channels][:, in_channels], bias[out_channels])``, with the gradients of weight
     and bias full size and exactly zero for dormant channels. Under autocast it runs in the autocast dtype, as conv2d
-    does. Derivatives of any order, in forward mode and by the transforms of torch.func are those of conv2d, and computed
-    by it; but the gradient of a weight that was taken from bits is not differentiated again (a RuntimeError that names
-    ``spike_input``).
+    does. Derivatives of any order, in forward mode and by the transforms of torch.func are those of conv2d, and
+    computed by it; but the gradient of a weight that was taken from bits is not differentiated again (a RuntimeError
+    that names ``spike_input``).
 
     Args:
         x: [M, A, H, W] or time-major [T, N, A, H, W], A the number of active input channels (all C_in of them with
@@ -381,6 +381,8 @@ def channel_conv2d(
     if autocast:
         frames, weight, bias = frames.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     for name, p in (("weight", weight), ("bias", bias)):
+        if p is not None:
+            _check_device(name, p, x)
         if p is not None and p.dtype != frames.dtype:
             raise TypeError(f"{name}: expected the dtype of x, {frames.dtype}, got {p.dtype}")
     if as_torch:

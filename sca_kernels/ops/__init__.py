@@ -1,9 +1,9 @@
 """torch.library operators ``sca_kernels::*``: schema, fake implementation, autograd and the choice of backend, inside
 the operator.
 
-:mod:`sca_kernels.functional` checks arguments; those of calls of ``torch.ops.sca_kernels.*`` are checked here, so that no
-kernel reads or writes where nothing is (:mod:`sca_kernels.ops.checks`). An empty backend name means the best one that can
-run.
+:mod:`sca_kernels.functional` checks arguments; those of calls of ``torch.ops.sca_kernels.*`` are checked here, so that
+no kernel reads or writes where nothing is (:mod:`sca_kernels.ops.checks`). An empty backend name means the best one
+that can run.
 """
 
 from .batch_norm import batch_norm_backward, batch_norm_forward
