@@ -375,6 +375,13 @@ W = torch.randn(8, 8, 3, 3)
         (lambda i: F.channel_conv2d(i, W, torch.zeros(3)), ValueError, "bias: expected"),
         (lambda i: F.channel_conv2d(i, W, stride=(1, 2, 3)), ValueError, "stride: expected"),
         (lambda i: F.channel_conv2d(i, W.double()), TypeError, "weight: expected the dtype"),
+        (lambda i: F.channel_conv2d(i, W.to("meta")), ValueError, "weight: expected a tensor on cpu"),
+        (lambda i: F.channel_conv2d(i, W, torch.zeros(8).to("meta")), ValueError, "bias: expected a tensor on cpu"),
+        (
+            lambda i: F.channel_conv2d(i, W, in_channels=torch.arange(8).to("meta")),
+            ValueError,
+            "in_channels: expected a tensor on cpu",
+        ),
         (lambda i: F.channel_conv2d(i, W[:, :4], groups=2, out_channels=torch.tensor([1])), ValueError, "grouped"),
         (lambda i: F.unpack_spikes(torch.zeros(2, dtype=torch.uint8), (3,)), ValueError, "packed: expected"),
     ],

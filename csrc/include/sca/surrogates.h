@@ -24,10 +24,10 @@ SCA_HOST_DEVICE F exponential(F x) {
     return scale_by_power(p * (r * r) + r + 1.0f, shifted);
 }
 
-// log(x) for normal x >= 1, after Cephes' logf.
+// log(x) for normal x >= 1, after Cephes' logf; NaN for NaN, which has an exponent like any other.
 template <class F>
 SCA_HOST_DEVICE F logarithm(F x) {
-    F e = exponent_of(x), m = mantissa_of(x);
+    F e = select(x >= 0.0f, exponent_of(x), x), m = mantissa_of(x);
     const auto low = m < 0.707106781186547524f;
     e = select(low, e - 1.0f, e);
     m = select(low, m + m, m) - 1.0f;
@@ -71,8 +71,7 @@ struct PiecewiseQuadratic {
 struct Rectangular {
     template <class F>
     static SCA_HOST_DEVICE F slope(F u, float alpha, float) {
-        const F a = absolute(u);
-        return select(a < 0.5f / alpha, F(alpha), select(a >= 0.5f / alpha, F(0.0f), u));
+        return select(absolute(u) >= 0.5f / alpha, F(0.0f), (u - u) + alpha);  // u - u: 0, or NaN
     }
 };
 
@@ -117,8 +116,7 @@ struct S2NN {
 struct QPseudoSpike {
     template <class F>
     static SCA_HOST_DEVICE F slope(F u, float alpha, float) {
-        const F a = absolute(u);
-        return select(a >= 0.0f, exponential(logarithm(a * (2.0f / (alpha - 1.0f)) + 1.0f) * -alpha), u);
+        return exponential(logarithm(absolute(u) * (2.0f / (alpha - 1.0f)) + 1.0f) * -alpha);
     }
 };
 
