@@ -55,7 +55,8 @@ class ChannelConv2d(KeepsGathered, tnn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """x [M, A, H, W] or [T, N, A, H, W], A the active input channels (or all: the active ones are then selected) ->
         the same with the active output channels."""
-        inputs, outputs = (None if g is None else g.index(x.device) for g in (self.in_group, self.out_group))
+        inputs = None if self.in_group is None else self.in_group.index(x.device)
+        outputs = None if self.out_group is None else self.out_group.index(x.device)
         weight, bias = self.weight, self.bias
         if inputs is None and outputs is None and self._is_plain(x, weight):
             return torch.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
