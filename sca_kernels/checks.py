@@ -47,7 +47,7 @@ def boolean(name: str, value: Any) -> bool:
 
 def integer(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
     """An int in [least, most]; a NumPy integer counts as one, a bool does not."""
-    if not isinstance(value, int | torch.SymInt):
+    if not isinstance(value, (int, torch.SymInt)):
         if not isinstance(value, numbers.Integral):
             raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
         value = int(value)
@@ -70,7 +70,7 @@ def pair(name: str, value: Any, least: int) -> tuple[int, int]:
 
 def number(name: str, value: Any) -> int | float:
     """A finite number in the range of float32; a NumPy scalar counts as one, a bool does not."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
         value = float(value)

@@ -170,7 +170,7 @@ def resolve(surrogate: str | Surrogate, alpha: float | None = None) -> Surrogate
         TypeError: ``surrogate`` is neither a name nor a :class:`Surrogate`, or ``alpha`` is not a number.
         ValueError: unknown name, ``alpha`` given twice, or a slope for which the surrogate is not defined.
     """
-    if not isinstance(surrogate, str | Surrogate):
+    if not isinstance(surrogate, (str, Surrogate)):
         raise TypeError(f"surrogate: expected a name or a Surrogate, got {type(surrogate).__name__}")
     given = surrogate if isinstance(surrogate, Surrogate) else None
     if given is not None and alpha is not None:

@@ -109,7 +109,7 @@ def _kind(value: Any) -> Hashable:
     is."""
     if isinstance(value, torch.Tensor):
         return value.dtype, *(math.gcd(stride, 16) for stride in value.stride())
-    return tuple(map(_kind, value)) if isinstance(value, list | tuple) else value
+    return tuple(map(_kind, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _or_environment(name: str) -> str:

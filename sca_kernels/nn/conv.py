@@ -125,11 +125,12 @@ class ChannelConv2d(tnn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """x [M, A, H, W] or [T, N, A, H, W], A the active input channels (or all: the active ones are then selected) ->
         the same with the active output channels."""
-        self.check_input(x)
-        inputs, outputs = (None if g is None else g.index(x.device) for g in (self.in_group, self.out_group))
         weight = self.weight
+        inputs = None if self.in_group is None else self.in_group.index(weight.device)
+        outputs = None if self.out_group is None else self.out_group.index(weight.device)
         if inputs is None and outputs is None and self._is_plain(x, weight):
             return torch.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        self.check_input(x)
         full_input = inputs is not None and x.shape[-3] == self.in_channels
         geometry, border = self.geometry, self._reversed_padding_repeated_twice
         if self.padding_mode != "zeros":
@@ -164,6 +165,8 @@ class ChannelConv2d(tnn.Conv2d):
         if self.spike_input and torch.is_grad_enabled() and weight.requires_grad:
             return False
         device, dtype = x.device, x.dtype
+        if device != weight.device:
+            return False
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         elif dtype != weight.dtype:

@@ -54,7 +54,7 @@ def explain(module: tnn.Module) -> Explanation:
     like = next(module.parameters(), torch.empty(0))
     rows = []
     for name, child in module.named_modules():
-        if isinstance(child, ChannelConv2d | ChannelLinear | NeuronModule):
+        if isinstance(child, (ChannelConv2d, ChannelLinear, NeuronModule)):
             p = next(child.parameters(), like)
             autocast = not p.is_meta and torch.is_autocast_enabled(p.device.type)
             dtype = torch.get_autocast_dtype(p.device.type) if autocast else p.dtype

@@ -54,7 +54,7 @@ class MaxPool2d(tnn.MaxPool2d):
             raise ValueError(f"padding: expected at most half of the kernel {kernel}, got {padding}")
         for name, flag in (("return_indices", return_indices), ("ceil_mode", ceil_mode)):
             checks.boolean(name, flag)
-        plain = (z if isinstance(z, int | Sequence) else int(z) for z in (kernel_size, stride, padding, dilation))
+        plain = (z if isinstance(z, (int, Sequence)) else int(z) for z in (kernel_size, stride, padding, dilation))
         super().__init__(*plain, return_indices, ceil_mode)
 
     def _geometry(self) -> list[list[int]]:

@@ -6,6 +6,8 @@ import importlib.machinery
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -23,6 +25,11 @@ def matrix() -> ModuleType:
     finally:
         sys.dont_write_bytecode = before
     return module
+
+
+def lines(folder: str) -> Iterator[tuple[Path, str]]:
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        yield from ((path, line.strip()) for line in path.read_text().splitlines())
 
 
 def parts(version: str) -> tuple[int, ...]:
@@ -47,6 +54,13 @@ def test_ci_compiles_by_tritons_as_old_and_as_new_as_those_of_the_matrix(matrix)
     used = sorted(parts(row.triton) for row in matrix.ROWS)
     assert compiled[0] == used[0]
     assert compiled[-1] >= used[-1]
+
+
+def test_no_isinstance_asks_for_a_union_where_a_compiler_may_look():
+    """torch.compile of 2.9 stops at ``isinstance(x, A | B)``."""
+    asked = re.compile(r"isinstance\([^\n]*[\w.] \| [\w.]+\)")
+    found = [f"{path.relative_to(ROOT)}: {line}" for path, line in lines("sca_kernels") if asked.search(line)]
+    assert found == []
 
 
 def test_rows_that_there_are_not_are_refused(matrix, monkeypatch, capsys):
