@@ -118,6 +118,11 @@ def elements(name: str, sizes: Sequence[int]) -> None:
         raise ValueError(f"{name}: expected a weight of at most 2**40 elements, got {' x '.join(map(str, sizes))}")
 
 
+def is_traced(z: Any) -> bool:
+    """Whether z stands for a tensor while a network is traced: modules let it pass to the functions that know it."""
+    return not isinstance(z, Tensor | type) and hasattr(z, "__torch_function__")
+
+
 def is_plain(z: Any) -> bool:
     """Whether z is a tensor with strides: not sparse, not nested."""
     return isinstance(z, Tensor) and z.layout is torch.strided and not z.is_nested

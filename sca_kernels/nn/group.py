@@ -220,7 +220,7 @@ def check_group(name: str, group: ChannelGroup | None, channels: int | None = No
 
 def check_time_major(x: Tensor, channels: int | None, owner: object) -> None:
     """Whether x is a tensor [T, N, C, *S] with so many channels (None: any number), which are those of ``owner``."""
-    if not isinstance(x, Tensor):
+    if not isinstance(x, Tensor) and not checks.is_traced(x):
         raise TypeError(f"x: expected a tensor [T, N, C, *S], got {checks.describe(x)}")
     if channels is None or x.dim() < 3 or x.shape[2] == channels:  # too few dimensions: the functional call says so
         return
