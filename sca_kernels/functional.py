@@ -272,6 +272,7 @@ def batch_norm(
     if not training or process_group is None:
         mean, var = (None, None) if running_mean is None else (_as_state(running_mean, x), _as_state(running_var, x))
         own = mean is running_mean and var is running_var and not isinstance(momentum, Tensor)
+        own = own and (mean is None or not (_is_negated(mean) or _is_negated(var)))
         apart = training and running_mean is not None and not (own and count)
         if apart:  # torch moves none of another dtype, and none by a tensor: with momentum 1 it gives the batch's
             mean, var = torch.zeros_like(mean), torch.ones_like(var)
@@ -606,6 +607,11 @@ def _check_norm(
         if uses_batch and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             raise ValueError("process_group: expected None, since torch.distributed is not initialised")
     return uses_batch, momentum, eps
+
+
+def _is_negated(p: Tensor) -> bool:
+    """Whether p lies in memory with the other sign, as torch's own batch norm does not notice."""
+    return not torch.compiler.is_compiling() and p.is_neg()
 
 
 def _is_sealed(p: Tensor) -> bool:

@@ -89,7 +89,7 @@ class ChannelGroup:
 
     def mask(self, device: torch.device | str = "cpu") -> Tensor:
         """bool [num_channels], True where active."""
-        device = torch.device(checks.instance("device", device, (torch.device, str), "a torch.device or its name"))
+        device = checks.device("device", device)
         if device not in self._mask_on_device:
             mask = torch.zeros(self.num_channels, dtype=torch.bool).index_fill_(0, self.active, True)
             self._mask_on_device[device] = mask.to(device)
