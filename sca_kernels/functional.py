@@ -414,7 +414,7 @@ def gather_weight(
     channels = _check_weight(weight, in_channels, out_channels)
     found = backends.find(check_backend(backend), weight.device, weight.dtype)
     _check_values(found, channels, weight)
-    return found.gather_weight(weight.detach(), channels)
+    return found.gather_weight(weight.detach().resolve_neg(), channels)
 
 
 def put_weight(
@@ -443,7 +443,9 @@ def put_weight(
     found = backends.find(check_backend(backend), weight.device, weight.dtype)
     _check_values(found, channels, weight)
     with torch.no_grad():
-        found.put_weight(block.detach(), weight, channels)
+        # What is lazily negated is written as its memory holds it.
+        block, full = (-block, torch._neg_view(weight)) if weight.is_neg() else (block.resolve_neg(), weight)
+        found.put_weight(block.detach(), full.detach(), channels)
         if torch.compiler.is_compiling() or not weight.is_inference():  # such a weight has no version
             torch.autograd.graph.increment_version(weight)
 
