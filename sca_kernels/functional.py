@@ -276,6 +276,7 @@ def batch_norm(
         mean, var = (None, None) if running_mean is None else (_as_state(running_mean, x), _as_state(running_var, x))
         own = mean is running_mean and var is running_var and not isinstance(momentum, Tensor)
         own = own and not passes_nan(x.device.type)
+        own = own and (mean is None or not (_is_negated(mean) or _is_negated(var)))
         apart = training and running_mean is not None and not (own and count)
         if apart:  # torch moves none of another dtype, and none by a tensor: with momentum 1 it gives the batch's
             mean, var = torch.zeros_like(mean), torch.ones_like(var)
@@ -433,8 +434,8 @@ def gather_weight(
         TypeError, ValueError: an argument is off; the message names it.
     """
     channels = _check_weight(weight, in_channels, out_channels)
-    weight = weight.resolve_neg()
-    return backends.find(check_backend(backend), weight.device, weight.dtype).gather_weight(weight.detach(), channels)
+    found = backends.find(check_backend(backend), weight.device, weight.dtype)
+    return found.gather_weight(weight.detach().resolve_neg(), channels)
 
 
 def put_weight(
@@ -465,7 +466,7 @@ def put_weight(
     with torch.no_grad():
         # What is lazily negated is written as its memory holds it.
         block, full = (-block, torch._neg_view(weight)) if weight.is_neg() else (block.resolve_neg(), weight)
-        found.put_weight(block.detach(), full, channels)
+        found.put_weight(block.detach(), full.detach(), channels)
         if torch.compiler.is_compiling() or not weight.is_inference():  # such a weight has no version
             torch.autograd.graph.increment_version(weight)
 
@@ -628,6 +629,11 @@ def _check_norm(
         if uses_batch and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             raise ValueError("process_group: expected None, since torch.distributed is not initialised")
     return uses_batch, momentum, eps
+
+
+def _is_negated(p: Tensor) -> bool:
+    """Whether p lies in memory with the other sign, as torch's own batch norm does not notice."""
+    return not torch.compiler.is_compiling() and p.is_neg()
 
 
 def _is_sealed(p: Tensor) -> bool:
