@@ -117,8 +117,7 @@ def neuron(
     """
     config = check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
     x, steps = _check_input(x, time_steps)
-    outputs = _run(
-        ops.neuron_forward,
+    outputs = ops.neuron_forward(
         x,
         steps,
         _vector("scale", scale, x),
@@ -212,17 +211,17 @@ def batch_norm_neuron(
         if process_group is not None:
             *moments, count = synchronized_moments(x, count, process_group)
             mean, var = (z.to(state_dtype(x)) for z in moments)
-            outputs = _run(ops.neuron_forward, x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
+            outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
         elif count == 0:  # nothing to normalise or to track, as in torch
             mean, var = (full((x.shape[2],), dtype=state_dtype(x)) for full in (x.new_zeros, x.new_ones))
-            outputs = _run(ops.neuron_forward, x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
+            outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
         else:
-            *outputs, mean, var = _run(ops.batch_norm_forward, x, steps, weight, bias, eps, *common)
+            *outputs, mean, var = ops.batch_norm_forward(x, steps, weight, bias, eps, *common)
         if running_mean is not None and (process_group is not None or count):
             _track(running_mean, running_var, mean, var, count, momentum)
     else:
         mean, var = _as_state(running_mean, x), _as_state(running_var, x)
-        outputs = _run(ops.neuron_forward, x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
+        outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
     return _output(outputs, return_v)
 
 
@@ -412,7 +411,7 @@ def channel_conv2d(
         y = torch.conv2d(frames, weight, bias, *geometry)
     else:
         choices = full_output, "gathered" if path == "dense" else path, bits, backend
-        y = _run(ops.channel_conv2d, frames, weight, bias, *geometry, in_channels, out_channels, *choices)
+        y = ops.channel_conv2d(frames, weight, bias, *geometry, in_channels, out_channels, *choices)
     y = y.contiguous() if copied else y
     return y.unflatten(0, x.shape[:2]) if time_major else y
 
@@ -478,7 +477,7 @@ def pack_spikes(s: Tensor, backend: str | None = None) -> Tensor:
         raise TypeError(f"s: expected a floating-point tensor of zeros and ones, got {_describe(s)}")
     backend = check_backend(backend)
     try:
-        return _run(ops.pack_spikes, s.detach(), backend)
+        return ops.pack_spikes(s.detach(), backend)
     except ValueError as error:
         if not str(error).startswith("spikes:"):
             raise
@@ -503,14 +502,11 @@ def unpack_spikes(
     size = numel(shape)
     if packed.shape != ((size + 7) // 8,):
         raise ValueError(f"packed: expected uint8 [{(size + 7) // 8}] for shape {shape}, got {_describe(packed)}")
-    return _run(ops.unpack_spikes, packed, size, dtype, check_backend(backend)).view(shape)
+    return ops.unpack_spikes(packed, size, dtype, check_backend(backend)).view(shape)
 
 
 # --- checks --------------------------------------------------------------------------------
 
-
-# A private name of torch; where a version lacks it, torch's own errors stand.
-_CURRENT_LEVEL = getattr(torch._C._functorch, "maybe_current_level", lambda: None)
 
 _DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 
@@ -546,28 +542,6 @@ def check_backend(backend: str | None) -> str:
     if not isinstance(backend, str):
         raise TypeError(f"backend: expected a name or None, got {_describe(backend)}")
     return backend
-
-
-def _run(operator: Callable[..., Any], *arguments: Any) -> Any:
-    """``operator(*arguments)``; where a transform of torch.func is on that it has no rule for, a TypeError says so."""
-    try:
-        return operator(*arguments)
-    except RuntimeError as error:
-        if _is_transformed():
-            raise _refused_transform(str(error).splitlines()[0]) from error
-        raise
-
-
-def _is_transformed() -> bool:
-    """Whether a transform of torch.func is on; False where this version of torch does not tell."""
-    return _CURRENT_LEVEL() is not None
-
-
-def _refused_transform(why: str) -> TypeError:
-    return TypeError(
-        "x: expected an ordinary tensor, got one inside a transform of torch.func (grad, vmap, jacrev, ...) that this "
-        f"operator has no rule for ({why}); use torch.autograd.grad, or a dimension of the batch"
-    )
 
 
 def _check_input(x: Tensor, time_steps: int | None) -> tuple[Tensor, int]:
