@@ -129,22 +129,29 @@ def rows(result: dict[str, Any]) -> Iterator[Row]:
 
 
 def summary() -> str:
-    """The README's figures: one line for each case and each party that a bar names, one column per device."""
+    """The README's figures: one line for each case and each party that a bar names, and for SpikingJelly always; one
+    column per device."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
     devices = {}  # in order
     for result in stored():
         device = result["conditions"]["device"]
         devices[device] = None
-        peers = {name: bar["text"][:2] for figure in result["figures"] for name, bar in figure["bars"].items()}
+        peers = {
+            name: figure["bars"].get(name, {"text": ">="})["text"][:2]
+            for figure in result["figures"]
+            for name in figure["parties"]
+            if name in figure["bars"] or name.startswith("SpikingJelly")
+        }
         for peer, direction in peers.items():
             barred = [figure for figure in result["figures"] if peer in figure["bars"]]
-            ratios = [figure["ratios"][peer]["median"] for figure in barred if figure["ratios"].get(peer)]
+            known = barred or result["figures"]
+            ratios = [figure["ratios"][peer]["median"] for figure in known if figure["ratios"].get(peer)]
             shown = [f"{ratio:.3g}" for ratio in (ratios if len(ratios) <= 6 else (min(ratios), max(ratios)))]
             told = (", " if len(ratios) <= 6 else " to ").join(shown) or NOT_MEASURED
             reached = sum(bool(figure["bars"][peer]["reached"]) for figure in barred)
             kind = f"{peer} / ours" if direction == ">=" else f"ours / {peer}"
             line = cells.setdefault((f"{result['case']}: {result['work']}", kind), {})
-            line[device] = f"{told} ({reached} of {len(barred)})"
+            line[device] = f"{told} ({reached} of {len(barred)})" if barred else told
     if not cells:
         return f"{NOT_MEASURED}."
     lines = ["| | ratio | " + " | ".join(devices) + " |", "| --- | --- |" + " --- |" * len(devices)]
