@@ -292,7 +292,7 @@ def _refuse_unknown(changes: dict[str, Any]) -> None:
             raise ValueError(f"{name}: expected a field of the configuration{nearest(name, known) or all_of_them}")
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def field_types(name: str) -> tuple[type, ...]:
     """What a field may hold; none for an unknown name."""
     hint = get_type_hints(TrainConfig).get(name)
