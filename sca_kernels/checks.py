@@ -94,21 +94,26 @@ def instance(name: str, value: Any, kind: type | tuple[type, ...], what: str) ->
     return value
 
 
+def device(name: str, value: Any) -> torch.device:
+    """A torch.device, or what names one."""
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: expected a torch.device or its name, got {shown(value)}") from error
+
+
 def weights(layer: Callable[..., Any], *arguments: Any, **named: Any) -> dict[str, Any]:
     """The arguments of a torch layer by name, with its defaults; those checked that all layers with weights have."""
     bound = inspect.signature(layer).bind(*arguments, **named)
     bound.apply_defaults()
     given = bound.arguments
     boolean("bias", given["bias"])
-    dtype, device = given["dtype"], given["device"]
+    dtype = given["dtype"]
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype: expected a floating-point dtype or None, got {shown(dtype)}")
-    if device is not None:
-        try:
-            torch.device(device)
-        except (RuntimeError, TypeError) as error:
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"device: expected a torch.device or its name, got {shown(device)}") from error
+    if given["device"] is not None:
+        device("device", given["device"])
     return given
 
 
@@ -116,6 +121,11 @@ def elements(name: str, sizes: Sequence[int]) -> None:
     """Whether a weight of these sizes can exist: 2**40 elements are four terabytes."""
     if math.prod(sizes) > 2**40:
         raise ValueError(f"{name}: expected a weight of at most 2**40 elements, got {' x '.join(map(str, sizes))}")
+
+
+def is_traced(z: Any) -> bool:
+    """Whether z stands for a tensor while a network is traced: modules let it pass to the functions that know it."""
+    return not isinstance(z, Tensor | type) and hasattr(z, "__torch_function__")
 
 
 def is_plain(z: Any) -> bool:

@@ -27,7 +27,7 @@ from .ops.common import NotANumber, check_nan, passes_nan
 from .reference.batch_norm import prelude as affine_prelude
 from .surrogates import Surrogate, resolve
 from .sync import synchronized_moments
-from .torch_private import has_own_memory, in_transform
+from .torch_private import has_own_memory
 
 __all__ = [
     "NeuronOutput",
@@ -118,8 +118,7 @@ def neuron(
     """
     config = check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
     x, steps = _check_input(x, time_steps)
-    outputs = _run(
-        ops.neuron_forward,
+    outputs = ops.neuron_forward(
         x,
         steps,
         _vector("scale", scale, x),
@@ -213,17 +212,17 @@ def batch_norm_neuron(
         if process_group is not None:
             *moments, count = synchronized_moments(x, count, process_group)
             mean, var = (z.to(state_dtype(x)) for z in moments)
-            outputs = _run(ops.neuron_forward, x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
+            outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
         elif count == 0:  # nothing to normalise or to track, as in torch
             mean, var = (full((x.shape[2],), dtype=state_dtype(x)) for full in (x.new_zeros, x.new_ones))
-            outputs = _run(ops.neuron_forward, x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
+            outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
         else:
-            *outputs, mean, var = _run(ops.batch_norm_forward, x, steps, weight, bias, eps, *common)
+            *outputs, mean, var = ops.batch_norm_forward(x, steps, weight, bias, eps, *common)
         if running_mean is not None and (process_group is not None or count):
             _track(running_mean, running_var, mean, var, count, momentum)
     else:
         mean, var = _as_state(running_mean, x), _as_state(running_var, x)
-        outputs = _run(ops.neuron_forward, x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
+        outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
     return _output(outputs, return_v)
 
 
@@ -277,6 +276,7 @@ def batch_norm(
         mean, var = (None, None) if running_mean is None else (_as_state(running_mean, x), _as_state(running_var, x))
         own = mean is running_mean and var is running_var and not isinstance(momentum, Tensor)
         own = own and not passes_nan(x.device.type)
+        own = own and (mean is None or not (_is_negated(mean) or _is_negated(var)))
         apart = training and running_mean is not None and not (own and count)
         if apart:  # torch moves none of another dtype, and none by a tensor: with momentum 1 it gives the batch's
             mean, var = torch.zeros_like(mean), torch.ones_like(var)
@@ -412,7 +412,7 @@ def channel_conv2d(
         y = torch.conv2d(frames, weight, bias, *geometry)
     else:
         choices = full_output, "gathered" if path == "dense" else path, bits, backend
-        y = _run(ops.channel_conv2d, frames, weight, bias, *geometry, in_channels, out_channels, *choices)
+        y = ops.channel_conv2d(frames, weight, bias, *geometry, in_channels, out_channels, *choices)
     y = y.contiguous() if copied else y
     return y.unflatten(0, x.shape[:2]) if time_major else y
 
@@ -434,8 +434,8 @@ def gather_weight(
         TypeError, ValueError: an argument is off; the message names it.
     """
     channels = _check_weight(weight, in_channels, out_channels)
-    weight = weight.resolve_neg()
-    return backends.find(check_backend(backend), weight.device, weight.dtype).gather_weight(weight.detach(), channels)
+    found = backends.find(check_backend(backend), weight.device, weight.dtype)
+    return found.gather_weight(weight.detach().resolve_neg(), channels)
 
 
 def put_weight(
@@ -465,7 +465,7 @@ def put_weight(
     found = backends.find(check_backend(backend), weight.device, weight.dtype)
     with torch.no_grad():
         full = weight.resolve_neg() if weight.is_neg() else weight  # lazily negated: by way of a copy
-        found.put_weight(block.resolve_neg().detach(), full, channels)
+        found.put_weight(block.resolve_neg().detach(), full.detach(), channels)
         if full is not weight:
             weight.copy_(full)
         if torch.compiler.is_compiling() or not weight.is_inference():  # such a weight has no version
@@ -479,7 +479,7 @@ def pack_spikes(s: Tensor, backend: str | None = None) -> Tensor:
         raise TypeError(f"s: expected a floating-point tensor of zeros and ones, got {_describe(s)}")
     backend = check_backend(backend)
     try:
-        return _run(ops.pack_spikes, s.detach(), backend)
+        return ops.pack_spikes(s.detach(), backend)
     except ValueError as error:
         if not str(error).startswith("spikes:"):
             raise
@@ -504,7 +504,7 @@ def unpack_spikes(
     size = numel(shape)
     if packed.shape != ((size + 7) // 8,):
         raise ValueError(f"packed: expected uint8 [{(size + 7) // 8}] for shape {shape}, got {_describe(packed)}")
-    return _run(ops.unpack_spikes, packed, size, dtype, check_backend(backend)).view(shape)
+    return ops.unpack_spikes(packed, size, dtype, check_backend(backend)).view(shape)
 
 
 # --- checks --------------------------------------------------------------------------------
@@ -544,23 +544,6 @@ def check_backend(backend: str | None) -> str:
     if not isinstance(backend, str):
         raise TypeError(f"backend: expected a name or None, got {_describe(backend)}")
     return backend
-
-
-def _run(operator: Callable[..., Any], *arguments: Any) -> Any:
-    """``operator(*arguments)``; where a transform of torch.func is on that it has no rule for, a TypeError says so."""
-    try:
-        return operator(*arguments)
-    except RuntimeError as error:
-        if in_transform():
-            raise _refused_transform(str(error).splitlines()[0]) from error
-        raise
-
-
-def _refused_transform(why: str) -> TypeError:
-    return TypeError(
-        "x: expected an ordinary tensor, got one inside a transform of torch.func (grad, vmap, jacrev, ...) that this "
-        f"operator has no rule for ({why}); use torch.autograd.grad, or a dimension of the batch"
-    )
 
 
 def _check_input(x: Tensor, time_steps: int | None) -> tuple[Tensor, int]:
@@ -622,6 +605,11 @@ def _check_norm(
         if uses_batch and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             raise ValueError("process_group: expected None, since torch.distributed is not initialised")
     return uses_batch, momentum, eps
+
+
+def _is_negated(p: Tensor) -> bool:
+    """Whether p lies in memory with the other sign, as torch's own batch norm does not notice."""
+    return not torch.compiler.is_compiling() and p.is_neg()
 
 
 def _is_sealed(p: Tensor) -> bool:

@@ -171,7 +171,7 @@ def outcome(call: Call, also: Sequence[str] = ()) -> tuple[str, str]:
             for stage, arguments in zip(call.stages, evaluated, strict=True):
                 names |= {*arguments, stage.function.lower()}  # a Surrogate is the argument ``surrogate``
                 if isinstance(result, torch.nn.Module):
-                    names |= {name for name, _ in result.named_parameters()}  # a weight that does not go with x
+                    names |= set(result.state_dict())  # a weight that does not go with x
                     buffers = [(b, b.clone()) for b in result.buffers()]
                 function = eval(stage.function.replace("{}", "_result"), SPACE | {"_result": result})
                 result = function(**arguments)

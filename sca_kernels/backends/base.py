@@ -45,7 +45,7 @@ _LOST = (
 
 def would_fail_anywhere(error: BaseException) -> bool:
     """Whether no other backend could help: the device has crashed, or memory is short."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
 

@@ -102,6 +102,8 @@ class ChannelConv2d(tnn.Conv2d):
     def check_input(self, x: Tensor) -> None:
         """What :func:`sca_kernels.functional.channel_conv2d` can't check, since weights are gathered and a border is
         put around x before."""
+        if not isinstance(x, Tensor) and checks.is_traced(x):
+            return
         if not isinstance(x, Tensor) or x.dim() not in (4, 5):
             kind = ValueError if isinstance(x, Tensor) else TypeError
             raise kind(f"x: expected a tensor [M, C, H, W] or [T, N, C, H, W], got {checks.describe(x)}")

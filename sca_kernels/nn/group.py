@@ -101,7 +101,7 @@ class ChannelGroup:
 
     def mask(self, device: torch.device | str = "cpu") -> Tensor:
         """bool [num_channels], True where active."""
-        device = torch.device(checks.instance("device", device, (torch.device, str), "a torch.device or its name"))
+        device = checks.device("device", device)
         if device not in self._mask_on_device:
             with torch.inference_mode(False):
                 mask = torch.zeros(self.num_channels, dtype=torch.bool, device="cpu").index_fill_(0, self.active, True)
@@ -237,7 +237,7 @@ def check_group(name: str, group: ChannelGroup | None, channels: int | None = No
 
 def check_time_major(x: Tensor, channels: int | None, owner: object) -> None:
     """Whether x is a tensor [T, N, C, *S] with so many channels (None: any number), which are those of ``owner``."""
-    if not isinstance(x, Tensor):
+    if not isinstance(x, Tensor) and not checks.is_traced(x):
         raise TypeError(f"x: expected a tensor [T, N, C, *S], got {checks.describe(x)}")
     if channels is None or x.dim() < 3 or x.shape[2] == channels:  # too few dimensions: the functional call says so
         return

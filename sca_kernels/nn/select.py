@@ -41,7 +41,7 @@ class ChannelSelect(tnn.Module):
         """x [T, N, in_channels, *S] -> [T, N, C, *S], C the active channels (all of the group's while probing), in the
         layout of x."""
         check_time_major(x, self.in_channels, "in_channels")
-        if not checks.is_plain(x) or x.dim() < 3 or x.device != self.index.device:
+        if not (checks.is_plain(x) or checks.is_traced(x)) or x.dim() < 3 or x.device != self.index.device:
             raise ValueError(f"x: expected [T, N, C, *S] on {self.index.device}, got {checks.describe(x)}")
         index = gathered(self.index, self.group)
         if index.numel() == self.in_channels:

@@ -137,6 +137,7 @@ LOOP = """
 import gc, sys, tracemalloc, torch, sca
 from sca_kernels import functional as F
 torch.set_num_threads(1)
+tracemalloc.start()
 model = sca.models.build("vgg5", width=0.125, image_size=8)
 optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
 scheduler = sca.SCAScheduler(model, optimizer, start=20, stop=80, interval=20, density=0.5, regrow="random")
@@ -147,14 +148,14 @@ def held():
     with open("/proc/self/statm") as file:
         return len(gc.get_objects()), tracemalloc.get_traced_memory()[0], int(file.read().split()[1]) * 4096
 
+for step in range(300):  # what is kept of neurons' configurations is full
+    F.lif(images[None], tau=1000.0 + step)
 for step in range(500):
     optimizer.zero_grad()
     torch.nn.functional.cross_entropy(model(images).mean(0), labels).backward()
     optimizer.step()
     scheduler.step()
     F.lif(images[None], tau=2.0 + step)  # a neuron that nobody has seen before
-    if step == 99:  # after the first updates
-        tracemalloc.start()
     if step == 199:
         before = held()
 print(*(after - was for was, after in zip(before, held())))
@@ -167,5 +168,5 @@ def test_memory_is_flat_over_training_steps():
     done = subprocess.run([sys.executable, "-c", LOOP], check=True, capture_output=True, text=True)
     objects, traced, resident = map(int, done.stdout.split())
     assert objects < 20
-    assert traced < 32 * 2**10
-    assert resident < 3 * 2**20  # what malloc scatters; activations kept per step would be 10 MiB
+    assert traced < 40 * 2**10
+    assert resident < 2 * 2**20  # what malloc scatters; activations kept per step would be 10 MiB

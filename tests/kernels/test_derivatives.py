@@ -1,6 +1,8 @@
 """Derivatives beyond one backward pass: of second order, in forward mode, by the transforms of torch.func. Right, or an
 error; never a silent zero."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -143,13 +145,14 @@ def test_gradient_penalty_through_a_module():
 def test_second_order_of_spikes_kept_as_bits_is_right_or_refused():
     x, weight = (torch.rand(2, 4, 6, 6) < 0.3).float(), torch.randn(5, 4, 3, 3)
     results = []
-    for convolve in (F.channel_conv2d, torch.conv2d):
+    ours = partial(F.channel_conv2d, spike_input=True)
+    for convolve in (ours, torch.conv2d):
         w = weight.clone().requires_grad_()
         (g,) = torch.autograd.grad(convolve(x, w).pow(3).sum(), w, create_graph=True)
         results.append(torch.autograd.grad(g.square().sum(), w))
     agree(*results)
     z, w = x.clone().requires_grad_(), weight.clone().requires_grad_()
-    g_x, g_w = torch.autograd.grad(F.channel_conv2d(z, w).pow(3).sum(), (z, w), create_graph=True)
+    g_x, g_w = torch.autograd.grad(ours(z, w).pow(3).sum(), (z, w), create_graph=True)
     torch.autograd.grad(g_x.square().sum(), (z, w), retain_graph=True)
     with pytest.raises(RuntimeError, match=r"kept as bits.*spike_input=False"):
         g_w.square().sum().backward()

@@ -45,7 +45,7 @@ def test_a_depthwise_convolution_counts_its_own_products(active):
     group.set_active(active)
     n = len(active)
     x = torch.randn(2, n, 9, 9)
-    forward, both = counted(nn.ChannelConv2d(8, 8, 3, in_group=group, out_group=group, groups=8), x)
+    forward, both = counted(nn.ChannelConv2d(8, 8, 3, in_group=group, out_group=group, groups=8, path="gathered"), x)
     assert forward == counted(torch.nn.Conv2d(n, n, 3, groups=n), x)[0]
     assert both == 3 * forward
 

@@ -53,7 +53,8 @@ class Network(nn.Module, ABC):
         Raises:
             ValueError: x has another rank.
         """
-        checks.instance("x", x, Tensor, "a tensor [N, C, H, W] or [T, N, C, H, W]")
+        if not checks.is_traced(x):
+            checks.instance("x", x, Tensor, "a tensor [N, C, H, W] or [T, N, C, H, W]")
         if x.dim() not in (4, 5):
             raise ValueError(f"x: expected [N, C, H, W] or [T, N, C, H, W], got {list(x.shape)}")
         return self.logits(x.unsqueeze(0), self.time_steps) if x.dim() == 4 else self.logits(x, None)
