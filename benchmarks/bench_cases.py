@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from .cases import CASES, Case, label
-from .measure import ratio, sampled, summary
+from .measure import ratio, summary
 from .results import NOT_MEASURED
 
 FIGURES_TO_TAKE = [
@@ -32,7 +32,7 @@ def test_case(case: Case, variant: dict[str, Any], benchmark, figures, pytestcon
 
     def take(name: str) -> None:
         if name == ours:
-            value, backends[name] = sampled(case.sample, parties[name])
+            value, backends[name] = case.sample_ours(parties[name])
         else:
             value = case.sample(parties[name])
         samples[name].append(value)

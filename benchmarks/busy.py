@@ -69,6 +69,8 @@ def main(waits: str) -> None:
     import sca_kernels
     from sca.bench.work import sgd, training_step
 
+    from .measure import clock, sampled
+
     sca_kernels.reuse_host_memory()
     if waits == "ours":
         sca_kernels.share_cores()
@@ -86,10 +88,8 @@ def main(waits: str) -> None:
         end = time.perf_counter() + float(before)
         while time.perf_counter() < end:
             step()
-        start = time.perf_counter()
-        for _ in range(int(steps)):
-            step()
-        print((time.perf_counter() - start) * 1e3 / int(steps), flush=True)
+        taken, _ = sampled(clock, lambda times=int(steps): [step() for _ in range(times)])
+        print(taken / int(steps), flush=True)
 
 
 if __name__ == "__main__":

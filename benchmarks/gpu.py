@@ -326,7 +326,7 @@ def take(case: Case, variant: dict[str, Any], rounds: int) -> dict[str, Any]:
     for _ in range(case.warmup + rounds):
         for name in present:
             if name.startswith(OURS):
-                value, backends[name] = sampled(case.sample, parties[name])
+                value, backends[name] = case.sample_ours(parties[name])
             else:
                 value = case.sample(parties[name])
             samples[name].append(value)
@@ -385,7 +385,7 @@ def profile(chosen: Sequence[Case]) -> None:
         for variant in case.variants:
             party = case.build(**variant)[OURS]
             for _ in range(2):
-                party()
+                sampled(clock, party)
 
 
 def missing(known: dict[str, Case], folder: Path, device: str) -> list[str]:

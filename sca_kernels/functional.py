@@ -27,6 +27,7 @@ from .ops.common import NotANumber, check_nan, passes_nan
 from .reference.batch_norm import prelude as affine_prelude
 from .surrogates import Surrogate, resolve
 from .sync import synchronized_moments
+from .torch_private import has_own_memory
 
 __all__ = [
     "NeuronOutput",
@@ -463,9 +464,10 @@ def put_weight(
         raise ValueError("weight: expected a tensor that can be changed, got one made in inference mode")
     found = backends.find(check_backend(backend), weight.device, weight.dtype)
     with torch.no_grad():
-        # What is lazily negated is written as its memory holds it.
-        block, full = (-block, torch._neg_view(weight)) if weight.is_neg() else (block.resolve_neg(), weight)
-        found.put_weight(block.detach(), full.detach(), channels)
+        full = weight.resolve_neg() if weight.is_neg() else weight  # lazily negated: by way of a copy
+        found.put_weight(block.resolve_neg().detach(), full.detach(), channels)
+        if full is not weight:
+            weight.copy_(full)
         if torch.compiler.is_compiling() or not weight.is_inference():  # such a weight has no version
             torch.autograd.graph.increment_version(weight)
 
@@ -736,7 +738,7 @@ def _plain(name: str, z: Tensor) -> None:
     """TypeError unless z is a dense tensor with memory of its own behind it: kernels are given addresses."""
     if not isinstance(z, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {_describe(z)}")
-    if not ops.is_plain(z):
+    if not has_own_memory(z):
         raise TypeError(
             f"{name}: expected a plain tensor, dense and with memory of its own, got {type(z).__name__} with layout "
             f"{z.layout} on {z.device}"

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from .base import Backend, BackendError
+from ..channels import Bits
+from .base import Backend, BackendError, in_full
 
 _log = logging.getLogger(__name__)
 
@@ -96,19 +97,28 @@ def run(name: str, op: str, like: torch.Tensor, *arguments: Any) -> Any:
         if _or_environment(name) or backend is _able(like.device, like.dtype)[-1]:
             raise
         backend.failures[_kind((op, like.device, like.dtype, arguments))] = str(error)
+        cause = f"; {in_full(error.__cause__)}" if error.__cause__ else ""
         _log.warning(
-            "backend %s is off for %s of this kind (%s on %s): %s", backend.name, op, like.dtype, like.device, error
+            "backend %s is off for %s of this kind (%s on %s): %s%s",
+            *(backend.name, op, like.dtype, like.device, error, cause),
         )
         return run(name, op, like, *arguments)
     backend.calls[op] += 1
     return result
 
 
+_STEPS = 64  # more of something is no constant of a kernel
+
+
 def _kind(value: Any) -> Hashable:
-    """What kernels are compiled for: of tensors the dtype and what their strides are multiples of; the rest as it
-    is."""
+    """What kernels are compiled for: of tensors the dtype and what their strides are multiples of, which tells their
+    layout, too; of large numbers what they are multiples of; the rest as it is."""
     if isinstance(value, torch.Tensor):
         return value.dtype, *(math.gcd(stride, 16) for stride in value.stride())
+    if isinstance(value, Bits):
+        return value.channels_last
+    if isinstance(value, int) and value > _STEPS:
+        return math.gcd(value, 16)
     return tuple(map(_kind, value)) if isinstance(value, (list, tuple)) else value
 
 

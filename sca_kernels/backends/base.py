@@ -26,6 +26,42 @@ class BackendError(RuntimeError):
     """A kernel of a backend did not compile, or could not be loaded or started; nothing was computed."""
 
 
+# What the CUDA driver says once a kernel has crashed, so that each later call fails, or where there is no memory left.
+_LOST = (
+    "context is destroyed",
+    "device-side assert",
+    "hardware stack error",
+    "illegal address",
+    "illegal instruction",
+    "illegal memory access",
+    "invalid program counter",
+    "launch timed out",
+    "misaligned address",
+    "out of memory",
+    "uncorrectable",
+    "unspecified launch failure",
+)
+
+
+def would_fail_anywhere(error: BaseException) -> bool:
+    """Whether no other backend could help: the device has crashed, or memory is short."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
+
+
+def sentence(error: BaseException) -> str:
+    """An error's type and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+
+
+def in_full(error: BaseException) -> str:
+    """An error's type, what it says and, of a program that was called, what that printed."""
+    printed = [getattr(error, name, None) or "" for name in ("stdout", "stderr")]
+    printed = [text.decode(errors="replace") if isinstance(text, bytes) else str(text) for text in printed]
+    return "\n".join([f"{type(error).__name__}: {str(error).strip()}", *(text.strip() for text in printed if text)])
+
+
 class Forward(NamedTuple):
     """Spikes [T, N, C, *S] in x's dtype, final v [N, C, *S] (None unless asked for), spike_count int64 [C], membrane_l1
     float32 [C], and whether that holds a NaN, where the backend knows.

@@ -11,21 +11,19 @@ import torch
 from torch import Tensor
 
 from ..neurons import NeuronConfig
-from .base import Backend, BackendError, BatchNormGradients, Forward, NeuronGradients
+from .base import (
+    Backend,
+    BackendError,
+    BatchNormGradients,
+    Forward,
+    NeuronGradients,
+    in_full,
+    sentence,
+    would_fail_anywhere,
+)
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
 _PROBED = NeuronConfig("lif", 2.0, 1.0, 0.0, True, False, "atan", 2.0, 0.0)
-# What the CUDA driver says when a kernel has crashed: every later call fails, on whatever backend.
-_DEAD = (
-    "device-side assert",
-    "illegal address",
-    "illegal instruction",
-    "illegal memory access",
-    "misaligned address",
-    "unspecified launch failure",
-)
 
 
 def _first_line(error: BaseException) -> str:
@@ -37,15 +35,18 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why Triton can't compile, load and start a neuron's kernels on a CUDA device; None where it can. Found by trying
     a small forward and backward, once per process: a driver too old, a missing C compiler, an unknown GPU or a release
     of Triton that refuses our kernels show nowhere else."""
-    from ..triton_kernels import multistep
-
-    x, current = torch.zeros(2, 1, 1, 4, dtype=dtype, device=device), multistep.Current(None, None, None, None)
     try:
+        from ..triton_kernels import multistep
+
+        x, current = torch.zeros(2, 1, 1, 4, dtype=dtype, device=device), multistep.Current(None, None, None, None)
         with _compiling():
             spikes = multistep.forward(x, 2, _PROBED, current, None, True)[0]
             multistep.backward(spikes, None, x, 2, _PROBED, current)
-    except BackendError as error:
-        return f"Triton can't run a neuron's kernels on {device} ({_first_line(error.__cause__)})"
+    except Exception as error:  # whatever it is, it is the reason
+        if would_fail_anywhere(error):
+            raise
+        cause = error.__cause__ if isinstance(error, BackendError) else error
+        return f"Triton can't run a neuron's kernels on {device} ({in_full(cause)})"
     return None
 
 
@@ -67,11 +68,10 @@ def _compiling() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        dead = isinstance(error, RuntimeError) and any(words in str(error) for words in _DEAD)
-        if dead or isinstance(error, torch.OutOfMemoryError) or not _is_from_triton(error):
+        if would_fail_anywhere(error) or not _is_from_triton(error):
             raise
-        told = f"backend: 'triton' failed to compile or start a kernel ({type(error).__name__}: {str(error).strip()})"
-        raise BackendError(f"{told}; name another backend, or none for the best that works") from error
+        message = f"backend: 'triton' failed to compile or start a kernel ({sentence(error)})"
+        raise BackendError(f"{message}; name another backend, or none for the best that works") from error
 
 
 class TritonBackend(Backend):
@@ -93,7 +93,7 @@ class TritonBackend(Backend):
             )
         try:
             from .. import triton_kernels
-        except (ImportError, RuntimeError, OSError) as error:
+        except Exception as error:  # absent, broken, or made for another Python or NumPy
             return False, f"Triton can't be imported ({_first_line(error)}); pip install 'sca_kernels[triton]'"
         if device.type == "cpu":
             return triton_kernels.INTERPRETED, "Triton's interpreter (TRITON_INTERPRET=1 when Triton is imported)"

@@ -12,13 +12,14 @@ from torch import nn as tnn
 from .. import checks
 from .. import functional as F
 from ..surrogates import Surrogate
+from ..torch_private import graph_task
 from .activity import Activity
 from .group import ChannelGroup, check_group, check_time_major, gathered
 
 
 def is_recomputing() -> bool:
     """Whether activation checkpointing is repeating this forward pass inside a backward pass."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and graph_task() != -1
 
 
 class NeuronModule(tnn.Module):

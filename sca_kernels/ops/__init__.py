@@ -10,7 +10,6 @@ from .batch_norm import batch_norm_backward, batch_norm_forward
 from .bitpack import pack_spikes, unpack_spikes
 from .channel_conv import channel_conv2d, channel_conv2d_backward
 from .channel_conv import channel_conv2d_by_torch as channel_conv2d_by_torch
-from .common import is_plain as is_plain
 from .common import transformed as transformed
 from .flops import register as _register_flops
 from .neuron import neuron_backward, neuron_forward

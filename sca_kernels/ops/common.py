@@ -10,10 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.overrides import has_torch_function
 
 from ..backends.base import Forward
 from ..layout import empty_activation, empty_state, state_dtype
+from ..torch_private import (
+    applied_in_transform,
+    below_autograd,
+    disable_dynamo,
+    has_schema,
+    in_forward_mode,
+    in_transform,
+    is_unwatched,
+)
 from .checks import check_tensors
 
 
@@ -55,60 +63,15 @@ def passes_nan(device_type: str) -> bool:
     return torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16
 
 
-# What the dispatcher goes by, where nobody but autograd has a say: the keys of ordinary tensors (and of those made in
-# inference mode), and what is on for all calls.
-_KEY, _KEYS = torch._C.DispatchKey, torch._C.DispatchKeySet
-_ORDINARY = frozenset(
-    keys.raw_repr()
-    for device, autograd, autocast in (
-        (_KEY.CPU, _KEY.AutogradCPU, _KEY.AutocastCPU),
-        (_KEY.CUDA, _KEY.AutogradCUDA, _KEY.AutocastCUDA),
-    )
-    for bare in [_KEYS(device) | _KEYS(autocast)]
-    for keys in (bare, bare | _KEYS(autograd) | _KEYS(_KEY.ADInplaceOrView))
-)
-_ALWAYS = frozenset(
-    keys.raw_repr() for keys in (_KEYS(_KEY.BackendSelect), _KEYS(_KEY.BackendSelect) | _KEYS(_KEY.ADInplaceOrView))
-)
-
-
-def _unwatched(arguments: tuple[Any, ...]) -> bool:
-    """Whether the dispatcher would do nothing with a call but to run it, recorded by autograd or not: no compiler,
-    tracer, transform, mode, profiler or subclass is to see it."""
-    if (
-        torch.compiler.is_compiling()
-        or has_torch_function(arguments)
-        or torch.autograd._profiler_enabled()
-        or forward_ad._current_level >= 0
-        or torch._C._dispatch_tls_local_include_set().raw_repr() not in _ALWAYS
-        or (torch.is_grad_enabled() and torch._C._dispatch_tls_is_dispatch_key_excluded(_KEY.AutogradOther))
-    ):
-        return False
-    for z in arguments:
-        if isinstance(z, Tensor) and torch._C._dispatch_keys(z).raw_repr() not in _ORDINARY:
-            return False
-    return True
-
-
 def transformed() -> bool:
     """Whether a transform of torch.func (grad, vmap, jvp, ...) or automatic differentiation in forward mode is at
     work."""
-    if torch.compiler.is_compiling():
-        return False
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-
-
-def is_plain(z: Tensor) -> bool:
-    """Whether z has its elements in memory of its own: not sparse, quantized, a subclass that only stands for others,
-    or what a transform of torch.func hands out."""
-    keys = torch._C._dispatch_keys(z)
-    special = keys.has(_KEY.Python) or torch._C._functorch.is_functorch_wrapped_tensor(z)
-    return z.layout is torch.strided and not z.is_quantized and not special
+    return not torch.compiler.is_compiling() and (in_forward_mode() or in_transform())
 
 
 def _has_tangent(arguments: tuple[Any, ...]) -> bool:
     """Whether an argument carries a derivative of forward mode."""
-    return forward_ad._current_level >= 0 and any(
+    return in_forward_mode() and any(
         isinstance(z, Tensor) and z.is_floating_point() and forward_ad.unpack_dual(z).tangent is not None
         for z in arguments
     )
@@ -147,17 +110,17 @@ class Operator:
         self.is_first = not hasattr(torch.ops.sca_kernels, implementation.__name__)
         if self.is_first:
             torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
-            torch.library.impl(name, "CompositeExplicitAutograd", torch._disable_dynamo(filled))
+            torch.library.impl(name, "CompositeExplicitAutograd", disable_dynamo(filled))
         self.overload = getattr(torch.ops.sca_kernels, implementation.__name__).default
-        if not self.is_first and self.overload._schema != torch._C.parse_schema(name + schema):
+        if not self.is_first and not has_schema(self.overload, name + schema):
             raise ImportError(
                 f"{name}: another version of sca_kernels is loaded in this process; restart Python to use this one"
             )
-        self.direct = implementation
+        self.name, self.direct = implementation.__name__, implementation
         self.guard: Callable[..., None] | None = None
 
     def __call__(self, *arguments):
-        return (self.direct if _unwatched(arguments) else self.overload)(*arguments)
+        return (self.direct if is_unwatched(arguments) else self.overload)(*arguments)
 
     def guarded(self, guard: Callable[..., None]) -> Callable[..., None]:
         """Check the arguments of calls that come through the dispatcher, which anybody can make, with this function
@@ -184,11 +147,11 @@ class Operator:
                 transforms of torch.func are wanted, and, without ``backward``, where any derivative is. Without it
                 derivatives in forward mode are an error.
         """
-        name = self.overload._opname
+        name = self.name
 
         def recorded(compute: Callable[..., Any]) -> Callable[..., Any]:
             def below(*arguments):
-                with torch._C._AutoDispatchBelowAutograd():
+                with below_autograd():
                     return compute(*arguments)
 
             def forward(ctx, *arguments):
@@ -204,12 +167,6 @@ class Operator:
             members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
             function = type(name, (torch.autograd.Function,), members)
 
-            def apply_transformed(*arguments):
-                from torch._functorch.autograd_function import enable_single_level_autograd_function
-
-                with enable_single_level_autograd_function():
-                    return super(torch.autograd.Function, function).apply(*arguments)
-
             def run(*arguments):
                 if _has_tangent(arguments):
                     if by_torch is None:
@@ -219,7 +176,7 @@ class Operator:
                 if wanted and by_torch is not None and (backward is None or transformed()):
                     return by_torch(*arguments)
                 if wanted:
-                    return (apply_transformed if transformed() else function.apply)(*arguments)
+                    return applied_in_transform(function, arguments) if transformed() else function.apply(*arguments)
                 return below(*arguments)
 
             return run

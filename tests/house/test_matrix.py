@@ -49,6 +49,16 @@ def test_the_oldest_versions_are_those_that_the_package_asks_for(matrix):
     assert re.search(r'"triton>=([\d.]+)"', project)[1] == ".".join(map(str, oldest["triton"]))
 
 
+def test_the_package_names_the_pythons_of_the_rows(matrix):
+    classified = re.findall(r"Python :: (\d+\.\d+)", (ROOT / "pyproject.toml").read_text())
+    assert classified == sorted({row.python for row in matrix.ROWS}, key=parts)
+
+
+def test_the_pinned_versions_are_a_row(matrix):
+    pinned = dict(re.findall(r"^(torch|triton)==(\S+)", (ROOT / "constraints.txt").read_text(), re.M))
+    assert any((row.torch, row.triton) == (pinned["torch"], pinned["triton"]) for row in matrix.ROWS)
+
+
 def test_ci_compiles_by_tritons_as_old_and_as_new_as_those_of_the_matrix(matrix):
     compiled = sorted(parts(version) for version in (ROOT / ".ci" / "triton_versions").read_text().split())
     used = sorted(parts(row.triton) for row in matrix.ROWS)

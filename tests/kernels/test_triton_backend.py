@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from sca_kernels import backends, doctor
 from sca_kernels import functional as F
 from sca_kernels.backends import choose, registry
 from sca_kernels.backends.base import BackendError
+from sca_kernels.channels import Bits
 from sca_kernels.neurons import NEURONS
 from sca_kernels.surrogates import TABLE
 
@@ -138,9 +140,27 @@ def test_without_a_usable_driver_the_reason_is_its_first_line(pretended_gpu, mon
 def test_a_named_backend_that_cannot_compile_is_an_error_with_the_reason(pretended_gpu):
     pretended_gpu.append(RuntimeError("Failed to find C compiler. Please specify via CC.\ntrace"))
     with pytest.raises(
-        ValueError, match=r"can't run a neuron's kernels on cuda:0 \(Failed to find C compiler.*CC\.\)\. O"
+        ValueError, match=r"(?s)can't run a neuron's kernels on cuda:0 \(RuntimeError: Failed to find C.*trace\)\. O"
     ):
         choose("triton", "neuron_forward", OnGpu())
+
+
+@pytest.mark.parametrize("module", [None, object()], ids=["absent", "another Triton's"])
+def test_whatever_keeps_the_kernels_from_loading_is_the_reason(pretended_gpu, monkeypatch, backend, module):
+    monkeypatch.setitem(sys.modules, "sca_kernels.triton_kernels.multistep", module)
+    monkeypatch.delattr("sca_kernels.triton_kernels.multistep")
+    ok, reason = backend.supports(CUDA, torch.float32)
+    assert not ok
+    assert "Error: " in reason
+
+
+@pytest.mark.parametrize("text", ["device-side assert triggered", "out of memory"])
+def test_a_probe_on_a_lost_device_is_no_reason_to_go_on(pretended_gpu, backend, text):
+    pretended_gpu.append(RuntimeError(f"CUDA error: {text}"))
+    with pytest.raises(RuntimeError, match=text):
+        choose("", "neuron_forward", OnGpu())
+    pretended_gpu.clear()  # and nothing is kept of it
+    assert choose("", "neuron_forward", OnGpu()).name == "triton"
 
 
 def test_the_default_falls_back_and_logs_the_reason_once(pretended_gpu, caplog):
@@ -254,14 +274,48 @@ def test_whatever_goes_wrong_in_triton_is_a_backend_error_with_its_cause(error):
     assert f"{type(error).__name__}: {error}" in str(found)
 
 
+def test_the_log_holds_all_that_the_cause_said(monkeypatch, caplog):
+    best = choose("", "neuron_forward", torch.zeros(1))
+    if best.name == "reference":
+        pytest.skip("needs another backend than the reference")
+    cause = subprocess.CalledProcessError(255, ["ptxas", "-v"], output=b"ptxas info", stderr="line 9\nfatal: bad")
+
+    def fail(*arguments):
+        raise raised(cause)
+
+    monkeypatch.setattr(best, "neuron_forward", fail)
+    try:
+        with caplog.at_level(logging.WARNING):
+            F.lif(torch.zeros(2, 1, 3))
+    finally:
+        best.failures.clear()
+    (record,) = caplog.records
+    assert all(line in record.getMessage() for line in ("exit status 255", "ptxas info", "line 9\nfatal: bad"))
+
+
+def test_sizes_are_no_kinds_of_their_own():
+    x = torch.zeros(16)
+    kinds = {backends._kind(("unpack_spikes", x, numel, x.dtype)) for numel in range(100, 10_000)}
+    assert len(kinds) == len({1, 2, 4, 8, 16})
+    kept = [Bits(torch.zeros(2, dtype=torch.uint8), (m, 1, 2, 2), True) for m in (1, 2, 3)]
+    assert len({backends._kind(bits) for bits in kept}) == 1
+    layouts = (
+        torch.zeros(2, 2, 4, 3, 3),
+        torch.zeros(4, 4, 3, 3).to(memory_format=torch.channels_last).unflatten(0, (2, 2)),
+    )
+    assert len({backends._kind(z) for z in layouts}) == 2
+
+
 @pytest.mark.parametrize(
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
         RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        MemoryError(),
     ],
-    ids=["out of memory", "illegal access", "assert"],
+    ids=["out of memory", "illegal access", "assert", "no memory for a kernel", "host memory"],
 )
 def test_a_lack_of_memory_and_a_crashed_device_are_told_as_they_are(error):
     assert raised(error) is error

@@ -66,6 +66,9 @@ def measure(config: BenchConfig, command: str, progress: Callable[[str], None] =
         pass, parameters left out; None in inference), ``peak_bytes`` (of one step, beyond what there was before; see
         :func:`sca.bench.memory.allocated`), ``backends`` (those of ours that ran it) and the fields of :class:`Party`.
         A party that was not timed has None and a note.
+
+    Raises:
+        ValueError: a kernel failed, so that another backend took its place.
     """
     told = conditions(command)
     if torch.device(config.device).type == "cuda":
@@ -113,6 +116,8 @@ def _setting(
             }
             if party.net is not None:
                 figure["backends"] = doctor.backends_of(steps[id(party)])
+                if failed := doctor.failures():  # another backend stood in: no figure of ours
+                    raise ValueError(f"backend: kernels failed, so that another stood in for them: {'; '.join(failed)}")
                 figure["samples_per_second"] = speeds[id(party)].to_dict()
                 party.net.zero_grad()  # the gradients of the last step are freed before the next one's memory peaks
                 figure["peak_bytes"] = allocated(steps[id(party)], config.device).peak

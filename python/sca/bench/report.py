@@ -56,7 +56,7 @@ def table(result: dict[str, Any]) -> Group:
             gain = f"{speed['median'] / _dense(result, figure)['samples_per_second']['median']:.2f}"
             shown.add_row(
                 *setting,
-                figure["party"],
+                _known(figure),
                 f"{figure['active']:.0%}",
                 f"{speed['median']:,.1f}",
                 f"{speed['p20']:,.1f} to {speed['p80']:,.1f}",
@@ -65,6 +65,12 @@ def table(result: dict[str, Any]) -> Group:
             )
         tables.append(shown)
     return Group(*tables)
+
+
+def _known(figure: Figure) -> str:
+    """A party and the backend that ran it, where it is ours."""
+    backends = figure.get("backends")  # not recorded in files of before
+    return f"{figure['party']} ({', '.join(backends)})" if backends else figure["party"]
 
 
 def plot(path: Path, result: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from sca_kernels import functional
 from sca_kernels.nn import ChannelGroup
+from sca_kernels.torch_private import disable_dynamo
 
 from .fresh_state import fresh_states, is_optimizer, within
 from .groups import Axis
@@ -166,7 +167,7 @@ class ActiveOptimizer:
                     named["closure"] = functools.partial(_on_full_tensors, named["closure"], aside)
                 return method(*closures, **named)
 
-        active = torch._disable_dynamo(active)  # tensors change their sizes here, which a compiled step can't follow
+        active = disable_dynamo(active)  # tensors change their sizes here, which a compiled step can't follow
         active._active_optimizer = self
         return types.MethodType(active, optimizer)
 
