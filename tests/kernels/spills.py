@@ -1,4 +1,4 @@
-"""Bytes of local memory per thread that kernels of ``test_triton_versions.py`` may take: spills of at most six registers.
+"""Bytes of local memory per thread that kernels of ``test_triton_versions.py`` may take: spills of up to six registers.
 The test wants exactly these, so a new spill fails, and so does one that is gone.
 """
 

@@ -8,19 +8,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from .groups import Axis, Members, carried, is_depthwise
 from .wrappers import named_modules
 
 __all__ = ["LayerCost", "RateRecorder", "channel_costs", "connections", "weight_layers"]
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 Masks = Mapping[str, Tensor]
 
 
 def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Convolutions and linear layers of a model by name, grouped or not: those whose weights and operations count."""
-    return {name: m for name, m in named_modules(model) if isinstance(m, _ConvNd | nn.Linear)}
+    return {name: m for name, m in named_modules(model) if isinstance(m, (*_CONVOLUTIONS, nn.Linear))}
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def input_channels(layer: nn.Module) -> int:
     group = carried(layer, "in_group")
     if group is not None:
         return group.num_channels
-    return layer.in_channels if isinstance(layer, _ConvNd) else layer.in_features
+    return layer.in_channels if isinstance(layer, _CONVOLUTIONS) else layer.in_features
 
 
 def weights_per_pair(layer: nn.Module) -> int:
