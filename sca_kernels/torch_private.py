@@ -73,7 +73,7 @@ def is_unwatched(arguments: tuple[Any, ...]) -> bool:
         or (torch.is_grad_enabled() and _excluded(_KEY.AutogradOther))
     ):
         return False
-    for z in arguments:  # noqa: SIM110  every call of a layer comes by here, and a generator costs more
+    for z in arguments:  # noqa: SIM110  every call of a layer comes by here
         if isinstance(z, Tensor) and _keys_of(z).raw_repr() not in _ORDINARY:
             return False
     return True

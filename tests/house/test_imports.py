@@ -201,7 +201,7 @@ def private_names(source: str) -> list[str]:
             named = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             named = [alias.name for alias in node.names if inside(alias.name, "torch")]
-        found |= {name for name in named if "._" in name}
+        found |= {name for name in named if "._" in name and name.rpartition(".")[2] not in BASES}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
             chain = ast.unparse(node)
