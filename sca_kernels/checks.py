@@ -16,6 +16,8 @@ LARGEST = torch.finfo(torch.float32).max
 """Numbers enter kernels in float32."""
 MOST = 2**31 - 1
 """Sizes of a layer and time steps are counted in 32 bits."""
+DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
+"""Those of activations and weights; float8 and its like are floating-point to torch, which computes nothing in them."""
 
 
 def describe(z: object) -> str:
@@ -98,7 +100,7 @@ def device(name: str, value: Any) -> torch.device:
     """A torch.device, or what names one."""
     try:
         return torch.device(value)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # the last two of an int too large
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{name}: expected a torch.device or its name, got {shown(value)}") from error
 
@@ -110,7 +112,7 @@ def weights(layer: Callable[..., Any], *arguments: Any, **named: Any) -> dict[st
     given = bound.arguments
     boolean("bias", given["bias"])
     dtype = given["dtype"]
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in DTYPES):
         raise TypeError(f"dtype: expected a floating-point dtype or None, got {shown(dtype)}")
     if given["device"] is not None:
         device("device", given["device"])

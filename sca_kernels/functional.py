@@ -510,7 +510,7 @@ def unpack_spikes(
 # --- checks --------------------------------------------------------------------------------
 
 
-_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
+_DTYPES = checks.DTYPES
 
 
 def _remembered(check: Callable[..., Any]) -> Callable[..., Any]:
@@ -788,7 +788,7 @@ def _path(
     """The path of a convolution: as named, or as measured among those that it can take, of which ``dense`` is one."""
     check_path(path)
     height, width = output_size(frames.shape, weight.shape, geometry)
-    if height < 1 or width < 1:
+    if min(height, width, *frames.shape[2:]) < 1:
         kernel = tuple(weight.shape[2:])
         raise ValueError(f"x: expected room for a kernel of {kernel}, {geometry}, got {_describe(frames)}")
     channels_last = frames.is_contiguous(memory_format=torch.channels_last)
