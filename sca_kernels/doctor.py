@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -82,6 +83,29 @@ def _outcome(backend: Backend, device: torch.device, dtype: torch.dtype) -> tupl
     except Exception as raised:  # a report never ends in a traceback
         error = f"{type(raised).__name__}: {raised}"
     return (True, f"{reason}, self-test passed") if error is None else (None, f"self-test failed: {error}")
+
+
+@functools.cache
+def compile_problem(device: str = "cpu") -> str | None:
+    """Why torch.compile can't be used for a device here; None where it can. It needs a C++ compiler, and says so only in
+    a first call, at length: a small function is compiled, once per process."""
+    try:
+        torch.compile(_doubled)(torch.ones(2, device=device))
+    except Exception as error:  # each of its parts has its own kind
+        lines = (line.strip() for line in str(error).splitlines())
+        return next(filter(None, lines), type(error).__name__)[:200]
+    return None
+
+
+def _doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def compile_row() -> Row:
+    """Whether torch.compile works on the CPU; apart from :func:`report`, for it takes seconds."""
+    problem = compile_problem()
+    fix = "" if problem is None else "install a C++ compiler (g++), or name one in CXX"
+    return Row("torch.compile", problem is None, problem or "compiles for the CPU", fix)
 
 
 def backends_of(function: Callable[[], Any]) -> list[str]:

@@ -69,6 +69,20 @@ def test_report_tells_every_dtype_and_what_raises_instead_of_a_traceback(monkeyp
     assert "OSError: no driver" in row.detail
 
 
+def test_compile_row_tells_the_first_line_of_what_torch_compile_says(monkeypatch):
+    def broken(function):
+        raise RuntimeError("\n  Failed to find C++ compiler. Please specify via CXX.\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    doctor.compile_problem.cache_clear()
+    try:
+        row = doctor.compile_row()
+    finally:
+        doctor.compile_problem.cache_clear()
+    assert (row.on, row.detail) == (False, "Failed to find C++ compiler. Please specify via CXX.")
+    assert "CXX" in row.fix
+
+
 def test_backends_of_names_those_that_ran():
     x = torch.zeros(2, 1, 3)
     assert doctor.backends_of(lambda: F.lif(x, backend="reference")) == ["reference"]

@@ -16,6 +16,6 @@ def doctor() -> None:
     table = Table("backend", "on", title="sca doctor")
     for name in ("detail", "fix"):
         table.add_column(name, overflow="fold")  # a command is told to its end
-    for row in kernels_doctor.report():
+    for row in (*kernels_doctor.report(), kernels_doctor.compile_row()):
         table.add_row(row.name, "yes" if row.on else "no", row.detail, row.fix)
     terminal().print(table)

@@ -10,6 +10,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
+from sca_kernels import doctor
+
 from ..data import DATASETS
 from ..models import MODELS
 from ..models.parts import check_neuron
@@ -58,20 +60,13 @@ def check_device(device: str) -> None:
 
 
 def check_compile(device: str) -> None:
-    """ValueError unless torch.compile works for this device here: it needs a compiler, and says so only in a first
-    step, at length."""
-    try:
-        torch.compile(_doubled)(torch.ones(2, device=device))
-    except Exception as error:  # each of its parts has its own kind
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """ValueError unless torch.compile works for this device here."""
+    problem = doctor.compile_problem(device)
+    if problem is not None:
         raise ValueError(
-            f"compile: torch.compile does not work here ({reason[:200]}); install a C++ compiler (g++), or leave "
+            f"compile: torch.compile does not work here ({problem}); install a C++ compiler (g++), or leave "
             "--compile out"
-        ) from error
-
-
-def _doubled(x: torch.Tensor) -> torch.Tensor:
-    return x * 2
+        )
 
 
 def fast_precision(device: str) -> str:
