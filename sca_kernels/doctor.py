@@ -87,8 +87,8 @@ def _outcome(backend: Backend, device: torch.device, dtype: torch.dtype) -> tupl
 
 @functools.cache
 def compile_problem(device: str = "cpu") -> str | None:
-    """Why torch.compile can't be used for a device here; None where it can. It needs a C++ compiler, and says so only in
-    a first call, at length: a small function is compiled, once per process."""
+    """Why torch.compile can't be used for a device here; None where it can. It needs a C++ compiler, and says so only
+    in a first call, at length: a small function is compiled, once per process."""
     try:
         torch.compile(_doubled)(torch.ones(2, device=device))
     except Exception as error:  # each of its parts has its own kind
