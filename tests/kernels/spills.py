@@ -1,1 +1,44 @@
-PERMITTED = {}
+"""Bytes of local memory of a thread that kernels of ``test_triton_versions.py`` may take: a few registers spilled. The
+test wants exactly these, so a new spill fails, and so does one that is gone.
+"""
+
+PERMITTED = {
+    ("3.5.1", 80, "77 channels_last bf16 T=4"): {"deviations_kernel 1": 8},
+    ("3.5.1", 80, "maps bf16 T=16"): {"backward_kernel 2": 8},
+    ("3.5.1", 86, "38 channels_last bf16 T=4"): {"backward_kernel 2": 8},
+    ("3.5.1", 86, "64 channels_last fp32 T=8 alone"): {"forward_kernel 1": 8},
+    ("3.5.1", 89, "maps bf16 T=16"): {"backward_kernel 2": 8},
+    ("3.5.1", 90, "38 channels_last fp32 T=16"): {"forward_kernel 1": 8},
+    ("3.5.1", 90, "64 channels_last bf16 T=16"): {"forward_kernel 1": 16},
+    ("3.5.1", 90, "77 channels_last bf16 T=16"): {"forward_kernel 1": 16},
+    ("3.5.1", 90, "77 channels_last fp32 T=16"): {"forward_kernel 1": 8},
+    ("3.5.1", 90, "small maps bf16 T=16"): {"forward_kernel 1": 16},
+    ("3.5.1", 100, "38 channels_last fp32 T=16"): {"forward_kernel 1": 8},
+    ("3.5.1", 100, "64 channels_last bf16 T=16"): {"forward_kernel 1": 8},
+    ("3.5.1", 120, "64 channels_last fp32 T=16"): {"backward_kernel 1": 16},
+    ("3.5.1", 120, "small maps bf16 T=16"): {"forward_kernel 1": 16},
+    ("3.6.0", 80, "77 channels_last bf16 T=4"): {"deviations_kernel 1": 8},
+    ("3.6.0", 89, "38 channels_last bf16 T=4"): {"backward_kernel 2": 8},
+    ("3.6.0", 90, "maps bf16 T=4"): {"backward_kernel 2": 8},
+    ("3.6.0", 90, "maps fp32 T=16"): {"backward_kernel 1": 8},
+    ("3.6.0", 90, "maps fp32 T=8"): {"forward_kernel 1": 8},
+    ("3.7.1", 80, "maps fp32 T=16"): {"backward_kernel 1": 8},
+    ("3.7.1", 86, "maps fp32 T=16"): {"backward_kernel 1": 8},
+    ("3.7.1", 90, "maps bf16 T=4"): {"backward_kernel 2": 8},
+    ("3.7.1", 90, "maps bf16 T=8"): {"forward_kernel 1": 24},
+    ("3.7.1", 90, "maps fp32 T=16"): {"backward_kernel 1": 8},
+    ("3.7.1", 90, "maps fp32 T=8"): {"forward_kernel 1": 8},
+    ("3.7.1", 100, "77 channels_last bf16 T=16"): {"backward_kernel 1": 16},
+    ("3.7.1", 120, "38 channels_last bf16 T=16"): {"backward_kernel 1": 8, "backward_kernel 2": 8},
+    ("3.7.1", 120, "convolution bf16 77"): {"weight_gradient_kernel 1": 8},
+    ("3.9.0", 80, "convolution bf16 64"): {"correlate_kernel 1": 24, "correlate_kernel 2": 24},
+    ("3.9.0", 80, "convolution fp32 64"): {"correlate_kernel 1": 16, "correlate_kernel 2": 8},
+    ("3.9.0", 80, "maps fp32 T=16"): {"backward_kernel 1": 8},
+    ("3.9.0", 89, "maps bf16 T=8"): {"backward_kernel 1": 8},
+    ("3.9.0", 89, "maps fp32 T=16"): {"backward_kernel 1": 8},
+    ("3.9.0", 90, "38 channels_last bf16 T=16"): {"forward_kernel 1": 8},
+    ("3.9.0", 100, "38 channels_last bf16 T=4"): {"backward_kernel 2": 8},
+    ("3.9.0", 100, "small maps bf16 T=16"): {"forward_kernel 1": 8},
+    ("3.9.0", 120, "convolution bf16 listed"): {"weight_gradient_kernel 1": 16},
+}
+"""(Triton, compute capability, case) -> kernel and which of its name in the case -> bytes."""
