@@ -1,5 +1,5 @@
-"""Bytes of local memory per thread that kernels of ``test_triton_versions.py`` may take: spills of up to six registers.
-The test wants exactly these, so a new spill fails, and so does one that is gone.
+"""Bytes of local memory of a thread that kernels of ``test_triton_versions.py`` may take: a few registers spilled. The
+test wants exactly these, so a new spill fails, and so does one that is gone.
 """
 
 PERMITTED = {

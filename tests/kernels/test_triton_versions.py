@@ -208,12 +208,13 @@ def test_accesses_are_counted_in_bytes():
     assert sorted(stores.elements()) == [16]
 
 
-def test_narrower_stores_are_found():
+def test_narrower_accesses_are_found():
     class Kernel:
-        name, asm = (
-            "forward_kernel",
-            {"ptx": "ld.global.v4.b32 {}, [a];\n st.global.b64 [b], c;\n st.global.b16 [b], c;"},
-        )
+        def __init__(self, load: str, store: str) -> None:
+            self.name = "forward_kernel"
+            self.asm = {"ptx": f"ld.global.{load} {{}}, [a];\n st.global.b64 [b], c;\n st.global.{store} [b], c;"}
 
-    assert [found[:2] for found in broken_up([Kernel], {"forward_kernel": 16})] == [("forward_kernel", 16)]
-    assert not broken_up([Kernel], {"forward_kernel": 2})
+    wide, torn, narrow = Kernel("v4.b32", "v4.b32"), Kernel("v4.b32", "b16"), Kernel("v2.b32", "v4.b32")
+    assert [found[0] for found in broken_up([wide, torn, narrow], {"forward_kernel": 16})] == ["forward_kernel"] * 2
+    assert not broken_up([wide], {"forward_kernel": 16})
+    assert not broken_up([Kernel("b16", "b16")], {"forward_kernel": 2})
