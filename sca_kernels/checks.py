@@ -125,7 +125,7 @@ def elements(name: str, sizes: Sequence[int]) -> None:
 
 def is_traced(z: Any) -> bool:
     """Whether z stands for a tensor while a network is traced: modules let it pass to the functions that know it."""
-    return not isinstance(z, Tensor | type) and hasattr(z, "__torch_function__")
+    return not isinstance(z, (Tensor, type)) and hasattr(z, "__torch_function__")
 
 
 def is_plain(z: Any) -> bool:
