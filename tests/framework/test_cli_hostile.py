@@ -14,6 +14,9 @@ import pytest
 import typer.main
 
 import sca.bench
+import sca.cli.cells
+import sca.cli.display
+import sca.cli.load
 import sca.training
 from sca.bench import BenchConfig
 from sca.bench.table1 import Table1Config
@@ -46,7 +49,8 @@ def nothing_is_trained(tmp_path, monkeypatch) -> Iterator[None]:
 
     monkeypatch.setattr(sca.training, "run", reached)
     monkeypatch.setattr(sca.training, "Trainer", reached)
-    monkeypatch.setattr(sca.training, "load_data", lambda config: None)
+    for module in (sca.training, sca.cli.load):  # loaded before: at its first use it would keep what stands in here
+        monkeypatch.setattr(module, "load_data", lambda config: None)
     monkeypatch.setattr(sca.bench, "measure", reached)
     monkeypatch.chdir(tmp_path)
     yield
