@@ -14,6 +14,8 @@ from torch import Tensor
 
 LARGEST = torch.finfo(torch.float32).max
 """Numbers enter kernels in float32."""
+FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
+"""What is computed in; not the eight-bit ones."""
 MOST = 2**31 - 1
 """Sizes of a layer and time steps are counted in 32 bits."""
 
@@ -98,7 +100,7 @@ def device(name: str, value: Any) -> torch.device:
     """A torch.device, or what names one."""
     try:
         return torch.device(value)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{name}: expected a torch.device or its name, got {shown(value)}") from error
 

@@ -492,7 +492,7 @@ def unpack_spikes(
 _CURRENT_LEVEL = getattr(torch._C._functorch, "maybe_current_level", lambda: None)
 _IS_BATCHED = getattr(torch._C._functorch, "is_batchedtensor", lambda z: False)
 
-_DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
+_DTYPES = checks.FLOATS
 
 
 def _remembered(check: Callable[..., Any]) -> Callable[..., Any]:
@@ -597,6 +597,8 @@ def _check_norm(
             if not is_plain(momentum) or momentum.dim() or not momentum.is_floating_point():
                 raise TypeError(f"momentum: expected a number, or a tensor of one, got {_describe(momentum)}")
             _check_device("momentum", momentum, x)
+            if momentum.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would be waited for
+                checks.number("momentum", momentum.item())
         else:
             momentum = float(checks.number("momentum", momentum))
     uses_batch = training or running_mean is None
@@ -785,7 +787,7 @@ def _path(
     """The path of a convolution: as named, or as measured among those that it can take."""
     check_path(path)
     height, width = output_size(frames, weight, geometry)
-    if height < 1 or width < 1:
+    if height < 1 or width < 1 or 0 in frames.shape[2:]:
         kernel = tuple(weight.shape[2:])
         raise ValueError(f"x: expected room for a kernel of {kernel}, {geometry}, got {_describe(frames)}")
     possible = paths.possible(weight, geometry, dtype, frames.is_contiguous(memory_format=torch.channels_last))

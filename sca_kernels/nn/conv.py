@@ -91,8 +91,10 @@ class ChannelConv2d(KeepsGathered, tnn.Conv2d):
         left, right, top, bottom = self._reversed_padding_repeated_twice
         if self.padding_mode == "zeros" and (left, top) == (right, bottom):
             return
-        if not checks.is_plain(x) or not x.is_floating_point():
+        if not checks.is_plain(x) or x.dtype not in checks.FLOATS:
             raise TypeError(f"x: expected a floating-point tensor, got {checks.describe(x)}")
+        if 0 in x.shape[-3:]:
+            raise ValueError(f"x: expected at least one channel and one position, got {tuple(x.shape)}")
         if self.padding_mode in ("reflect", "circular"):
             least = self.padding_mode == "reflect"  # whose border does not repeat the edge
             if max(left, right) + least > x.shape[-1] or max(top, bottom) + least > x.shape[-2]:

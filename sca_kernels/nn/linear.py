@@ -57,7 +57,7 @@ class ChannelLinear(KeepsGathered, tnn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [*, active input features] (or all: the active ones are then selected) -> [*, active output channels]."""
-        if not checks.is_traced(x) and not (checks.is_plain(x) and x.is_floating_point()):
+        if not checks.is_traced(x) and not (checks.is_plain(x) and x.dtype in checks.FLOATS):
             raise TypeError(f"x: expected a floating-point tensor [*, features], got {checks.describe(x)}")
         if x.dim() == 0 or x.device != self.weight.device:
             raise ValueError(f"x: expected [*, features] on {self.weight.device}, got {checks.describe(x)}")

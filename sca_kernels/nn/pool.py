@@ -69,7 +69,7 @@ class MaxPool2d(tnn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [M, C, H, W] -> [M, C, H', W']."""
-        if not checks.is_traced(x) and not (checks.is_plain(x) and x.is_floating_point()):
+        if not checks.is_traced(x) and not (checks.is_plain(x) and x.dtype in checks.FLOATS):
             raise TypeError(f"x: expected a floating-point tensor [M, C, H, W], got {checks.describe(x)}")
         if x.dim() not in (3, 4):
             hint = "; a sequence [T, N, C, H, W] needs flatten(0, 1)" if x.dim() == 5 else ""
