@@ -10,7 +10,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
 # What the installed package depends on; a change here reinstalls (the install is editable: Python files need no more).
 NATIVE := pyproject.toml setup.py $(wildcard MANIFEST.in) sca_kernels/version.py $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: train test lint format bench build clean help
+.PHONY: train test lint format sanitize bench build clean help
 .DELETE_ON_ERROR:
 
 train: build ## train, prune and compact a spiking network on the embedded data set
@@ -26,6 +26,17 @@ lint: $(VENV)/.tools ## check style and format
 format: $(VENV)/.tools ## mend style and format where that is safe
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
+
+# Beside the usual build, which it leaves alone; the interpreter is no sanitized program, so their libraries come first.
+# torch leaks on purpose; NaN and Inf divide by zero as IEEE has it.
+SANITIZED := build/sanitized
+PRELOADED = $(shell $(CC) -print-file-name=libasan.so):$(shell $(CC) -print-file-name=libstdc++.so)
+sanitize: build ## run all kernel tests on a build with AddressSanitizer and UndefinedBehaviorSanitizer
+	SCA_KERNELS_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build --build-lib $(SANITIZED) --build-temp $(SANITIZED)-objects
+	export SCA_KERNELS_SANITIZE=address,undefined PYTHONPATH=$(CURDIR)/$(SANITIZED) LD_PRELOAD=$(PRELOADED) \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1; \
+	$(BIN)/python -c 'import sca_kernels._cpu as m; assert "$(SANITIZED)" in m.__file__, m.__file__' && \
+	$(BIN)/python -m pytest -o "pythonpath=$(SANITIZED) ." -n auto --dist worksteal tests/kernels $(ARGS)
 
 bench: $(VENV)/.peers ## measure against the peers, store the results, print the table
 	$(BIN)/python -m benchmarks.run $(ARGS)

@@ -36,6 +36,11 @@ FLAGS = [
     "-g0",
 ]
 
+# `make sanitize`: "address,undefined". The first finding ends the process, so that a test fails.
+SANITIZE = os.environ.get("SCA_KERNELS_SANITIZE", "")
+CHECKED = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
+FLAGS += [*CHECKED, "-O1", "-g1", "-fno-omit-frame-pointer"] if SANITIZE else []
+
 # Kernels compiled once per instruction set, in one binary, chosen at run time.
 ISA_FLAGS = {
     "isa_avx512.cpp": ["-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
@@ -194,7 +199,7 @@ class BuildExt(build_ext):
         except CompileError as error:
             raise CompileError(f"{error} (SCA_KERNELS_NO_NATIVE=1 installs without the compiled kernels)") from None
         target = self.get_ext_fullpath(ext.name)
-        self.compiler.link_shared_object(objects, target, extra_postargs=openmp, target_lang="c++")
+        self.compiler.link_shared_object(objects, target, extra_postargs=[*openmp, *CHECKED], target_lang="c++")
 
     def works(self, code: str, *flags: str) -> bool:
         """Whether a shared object can be made of ``code``."""

@@ -27,10 +27,16 @@ def test_case(case: Case, variant: dict[str, Any], benchmark, figures, pytestcon
     present = [name for name, party in parties.items() if party is not None]
     samples: dict[str, list[float]] = defaultdict(list)
 
-    def take(name: str) -> None:
-        samples[name].append(case.sample(parties[name]))
-
     ours, *peers = present
+    backends: dict[str, str | None] = {}
+
+    def take(name: str) -> None:
+        if name == ours:
+            value, backends[name] = case.sample_ours(parties[name])
+        else:
+            value = case.sample(parties[name])
+        samples[name].append(value)
+
     benchmark.group = case.id
     benchmark.pedantic(
         take,
@@ -53,6 +59,7 @@ def test_case(case: Case, variant: dict[str, Any], benchmark, figures, pytestcon
         {
             "shape": label(variant) or case.work,
             "variant": variant,
+            "backend": backends[ours],
             "parties": {name: summary(taken[name]) if name in taken else NOT_MEASURED for name in parties},
             "details": {name: parties[name].details for name in present if hasattr(parties[name], "details")},
             "ratios": ratios,

@@ -33,7 +33,7 @@ from sca_kernels.testing import activation
 
 from . import peers, results
 from .cases import COMPILE, OURS, SPIKINGJELLY, Bar, Case, label, returned
-from .measure import Party, clock, flip_rate, forward_backward, ratio, relative_error, require, summary
+from .measure import Party, clock, flip_rate, forward_backward, ratio, relative_error, require, sampled, summary
 from .run import table
 
 CUDNN = "cuDNN dense"
@@ -321,10 +321,15 @@ def take(case: Case, variant: dict[str, Any], rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
     parties = case.build(**variant)
     present = [name for name, party in parties.items() if party is not None]
+    backends: dict[str, str | None] = {}
     samples: dict[str, list[float]] = defaultdict(list)
     for _ in range(case.warmup + rounds):
         for name in present:
-            samples[name].append(case.sample(parties[name]))
+            if name.startswith(OURS):
+                value, backends[name] = case.sample_ours(parties[name])
+            else:
+                value = case.sample(parties[name])
+            samples[name].append(value)
     taken = {name: values[-rounds:] for name, values in samples.items()}
     ours, *others = present
     bars = {bar.peer: bar for bar in case.bars(**variant)}
@@ -337,6 +342,8 @@ def take(case: Case, variant: dict[str, Any], rounds: int) -> dict[str, Any]:
     return {
         "shape": label(variant) or case.work,
         "variant": variant,
+        "backend": backends[ours],
+        "backends": backends,
         "parties": {name: summary(taken[name]) if name in taken else results.NOT_MEASURED for name in parties},
         "ratios": ratios,
         "bars": {
@@ -378,7 +385,7 @@ def profile(chosen: Sequence[Case]) -> None:
         for variant in case.variants:
             party = case.build(**variant)[OURS]
             for _ in range(2):
-                party()
+                sampled(clock, party)
 
 
 def missing(known: dict[str, Case], folder: Path, device: str) -> list[str]:

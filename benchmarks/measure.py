@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from sca_kernels import doctor
+
 Party = Callable[[], float | None]
 
 
@@ -51,6 +53,21 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
 def flip_rate(spikes: Tensor, reference: Tensor) -> float:
     """Share of positions with another spike than the reference's."""
     return float((spikes != reference).double().mean())
+
+
+def sampled(sample: Callable[[Party], float], party: Party) -> tuple[float, str | None]:
+    """A sample of our party, and the backend whose operators ran in it; None where none did in this process (a whole
+    run of a command, an import, layers that leave everything to torch).
+
+    Raises:
+        AssertionError: several did, or the reference, or a kernel failed: what stood in for our kernels is not ours.
+    """
+    taken: list[float] = []
+    names = doctor.backends_of(lambda: taken.append(sample(party)))
+    require(len(names) < 2, f"one backend runs all of ours, not {', '.join(names)}")
+    require("reference" not in names, "kernels of ours run, not the reference (`sca doctor` tells why)")
+    require(not doctor.failures(), f"no kernel fails: {'; '.join(doctor.failures())}")
+    return taken[0], names[0] if names else None
 
 
 def require(ok: bool, claim: str) -> None:

@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from matplotlib.figure import Figure
+from sca.pictures import drawing, png
 
 from . import results
 
@@ -37,20 +37,21 @@ def plot(path: Path) -> None:
     """Write the picture."""
     devices = shares()
     heights = [len(rows) for rows in devices.values()]
-    figure = Figure(figsize=(9, len(devices) + 0.28 * sum(heights)), layout="constrained")
-    panels = figure.subplots(len(devices), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, (device, rows) in zip(panels, devices.items(), strict=True):
-        for at, (_, median, low, high) in enumerate(rows):
-            axes.barh(at, median, color="tab:green" if median >= 1 else "tab:red", alpha=0.7)
-            axes.plot([low, high], [at, at], color="black", linewidth=1)
-        axes.axvline(1, color="black", linestyle="--", linewidth=1)
-        axes.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=8)
-        axes.invert_yaxis()
-        axes.set_xscale("log")
-        axes.set_title(device, fontsize=9)
-        axes.margins(y=0.01)
-    panels[-1].set_xlabel("speed-up / bar (median; line: p20 to p80)")
-    figure.savefig(path, dpi=150)
+    with drawing() as figure_of:
+        figure = figure_of(figsize=(9, len(devices) + 0.28 * sum(heights)), layout="constrained", dpi=150)
+        panels = figure.subplots(len(devices), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, (device, rows) in zip(panels, devices.items(), strict=True):
+            for at, (_, median, low, high) in enumerate(rows):
+                axes.barh(at, median, color="tab:green" if median >= 1 else "tab:red", alpha=0.7)
+                axes.plot([low, high], [at, at], color="black", linewidth=1)
+            axes.axvline(1, color="black", linestyle="--", linewidth=1)
+            axes.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=8)
+            axes.invert_yaxis()
+            axes.set_xscale("log")
+            axes.set_title(device, fontsize=9)
+            axes.margins(y=0.01)
+        panels[-1].set_xlabel("speed-up / bar (median; line: p20 to p80)")
+        path.write_bytes(png(figure))
 
 
 if __name__ == "__main__":

@@ -100,12 +100,18 @@ def _text(summary: dict[str, float] | str, unit: str) -> str:
     return summary if isinstance(summary, str) else f"{summary['median']:.4g} {unit}"
 
 
+def _ours(figure: dict[str, Any], summary: dict[str, float] | str, unit: str) -> str:
+    """Our figure, and the backend that ran it; files of before it was recorded have none."""
+    backend = figure.get("backend")
+    return _text(summary, unit) + (f" ({backend})" if backend else "")
+
+
 def rows(result: dict[str, Any]) -> Iterator[Row]:
     """The table's lines for one result: one per bar, and one per party that has none."""
     for figure in result["figures"]:
         (_, ours), *peers = figure["parties"].items()
         if not peers:
-            yield Row(result["case"], figure["shape"], _text(ours, result["unit"]), "", "", "", "")
+            yield Row(result["case"], figure["shape"], _ours(figure, ours, result["unit"]), "", "", "", "")
         for name, time in peers:
             bar = figure["bars"].get(name, {})
             ratio = figure["ratios"].get(name)
@@ -114,7 +120,7 @@ def rows(result: dict[str, Any]) -> Iterator[Row]:
             yield Row(
                 result["case"],
                 figure["shape"],
-                _text(ours, result["unit"]),
+                _ours(figure, ours, result["unit"]),
                 f"{name}: {_text(time, result['unit'])}",
                 spread,
                 bar.get("text", ""),
@@ -123,22 +129,29 @@ def rows(result: dict[str, Any]) -> Iterator[Row]:
 
 
 def summary() -> str:
-    """The README's figures: one line for each case and each party that a bar names, one column per device."""
+    """The README's figures: one line for each case and each party that a bar names, and for SpikingJelly always; one
+    column per device."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
     devices = {}  # in order
     for result in stored():
         device = result["conditions"]["device"]
         devices[device] = None
-        peers = {name: bar["text"][:2] for figure in result["figures"] for name, bar in figure["bars"].items()}
+        peers = {
+            name: figure["bars"].get(name, {"text": ">="})["text"][:2]
+            for figure in result["figures"]
+            for name in figure["parties"]
+            if name in figure["bars"] or name.startswith("SpikingJelly")
+        }
         for peer, direction in peers.items():
             barred = [figure for figure in result["figures"] if peer in figure["bars"]]
-            ratios = [figure["ratios"][peer]["median"] for figure in barred if figure["ratios"].get(peer)]
+            known = barred or result["figures"]
+            ratios = [figure["ratios"][peer]["median"] for figure in known if figure["ratios"].get(peer)]
             shown = [f"{ratio:.3g}" for ratio in (ratios if len(ratios) <= 6 else (min(ratios), max(ratios)))]
             told = (", " if len(ratios) <= 6 else " to ").join(shown) or NOT_MEASURED
             reached = sum(bool(figure["bars"][peer]["reached"]) for figure in barred)
             kind = f"{peer} / ours" if direction == ">=" else f"ours / {peer}"
             line = cells.setdefault((f"{result['case']}: {result['work']}", kind), {})
-            line[device] = f"{told} ({reached} of {len(barred)})"
+            line[device] = f"{told} ({reached} of {len(barred)})" if barred else told
     if not cells:
         return f"{NOT_MEASURED}."
     lines = ["| | ratio | " + " | ".join(devices) + " |", "| --- | --- |" + " --- |" * len(devices)]

@@ -18,6 +18,8 @@ import sca
 from sca.bench.peers import spikingjelly_vgg
 from sca.bench.work import sgd, training_step
 
+from .measure import require
+
 CIFAR10 = os.environ.get("SCA_KERNELS_CIFAR10_DIR")
 BATCH = 32
 
@@ -37,8 +39,9 @@ class Run:
         with tempfile.TemporaryDirectory() as folder:
             command = [Path(sys.executable).with_name("sca"), "train", *self.arguments, "--out", folder]
             start = time.perf_counter()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            done = subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             seconds = time.perf_counter() - start
+            require("backend" not in done.stderr, f"no backend fails or is off: {done.stderr.strip()}")
             rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
             summary = json.loads((Path(folder) / "summary.json").read_text())
             del summary["cost"]  # of each layer: more than a result needs

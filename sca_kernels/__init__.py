@@ -7,6 +7,16 @@ from . import functional, nn, surrogates
 from .functional import NeuronOutput
 from .memory import reuse_host_memory
 from .surrogates import Surrogate
+from .threads import share_cores
 from .version import __version__
 
-__all__ = ["NeuronOutput", "Surrogate", "__version__", "functional", "nn", "reuse_host_memory", "surrogates"]
+__all__ = [
+    "NeuronOutput",
+    "Surrogate",
+    "__version__",
+    "functional",
+    "nn",
+    "reuse_host_memory",
+    "share_cores",
+    "surrogates",
+]

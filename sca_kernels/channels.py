@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,9 +27,87 @@ class Channels(NamedTuple):
     output: Tensor | None
 
 
+class _Facts(NamedTuple):
+    """A list of channels, and what is asked of it."""
+
+    listed: tuple[int, ...]
+    least: int
+    most: int
+    increasing: bool
+    unique: bool
+
+
+# By id, with the version that was looked at. A list on a device is read once; reading it means to wait for the device.
+_known: dict[int, tuple[weakref.ref[Tensor], int, _Facts]] = {}
+
+
+def _version(index: Tensor) -> int | None:
+    return None if index.is_inference() else index._version  # a tensor of inference mode has none
+
+
+def _remember(index: Tensor, facts: _Facts) -> None:
+    key = id(index)
+    _known[key] = weakref.ref(index, lambda _: _known.pop(key, None)), _version(index), facts
+
+
+def _facts(index: Tensor) -> _Facts | None:
+    """Of a list that has at least one entry; None while a CUDA graph is recorded, when it can't be read. A list that
+    is known, and has not been written to since, is not read again (one of inference mode on a CPU is: nothing tells
+    whether it was written to)."""
+    version = _version(index)
+    known = _known.get(id(index))
+    if known is not None and known[0]() is index and known[1] == version and (index.is_cuda or version is not None):
+        return known[2]
+    if index.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None
+    listed = tuple(index.tolist())
+    increasing = all(a < b for a, b in itertools.pairwise(listed))
+    facts = _Facts(listed, min(listed), max(listed), increasing, increasing or len(set(listed)) == len(listed))
+    _remember(index, facts)
+    return facts
+
+
+def check_values(name: str, index: Tensor, size: int, sorted_: bool = True) -> None:
+    """ValueError unless a 1-D int64 list names channels in [0, size), each once and, unless that does not matter, in
+    order. Read once per tensor and version: on a CUDA device the first call with a list waits for it, no other does.
+    """
+    if index.numel() == 0:
+        raise ValueError(f"{name}: expected at least one channel, got none")
+    facts = _facts(index)
+    if facts is None or (facts.least >= 0 and facts.most < size and (facts.increasing if sorted_ else facts.unique)):
+        return
+    kind = "sorted unique" if sorted_ else "unique"
+    raise ValueError(f"{name}: expected {kind} indices in [0, {size}), got {index.tolist()}")
+
+
+def same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two lists that :func:`check_values` has seen name the same channels."""
+    if a is None or b is None or a is b:
+        return a is b
+    first, second = _facts(a), _facts(b)
+    return first is None or second is None or first.listed == second.listed
+
+
+def on_device(index: Tensor, device: torch.device) -> Tensor:
+    """A list of channels on another device, known there without being read."""
+    moved = index.to(device)
+    if not torch.compiler.is_compiling() and moved is not index and index.numel():
+        facts = _facts(index)
+        if facts is not None:
+            _remember(moved, facts)
+    return moved
+
+
 def storage_order(x: Tensor) -> tuple[int, ...]:
-    """Permutation that makes x [M, C, H, W] contiguous in memory for its layout."""
-    return (0, 2, 3, 1) if x.is_contiguous(memory_format=torch.channels_last) else (0, 1, 2, 3)
+    """Permutation that makes x [M, C, H, W] contiguous in memory for its layout.
+
+    Maps of one position or one channel are both layouts; which one is meant, their strides tell, as they tell torch,
+    whose convolutions take another way for each.
+    """
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return (0, 1, 2, 3)
+    either = x.is_contiguous()
+    return (0, 1, 2, 3) if either and (x.stride(1) != 1 or x.stride(3) != x.shape[1]) else (0, 2, 3, 1)
 
 
 class Bits(NamedTuple):
@@ -111,9 +191,9 @@ def widen(z: Tensor, index: Tensor | None, width: int) -> Tensor:
     return full.zero_().index_copy_(1, index, z)
 
 
-def output_size(x: Tensor, weight: Tensor, geometry: Geometry) -> list[int]:
-    """Height and width of a convolution's output."""
-    sizes = zip(x.shape[2:], weight.shape[2:], *geometry[:3], strict=True)
+def output_size(x: Sequence[int], weight: Sequence[int], geometry: Geometry) -> list[int]:
+    """Height and width of a convolution's output, from the shapes of its input and its weight."""
+    sizes = zip(x[2:], weight[2:], *geometry[:3], strict=True)
     return [(size + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, padding, dilation in sizes]
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 LARGEST = torch.finfo(torch.float32).max
 """Numbers enter kernels in float32."""
-FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
-"""What is computed in; not the eight-bit ones."""
 MOST = 2**31 - 1
 """Sizes of a layer and time steps are counted in 32 bits."""
+DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
+"""Those of activations and weights; float8 and its like are floating-point to torch, which computes nothing in them."""
 
 
 def describe(z: object) -> str:
@@ -49,7 +49,7 @@ def boolean(name: str, value: Any) -> bool:
 
 def integer(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
     """An int in [least, most]; a NumPy integer counts as one, a bool does not."""
-    if not isinstance(value, int | torch.SymInt):
+    if not isinstance(value, (int, torch.SymInt)):
         if not isinstance(value, numbers.Integral):
             raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
         value = int(value)
@@ -72,7 +72,7 @@ def pair(name: str, value: Any, least: int) -> tuple[int, int]:
 
 def number(name: str, value: Any) -> int | float:
     """A finite number in the range of float32; a NumPy scalar counts as one, a bool does not."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
         value = float(value)
@@ -100,7 +100,7 @@ def device(name: str, value: Any) -> torch.device:
     """A torch.device, or what names one."""
     try:
         return torch.device(value)
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # the last two of an int too large
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{name}: expected a torch.device or its name, got {shown(value)}") from error
 
@@ -112,7 +112,7 @@ def weights(layer: Callable[..., Any], *arguments: Any, **named: Any) -> dict[st
     given = bound.arguments
     boolean("bias", given["bias"])
     dtype = given["dtype"]
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in DTYPES):
         raise TypeError(f"dtype: expected a floating-point dtype or None, got {shown(dtype)}")
     if given["device"] is not None:
         device("device", given["device"])
@@ -127,7 +127,7 @@ def elements(name: str, sizes: Sequence[int]) -> None:
 
 def is_traced(z: Any) -> bool:
     """Whether z stands for a tensor while a network is traced: modules let it pass to the functions that know it."""
-    return not isinstance(z, Tensor | type) and hasattr(z, "__torch_function__")
+    return not isinstance(z, (Tensor, type)) and hasattr(z, "__torch_function__")
 
 
 def is_plain(z: Any) -> bool:

@@ -18,15 +18,16 @@ import torch
 from torch import Tensor
 
 from . import backends, checks, ops, paths
-from .channels import Channels, Geometry, narrow, numel, output_size, storage_order
+from .channels import Channels, Geometry, check_values, narrow, numel, output_size, same, storage_order
 from .checks import describe as _describe
 from .checks import is_plain
 from .layout import collapse, dense_strides, spatial_size, state_dtype
 from .neurons import NeuronConfig
-from .ops.common import NotANumber
+from .ops.common import NotANumber, check_nan, passes_nan
 from .reference.batch_norm import prelude as affine_prelude
 from .surrogates import Surrogate, resolve
 from .sync import synchronized_moments
+from .torch_private import has_own_memory
 
 __all__ = [
     "NeuronOutput",
@@ -35,6 +36,7 @@ __all__ = [
     "batch_norm_lif",
     "batch_norm_neuron",
     "channel_conv2d",
+    "check_nan",
     "gather_weight",
     "if_neuron",
     "lif",
@@ -89,7 +91,7 @@ def neuron(
 
     Equivalent to, for each t: ``h = charge(v, x[t] * scale + shift)``; ``s[t] = h >= v_threshold``;
     ``v = v_reset if s[t] else h`` (``v_reset=None``: ``v = h - v_threshold * s[t]``). Only x is kept for the backward
-    pass, which recomputes h.
+    pass, which recomputes h. Differentiable once and in reverse mode, by torch.func too; a RuntimeError otherwise.
 
     Args:
         x: input current [T, N, C, *S].
@@ -112,11 +114,11 @@ def neuron(
 
     Raises:
         TypeError, ValueError: an argument is off; the message names it.
+        NotANumber: a potential became NaN, see :class:`check_nan`.
     """
     config = check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
     x, steps = _check_input(x, time_steps)
-    outputs = _run(
-        ops.neuron_forward,
+    outputs = ops.neuron_forward(
         x,
         steps,
         _vector("scale", scale, x),
@@ -154,7 +156,7 @@ def batch_norm_neuron(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     training: bool,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
     channel_mask: Tensor | None = None,
     neuron: str = "lif",
@@ -184,7 +186,8 @@ def batch_norm_neuron(
         weight, bias: [C] or None (gamma 1, beta 0).
         running_mean, running_var: [C] or None; updated in place when training.
         training: whether to use (and track) batch statistics.
-        momentum: weight of the new batch in the running statistics; a number, or a tensor of one on the device of x.
+        momentum: weight of the new batch in the running statistics; a number, or a tensor of one on the device of x,
+            which is then not waited for.
         eps: added to the variance, > 0.
         process_group: a torch.distributed group (True: the default one) over whose ranks batch statistics are taken.
         channel_mask, and all others: see :func:`neuron`.
@@ -209,17 +212,17 @@ def batch_norm_neuron(
         if process_group is not None:
             *moments, count = synchronized_moments(x, count, process_group)
             mean, var = (z.to(state_dtype(x)) for z in moments)
-            outputs = _run(ops.neuron_forward, x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
+            outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
         elif count == 0:  # nothing to normalise or to track, as in torch
             mean, var = (full((x.shape[2],), dtype=state_dtype(x)) for full in (x.new_zeros, x.new_ones))
-            outputs = _run(ops.neuron_forward, x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
+            outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
         else:
-            *outputs, mean, var = _run(ops.batch_norm_forward, x, steps, weight, bias, eps, *common)
+            *outputs, mean, var = ops.batch_norm_forward(x, steps, weight, bias, eps, *common)
         if running_mean is not None and (process_group is not None or count):
             _track(running_mean, running_var, mean, var, count, momentum)
     else:
         mean, var = _as_state(running_mean, x), _as_state(running_var, x)
-        outputs = _run(ops.neuron_forward, x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
+        outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
     return _output(outputs, return_v)
 
 
@@ -230,7 +233,7 @@ def batch_norm_lif(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     training: bool,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
     channel_mask: Tensor | None = None,
     **lif_arguments,
@@ -247,7 +250,7 @@ def batch_norm(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     training: bool,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
     process_group=None,
 ) -> Tensor:
@@ -272,6 +275,7 @@ def batch_norm(
     if not training or process_group is None:
         mean, var = (None, None) if running_mean is None else (_as_state(running_mean, x), _as_state(running_var, x))
         own = mean is running_mean and var is running_var and not isinstance(momentum, Tensor)
+        own = own and not passes_nan(x.device.type)
         own = own and (mean is None or not (_is_negated(mean) or _is_negated(var)))
         apart = training and running_mean is not None and not (own and count)
         if apart:  # torch moves none of another dtype, and none by a tensor: with momentum 1 it gives the batch's
@@ -311,7 +315,9 @@ def channel_conv2d(
 
     Equivalent to ``conv2d(x, weight[out_channels][:, in_channels], bias[out_channels])``, with the gradients of weight
     and bias full size and exactly zero for dormant channels. Under autocast it runs in the autocast dtype, as conv2d
-    does.
+    does. Derivatives of any order, in forward mode and by the transforms of torch.func are those of conv2d, and
+    computed by it; but the gradient of a weight that was taken from bits is not differentiated again (a RuntimeError
+    that names ``spike_input``).
 
     Args:
         x: [M, A, H, W] or time-major [T, N, A, H, W], A the number of active input channels (all C_in of them with
@@ -321,18 +327,23 @@ def channel_conv2d(
         stride, padding, dilation: one int or two.
         groups: 1, or any number while all channels are active, or C_in = C_out (depthwise: in_channels must equal
             out_channels).
-        in_channels, out_channels: sorted unique int64 indices of the active channels; None = all.
+        in_channels, out_channels: sorted unique int64 indices of the active channels; None = all. Their values are
+            looked at once per tensor (and again when it was written to): for a list of one's own on a CUDA device, the
+            first call waits for it; those of a :class:`~sca_kernels.nn.ChannelGroup` are known without.
         full_input: x holds all input channels; the active ones alone are read.
         full_output: the result holds all output channels, dormant ones zero.
         spike_input: True: x holds zeros and ones only, ValueError if not; one bit each is kept for the backward pass.
-            False: x is kept as it is. None: as bits where it holds nothing else, which is looked for where that
-            waits for no device (on CPUs, not while compiling).
+            A GPU is not waited for: there the error comes from a later call that packs or unpacks spikes on it (its own
+            backward pass at the earliest), once the device has found another value; until then the result of the
+            forward pass is right, the gradient of the weight not. False: x is kept as it is. None: as bits where it
+            holds nothing else, which is looked for where that waits for no device (on CPUs, not while compiling) and
+            hides behind the rest: where torch's own convolution runs on the whole weight, it would not.
         backend: see :func:`neuron`.
         path: ``gathered`` convolves by torch's own convolution, on gathered weights; ``winograd`` with 4/9 of the
-            multiplications (backend cpu; float32, 3x3, groups, stride and dilation 1, x channels_last; Lavin & Gray,
-            CVPR 2016); ``implicit`` by kernels that read and write x and the result through the index lists (backend
-            triton; x channels_last; groups 1 or depthwise; float32 as tf32 where ``torch.backends.cudnn`` allows that,
-            its default). None takes what was measured to be faster (:mod:`sca_kernels.paths`;
+            multiplications (backend cpu; float32, 3x3, groups, stride and dilation 1; Lavin & Gray, CVPR 2016);
+            ``implicit`` by kernels that read and write x and the result through the index lists (backend triton; x
+            channels_last; groups 1 or depthwise; float32 as tf32 where ``torch.backends.cudnn`` allows that, its
+            default). None takes what was measured to be faster (:mod:`sca_kernels.paths`;
             :func:`sca_kernels.nn.explain` tells).
 
     Returns:
@@ -358,8 +369,8 @@ def channel_conv2d(
         raise ValueError(f"groups: expected a divisor of the {weight.shape[0]} output channels, got {groups}")
     depthwise = groups > 1 and weight.shape[1] == 1 and weight.shape[0] == groups
     sizes = {"in_channels": weight.shape[1] * groups, "out_channels": weight.shape[0]}
-    in_channels = _check_index("in_channels", in_channels, sizes["in_channels"], x)
-    out_channels = _check_index("out_channels", out_channels, sizes["out_channels"], x)
+    in_channels = _check_index("in_channels", in_channels, sizes["in_channels"], x, "x")
+    out_channels = _check_index("out_channels", out_channels, sizes["out_channels"], x, "x")
     for name, index in (("in_channels", in_channels), ("out_channels", out_channels)):
         if index is not None and groups > 1 and not depthwise:
             raise ValueError(
@@ -379,19 +390,30 @@ def channel_conv2d(
     if frames.shape[1] != expected:
         kind = "" if full_input else "active "
         raise ValueError(f"x: expected {expected} {kind}input channels in dimension {x.dim() - 3}, got {_describe(x)}")
-    if not torch.compiler.is_compiling() and (_IS_BATCHED(x) or _IS_BATCHED(weight)):  # no layout to be had
-        raise _refused_transform("vmap")
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-    path = _path(path, backend, frames, dtype, weight, geometry, Channels(in_channels, out_channels))
-    if path != "implicit":
-        frames = narrow(frames, in_channels)
+    as_torch = ops.transformed()
+    if not as_torch:
+        path = _path(path, backend, frames, dtype, weight, geometry, Channels(in_channels, out_channels))
+        if path != "implicit":
+            frames = narrow(frames, in_channels)
     if autocast:
         frames, weight, bias = frames.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if as_torch:
+        y = ops.channel_conv2d_by_torch(frames, weight, bias, *geometry, in_channels, out_channels, full_output)
+        return y.unflatten(0, x.shape[:2]) if time_major else y
     frames = _dense_frames(frames)
+    copied = path == "winograd" and not frames.is_contiguous(memory_format=torch.channels_last)
+    if copied:
+        frames = frames.contiguous(memory_format=torch.channels_last)
     needed = torch.is_grad_enabled() and weight.requires_grad
+    spike_input = False if path == "dense" and spike_input is None else spike_input
     bits = _as_bits(frames, spike_input, backend) if needed else None
-    choices = full_output, path, bits, backend
-    y = _run(ops.channel_conv2d, frames, weight, bias, *geometry, in_channels, out_channels, *choices)
+    if path == "dense" and bits is None and not backend:
+        y = torch.conv2d(frames, weight, bias, *geometry)
+    else:
+        choices = full_output, "gathered" if path == "dense" else path, bits, backend
+        y = ops.channel_conv2d(frames, weight, bias, *geometry, in_channels, out_channels, *choices)
+    y = y.contiguous() if copied else y
     return y.unflatten(0, x.shape[:2]) if time_major else y
 
 
@@ -413,7 +435,6 @@ def gather_weight(
     """
     channels = _check_weight(weight, in_channels, out_channels)
     found = backends.find(check_backend(backend), weight.device, weight.dtype)
-    _check_values(found, channels, weight)
     return found.gather_weight(weight.detach().resolve_neg(), channels)
 
 
@@ -434,6 +455,7 @@ def put_weight(
         TypeError, ValueError: an argument is off; the message names it, and nothing is written.
     """
     channels = _check_weight(weight, in_channels, out_channels)
+    _plain("block", block)
     lists = zip(weight.shape[:2], channels[::-1], strict=True)
     expected = (*(size if index is None else index.numel() for size, index in lists), *weight.shape[2:])
     if not is_plain(block) or block.shape != expected or block.dtype != weight.dtype or block.device != weight.device:
@@ -441,23 +463,23 @@ def put_weight(
     if _is_sealed(weight):
         raise ValueError("weight: expected a tensor that can be changed, got one made in inference mode")
     found = backends.find(check_backend(backend), weight.device, weight.dtype)
-    _check_values(found, channels, weight)
     with torch.no_grad():
-        # What is lazily negated is written as its memory holds it.
-        block, full = (-block, torch._neg_view(weight)) if weight.is_neg() else (block.resolve_neg(), weight)
-        found.put_weight(block.detach(), full.detach(), channels)
+        full = weight.resolve_neg() if weight.is_neg() else weight  # lazily negated: by way of a copy
+        found.put_weight(block.resolve_neg().detach(), full.detach(), channels)
+        if full is not weight:
+            weight.copy_(full)
         if torch.compiler.is_compiling() or not weight.is_inference():  # such a weight has no version
             torch.autograd.graph.increment_version(weight)
 
 
 def pack_spikes(s: Tensor, backend: str | None = None) -> Tensor:
     """Spikes as bits: uint8 [ceil(numel / 8)], bit i of byte j is element 8 j + i in row-major order. ValueError if a
-    value is neither 0 nor 1."""
+    value is neither 0 nor 1; on a GPU, which is not waited for, from a later call that packs or unpacks."""
     if not is_plain(s) or s.dtype not in _DTYPES or s.is_meta:
         raise TypeError(f"s: expected a floating-point tensor of zeros and ones, got {_describe(s)}")
     backend = check_backend(backend)
     try:
-        return _run(ops.pack_spikes, s.detach(), backend)
+        return ops.pack_spikes(s.detach(), backend)
     except ValueError as error:
         if not str(error).startswith("spikes:"):
             raise
@@ -482,17 +504,13 @@ def unpack_spikes(
     size = numel(shape)
     if packed.shape != ((size + 7) // 8,):
         raise ValueError(f"packed: expected uint8 [{(size + 7) // 8}] for shape {shape}, got {_describe(packed)}")
-    return _run(ops.unpack_spikes, packed, size, dtype, check_backend(backend)).view(shape)
+    return ops.unpack_spikes(packed, size, dtype, check_backend(backend)).view(shape)
 
 
 # --- checks --------------------------------------------------------------------------------
 
 
-# Private names of torch; where a version lacks one, its own errors stand.
-_CURRENT_LEVEL = getattr(torch._C._functorch, "maybe_current_level", lambda: None)
-_IS_BATCHED = getattr(torch._C._functorch, "is_batchedtensor", lambda z: False)
-
-_DTYPES = checks.FLOATS
+_DTYPES = checks.DTYPES
 
 
 def _remembered(check: Callable[..., Any]) -> Callable[..., Any]:
@@ -526,28 +544,6 @@ def check_backend(backend: str | None) -> str:
     if not isinstance(backend, str):
         raise TypeError(f"backend: expected a name or None, got {_describe(backend)}")
     return backend
-
-
-def _run(operator: Callable[..., Any], *arguments: Any) -> Any:
-    """``operator(*arguments)``; where a transform of torch.func is on that it has no rule for, a TypeError says so."""
-    try:
-        return operator(*arguments)
-    except RuntimeError as error:
-        if _is_transformed():
-            raise _refused_transform(str(error).splitlines()[0]) from error
-        raise
-
-
-def _is_transformed() -> bool:
-    """Whether a transform of torch.func is on; False where this version of torch does not tell."""
-    return _CURRENT_LEVEL() is not None
-
-
-def _refused_transform(why: str) -> TypeError:
-    return TypeError(
-        "x: expected an ordinary tensor, got one inside a transform of torch.func (grad, vmap, jacrev, ...) that this "
-        f"operator has no rule for ({why}); use torch.autograd.grad, or a dimension of the batch"
-    )
 
 
 def _check_input(x: Tensor, time_steps: int | None) -> tuple[Tensor, int]:
@@ -597,7 +593,8 @@ def _check_norm(
             if not is_plain(momentum) or momentum.dim() or not momentum.is_floating_point():
                 raise TypeError(f"momentum: expected a number, or a tensor of one, got {_describe(momentum)}")
             _check_device("momentum", momentum, x)
-            if momentum.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would be waited for
+            read = type(momentum) is Tensor and momentum.device.type == "cpu"  # elsewhere it would be waited for
+            if read and not torch.compiler.is_compiling():
                 checks.number("momentum", momentum.item())
         else:
             momentum = float(checks.number("momentum", momentum))
@@ -648,8 +645,11 @@ def _track(
 
 @torch.no_grad()
 def _move(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor) -> None:
-    """Move running statistics towards others, in place; in the wider dtype of both."""
+    """Move running statistics towards others, in place; in the wider dtype of both. Where NaN may pass, what is not
+    finite moves nothing."""
+    finite = mean.isfinite() & var.isfinite() if passes_nan(mean.device.type) else None
     for running, new in ((running_mean, mean), (running_var, var)):
+        new = new if finite is None else torch.where(finite, new, running.to(new.dtype))
         weight = momentum.to(new.dtype) if isinstance(momentum, Tensor) else momentum
         if running.dtype == new.dtype:
             running.lerp_(new, weight)
@@ -683,9 +683,9 @@ def _as_state(p: Tensor, x: Tensor) -> Tensor:
     return p if p.dtype is dtype and p.is_contiguous() else p.to(dtype).contiguous()
 
 
-def _check_device(name: str, p: Tensor, x: Tensor) -> None:
+def _check_device(name: str, p: Tensor, x: Tensor, like: str = "x") -> None:
     if p.device != x.device:
-        raise ValueError(f"{name}: expected a tensor on {x.device}, where x is, got one on {p.device}")
+        raise ValueError(f"{name}: expected a tensor on {x.device}, where {like} is, got one on {p.device}")
 
 
 def _rate(w: Tensor | None, config: NeuronConfig, x: Tensor) -> Tensor | None:
@@ -721,7 +721,8 @@ def _check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def _check_weight(weight: Tensor, in_channels: Tensor | None, out_channels: Tensor | None) -> Channels:
-    if not is_plain(weight) or weight.dtype not in _DTYPES:
+    _plain("weight", weight)
+    if weight.dtype not in _DTYPES:
         raise TypeError(f"weight: expected a floating-point tensor, got {_describe(weight)}")
     dense = weight.is_contiguous() or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last))
     if weight.dim() < 2 or not dense:
@@ -729,44 +730,47 @@ def _check_weight(weight: Tensor, in_channels: Tensor | None, out_channels: Tens
             f"weight: expected [C_out, C_in, ...], contiguous or channels_last, got {_describe(weight)} "
             f"with strides {weight.stride()}"
         )
-    lists = (("in_channels", in_channels), ("out_channels", out_channels))
-    return Channels(*(_list_of_channels(name, index, weight) for name, index in lists))
+    lists = []
+    sizes = (("in_channels", in_channels, weight.shape[1]), ("out_channels", out_channels, weight.shape[0]))
+    for name, index, size in sizes:
+        lists.append(_check_index(name, index, size, weight, "weight", sorted_=False))
+    return Channels(*lists)
 
 
-def _check_values(found: backends.Backend, channels: Channels, weight: Tensor) -> None:
-    """Whether the lists of a weight are within it, where the backend does not see to that itself."""
-    if found.name == "cpu" or weight.is_cuda or weight.is_meta or torch.compiler.is_compiling():
-        return
-    for name, index, size in zip(("out_channels", "in_channels"), channels[::-1], weight.shape[:2], strict=True):
-        if index is not None and bool(((index < 0) | (index >= size)).any()):
-            raise ValueError(f"{name}: expected indices in [0, {size}), got {index.tolist()}")
+def _plain(name: str, z: Tensor) -> None:
+    """TypeError unless z is a dense tensor with memory of its own behind it: kernels are given addresses."""
+    if not isinstance(z, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {_describe(z)}")
+    if not has_own_memory(z):
+        raise TypeError(
+            f"{name}: expected a plain tensor, dense and with memory of its own, got {type(z).__name__} with layout "
+            f"{z.layout} on {z.device}"
+        )
 
 
-def _list_of_channels(name: str, index: Tensor | None, x: Tensor) -> Tensor | None:
-    """The index list, contiguous; its values are not looked at."""
+def _check_index(
+    name: str, index: Tensor | None, size: int, with_: Tensor, with_name: str, sorted_: bool = True
+) -> Tensor | None:
+    """A contiguous list of channels in [0, size), on the device of what it selects from."""
     if index is None:
         return None
     if not is_plain(index) or index.dim() != 1 or index.dtype != torch.int64:
         raise TypeError(f"{name}: expected a 1-D int64 tensor or None, got {_describe(index)}")
     if index.numel() == 0:  # no address: a kernel would take it for all channels
         raise ValueError(f"{name}: expected at least one channel, got none")
-    _check_device(name, index, x)
+    _check_device(name, index, with_, with_name)
+    if not torch.compiler.is_compiling():  # compiled, the operator looks
+        _plain(name, index)
+        if not index.is_meta:
+            check_values(name, index, size, sorted_)
+        index = index.resolve_neg() if index.is_neg() else index
     return index.contiguous()
-
-
-def _check_index(name: str, index: Tensor | None, size: int, x: Tensor) -> Tensor | None:
-    index = _list_of_channels(name, index, x)
-    if index is None or torch.compiler.is_compiling() or index.is_cuda or index.is_meta:
-        return index  # reading the values would break the graph, or wait for the device
-    if not (index[1:] > index[:-1]).all().item() or index[0].item() < 0 or index[-1].item() >= size:
-        raise ValueError(f"{name}: expected sorted unique indices in [0, {size}), got {index.tolist()}")
-    return index
 
 
 def _same_index(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
-    return a is b or a.is_cuda or a.is_meta or torch.compiler.is_compiling() or torch.equal(a, b)
+    return torch.compiler.is_compiling() or a.is_meta or same(a, b)
 
 
 def check_path(path: str | None) -> None:
@@ -784,19 +788,22 @@ def _path(
     geometry: Geometry,
     channels: Channels,
 ) -> str:
-    """The path of a convolution: as named, or as measured among those that it can take."""
+    """The path of a convolution: as named, or as measured among those that it can take, of which ``dense`` is one."""
     check_path(path)
-    height, width = output_size(frames, weight, geometry)
-    if height < 1 or width < 1 or 0 in frames.shape[2:]:
+    height, width = output_size(frames.shape, weight.shape, geometry)
+    if min(height, width, *frames.shape[2:]) < 1:
         kernel = tuple(weight.shape[2:])
         raise ValueError(f"x: expected room for a kernel of {kernel}, {geometry}, got {_describe(frames)}")
-    possible = paths.possible(weight, geometry, dtype, frames.is_contiguous(memory_format=torch.channels_last))
+    channels_last = frames.is_contiguous(memory_format=torch.channels_last)
+    possible = paths.possible(weight.shape, geometry, dtype, channels_last)
     if path is None:
         sizes = weight.shape[1] * geometry.groups, weight.shape[0]
         active = [size if index is None else index.numel() for size, index in zip(sizes, channels, strict=True)]
-        positions = frames.shape[0] * height * width
-        chosen = paths.measured(frames.device, dtype, sizes, active, possible, positions).path
-        return chosen if chosen in paths.NEEDS else "gathered"
+        output = frames.shape[0], height, width
+        if not channels_last and not _has_winograd(frames, dtype, backend):
+            possible = [name for name in possible if name != "winograd"]
+        chosen = paths.measured(frames.device, dtype, sizes, active, possible, output, channels_last).path
+        return "gathered" if chosen == "dense" and channels != Channels(None, None) else chosen
     if path not in possible:
         kernel = "x".join(map(str, weight.shape[2:]))
         raise ValueError(
@@ -809,6 +816,13 @@ def _path(
             able = ", ".join(name for name, other in backends.registry().items() if path in other.paths)
             raise ValueError(f"path: {path!r} expected backend {able}, got {found.name!r} for {_describe(frames)}")
     return path
+
+
+def _has_winograd(frames: Tensor, dtype: torch.dtype, backend: str) -> bool:
+    """Whether copies to channels_last and back would not be for nothing."""
+    if frames.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return "winograd" in backends.find(backend, frames.device, dtype).paths
 
 
 def _as_bits(frames: Tensor, spike_input: bool | None, backend: str) -> Tensor | None:

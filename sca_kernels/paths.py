@@ -1,8 +1,10 @@
 """Which way a convolution runs: what was measured, per class of device.
 
-* ``dense``: all channels are active, and torch's own convolution runs on the whole weight.
+* ``dense``: all channels are active, and torch's own convolution runs on the whole weight, with nothing of ours around
+  it: its input is kept for the backward as it is, unless bits are asked for.
 * ``gathered``: torch's own convolution (oneDNN, cuDNN) on the gathered weight, at the active width.
-* ``winograd``: CPU kernels with 4/9 of the multiplications, at the active width, all channels or some.
+* ``winograd``: CPU kernels with 4/9 of the multiplications, at the active width, all channels or some; what is not in
+  channels_last is copied there and its result back.
 * ``implicit``: Triton kernels that read and write activations through the index lists.
 
 :data:`RULES` holds what measurements have shown, most specific first; where they are silent, torch's own runs.
@@ -10,18 +12,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from .channels import Geometry
+from .channels import Geometry, output_size
 
 NEEDS = {
     "gathered": "any convolution",
-    "winograd": "a float32 3x3 convolution of 1 group, stride 1, dilation 1, padding up to 2, and x in channels_last",
+    "winograd": "a float32 3x3 convolution of 1 group, stride 1, dilation 1, padding up to 2",
     "implicit": "x in channels_last, and 1 group or a depthwise convolution",
 }
 """The paths that can be named, and what each takes."""
@@ -36,6 +38,8 @@ class Rule(NamedTuple):
         widest: channels of the wider side, active and dormant, at most.
         densest: active / all channels of the input times the same of the output, at most.
         positions: of the output, all images together, at least.
+        side: the shorter one of the output's map, at least.
+        channels_last: the layout of the input; None: either.
         source: where the figures are.
     """
 
@@ -45,15 +49,19 @@ class Rule(NamedTuple):
     widest: int
     densest: float
     positions: int
+    side: int
+    channels_last: bool | None
     path: str
     source: str
 
 
 _A3 = "benchmarks/results/amd-epyc-family-26-model-2-2-cores/A3.json"
+_NOTES = "benchmarks/NOTES.md"  # CPU convolutions, contiguous
 RULES = {
     "cpu": (
-        Rule("cpu", torch.float32, 8, 512, 1.0, 128, "winograd", _A3),
-        Rule("cpu", torch.float32, 1, 256, 1.0, 1, "gathered", _A3),
+        Rule("cpu", torch.float32, 8, 512, 1.0, 128, 2, True, "winograd", _A3),
+        Rule("cpu", torch.float32, 64, 512, 1.0, 512, 2, False, "winograd", _NOTES),
+        Rule("cpu", torch.float32, 1, 256, 1.0, 1, 1, None, "gathered", _A3),
     ),
     "cuda": (),  # benchmarks/gpu.py, G3: not measured
 }
@@ -75,14 +83,15 @@ def device_class(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def possible(weight: Tensor, geometry: Geometry, dtype: torch.dtype, channels_last: bool) -> list[str]:
-    """The paths that a convolution can take, see :data:`NEEDS`; channels_last: whether its input is."""
+def possible(weight: Sequence[int], geometry: Geometry, dtype: torch.dtype, channels_last: bool) -> list[str]:
+    """The paths that a convolution can take, see :data:`NEEDS`; its weight's shape, and whether its input is in
+    channels_last."""
     stride, padding, dilation, groups = geometry
     found = ["gathered"]
     plain = groups == 1 and all(step == 1 for step in (*stride, *dilation)) and max(padding) <= 2
-    if channels_last and plain and tuple(weight.shape[2:]) == (3, 3) and dtype == torch.float32:
+    if plain and tuple(weight[2:]) == (3, 3) and dtype == torch.float32:
         found.append("winograd")
-    if channels_last and (groups == 1 or weight.shape[1] == 1):
+    if channels_last and (groups == 1 or weight[1] == 1):
         found.append("implicit")
     return found
 
@@ -93,14 +102,17 @@ def measured(
     channels: Sequence[int],
     active: Sequence[int],
     paths: Sequence[str],
-    positions: float = math.inf,
+    output: Sequence[int] | None = None,
+    channels_last: bool = True,
 ) -> Choice:
     """The best of ``paths`` for a convolution with so many channels, and so many active ones, at its input and its
-    output, and so many positions of the output."""
+    output, so many images of that height and width at its output (None: many, large), and an input in that layout."""
     widest, density = max(channels), math.prod(active) / math.prod(channels)
+    positions, side = (math.inf, math.inf) if output is None else (math.prod(output), min(output[1:]))
     for rule in RULES.get(device.type, ()):
         fits = dtype == rule.dtype and min(active) >= rule.narrowest and widest <= rule.widest
-        fits = fits and positions >= rule.positions
+        fits = fits and rule.channels_last in (None, channels_last)
+        fits = fits and positions >= rule.positions and side >= rule.side
         if fits and density <= rule.densest and rule.path in paths and device_class(device) == rule.device_class:
             if rule.path == "gathered" and density == 1:
                 break
@@ -108,3 +120,28 @@ def measured(
     if density == 1:
         return Choice("dense", "all channels are active")
     return Choice("gathered", f"not measured for {dtype}, {widest} channels on {device.type}: the default")
+
+
+@functools.lru_cache(maxsize=1024)
+def is_dense(
+    device: torch.device,
+    dtype: torch.dtype,
+    x: tuple[int, ...],
+    channels_last: bool,
+    weight: tuple[int, ...],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> bool:
+    """Whether shapes and geometry make a convolution of all channels for which the path ``dense`` is the choice."""
+    geometry = Geometry(stride, padding, dilation, groups)
+    sizes = weight[1] * groups, weight[0]
+    if len(x) != 4 or x[1] != sizes[0] or min(*stride, *dilation) < 1 or min(padding) < 0:
+        return False
+    output = x[0], *output_size(x, weight, geometry)
+    if min(*output, *x) < 1:
+        return False
+    channels_last = channels_last or x[1] == 1 or x[2:] == (1, 1)
+    able = possible(weight, geometry, dtype, channels_last)
+    return measured(device, dtype, sizes, sizes, able, output, channels_last).path == "dense"

@@ -53,7 +53,8 @@ def _piecewise_quadratic_primitive(u: Tensor, alpha: float, beta: float) -> Tens
 
 
 def _rectangular(u: Tensor, alpha: float, beta: float) -> Tensor:
-    return alpha * (u.abs() < 0.5 / alpha).to(u.dtype)
+    a = u.abs()
+    return torch.where(a < 0.5 / alpha, alpha, torch.where(a >= 0.5 / alpha, 0.0, u))
 
 
 def _rectangular_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
@@ -85,7 +86,8 @@ def _erf_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
 
 
 def _leaky_k_relu(u: Tensor, alpha: float, beta: float) -> Tensor:
-    return torch.where(u >= 0, alpha, beta).to(u.dtype)
+    # Numbers alone would be float32; what is neither is NaN.
+    return torch.where(u >= 0, torch.full_like(u, alpha), torch.where(u < 0, beta, u))
 
 
 def _leaky_k_relu_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
@@ -127,14 +129,20 @@ STEEPEST = 1e18
 """The squares of a slope and of its reciprocal are numbers of float32."""
 _RANGE = f"from {1 / STEEPEST:g} to {STEEPEST:g}"
 
-ALIASES = {"triangle": "piecewise_quadratic", "fast_sigmoid": "super_spike"}
+ALIASES = {"triangle": "piecewise_quadratic"}
+
+_AMBIGUOUS = {
+    "fast_sigmoid": "in snnTorch it is 1 / (1 + slope |u|)^2, which is 2 / slope times 'soft_sign' with alpha=slope; "
+    "alpha / (1 + |u|)^2 is 'super_spike'"
+}
+"""Names that libraries give to different functions, and what to call them here."""
 
 
 class Surrogate(NamedTuple):
     """A surrogate with its slope parameters, accepted wherever a surrogate's name is.
 
     Args:
-        name: a key of :data:`TABLE` (``triangle`` and ``fast_sigmoid`` are aliases).
+        name: a key of :data:`TABLE` (``triangle`` is an alias of ``piecewise_quadratic``).
         alpha: slope. ``leaky_k_relu``: k.
         beta: second parameter of ``leaky_k_relu`` (the leak) and ``s2nn``; unused by the others.
     """
@@ -150,7 +158,7 @@ class Surrogate(NamedTuple):
             TypeError, ValueError: as of :func:`resolve`, or u is no floating-point tensor.
         """
         name, alpha, beta = resolve(self)
-        if not checks.is_plain(u) or u.dtype not in checks.FLOATS:
+        if not checks.is_plain(u) or u.dtype not in checks.DTYPES:
             raise TypeError(f"u: expected a floating-point tensor, got {checks.describe(u)}")
         return TABLE[name].derivative(u, alpha, beta)
 
@@ -162,12 +170,15 @@ def resolve(surrogate: str | Surrogate, alpha: float | None = None) -> Surrogate
         TypeError: ``surrogate`` is neither a name nor a :class:`Surrogate`, or ``alpha`` is not a number.
         ValueError: unknown name, ``alpha`` given twice, or a slope for which the surrogate is not defined.
     """
-    if not isinstance(surrogate, str | Surrogate):
+    if not isinstance(surrogate, (str, Surrogate)):
         raise TypeError(f"surrogate: expected a name or a Surrogate, got {type(surrogate).__name__}")
     given = surrogate if isinstance(surrogate, Surrogate) else None
     if given is not None and alpha is not None:
         raise ValueError("alpha: expected None, since surrogate is a Surrogate with its own alpha")
-    name = checks.one_of("surrogate", surrogate if given is None else given.name, [*TABLE, *ALIASES])
+    asked = surrogate if given is None else given.name
+    if isinstance(asked, str) and asked in _AMBIGUOUS:
+        raise ValueError(f"surrogate: expected a name that means one function, got {asked!r}: {_AMBIGUOUS[asked]}")
+    name = checks.one_of("surrogate", asked, [*TABLE, *ALIASES])
     name = ALIASES.get(name, name)
     row = TABLE[name]
     slope, beta = (given.alpha, given.beta) if given is not None else (row.alpha if alpha is None else alpha, row.beta)

@@ -16,7 +16,7 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return _summed(gradient, ctx.group), None
+        return _SumOverRanks.apply(gradient, ctx.group), None
 
 
 def _summed(x: Tensor, group) -> Tensor:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import math
 import os
 import pkgutil
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 
-from .base import Backend, BackendError
+from ..channels import Bits
+from .base import Backend, BackendError, in_full
 
 _log = logging.getLogger(__name__)
 
@@ -30,17 +33,21 @@ def registry() -> dict[str, Backend]:
 
 
 @functools.cache
-def _default(device: torch.device, dtype: torch.dtype) -> Backend:
+def _able(device: torch.device, dtype: torch.dtype) -> tuple[Backend, ...]:
+    """The backends that may be the default for tensors of this kind, the best first; why others are not is logged
+    once."""
+    able = []
     for backend in registry().values():
         if device.type in backend.only_by_name:
             continue
-        failure = backend.failures.get((device, dtype))
-        ok, reason = backend.supports(device, dtype) if failure is None else (False, failure)
+        ok, reason = backend.supports(device, dtype)
         if ok:
-            return backend
-        if backend.priority and not reason.startswith("device"):
+            able.append(backend)
+        elif backend.priority and not able and not reason.startswith("device"):
             _log.warning("backend %s is off for %s on %s: %s", backend.name, dtype, device, reason)
-    raise TypeError(f"x: no backend runs {dtype} on {device}")
+    if not able:
+        raise TypeError(f"x: no backend runs {dtype} on {device}")
+    return tuple(able)
 
 
 def find(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
@@ -54,7 +61,7 @@ def find(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     if not name and (name := _or_environment(name)):
         check_name(name, "SCA_KERNELS_BACKEND")
     if not name:
-        return _default(device, dtype)
+        return _able(device, dtype)[0]
     check_name(name)
     backend = registry()[name]
     ok, reason = backend.supports(device, dtype)
@@ -66,29 +73,53 @@ def find(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     return backend
 
 
-def choose(name: str, op: str, x: torch.Tensor) -> Backend:
-    """:func:`find` for an operator that is about to run on tensors like x; counted."""
-    backend = find(name, x.device, x.dtype)
-    backend.calls[op] += 1
-    return backend
+def choose(name: str, op: str, like: torch.Tensor, arguments: Sequence[Any] = ()) -> Backend:
+    """:func:`find` for an operator that is about to run, on tensors like ``like``. Where no backend is named, one whose
+    kernels failed for arguments of this kind is passed over."""
+    backend = find(name, like.device, like.dtype)
+    if not backend.failures or _or_environment(name):
+        return backend
+    kind = _kind((op, like.device, like.dtype, arguments))
+    return next(other for other in _able(like.device, like.dtype) if kind not in other.failures)
 
 
 def run(name: str, op: str, like: torch.Tensor, *arguments: Any) -> Any:
-    """Run ``op`` on the backend of :func:`choose`, with arguments as in :class:`Backend`.
+    """Run ``op`` on the backend of :func:`choose`, with arguments as in :class:`Backend`; counted once it has run.
 
     Raises:
         BackendError: a kernel of the named backend failed to compile, load or start. Where none was named, the next
-            best one takes over, from then on, and the reason is logged once.
+            best one takes over for arguments of this kind from then on, and the reason is logged once.
     """
-    backend = choose(name, op, like)
+    backend = choose(name, op, like, arguments)
     try:
-        return getattr(backend, op)(*arguments)
+        result = getattr(backend, op)(*arguments)
     except BackendError as error:
-        if _or_environment(name):
+        if _or_environment(name) or backend is _able(like.device, like.dtype)[-1]:
             raise
-        backend.failures[like.device, like.dtype] = str(error)
-        _default.cache_clear()
+        backend.failures[_kind((op, like.device, like.dtype, arguments))] = str(error)
+        cause = f"; {in_full(error.__cause__)}" if error.__cause__ else ""
+        _log.warning(
+            "backend %s is off for %s of this kind (%s on %s): %s%s",
+            *(backend.name, op, like.dtype, like.device, error, cause),
+        )
         return run(name, op, like, *arguments)
+    backend.calls[op] += 1
+    return result
+
+
+_STEPS = 64  # more of something is no constant of a kernel
+
+
+def _kind(value: Any) -> Hashable:
+    """What kernels are compiled for: of tensors the dtype and what their strides are multiples of, which tells their
+    layout, too; of large numbers what they are multiples of; the rest as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, *(math.gcd(stride, 16) for stride in value.stride())
+    if isinstance(value, Bits):
+        return value.channels_last
+    if isinstance(value, int) and value > _STEPS:
+        return math.gcd(value, 16)
+    return tuple(map(_kind, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _or_environment(name: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,42 @@ from ..reference import channel_conv
 
 class BackendError(RuntimeError):
     """A kernel of a backend did not compile, or could not be loaded or started; nothing was computed."""
+
+
+# What the CUDA driver says once a kernel has crashed, so that each later call fails, or where there is no memory left.
+_LOST = (
+    "context is destroyed",
+    "device-side assert",
+    "hardware stack error",
+    "illegal address",
+    "illegal instruction",
+    "illegal memory access",
+    "invalid program counter",
+    "launch timed out",
+    "misaligned address",
+    "out of memory",
+    "uncorrectable",
+    "unspecified launch failure",
+)
+
+
+def would_fail_anywhere(error: BaseException) -> bool:
+    """Whether no other backend could help: the device has crashed, or memory is short."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
+
+
+def sentence(error: BaseException) -> str:
+    """An error's type and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+
+
+def in_full(error: BaseException) -> str:
+    """An error's type, what it says and, of a program that was called, what that printed."""
+    printed = [getattr(error, name, None) or "" for name in ("stdout", "stderr")]
+    printed = [text.decode(errors="replace") if isinstance(text, bytes) else str(text) for text in printed]
+    return "\n".join([f"{type(error).__name__}: {str(error).strip()}", *(text.strip() for text in printed if text)])
 
 
 class Forward(NamedTuple):
@@ -76,8 +112,9 @@ class Backend(ABC):
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
-        self.failures: dict[tuple[torch.device, torch.dtype], str] = {}
-        """Where a kernel of this backend failed, and why: the default choice passes over it there."""
+        self.failures: dict[Hashable, str] = {}
+        """The kinds of calls for which a kernel of this backend failed, and why: the default choice passes over it
+        there."""
 
     @abstractmethod
     def supports(self, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
@@ -154,7 +191,7 @@ class Backend(ABC):
     @abstractmethod
     def pack_spikes(self, spikes: Tensor) -> Tensor:
         """Flat zeros and ones to bits: uint8 [ceil(n / 8)], bit i of byte j is element 8 j + i. ValueError on any other
-        value."""
+        value; where a device would have to be waited for, by a later call (:mod:`sca_kernels.spikes`)."""
 
     @abstractmethod
     def unpack_spikes(self, packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:

@@ -121,13 +121,13 @@ class CpuBackend(Backend):
         spikes = spikes.contiguous()
         packed = torch.empty((spikes.numel() + 7) // 8, dtype=torch.uint8)
         kind = _DTYPES[spikes.dtype], spikes.numel()
-        if not _load().pack_bits(spikes.data_ptr(), *kind, packed.data_ptr(), torch.get_num_threads()):
+        if not _load().pack_bits(_address(spikes), *kind, _address(packed), torch.get_num_threads()):
             raise ValueError("spikes: expected zeros and ones only, got another value")
         return packed
 
     def unpack_spikes(self, packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
         packed, spikes = packed.contiguous(), torch.empty(numel, dtype=dtype)
-        _load().unpack_bits(packed.data_ptr(), _DTYPES[dtype], numel, spikes.data_ptr(), torch.get_num_threads())
+        _load().unpack_bits(_address(packed), _DTYPES[dtype], numel, _address(spikes), torch.get_num_threads())
         return spikes
 
     def gather_weight(self, weight: Tensor, channels: Channels) -> Tensor:
@@ -139,7 +139,7 @@ class CpuBackend(Backend):
             n if index is None else index.numel() for n, index in zip(weight.shape[:2], channels[::-1], strict=True)
         ]
         block = torch.empty((*sizes, *weight.shape[2:]), dtype=weight.dtype, memory_format=layout)
-        _load().gather_block(weight.data_ptr(), *_block(weight, channels), block.data_ptr(), torch.get_num_threads())
+        _load().gather_block(_address(weight), *_block(weight, channels), _address(block), torch.get_num_threads())
         return block
 
     def scatter_weight(self, block: Tensor, like: Tensor, channels: Channels) -> Tensor:
@@ -148,12 +148,12 @@ class CpuBackend(Backend):
         layout = memory_format(like)
         block = block.contiguous(memory_format=layout)
         full = empty_weight(like)
-        _load().scatter_block(block.data_ptr(), *_block(like, channels), full.data_ptr(), torch.get_num_threads())
+        _load().scatter_block(_address(block), *_block(like, channels), _address(full), torch.get_num_threads())
         return full
 
     def put_weight(self, block: Tensor, full: Tensor, channels: Channels) -> None:
         block = block.contiguous(memory_format=memory_format(full))
-        _load().put_block(block.data_ptr(), *_block(full, channels), full.data_ptr(), torch.get_num_threads())
+        _load().put_block(_address(block), *_block(full, channels), _address(full), torch.get_num_threads())
 
     def channel_conv2d(self, x, weight, bias, geometry, channels, full_output, path) -> Tensor:
         convolve = _convolve if path in self.paths else torch.conv2d
@@ -171,7 +171,7 @@ class CpuBackend(Backend):
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups) -> Tensor:
     """torch.conv2d by Winograd's algorithm."""
     x, weight = _last(x), weight.contiguous(memory_format=memory_format(weight))
-    size = output_size(x, weight, Geometry(stride, padding, dilation, groups))
+    size = output_size(x.shape, weight.shape, Geometry(stride, padding, dilation, groups))
     y = torch.empty((x.shape[0], weight.shape[0], *size), dtype=x.dtype, memory_format=torch.channels_last)
     bias = None if bias is None else bias.contiguous()
     problem = _convolution(x, weight, padding)
@@ -232,7 +232,13 @@ def _block(weight: Tensor, channels: Channels) -> tuple[Any, ...]:
 
 
 def _address(z: Tensor | None) -> int:
-    return 0 if z is None else z.data_ptr()
+    """Where a tensor's data begins; 0 for none."""
+    if z is None:
+        return 0
+    address = z.data_ptr()
+    if not address and z.numel():  # kernels take 0 for none
+        raise ValueError(f"expected tensors with memory, got one {tuple(z.shape)} whose storage was freed")
+    return address
 
 
 def _one_step(v: Tensor | None) -> Tensor | None:
@@ -250,7 +256,7 @@ def _view(z: Tensor | None, time_steps: int = 1) -> _View | None:
     if z is None:
         return None
     strides = collapse(z)
-    return z.data_ptr(), (strides if z.shape[0] == time_steps else strides._replace(t=0))
+    return _address(z), (strides if z.shape[0] == time_steps else strides._replace(t=0))
 
 
 def _problem(x: Tensor, time_steps: int, config: NeuronConfig, v_init: Tensor | None) -> tuple[Any, ...]:
@@ -267,7 +273,7 @@ def _forward(
     spikes, v = empty_activation(x, time_steps), empty_state(x, torch.float32) if return_v else None
     count, l1 = torch.empty(channels, dtype=torch.int64), torch.empty(channels, dtype=torch.float32)
     views = _view(spikes, time_steps), _view(_one_step(v)), _address(mask)
-    return (spikes, v, count, l1), (*views, count.data_ptr(), l1.data_ptr())
+    return (spikes, v, count, l1), (*views, _address(count), _address(l1))
 
 
 def _backward(

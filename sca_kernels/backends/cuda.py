@@ -21,7 +21,7 @@ from ..cuda_kernels import batch_norm, bitpack, multistep
 from ..cuda_kernels.multistep import Current
 from ..cuda_kernels.parameters import SIZES
 from ..cuda_kernels.tiling import NAMES
-from .base import Backend, BackendError, BatchNormGradients, Forward, NeuronGradients
+from .base import Backend, BackendError, BatchNormGradients, Forward, NeuronGradients, sentence, would_fail_anywhere
 
 _LEAST_CAPABILITY = (7, 5)
 _FIX = (
@@ -67,6 +67,8 @@ class Compiled:
         try:
             self.module.launch(kernel, grid, threads, shared, parameters, device, stream)
         except RuntimeError as error:
+            if would_fail_anywhere(error):
+                raise
             raise BackendError(str(error)) from error
 
 
@@ -91,12 +93,13 @@ class RunTime:
         with self.cupy.cuda.Device(device):
             try:
                 function = self.kernel(kernel).kernel.ptr
-            except self.cupy.cuda.compiler.CompileException as error:
-                first = str(error).strip().splitlines()[0]
-                raise BackendError(f"backend cuda: NVRTC can't compile {kernel}: {first}") from error
-            self.cupy.cuda.driver.launchKernel(
-                *(function, grid, 1, 1, threads, 1, 1, shared, stream, ctypes.addressof(arguments), 0)
-            )
+                self.cupy.cuda.driver.launchKernel(
+                    *(function, grid, 1, 1, threads, 1, 1, shared, stream, ctypes.addressof(arguments), 0)
+                )
+            except Exception as error:  # of NVRTC, of CuPy's cache on disk, of the driver
+                if would_fail_anywhere(error):
+                    raise
+                raise BackendError(f"backend cuda: CuPy can't compile or start {kernel}: {sentence(error)}") from error
 
 
 def program() -> tuple[str, tuple[str, ...]]:
@@ -120,10 +123,10 @@ def _kernels() -> Compiled | RunTime | str:
         kernels = Compiled(importlib.import_module("sca_kernels._cuda"))
         if kernels.module.sizes != SIZES:
             return "the compiled module is out of date; pip install again"
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         try:
             kernels = RunTime(importlib.import_module("cupy"))
-        except (ImportError, RuntimeError) as other:
+        except Exception as other:  # absent, broken, or made for another Python or NumPy
             return f"neither the compiled module nor CuPy can be loaded ({error}; {other}); {_FIX}"
     driver, runtime = kernels.versions
     if driver // 1000 < runtime // 1000:

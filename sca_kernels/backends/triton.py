@@ -10,9 +10,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .base import Backend, BackendError, BatchNormGradients, Forward, NeuronGradients
+from ..neurons import NeuronConfig
+from .base import (
+    Backend,
+    BackendError,
+    BatchNormGradients,
+    Forward,
+    NeuronGradients,
+    in_full,
+    sentence,
+    would_fail_anywhere,
+)
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_PROBED = NeuronConfig("lif", 2.0, 1.0, 0.0, True, False, "atan", 2.0, 0.0)
 
 
 def _first_line(error: BaseException) -> str:
@@ -20,28 +31,47 @@ def _first_line(error: BaseException) -> str:
 
 
 @functools.cache
-def _obstacle(device: torch.device) -> str | None:
-    """Why Triton can't compile, load and start a kernel on a CUDA device; None where it can. Found by trying the
-    smallest one, once per process: a driver too old, a missing C compiler or an unknown GPU show nowhere else."""
-    from ..triton_kernels import bitpack
-
+def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton can't compile, load and start a neuron's kernels on a CUDA device; None where it can. Found by trying
+    a small forward and backward, once per process: a driver too old, a missing C compiler, an unknown GPU or a release
+    of Triton that refuses our kernels show nowhere else."""
     try:
-        bitpack.unpack(torch.zeros(1, dtype=torch.uint8, device=device), 1, torch.float32)
+        from ..triton_kernels import multistep
+
+        x, current = torch.zeros(2, 1, 1, 4, dtype=dtype, device=device), multistep.Current(None, None, None, None)
+        with _compiling():
+            spikes = multistep.forward(x, 2, _PROBED, current, None, True)[0]
+            multistep.backward(spikes, None, x, 2, _PROBED, current)
     except Exception as error:  # whatever it is, it is the reason
-        return f"Triton can't run a kernel on {device} ({_first_line(error)})"
+        if would_fail_anywhere(error):
+            raise
+        cause = error.__cause__ if isinstance(error, BackendError) else error
+        return f"Triton can't run a neuron's kernels on {device} ({in_full(cause)})"
     return None
+
+
+def _is_from_triton(error: BaseException) -> bool:
+    """Whether an exception was raised inside Triton, or in what it called (ptxas, the C compiler, the driver)."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "triton":
+            return True
+        trace = trace.tb_next
+    return False
 
 
 @contextlib.contextmanager
 def _compiling() -> Iterator[None]:
-    """Make a failed compilation one sentence."""
-    from triton.errors import TritonError
-
+    """Make whatever goes wrong in Triton a BackendError with its cause: its own errors, RuntimeError of MLIR's passes,
+    what ptxas and the C compiler say, OSError of the cache. What our own code raises, a lack of memory and a crashed
+    device, with which nothing else would work either, stay what they are."""
     try:
         yield
-    except TritonError as error:
-        told = f"backend: 'triton' failed to compile a kernel ({type(error).__name__}: {_first_line(error)})"
-        raise BackendError(f"{told}; name another backend, or none for the best that works") from error
+    except Exception as error:
+        if would_fail_anywhere(error) or not _is_from_triton(error):
+            raise
+        message = f"backend: 'triton' failed to compile or start a kernel ({sentence(error)})"
+        raise BackendError(f"{message}; name another backend, or none for the best that works") from error
 
 
 class TritonBackend(Backend):
@@ -63,7 +93,7 @@ class TritonBackend(Backend):
             )
         try:
             from .. import triton_kernels
-        except (ImportError, RuntimeError, OSError) as error:
+        except Exception as error:  # absent, broken, or made for another Python or NumPy
             return False, f"Triton can't be imported ({_first_line(error)}); pip install 'sca_kernels[triton]'"
         if device.type == "cpu":
             return triton_kernels.INTERPRETED, "Triton's interpreter (TRITON_INTERPRET=1 when Triton is imported)"
@@ -76,7 +106,8 @@ class TritonBackend(Backend):
         least = (8, 0) if dtype == torch.bfloat16 else (7, 0)
         if capability < least:
             return False, f"dtype {dtype} needs compute capability >= {least}, the device has {capability}"
-        obstacle = _obstacle(torch.device("cuda", torch.cuda.current_device()) if device.index is None else device)
+        numbered = torch.device("cuda", torch.cuda.current_device()) if device.index is None else device
+        obstacle = _obstacle(numbered, dtype)
         return obstacle is None, obstacle or f"compute capability {capability[0]}.{capability[1]}"
 
     def neuron_forward(self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v) -> Forward:

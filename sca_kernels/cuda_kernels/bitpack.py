@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..spikes import check_earlier, check_launched, flag
 from .parameters import Bits, Launch, address
 from .tiling import NAMES, THREADS, ceil_div
 
@@ -12,18 +13,19 @@ _BYTES_PER_BLOCK = 4 * THREADS
 
 
 def pack(launch: Launch, spikes: Tensor) -> Tensor:
-    """As :meth:`sca_kernels.backends.base.Backend.pack_spikes`, but that the values are checked without waiting for the
-    device: another value stops it with an assertion."""
+    """As :meth:`sca_kernels.backends.base.Backend.pack_spikes`, but that the device is not waited for: that it has met
+    another value is told by a later call, this one or :func:`unpack`."""
+    check_earlier(spikes.device)
     spikes = spikes.contiguous()
     packed = spikes.new_empty(ceil_div(spikes.numel(), 8), dtype=torch.uint8)
-    valid = torch.ones((), dtype=torch.int32, device=spikes.device)
-    _run(launch, "pack_bits", spikes, packed, valid)
-    torch._assert_async(valid, "spikes: expected zeros and ones only, got another value")
+    _run(launch, "pack_bits", spikes, packed, flag(spikes.device))
+    check_launched(spikes.device)
     return packed
 
 
 def unpack(launch: Launch, packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
     """As :meth:`sca_kernels.backends.base.Backend.unpack_spikes`."""
+    check_earlier(packed.device)
     spikes = packed.new_empty(numel, dtype=dtype)
     _run(launch, "unpack_bits", spikes, packed.contiguous(), None)
     return spikes

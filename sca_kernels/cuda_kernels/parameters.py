@@ -102,7 +102,12 @@ SIZES = {structure.__name__: ctypes.sizeof(structure) for structure in (Forward,
 
 def address(z: Tensor | None) -> int | None:
     """Where a tensor's data begins; None for none."""
-    return None if z is None else z.data_ptr()
+    if z is None:
+        return None
+    where = z.data_ptr()
+    if not where and z.numel() and not z.is_meta:  # kernels take 0 for none
+        raise ValueError(f"expected tensors with memory, got one {tuple(z.shape)} whose storage was freed")
+    return where
 
 
 class Launch(Protocol):

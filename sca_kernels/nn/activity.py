@@ -41,9 +41,10 @@ class Activity:
         if self.spike_count is None:
             channels = active if group is None else group.num_channels
             device = out.spike_count.device
-            self.spike_count = torch.zeros(channels, dtype=torch.int64, device=device)
-            self.membrane_l1 = torch.zeros(channels, dtype=torch.float64, device=device)
-            self.positions = torch.zeros(channels, dtype=torch.int64, device=device)
+            with torch.inference_mode(False):  # passes of other modes will add to them
+                self.spike_count = torch.zeros(channels, dtype=torch.int64, device=device)
+                self.membrane_l1 = torch.zeros(channels, dtype=torch.float64, device=device)
+                self.positions = torch.zeros(channels, dtype=torch.int64, device=device)
         seen = out.spikes.shape[0] * out.spikes.shape[1] * spatial_size(out.spikes)
         index = None if group is None else group.index(out.spike_count.device)
         if index is None:

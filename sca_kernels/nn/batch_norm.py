@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch import nn as tnn
@@ -11,12 +14,18 @@ from .. import functional as F
 from .group import ChannelGroup, check_group, check_time_major, gathered
 from .neuron import NeuronModule, ParametricLeak, is_recomputing
 
+# Functions of torch (and libraries that follow it) and of apex that put a synchronised batch norm in place of others.
+_CONVERSIONS = ("convert_sync_batchnorm", "convert_syncbn_model")
 
-class Normalisation(tnn.Module):
+
+class Normalisation(tnn.modules.batchnorm._BatchNorm):
     """Mixin that owns a batch norm's parameters and running statistics, full size, and uses those of a group's active
-    channels."""
+    channels. torch's own base, by which tools such as ``torch.optim.swa_utils.update_bn`` find batch norms."""
 
     group: ChannelGroup | None
+
+    def __init__(self) -> None:
+        tnn.Module.__init__(self)  # what the base would make, init_norm makes
 
     def init_norm(self, num_features, eps, momentum, affine, track_running_stats, process_group) -> None:
         checks.integer("num_features", num_features)
@@ -38,6 +47,25 @@ class Normalisation(tnn.Module):
         self.register_buffer("running_var", torch.ones(num_features) if track_running_stats else None)
         self.register_buffer("num_batches_tracked", torch.tensor(0) if track_running_stats else None)
 
+    def reset_running_stats(self) -> None:
+        """Those of the active channels; a dormant one keeps its last."""
+        if self.track_running_stats:
+            active = slice(None) if self.group is None else self.group.mask(self.running_mean.device)
+            self.running_mean[active], self.running_var[active] = 0, 1
+            self.num_batches_tracked.zero_()
+
+    def named_children(self) -> Iterator[tuple[str, tnn.Module]]:
+        """None. Conversions to SyncBatchNorm, which would put a plain batch norm in place of this module, come through
+        here: a ValueError says what to do instead."""
+        caller = sys._getframe(1).f_code.co_name
+        if caller in _CONVERSIONS:
+            raise ValueError(
+                f"{caller}: expected torch's own batch norms, got {type(self).__name__}, "
+                "of which only a plain batch norm would be left; set its process_group instead (True: the default "
+                "group), which synchronises it"
+            )
+        return super().named_children()
+
     def width(self) -> int:
         """Channels of the input: the group's active ones, or all."""
         return self.num_features if self.group is None else self.group.width
@@ -51,8 +79,9 @@ class Normalisation(tnn.Module):
         return self.track_running_stats and not (self.group is not None and self.group.probing)
 
     def batch_weight(self) -> float | Tensor:
-        """Weight of the coming batch in the running statistics; ``1 / batches`` for the cumulative average."""
-        return 1.0 / (self.num_batches_tracked + 1) if self.momentum is None else self.momentum
+        """Weight of the coming batch in the running statistics; for the cumulative average ``1 / batches``, a tensor
+        where the count is: reading it would mean to wait for the device."""
+        return (self.num_batches_tracked + 1).double().reciprocal() if self.momentum is None else self.momentum
 
     def statistics(self) -> tuple[Tensor | None, Tensor | None]:
         """Running mean and variance at the active width, for a call that updates them in place and :meth:`track`; None
@@ -115,7 +144,7 @@ class ChannelBatchNorm2d(Normalisation):
             mean,
             var,
             self.training,
-            float(self.batch_weight()) if tracking else 0.0,
+            self.batch_weight() if tracking else 0.0,
             self.eps,
             self.process_group,
         )
@@ -154,8 +183,10 @@ class BatchNormNeuron(Normalisation, NeuronModule):
         process_group=None,
         **arguments,
     ) -> None:
-        super().__init__(**arguments)
+        NeuronModule.__init__(self, **arguments)
         self.init_norm(num_features, eps, momentum, affine, track_running_stats, process_group)
+
+    forward = NeuronModule.forward  # torch's batch norm, a base of the first base, has one, too
 
     def integrate(self, x: Tensor, time_steps: int | None) -> F.NeuronOutput:
         group = self.group
@@ -182,7 +213,7 @@ class BatchNormNeuron(Normalisation, NeuronModule):
         return out
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, {super().extra_repr()}"
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, {NeuronModule.extra_repr(self)}"
 
 
 class BatchNormIF(BatchNormNeuron):

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch import nn as tnn
 
-from .. import checks
+from .. import checks, paths
 from .. import functional as F
-from ..channels import Channels, Geometry, gather
-from .group import ChannelGroup, check_group, gathered
-from .kept import KeepsGathered
+from ..channels import Geometry
+from .group import ChannelGroup, check_group
+
+
+def _naming_itself(forward: Callable[[ChannelConv2d, Tensor], Tensor]) -> Callable[[ChannelConv2d, Tensor], Tensor]:
+    """A forward whose error for an input that should hold spikes says which layer got it, and what to do."""
+
+    @functools.wraps(forward)
+    def named(self: ChannelConv2d, x: Tensor) -> Tensor:
+        try:
+            return forward(self, x)
+        except ValueError as error:
+            if self.spike_input and isinstance(x, Tensor) and not ((x == 0) | (x == 1)).all():
+                raise ValueError(
+                    f"{type(self).__name__}({self.extra_repr()}): expected an input of zeros and ones, since "
+                    "spike_input=True, got other values, as a dropout, an average pool or an addition behind a neuron "
+                    "makes them; make the layer with spike_input=None, which finds out by itself, or False"
+                ) from error
+            raise
+
+    return named
 
 
 def _check_arguments(
@@ -34,7 +56,7 @@ def _check_arguments(
     checks.elements("in_channels, out_channels", (out_channels, in_channels // groups, *kernel))
 
 
-class ChannelConv2d(KeepsGathered, tnn.Conv2d):
+class ChannelConv2d(tnn.Conv2d):
     """torch.nn.Conv2d that computes the active channels of its groups alone; same parameters, same state_dict, full
     size.
 
@@ -91,10 +113,10 @@ class ChannelConv2d(KeepsGathered, tnn.Conv2d):
         left, right, top, bottom = self._reversed_padding_repeated_twice
         if self.padding_mode == "zeros" and (left, top) == (right, bottom):
             return
-        if not checks.is_plain(x) or x.dtype not in checks.FLOATS:
+        if not checks.is_plain(x) or x.dtype not in checks.DTYPES:
             raise TypeError(f"x: expected a floating-point tensor, got {checks.describe(x)}")
         if 0 in x.shape[-3:]:
-            raise ValueError(f"x: expected at least one channel and one position, got {tuple(x.shape)}")
+            raise ValueError(f"x: expected a map and its channels, got {tuple(x.shape)}")
         if self.padding_mode in ("reflect", "circular"):
             least = self.padding_mode == "reflect"  # whose border does not repeat the edge
             if max(left, right) + least > x.shape[-1] or max(top, bottom) + least > x.shape[-2]:
@@ -103,17 +125,17 @@ class ChannelConv2d(KeepsGathered, tnn.Conv2d):
                     f"x: expected a map with room for the {self.padding_mode} border {border}, got {tuple(x.shape)}"
                 )
 
+    @_naming_itself
     def forward(self, x: Tensor) -> Tensor:
         """x [M, A, H, W] or [T, N, A, H, W], A the active input channels (or all: the active ones are then selected) ->
         the same with the active output channels."""
+        weight = self.weight
+        inputs = None if self.in_group is None else self.in_group.index(weight.device)
+        outputs = None if self.out_group is None else self.out_group.index(weight.device)
+        if inputs is None and outputs is None and self._is_plain(x, weight):
+            return torch.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
         self.check_input(x)
-        inputs, outputs = (None if g is None else g.index(x.device) for g in (self.in_group, self.out_group))
         full_input = inputs is not None and x.shape[-3] == self.in_channels
-        weight, bias = self.weight, self.bias
-        if self.keeps and self.groups == 1 and self.path != "implicit" and not full_input:
-            channels = Channels(inputs, outputs)
-            weight, bias = self.kept(lambda: (gather(self.weight, channels), gathered(self.bias, self.out_group)))
-            inputs = outputs = None
         geometry, border = self.geometry, self._reversed_padding_repeated_twice
         if self.padding_mode != "zeros":
             frames = tnn.functional.pad(x.flatten(0, -4), border, mode=self.padding_mode)
@@ -122,8 +144,8 @@ class ChannelConv2d(KeepsGathered, tnn.Conv2d):
             x = tnn.functional.pad(x, border)
         return F.channel_conv2d(
             x,
-            weight,
-            bias,
+            self.weight,
+            self.bias,
             *geometry,
             inputs,
             outputs,
@@ -132,6 +154,32 @@ class ChannelConv2d(KeepsGathered, tnn.Conv2d):
             backend=self.backend,
             path=self.path,
         )
+
+    def _is_plain(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether this is torch.nn.Conv2d on frames of the right kind: what :func:`F.channel_conv2d` would find, too,
+        in ten times the time, and small layers take little longer than that."""
+        if type(x) is not Tensor or x.is_meta or type(weight) not in (tnn.Parameter, Tensor):
+            return False
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        if self.path is not None or self.backend is not None:
+            return False
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return False
+        if self.spike_input and torch.is_grad_enabled() and weight.requires_grad:
+            return False
+        device, dtype = x.device, x.dtype
+        if device != weight.device:
+            return False
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        elif dtype != weight.dtype:
+            return False
+        last = not x.is_contiguous()
+        if last and (x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last)):
+            return False
+        problem = weight.shape, self.stride, self.padding, self.dilation, self.groups
+        return paths.is_dense(device, dtype, x.shape, last, *problem)
 
     def extra_repr(self) -> str:
         groups = {"in_group": self.in_group, "out_group": self.out_group}

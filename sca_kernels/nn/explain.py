@@ -54,7 +54,7 @@ def explain(module: tnn.Module) -> Explanation:
     like = next(module.parameters(), torch.empty(0))
     rows = []
     for name, child in module.named_modules():
-        if isinstance(child, ChannelConv2d | ChannelLinear | NeuronModule):
+        if isinstance(child, (ChannelConv2d, ChannelLinear, NeuronModule)):
             p = next(child.parameters(), like)
             autocast = not p.is_meta and torch.is_autocast_enabled(p.device.type)
             dtype = torch.get_autocast_dtype(p.device.type) if autocast else p.dtype
@@ -62,9 +62,14 @@ def explain(module: tnn.Module) -> Explanation:
     return Explanation(rows)
 
 
-def _positions(path: str) -> int:
-    """How many an output needs for the path to be worth it."""
-    return max(rule.positions for rules in paths.RULES.values() for rule in rules if rule.path == path)
+def _conditions(path: str) -> str:
+    """What else must hold for the path to be worth it, which the model alone does not tell."""
+    rules = [rule for rules in paths.RULES.values() for rule in rules if rule.path == path]
+    layouts = {True: "in channels_last", False: "contiguous", None: "in any layout"}
+    return ", or ".join(
+        f"x {layouts[rule.channels_last]}, {rule.narrowest} channels and {rule.positions} positions or more"
+        for rule in rules
+    )
 
 
 def _row(name: str, module: tnn.Module, device: torch.device, dtype: torch.dtype) -> Row:
@@ -94,11 +99,11 @@ def _row(name: str, module: tnn.Module, device: torch.device, dtype: torch.dtype
         if path not in {"gathered", *own}:
             backend, why = "none", f"named, but backend {backend} has no kernels for it"
     else:
-        possible = paths.possible(module.weight, module.geometry, dtype, channels_last=True)
+        possible = paths.possible(module.weight.shape, module.geometry, dtype, channels_last=True)
         path, why = paths.measured(device, dtype, sizes, active, possible)
         if path in paths.NEEDS and path not in {"gathered", *own}:
             path, why = "gathered", f"{why}, but backend {backend} has no kernels for the path {path}"
         elif path in own:
-            why += f"; where x is in channels_last, and the output has {_positions(path)} positions or more"
+            why += f"; where {_conditions(path)}"
     widths = [f"{now}/{size}" for now, size in zip(active, sizes, strict=True)]
     return Row(name, type(module).__name__, backend, path, *widths, f"{why}; {reason}")

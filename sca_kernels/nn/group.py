@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import checks
+from ..channels import on_device
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -18,7 +20,8 @@ class ChannelGroup:
     """Which channels of a convolution, its batch norm and neurons, and its consumers' inputs are active.
 
     A plain object that modules share by reference: it has no parameters and does not appear in a state_dict. Copying or
-    pickling a model keeps the sharing within the copy.
+    pickling a model keeps the sharing within the copy. Indices are ordinary tensors on the CPU and, as they are needed,
+    on the devices of a model's passes, whatever mode or default device they are made in.
 
     Args:
         num_channels: all channels, active and dormant.
@@ -32,7 +35,16 @@ class ChannelGroup:
         self.prunable = checks.boolean("prunable", prunable)
         self.probing = False
         self.version = 0
-        self._adopt(torch.arange(num_channels))
+        with torch.inference_mode(False):
+            self._adopt(torch.arange(num_channels, device="cpu"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        caches = ("_on_device", "_mask_on_device")
+        return {name: value for name, value in vars(self).items() if name not in caches}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._adopt(self._active)
 
     @staticmethod
     def concat(*groups: ChannelGroup) -> ChannelGroup:
@@ -91,8 +103,9 @@ class ChannelGroup:
         """bool [num_channels], True where active."""
         device = checks.device("device", device)
         if device not in self._mask_on_device:
-            mask = torch.zeros(self.num_channels, dtype=torch.bool).index_fill_(0, self.active, True)
-            self._mask_on_device[device] = mask.to(device)
+            with torch.inference_mode(False):
+                mask = torch.zeros(self.num_channels, dtype=torch.bool, device="cpu").index_fill_(0, self.active, True)
+                self._mask_on_device[device] = mask.to(device)
         return self._mask_on_device[device]
 
     def set_active(self, indices: Tensor | Iterable[int]) -> None:
@@ -102,14 +115,16 @@ class ChannelGroup:
             TypeError: no integers.
             ValueError: none, a duplicate, or an index outside [0, num_channels).
         """
-        if isinstance(indices, Tensor):
-            if not checks.is_plain(indices) or indices.is_meta or indices.dtype not in _INTEGERS:
-                raise TypeError(f"indices: expected a tensor of integers, got {checks.describe(indices)}")
-            index = indices.to("cpu", torch.int64).flatten()
-        else:
-            checks.instance("indices", indices, Iterable, "a tensor of integers, or ints")
-            index = torch.tensor([checks.integer("indices", i, -1, 2**62) for i in indices], dtype=torch.int64)
-        index = index.sort().values
+        with torch.inference_mode(False):
+            if isinstance(indices, Tensor):
+                if not checks.is_plain(indices) or indices.is_meta or indices.dtype not in _INTEGERS:
+                    raise TypeError(f"indices: expected a tensor of integers, got {checks.describe(indices)}")
+                index = indices.to("cpu", torch.int64, copy=True).flatten()
+            else:
+                checks.instance("indices", indices, Iterable, "a tensor of integers, or ints")
+                listed = [checks.integer("indices", i, -1, 2**62) for i in indices]
+                index = torch.tensor(listed, dtype=torch.int64, device="cpu")
+            index = index.sort().values
         if index.numel() == 0:
             raise ValueError(f"indices: expected at least one active channel in group {self.name!r}, got none")
         if int(index[0]) < 0 or int(index[-1]) >= self.num_channels or not bool((index[1:] > index[:-1]).all()):
@@ -125,7 +140,8 @@ class ChannelGroup:
         if self.all_active or self.probing:
             return None
         if device not in self._on_device:
-            self._on_device[device] = self.active.to(device)
+            with torch.inference_mode(False):  # a pass in inference mode may be the first one on this device
+                self._on_device[device] = on_device(self.active, device)
         return self._on_device[device]
 
     def probe_mask(self, device: torch.device) -> Tensor | None:
@@ -147,7 +163,8 @@ class _Concatenation(ChannelGroup):
 
     def _join(self) -> None:
         starts = accumulate((part.num_channels for part in self._parts), initial=0)
-        self._adopt(torch.cat([part.active + start for part, start in zip(self._parts, starts, strict=False)]))
+        with torch.inference_mode(False):
+            self._adopt(torch.cat([part.active + start for part, start in zip(self._parts, starts, strict=False)]))
         self._joined = self.version
 
     @property

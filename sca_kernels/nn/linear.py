@@ -8,10 +8,9 @@ from torch import nn as tnn
 
 from .. import checks
 from .group import ChannelGroup, check_group
-from .kept import KeepsGathered
 
 
-class ChannelLinear(KeepsGathered, tnn.Linear):
+class ChannelLinear(tnn.Linear):
     """torch.nn.Linear that computes the active channels of its groups alone; same parameters, same state_dict, full
     size.
 
@@ -57,21 +56,19 @@ class ChannelLinear(KeepsGathered, tnn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [*, active input features] (or all: the active ones are then selected) -> [*, active output channels]."""
-        if not checks.is_traced(x) and not (checks.is_plain(x) and x.dtype in checks.FLOATS):
+        if not checks.is_traced(x) and not (checks.is_plain(x) and x.dtype in checks.DTYPES):
             raise TypeError(f"x: expected a floating-point tensor [*, features], got {checks.describe(x)}")
         if x.dim() == 0 or x.device != self.weight.device:
             raise ValueError(f"x: expected [*, features] on {self.weight.device}, got {checks.describe(x)}")
         in_index = self.input_index(x.device)
         out_index = None if self.out_group is None else self.out_group.index(x.device)
 
-        def gather() -> tuple[Tensor, Tensor | None]:
-            weight, bias = self.weight, self.bias
-            if out_index is not None:
-                weight = weight.index_select(0, out_index)
-                bias = None if bias is None else bias.index_select(0, out_index)
-            return weight if in_index is None else weight.index_select(1, in_index), bias
-
-        weight, bias = self.kept(gather) if self.keeps else gather()
+        weight, bias = self.weight, self.bias
+        if out_index is not None:
+            weight = weight.index_select(0, out_index)
+            bias = None if bias is None else bias.index_select(0, out_index)
+        if in_index is not None:
+            weight = weight.index_select(1, in_index)
         if in_index is not None and x.shape[-1] == self.in_features:
             x = x.index_select(-1, in_index)
         if x.shape[-1] != weight.shape[1]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +12,14 @@ from torch import nn as tnn
 from .. import checks
 from .. import functional as F
 from ..surrogates import Surrogate
+from ..torch_private import graph_task
 from .activity import Activity
 from .group import ChannelGroup, check_group, check_time_major, gathered
 
 
 def is_recomputing() -> bool:
     """Whether activation checkpointing is repeating this forward pass inside a backward pass."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and graph_task() != -1
 
 
 class NeuronModule(tnn.Module):
@@ -28,11 +30,14 @@ class NeuronModule(tnn.Module):
         group: the channel group this neuron belongs to; its input then has the group's active channels.
         stateful: keep the last potential and start the next call from it, until :func:`reset`. Off by default: every
             call starts from v_reset. The state is not in the state_dict, stays float32 (float64 for float64 input)
-            whatever the module is converted to, and keeps its graph: call :func:`detach` to cut it.
+            whatever the module is converted to, and keeps its graph: call :func:`detach` to cut it. Copies and pickles
+            have it without its graph. Where the group's active channels change, those that stay keep theirs, and others
+            start from v_reset.
 
     Attributes:
         activity: an :class:`Activity` that forward passes add to, or None.
-        v: the state, [N, C, *S] or None.
+        v: the state, [N, C, *S] or None; C the channels that were active when it was made. To set it by hand, call
+            :meth:`reset` first.
     """
 
     neuron: str
@@ -68,7 +73,11 @@ class NeuronModule(tnn.Module):
         self.group = check_group("group", group)
         self.stateful = checks.boolean("stateful", stateful)
         self.activity: Activity | None = None
-        self.v: Tensor | None = None
+        self.reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a part of a graph can be neither copied nor pickled
+        return {**vars(self), "v": None if self.v is None else self.v.detach()}
 
     def width(self) -> int | None:
         """Channels of the input, where the module knows: the group's active ones, or what its parameters have."""
@@ -87,6 +96,7 @@ class NeuronModule(tnn.Module):
 
     def call_arguments(self, x: Tensor) -> dict:
         """Keyword arguments common to all functional calls, the state among them."""
+        self._follow_group()
         if self.v is not None and self.v.shape != x.shape[1:]:
             raise ValueError(
                 f"x: expected [T, *{list(self.v.shape)}] to go on from the last call's state, got {list(x.shape)}: "
@@ -99,7 +109,7 @@ class NeuronModule(tnn.Module):
         check_time_major(x, self.width(), self.group or "its parameters")
         out = self.integrate(x, time_steps)
         if self.stateful:
-            self.v = out.v
+            self.v, self._v_channels = out.v, self._channels()
         if self.is_recording():
             self.activity.record(out, self.group)
         return out.spikes
@@ -115,7 +125,23 @@ class NeuronModule(tnn.Module):
 
     def reset(self) -> None:
         """Forget the state: the next call starts as a fresh module does."""
-        self.v = None
+        self.v: Tensor | None = None
+        self._v_channels = self._channels()
+
+    def _channels(self) -> Tensor | None:
+        """int64, CPU: the channels that this module works on now; None for all."""
+        return None if self.group is None else self.group.index(torch.device("cpu"))
+
+    def _follow_group(self) -> None:
+        """Have the state of the channels that are active now, for a call in the mode that it is in."""
+        if self.v is None:
+            return
+        if not torch.compiler.is_compiling() and self.v.is_inference() and not torch.is_inference_mode_enabled():
+            self.v = self.v.clone()
+        before, now = self._v_channels, self._channels()
+        if now is not before and self.group is not None:
+            self.v = _rearranged(self.v, before, now, self.group.num_channels, self.arguments["v_reset"] or 0.0)
+            self._v_channels = now
 
     def _apply(self, fn, recurse: bool = True):
         super()._apply(fn, recurse)
@@ -160,6 +186,13 @@ class ParametricLeak(tnn.Module):
             checks.integer("channels", channels)
             check_group("group", self.group, channels)
         self.w = tnn.Parameter(torch.full(() if channels is None else (channels,), -math.log(tau - 1)))
+        self._tau = tau
+
+    def reset_parameters(self) -> None:
+        """What a new module has, as for one that was made on the meta device."""
+        tnn.init.constant_(self.w, -math.log(self._tau - 1))
+        if hasattr(super(), "reset_parameters"):
+            super().reset_parameters()
 
     def width(self) -> int | None:
         known = super().width()
@@ -184,15 +217,34 @@ class PLIF(ParametricLeak, NeuronModule):
         self.init_leak(tau, channels)
 
 
+def _rearranged(v: Tensor, before: Tensor | None, now: Tensor | None, channels: int, start: float) -> Tensor:
+    """State [N, C, *S] of some channels of a group (int64, CPU; None: all) as that of others; new ones get ``start``.
+    What was not made of those channels comes back as it is."""
+    every = torch.arange(channels, device="cpu")
+    before, now = (every if index is None else index for index in (before, now))
+    if v.shape[1] != before.numel():
+        return v
+    place = torch.full_like(every, -1).index_copy_(0, before, torch.arange(before.numel(), device="cpu"))[now]
+    kept = (place >= 0).nonzero().flatten()
+    layout = torch.channels_last if v.dim() == 4 and v.stride(1) == 1 else torch.contiguous_format
+    fresh = v.new_full((v.shape[0], now.numel(), *v.shape[2:]), start).contiguous(memory_format=layout)
+    return fresh.index_copy(1, kept.to(v.device), v.index_select(1, place[kept].to(v.device)))
+
+
 def reset(module: tnn.Module) -> None:
     """Reset every stateful neuron in this tree, and nothing outside it."""
     for m in checks.instance("module", module, tnn.Module, "a torch.nn.Module").modules():
-        if isinstance(m, NeuronModule):
+        if _is_neuron(m):
             m.reset()
 
 
 def detach(module: tnn.Module) -> None:
     """Cut the gradient through the states of this tree (truncated backpropagation through time); the states stay."""
     for m in checks.instance("module", module, tnn.Module, "a torch.nn.Module").modules():
-        if isinstance(m, NeuronModule) and m.v is not None:
+        if _is_neuron(m) and m.v is not None:
             m.v = m.v.detach()
+
+
+def _is_neuron(module: tnn.Module) -> bool:
+    """Whether it is a :class:`NeuronModule`, of this import of the package or of another one."""
+    return {"stateful", "activity", "v"} <= vars(module).keys()

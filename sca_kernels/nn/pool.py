@@ -10,6 +10,7 @@ from torch import Tensor
 from torch import nn as tnn
 
 from .. import checks
+from ..ops import transformed
 
 
 class _MaxPool(torch.autograd.Function):
@@ -53,7 +54,7 @@ class MaxPool2d(tnn.MaxPool2d):
             raise ValueError(f"padding: expected at most half of the kernel {kernel}, got {padding}")
         for name, flag in (("return_indices", return_indices), ("ceil_mode", ceil_mode)):
             checks.boolean(name, flag)
-        plain = (z if isinstance(z, int | Sequence) else int(z) for z in (kernel_size, stride, padding, dilation))
+        plain = (z if isinstance(z, (int, Sequence)) else int(z) for z in (kernel_size, stride, padding, dilation))
         super().__init__(*plain, return_indices, ceil_mode)
 
     def _geometry(self) -> list[list[int]]:
@@ -69,13 +70,13 @@ class MaxPool2d(tnn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [M, C, H, W] -> [M, C, H', W']."""
-        if not checks.is_traced(x) and not (checks.is_plain(x) and x.dtype in checks.FLOATS):
+        if not checks.is_traced(x) and not (checks.is_plain(x) and x.dtype in checks.DTYPES):
             raise TypeError(f"x: expected a floating-point tensor [M, C, H, W], got {checks.describe(x)}")
         if x.dim() not in (3, 4):
             hint = "; a sequence [T, N, C, H, W] needs flatten(0, 1)" if x.dim() == 5 else ""
             raise ValueError(f"x: expected [M, C, H, W], got {tuple(x.shape)}{hint}")
         if 0 in x.shape[-3:] or not self._has_room(x):
             raise ValueError(f"x: expected a map with room for the window of {self}, got {tuple(x.shape)}")
-        if self.return_indices or not (torch.is_grad_enabled() and x.requires_grad):
+        if self.return_indices or not (torch.is_grad_enabled() and x.requires_grad) or transformed():
             return super().forward(x)
         return _MaxPool.apply(x, *self._geometry(), self.ceil_mode)

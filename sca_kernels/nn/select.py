@@ -33,6 +33,10 @@ class ChannelSelect(tnn.Module):
         self.in_channels, self.group = in_channels, group
         self.register_buffer("index", torch.arange(group.num_channels))
 
+    def reset_parameters(self) -> None:
+        """The first channels again, as for a module that was made on the meta device."""
+        self.index.copy_(torch.arange(self.index.numel()))
+
     def forward(self, x: Tensor) -> Tensor:
         """x [T, N, in_channels, *S] -> [T, N, C, *S], C the active channels (all of the group's while probing), in the
         layout of x."""

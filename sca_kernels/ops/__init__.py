@@ -1,13 +1,17 @@
 """torch.library operators ``sca_kernels::*``: schema, fake implementation, autograd and the choice of backend, inside
 the operator.
 
-Arguments arrive checked (:mod:`sca_kernels.functional` does that). An empty backend name means the best one that can
-run.
+:mod:`sca_kernels.functional` checks arguments; those of calls of ``torch.ops.sca_kernels.*`` are checked here, so that
+no kernel reads or writes where nothing is (:mod:`sca_kernels.ops.checks`). An empty backend name means the best one
+that can run.
 """
 
 from .batch_norm import batch_norm_backward, batch_norm_forward
 from .bitpack import pack_spikes, unpack_spikes
 from .channel_conv import channel_conv2d, channel_conv2d_backward
+from .channel_conv import channel_conv2d_by_torch as channel_conv2d_by_torch
+from .common import transformed as transformed
+from .flops import register as _register_flops
 from .neuron import neuron_backward, neuron_forward
 
 __all__ = [
@@ -20,3 +24,5 @@ __all__ = [
     "pack_spikes",
     "unpack_spikes",
 ]
+
+_register_flops()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backends import run
+from .checks import check_packed
 from .common import Operator
 
 
@@ -14,7 +15,7 @@ def pack_spikes(spikes: Tensor, backend: str) -> Tensor:
     return run(backend, "pack_spikes", spikes, spikes.flatten())
 
 
-@torch.library.register_fake(pack_spikes.overload)
+@pack_spikes.fake
 def _(spikes, backend):
     return spikes.new_empty((spikes.numel() + 7) // 8, dtype=torch.uint8)
 
@@ -25,6 +26,11 @@ def unpack_spikes(packed: Tensor, numel: int, dtype: torch.dtype, backend: str) 
     return run(backend, "unpack_spikes", like, packed, numel, dtype)
 
 
-@torch.library.register_fake(unpack_spikes.overload)
+@unpack_spikes.guarded
+def _(packed, numel, dtype, backend):
+    check_packed("packed", packed, numel)
+
+
+@unpack_spikes.fake
 def _(packed, numel, dtype, backend):
     return packed.new_empty(numel, dtype=dtype)

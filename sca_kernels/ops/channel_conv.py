@@ -10,12 +10,17 @@ from torch import Tensor
 from ..backends import run
 from ..channels import Bits, Channels, Geometry, memory_format, numel, storage_order
 from ..reference import channel_conv
+from .checks import check_convolution, check_packed, described
 from .common import Operator
 
 
 def _laid_out(z: Tensor, path: str) -> Tensor:
     """Activations of our own paths are channels_last, also where a single channel leaves a library the choice."""
     return z if path == "gathered" else z.contiguous(memory_format=torch.channels_last)
+
+
+def _is_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 @Operator
@@ -40,7 +45,15 @@ def channel_conv2d(
     return _laid_out(run(backend, "channel_conv2d", x, *arguments, full_output, path), path)
 
 
-@torch.library.register_fake(channel_conv2d.overload)
+@channel_conv2d.guarded
+def _(x, weight, bias, stride, padding, dilation, groups, in_channels, out_channels, full_output, path, bits, backend):
+    geometry, channels = Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
+    check_convolution(x, x.shape, _is_last(x), weight, bias, geometry, channels, path)
+    if bits is not None:
+        check_packed("bits", bits, x.numel())
+
+
+@channel_conv2d.fake
 def _(
     x,
     weight,
@@ -84,7 +97,24 @@ def channel_conv2d_backward(
     return _outputs(grads, weight, path)
 
 
-@torch.library.register_fake(channel_conv2d_backward.overload)
+@channel_conv2d_backward.guarded
+def _(grad, x, shape, channels_last, weight, *rest):
+    *geometry, in_channels, out_channels, needed, path, _backend = rest
+    channels = Channels(in_channels, out_channels)
+    last = channels_last if x.dtype == torch.uint8 else _is_last(x)
+    size = check_convolution(x, shape, last, weight, None, Geometry(*geometry), channels, path)
+    widths = {weight.shape[0], *([] if out_channels is None else [out_channels.numel()])}
+    whole = grad.dim() == 4 and (grad.shape[0], *grad.shape[2:]) == (shape[0], *size) and grad.shape[1] in widths
+    if not whole or grad.dtype != weight.dtype:
+        width = " or ".join(map(str, sorted(widths)))
+        raise ValueError(
+            f"grad: expected {weight.dtype} [{shape[0]}, {width}, {size[0]}, {size[1]}], got {described(grad)}"
+        )
+    if len(needed) != 3:
+        raise ValueError(f"needed: expected three booleans, for x, weight and bias, got {list(needed)}")
+
+
+@channel_conv2d_backward.fake
 def _(
     grad,
     x,
@@ -119,9 +149,25 @@ def _outputs(grads: Sequence[Tensor | None], weight: Tensor, path: str) -> tuple
     return g_x, g_weight, g_bias
 
 
+class _Refused(torch.autograd.Function):
+    """A weight's gradient that was computed from bits: how it depends on x is not recorded."""
+
+    @staticmethod
+    def forward(ctx, g_weight: Tensor) -> Tensor:
+        return g_weight.view_as(g_weight)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "channel_conv2d: the gradient of the weight was taken from spikes that were kept as bits, and can't be "
+            "differentiated again. Pass spike_input=False to keep the input as it is."
+        )
+
+
 def _setup(ctx, inputs, output):
     x, weight, bias, *geometry, in_channels, out_channels, _, path, bits, backend = inputs
     ctx.save_for_backward(x if bits is None else bits, weight, in_channels, out_channels)
+    ctx.cut = bits is not None and x.requires_grad  # bits don't lead back to where x came from
     ctx.shape, ctx.channels_last = x.shape, storage_order(x) != (0, 1, 2, 3)
     ctx.geometry, ctx.path, ctx.backend, ctx.has_bias = geometry, path, backend, bias is not None
 
@@ -131,7 +177,49 @@ def _backward(ctx, grad):
     needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
     saved = x, ctx.shape, ctx.channels_last, weight, *ctx.geometry, in_channels, out_channels
     grads = channel_conv2d_backward(grad, *saved, needed, ctx.path, ctx.backend)
+    if ctx.cut and needed[1] and torch.is_grad_enabled():
+        grads = grads[0], _Refused.apply(grads[1]), grads[2]
     return *(g if want else None for g, want in zip(grads, needed, strict=True)), *[None] * 10
 
 
-channel_conv2d.differentiable(_backward, _setup)
+def channel_conv2d_by_torch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    in_channels: Tensor | None,
+    out_channels: Tensor | None,
+    full_output: bool,
+    *_,
+) -> Tensor:
+    """``channel_conv2d`` made of torch's own operators: torch differentiates it again and in forward mode, and knows
+    its transforms."""
+    if in_channels is not None and x.shape[1] != in_channels.numel():
+        x = x.index_select(1, in_channels)
+    block = weight
+    if out_channels is not None:
+        block = block.index_select(0, out_channels)
+        bias = None if bias is None else bias.index_select(0, out_channels)
+        groups = groups if groups == 1 else out_channels.numel()
+    if in_channels is not None and groups == 1:
+        block = block.index_select(1, in_channels)
+    y = torch.conv2d(x, block, bias, stride, padding, dilation, groups)
+    if full_output and out_channels is not None:
+        y = y.new_zeros(y.shape[0], weight.shape[0], *y.shape[2:]).index_copy(1, out_channels, y)
+    return y
+
+
+def _backward_by_torch(grad, x, shape, channels_last, weight, *rest):
+    *geometry, in_channels, out_channels, needed, path, backend = rest
+    if x.dtype == torch.uint8:
+        x = Bits(x, shape, channels_last)
+        x = x.unflattened(run(backend, "unpack_spikes", grad, x.packed, numel(shape), grad.dtype))
+    channels = Channels(in_channels, out_channels)
+    return _outputs(channel_conv.backward(grad, x, weight, Geometry(*geometry), channels, needed), weight, path)
+
+
+channel_conv2d.differentiable(_backward, _setup, channel_conv2d_by_torch)
+channel_conv2d_backward.differentiable(by_torch=_backward_by_torch)

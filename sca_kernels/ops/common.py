@@ -2,54 +2,79 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import has_torch_function
+from torch.autograd import forward_ad
 
 from ..backends.base import Forward
 from ..layout import empty_activation, empty_state, state_dtype
+from ..torch_private import (
+    applied_in_transform,
+    below_autograd,
+    disable_dynamo,
+    has_schema,
+    in_forward_mode,
+    in_transform,
+    is_unwatched,
+)
+from .checks import check_tensors
 
 
 class NotANumber(ValueError):
     """A neuron's potential became NaN."""
 
 
-# What the dispatcher goes by, where nobody but autograd has a say: the keys of ordinary tensors (and of those made in
-# inference mode), and what is on for all calls.
-_KEY, _KEYS = torch._C.DispatchKey, torch._C.DispatchKeySet
-_ORDINARY = frozenset(
-    keys.raw_repr()
-    for device, autograd, autocast in (
-        (_KEY.CPU, _KEY.AutogradCPU, _KEY.AutocastCPU),
-        (_KEY.CUDA, _KEY.AutogradCUDA, _KEY.AutocastCUDA),
-    )
-    for bare in [_KEYS(device) | _KEYS(autocast)]
-    for keys in (bare, bare | _KEYS(autograd) | _KEYS(_KEY.ADInplaceOrView))
-)
-_ALWAYS = frozenset(
-    keys.raw_repr() for keys in (_KEYS(_KEY.BackendSelect), _KEYS(_KEY.BackendSelect) | _KEYS(_KEY.ADInplaceOrView))
-)
+class check_nan:
+    """Whether a potential that becomes NaN is an error, :class:`NotANumber`, in the whole process; a statement, or a
+    context as in ``with check_nan(False):``.
+
+    Where it is not, NaN goes on: such an element doesn't fire, every gradient that it has a part in is NaN, and the
+    running statistics of a fused batch norm stay as they are in channels without a number. A ``torch.amp.GradScaler``
+    then finds the gradients and skips the step. It is on by default, but under autocast in float16, whose range
+    overflows in the course of things. The potentials are looked at on CPUs alone: looking at those of a CUDA device
+    would mean to wait for it.
+    """
+
+    checked = True
+
+    def __init__(self, checked: bool) -> None:
+        if not isinstance(checked, bool):
+            raise TypeError(f"checked: expected a bool, got {type(checked).__name__}")
+        self.before, check_nan.checked = check_nan.checked, checked
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_) -> None:
+        check_nan.checked = self.before
 
 
-def _unwatched(arguments: tuple[Any, ...]) -> bool:
-    """Whether the dispatcher would do nothing with a call but to run it, recorded by autograd or not: no compiler,
-    tracer, transform, mode, profiler or subclass is to see it."""
-    if (
-        torch.compiler.is_compiling()
-        or has_torch_function(arguments)
-        or torch.autograd._profiler_enabled()
-        or torch._C._dispatch_tls_local_include_set().raw_repr() not in _ALWAYS
-        or (torch.is_grad_enabled() and torch._C._dispatch_tls_is_dispatch_key_excluded(_KEY.AutogradOther))
-    ):
+def passes_nan(device_type: str) -> bool:
+    """Whether NaN is no error now, see :class:`check_nan`."""
+    if not check_nan.checked:
+        return True
+    if device_type == "meta":  # of which torch knows no autocast
         return False
-    for z in arguments:
-        if isinstance(z, Tensor) and torch._C._dispatch_keys(z).raw_repr() not in _ORDINARY:
-            return False
-    return True
+    return torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (grad, vmap, jvp, ...) or automatic differentiation in forward mode is at
+    work."""
+    return not torch.compiler.is_compiling() and (in_forward_mode() or in_transform())
+
+
+def _has_tangent(arguments: tuple[Any, ...]) -> bool:
+    """Whether an argument carries a derivative of forward mode."""
+    return in_forward_mode() and any(
+        isinstance(z, Tensor) and z.is_floating_point() and forward_ad.unpack_dual(z).tangent is not None
+        for z in arguments
+    )
 
 
 class Operator:
@@ -59,13 +84,21 @@ class Operator:
     does beyond a definition (it looks up defaults that no operator here has, and compares storages that none shares),
     and the ways through the dispatcher, with as many arguments as there are here. The operator is defined without the
     one, and a call that nobody watches goes straight to the implementation.
+
+    A process has one dispatcher: where the package is imported once more (reloaded, or from a second copy), what its
+    first import defined stays.
     """
 
     def __init__(self, implementation: Callable[..., Any]) -> None:
         """The schema is what the annotations say. An output that was not asked for may be None nevertheless: the
         operator, which can't return that, returns a tensor without elements."""
 
+        names = tuple(inspect.signature(implementation).parameters)
+
         def filled(*arguments):
+            check_tensors(names, arguments)
+            if self.guard is not None:
+                self.guard(*arguments)
             out = implementation(*arguments)
             if not isinstance(out, tuple):
                 return out
@@ -74,27 +107,59 @@ class Operator:
 
         name = f"sca_kernels::{implementation.__name__}"
         schema = torch.library.infer_schema(implementation, mutates_args=())
-        torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
-        torch.library.impl(name, "CompositeExplicitAutograd", torch._disable_dynamo(filled))
+        self.is_first = not hasattr(torch.ops.sca_kernels, implementation.__name__)
+        if self.is_first:
+            torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
+            torch.library.impl(name, "CompositeExplicitAutograd", disable_dynamo(filled))
         self.overload = getattr(torch.ops.sca_kernels, implementation.__name__).default
-        self.direct = implementation
+        if not self.is_first and not has_schema(self.overload, name + schema):
+            raise ImportError(
+                f"{name}: another version of sca_kernels is loaded in this process; restart Python to use this one"
+            )
+        self.name, self.direct = implementation.__name__, implementation
+        self.guard: Callable[..., None] | None = None
 
     def __call__(self, *arguments):
-        return (self.direct if _unwatched(arguments) else self.overload)(*arguments)
+        return (self.direct if is_unwatched(arguments) else self.overload)(*arguments)
+
+    def guarded(self, guard: Callable[..., None]) -> Callable[..., None]:
+        """Check the arguments of calls that come through the dispatcher, which anybody can make, with this function
+        first: it raises TypeError or ValueError where kernels would read what is not there."""
+        self.guard = guard
+        return guard
+
+    def fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Tell shapes and dtypes, as a decorator of what ``torch.library.register_fake`` takes."""
+        if self.is_first:
+            torch.library.register_fake(self.overload, function)
+        return function
 
     def differentiable(
-        self, backward: Callable[..., Any], setup_context: Callable[[Any, tuple, Any], None] | None = None
+        self,
+        backward: Callable[..., Any] | None = None,
+        setup_context: Callable[[Any, tuple, Any], None] | None = None,
+        by_torch: Callable[..., Any] | None = None,
     ) -> None:
-        """Give it its gradient, by functions as ``torch.library.register_autograd`` takes them."""
-        name = self.overload._opname
+        """Give it its gradient, by functions as ``torch.library.register_autograd`` takes them.
+
+        Args:
+            by_torch: the same operator, made of torch's own: what is called where derivatives in forward mode or
+                transforms of torch.func are wanted, and, without ``backward``, where any derivative is. Without it
+                derivatives in forward mode are an error.
+        """
+        name = self.name
 
         def recorded(compute: Callable[..., Any]) -> Callable[..., Any]:
             def below(*arguments):
-                with torch._C._AutoDispatchBelowAutograd():
+                with below_autograd():
                     return compute(*arguments)
 
             def forward(ctx, *arguments):
-                output = below(*arguments)
+                if transformed():  # recorded here; an outer transform, whose turn is next, records for itself
+                    with torch.enable_grad():
+                        output = below(*arguments)
+                else:
+                    output = below(*arguments)
                 if setup_context is not None:
                     setup_context(ctx, arguments, output)
                 return output
@@ -103,24 +168,38 @@ class Operator:
             function = type(name, (torch.autograd.Function,), members)
 
             def run(*arguments):
+                if _has_tangent(arguments):
+                    if by_torch is None:
+                        raise RuntimeError(_undefined(self, "derivatives in forward mode (jvp)"))
+                    return by_torch(*arguments)
                 wanted = torch.is_grad_enabled() and any(isinstance(z, Tensor) and z.requires_grad for z in arguments)
-                return (function.apply if wanted else below)(*arguments)
+                if wanted and by_torch is not None and (backward is None or transformed()):
+                    return by_torch(*arguments)
+                if wanted:
+                    return applied_in_transform(function, arguments) if transformed() else function.apply(*arguments)
+                return below(*arguments)
 
             return run
 
-        torch.library.impl(f"sca_kernels::{name}", "Autograd", recorded(self.overload))
+        if self.is_first:
+            torch.library.impl(f"sca_kernels::{name}", "Autograd", recorded(self.overload))
         self.direct = recorded(self.direct)
 
     def no_second_order(self) -> None:
         """Make differentiating it, a backward operator, a clear error."""
 
         def refuse(ctx, *grads):
-            raise RuntimeError(
-                f"{self.overload}: second-order gradients through spiking neurons are not defined; "
-                "a surrogate replaces the first derivative only. Call backward() without create_graph=True."
-            )
+            message = _undefined(self, "second-order gradients")
+            raise RuntimeError(f"{message} Call backward() without create_graph=True.")
 
         self.differentiable(refuse)
+
+
+def _undefined(operator: Operator, what: str) -> str:
+    return (
+        f"{operator.overload}: {what} through spiking neurons are not defined; a surrogate replaces the first "
+        "derivative, of reverse mode, only."
+    )
 
 
 def or_empty(z: Tensor | None, x: Tensor) -> Tensor:
@@ -129,13 +208,16 @@ def or_empty(z: Tensor | None, x: Tensor) -> Tensor:
 
 
 def forward_outputs(out: Forward, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """NotANumber where a potential has become NaN: the membrane sums tell without another pass over x. Asking a CUDA
-    device would mean to wait for it."""
+    """NotANumber where a potential has become NaN and that is an error: the membrane sums tell without another pass
+    over x. Asking a CUDA device would mean to wait for it."""
     known = out.is_nan is not None or x.device.type != "cpu"
-    if out.is_nan if known else math.isnan(out.membrane_l1.sum()):
+    if (out.is_nan if known else math.isnan(out.membrane_l1.sum())) and not passes_nan(x.device.type):
         channels = out.membrane_l1.isnan().nonzero().flatten().tolist()
         listed = ", ".join(map(str, channels[:8])) + (", ..." if len(channels) > 8 else "")
-        raise NotANumber(f"x: expected numbers, got NaN (there, or in what scales it) in channels {listed}")
+        raise NotANumber(
+            f"x: expected numbers, got NaN (there, or in what scales it) in channels {listed}; "
+            "sca_kernels.functional.check_nan(False) lets it pass"
+        )
     return out.spikes, out.v, out.spike_count, out.membrane_l1
 
 

@@ -3,12 +3,12 @@ prelude."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..backends import run
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
+from .checks import check_neuron, check_vectors
 from .common import Operator, fake_forward, fake_gradient, forward_outputs, not_differentiable, or_empty
 
 
@@ -34,11 +34,17 @@ def neuron_forward(
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
+    check_vectors(x, ("scale", "shift", "rate", "mask"), scale, shift, rate, mask)
     arguments = x, time_steps, config, scale, shift, rate, v_init, mask, return_v
     return forward_outputs(run(backend, "neuron_forward", x, *arguments), x)
 
 
-@torch.library.register_fake(neuron_forward.overload)
+@neuron_forward.guarded
+def _(x, time_steps, scale, shift, rate, v_init, mask, return_v, backend, *config):
+    check_neuron(x, time_steps, rate, NeuronConfig(*config), v_init=v_init)
+
+
+@neuron_forward.fake
 def _(x, time_steps, scale, shift, rate, v_init, mask, return_v, backend, *config):
     return fake_forward(x, time_steps, return_v)
 
@@ -65,11 +71,18 @@ def neuron_backward(
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
+    check_vectors(x, ("scale", "shift", "rate"), scale, shift, rate)
     arguments = grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init
     return run(backend, "neuron_backward", x, *arguments)
 
 
-@torch.library.register_fake(neuron_backward.overload)
+@neuron_backward.guarded
+def _(grad_spikes, grad_v, x, time_steps, scale, shift, rate, v_init, backend, *config):
+    like_x = {"v_init": v_init, "grad_v": grad_v, "grad_spikes": grad_spikes}
+    check_neuron(x, time_steps, rate, NeuronConfig(*config), **like_x)
+
+
+@neuron_backward.fake
 def _(grad_spikes, grad_v, x, time_steps, scale, shift, rate, v_init, backend, *config):
     return (
         empty_activation(x, x.shape[0]),

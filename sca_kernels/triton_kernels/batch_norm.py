@@ -126,7 +126,7 @@ def statistics_kernel(
 ):
     """Mean and biased variance from the deviations, rounded to float32, and the prelude that follows."""
     channel, exists = channel_block(channels)
-    origin = tl.load(x + channel * x_channel, mask=exists & (count > 0), other=0.0).to(tl.float64)
+    origin = tl.load(x + channel * x_channel, mask=channel < tl.where(count > 0, channels, 0), other=0.0).to(tl.float64)
     n = count.to(tl.float64)
     d = total(partials, 0, channel, exists, channels, chunks, fold) / n
     dd = total(partials, 1, channel, exists, channels, chunks, fold) / n
@@ -219,7 +219,7 @@ def forward(
         **tiling.arguments,
         **tiling.argument("x", 0, x),
         partials=partials,
-        **steps_of(x.shape[0]).arguments(),
+        **steps_of(x.shape[0]).arguments(crowded=tiling.narrow),
     )
     # An operator's outputs may not share storage; scale and shift stay inside.
     mean, var = (torch.empty(channels, dtype=torch.float32, device=x.device) for _ in range(2))

@@ -6,10 +6,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..spikes import check_earlier, check_launched, flag
 from .tiling import launch
 
 _BYTES = 512
-_MESSAGE = "spikes: expected zeros and ones only, got another value"
 
 
 @triton.jit
@@ -43,21 +43,18 @@ def unpack_kernel(packed, spikes, numel: tl.int64, BYTES: tl.constexpr, WHOLE: t
 
 
 def pack(spikes: Tensor) -> Tensor:
-    """As :meth:`sca_kernels.backends.base.Backend.pack_spikes`, but that on a GPU the values are checked without
-    waiting: another value stops the device with an assertion."""
-    size = triton.cdiv(spikes.numel(), 8)
-    packed = torch.empty(size, dtype=torch.uint8, device=spikes.device)
-    valid = torch.ones((), dtype=torch.int32, device=spikes.device)
-    _launch(pack_kernel, spikes, spikes.numel(), spikes=spikes, packed=packed, valid=valid)
-    if spikes.is_cuda:
-        torch._assert_async(valid, _MESSAGE)
-    elif not valid:
-        raise ValueError(_MESSAGE)
+    """As :meth:`sca_kernels.backends.base.Backend.pack_spikes`, but that a GPU is not waited for: that it has met
+    another value is told by a later call, this one or :func:`unpack`."""
+    check_earlier(spikes.device)
+    packed = torch.empty(triton.cdiv(spikes.numel(), 8), dtype=torch.uint8, device=spikes.device)
+    _launch(pack_kernel, spikes, spikes.numel(), spikes=spikes, packed=packed, valid=flag(spikes.device))
+    check_launched(spikes.device)
     return packed
 
 
 def unpack(packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
     """As :meth:`sca_kernels.backends.base.Backend.unpack_spikes`."""
+    check_earlier(packed.device)
     spikes = torch.empty(numel, dtype=dtype, device=packed.device)
     _launch(unpack_kernel, packed, numel, packed=packed, spikes=spikes)
     return spikes

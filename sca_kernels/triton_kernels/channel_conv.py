@@ -26,6 +26,7 @@ from ..channels import Channels, Geometry, bias_gradient, memory_format, output_
 from . import INTERPRETED
 
 _ACCESS_BYTES = 16
+_SCATTERED_BELOW = 8  # bytes of an access
 _MAX_POSITIONS = 2**30  # of a program, which counts them in 32 bits
 _PROGRAMS = 512  # of a weight gradient at least, where there are positions enough: a few waves on any GPU
 
@@ -52,12 +53,12 @@ _DEPTHWISE_TILE = Tile(64, 32, 64, 4, 2)
 _PACK_TILE = Tile(16, 64, 1, 4, 1)
 
 
-def _tile(tiles: dict[int, tuple[Tile, ...]], element_size: int, columns: int, listed: bool) -> Tile:
-    """The first (narrowest) tile that takes all columns, else the widest. Through a list each element has an address of
-    its own: fewer of them, spread over more threads, spare the registers."""
+def _tile(tiles: dict[int, tuple[Tile, ...]], element_size: int, columns: int, scattered: bool) -> Tile:
+    """The first (narrowest) tile that takes all columns, else the widest. Scattered elements have an address each:
+    fewer of them, spread over more threads, spare the registers."""
     known = tiles[element_size]
     tile = next((tile for tile in known if tile.columns >= columns), known[-1])
-    return tile._replace(rows=min(tile.rows, 64), inner=32, num_warps=8, num_stages=2) if listed else tile
+    return tile._replace(rows=min(tile.rows, 64), inner=32, num_warps=8, num_stages=2) if scattered else tile
 
 
 @triton.jit
@@ -367,24 +368,26 @@ def weight_gradient_kernel(
 
 
 class _Columns(NamedTuple):
-    """The active channels of an activation: how many, at which columns (None: side by side), of rows how long; the last
-    two in units of ``align`` elements, a whole access where the widths permit."""
+    """The active channels of an activation: how many, at which columns (None: side by side), of rows how long; count
+    and row in units of ``align`` elements, a whole access where the widths permit. Scattered: moved one or two at a
+    time, through a list or at a width with few factors of two."""
 
     index: Tensor | None
     count: int
     row: int
     align: int
+    scattered: bool
 
     @classmethod
     def of(cls, z: Tensor, index: Tensor | None) -> "_Columns":
         """Of z [M, C, H, W], at full width or at the active width."""
         width = z.shape[1]
         if index is not None and index.numel() < width:
-            return cls(index, index.numel(), width, 1)
+            return cls(index, index.numel(), width, 1, True)
         align = _ACCESS_BYTES // z.element_size()
         while width % align:
             align //= 2
-        return cls(None, width // align, width // align, align)
+        return cls(None, width // align, width // align, align, align * z.element_size() < _SCATTERED_BELOW)
 
     @property
     def listed(self) -> bool:
@@ -401,7 +404,7 @@ def _launch(kernel, programs: int, on: Tensor, tile: Tile, **arguments) -> None:
     if kernel is not pack_kernel:
         names["INNER"] = tile.inner
     with torch.cuda.device_of(on):
-        kernel[(programs,)](**arguments, **names)
+        kernel[(programs,)](**arguments, **names, enable_fp_fusion=True)
 
 
 def _modes(weight: Tensor, geometry: Geometry) -> dict:
@@ -479,7 +482,7 @@ def _correlate(
     tile = (
         _DEPTHWISE_TILE
         if depthwise
-        else _tile(_TILES, source.element_size(), at_target.total, at_source.listed or at_target.listed)
+        else _tile(_TILES, source.element_size(), at_target.total, at_source.scattered or at_target.scattered)
     )
     packed, padded = _packed(weight, channels, transposed, depthwise)
     align = _ACCESS_BYTES // weight.element_size()
@@ -519,9 +522,9 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry
     depthwise = geometry.groups > 1
     at_grad, at_x = _Columns.of(grad, channels.output), _Columns.of(x, channels.input)
     outputs, inputs, taps = 1 if depthwise else at_grad.total, at_x.total, weight.shape[2] * weight.shape[3]
-    listed = at_grad.listed or at_x.listed
-    widest = min(max(outputs, inputs), 64) if listed else max(outputs, inputs)
-    tile = _DEPTHWISE_TILE if depthwise else _tile(_WEIGHT_TILES, x.element_size(), widest, listed)
+    scattered = at_grad.scattered or at_x.scattered
+    widest = min(max(outputs, inputs), 64) if scattered else max(outputs, inputs)
+    tile = _DEPTHWISE_TILE if depthwise else _tile(_WEIGHT_TILES, x.element_size(), widest, scattered)
     rows = grad.numel() // grad.shape[1]
     tiles = taps * triton.cdiv(outputs, tile.rows) * triton.cdiv(inputs, tile.columns)
     all_steps = triton.cdiv(rows, tile.inner)
@@ -561,7 +564,7 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, channels: Channels, full_output: bool
 ) -> Tensor:
     """As :meth:`sca_kernels.backends.base.Backend.channel_conv2d`; x channels_last, groups 1 or depthwise."""
-    height, width = output_size(x, weight, geometry)
+    height, width = output_size(x.shape, weight.shape, geometry)
     out = weight.shape[0] if full_output or channels.output is None else channels.output.numel()
     y = torch.empty((x.shape[0], out, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if bias is not None and channels.output is not None:

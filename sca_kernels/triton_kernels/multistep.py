@@ -109,8 +109,10 @@ def forward_kernel(
     chunk = program // groups
     columns = columns * ALIGN
     step = rows * columns if LANES else rows * columns * groups
-    scale = of_channel(scale, group, columns, fold, LANES, COLUMNS)
-    shift = of_channel(shift, group, columns, fold, LANES, COLUMNS)
+    if scale is not None:
+        scale = of_channel(scale, group, columns, fold, LANES, COLUMNS)
+    if shift is not None:
+        shift = of_channel(shift, group, columns, fold, LANES, COLUMNS)
     if rate is not None:
         leak = of_channel(rate, group, columns, fold, LANES, COLUMNS)
     if mask is not None:
@@ -242,11 +244,16 @@ def backward_kernel(
     chunk = program // groups
     columns = columns * ALIGN
     step = rows * columns if LANES else rows * columns * groups
-    scale = of_channel(scale, group, columns, fold, LANES, COLUMNS)
-    shift = of_channel(shift, group, columns, fold, LANES, COLUMNS)
-    center = of_channel(center, group, columns, fold, LANES, COLUMNS)
-    slope = of_channel(slope, group, columns, fold, LANES, COLUMNS)
-    offset = of_channel(offset, group, columns, fold, LANES, COLUMNS)
+    if scale is not None:
+        scale = of_channel(scale, group, columns, fold, LANES, COLUMNS)
+    if shift is not None:
+        shift = of_channel(shift, group, columns, fold, LANES, COLUMNS)
+    if center is not None:
+        center = of_channel(center, group, columns, fold, LANES, COLUMNS)
+    if slope is not None:
+        slope = of_channel(slope, group, columns, fold, LANES, COLUMNS)
+    if offset is not None:
+        offset = of_channel(offset, group, columns, fold, LANES, COLUMNS)
     if rate is not None:
         leak = of_channel(rate, group, columns, fold, LANES, COLUMNS)
     # Only h must be rounded as the equations say: its gradient is multiplied by the reciprocal.
@@ -408,7 +415,7 @@ def forward(
         **current._replace(v_init=_dense_state(current.v_init, x))._asdict(),
         **dynamics.numbers,
         **dynamics.modes,
-        **dynamics.steps.arguments(),
+        **dynamics.steps.arguments(crowded=tiling.narrow),
     )
     totals(tiling, partials, spike_count, membrane_l1)
     return spikes, v_last, spike_count, membrane_l1
@@ -456,7 +463,7 @@ class Adjoint:
             **dict.fromkeys(("center", "slope", "offset", "partials", "grad_x", "grad_v_init")) | arguments,
             **self.dynamics.numbers,
             **self.dynamics.modes,
-            **self.dynamics.steps.arguments(crowded=self.x.element_size() == 2),
+            **self.dynamics.steps.arguments(crowded=self.tiling.narrow or self.x.element_size() == 2),
             **self.modes,
             **self.slopes,
         )

@@ -1,6 +1,6 @@
 """Triton twins of the derivatives in :data:`sca_kernels.surrogates.TABLE`, per element, float32: ``u = h - threshold``.
 
-Exponentials are taken of negative arguments only, so that no slope overflows.
+Exponentials are taken of negative arguments only, so that no slope overflows. The slope at NaN is NaN.
 """
 
 import triton
@@ -31,7 +31,8 @@ def _piecewise_quadratic(u, alpha, beta):
 
 @triton.jit
 def _rectangular(u, alpha, beta):
-    return tl.where(tl.abs(u) < 0.5 / alpha, alpha, 0.0)
+    a = tl.abs(u)
+    return tl.where(a < 0.5 / alpha, alpha, tl.where(a >= 0.5 / alpha, 0.0, u))
 
 
 @triton.jit
@@ -54,13 +55,13 @@ def _erf(u, alpha, beta):
 
 @triton.jit
 def _leaky_k_relu(u, alpha, beta):
-    return tl.where(u >= 0, alpha, beta)
+    return tl.where(u >= 0, alpha, tl.where(u < 0, beta, u))
 
 
 @triton.jit
 def _s2nn(u, alpha, beta):
-    # The clamp keeps the branch that is not taken finite.
-    return tl.where(u < 0, _sigmoid(u, alpha, beta), beta / (tl.maximum(u, 0.0) + 1))
+    # The absolute value keeps the branch that is not taken finite.
+    return tl.where(u < 0, _sigmoid(u, alpha, beta), beta / (tl.abs(u) + 1))
 
 
 @triton.jit

@@ -27,6 +27,7 @@ WARPS = 4
 _TILE_BYTES = WARPS * 32 * 16  # of the input's dtype and one step: each thread moves 16 bytes per access
 _FOLD_BELOW = 32  # positions: shorter rows would waste most of a memory transaction
 _MAX_PROGRAMS = 8192  # several waves on any GPU; more would only lengthen the sum over partials
+_FEW_STEPS = 4  # whose x, gradient and h fit into registers with an address per element
 _MAX_STEPS = 8  # whose h fits into registers
 _CHUNK = 6  # steps at once of a longer sequence: a quarter of the registers goes to what walking over chunks takes
 _MAX_TERMS = 64  # steps x tiles that a float32 accumulator takes in before it is widened
@@ -50,6 +51,7 @@ class Tiling(NamedTuple):
         strides: of each tensor given to :func:`tile`; None where it was None.
         programs: size of the launch grid.
         tile_size: elements of a tile.
+        narrow: whether an access moves less than 16 bytes.
         width: lanes or channels, one column of partials each.
     """
 
@@ -57,6 +59,7 @@ class Tiling(NamedTuple):
     strides: tuple[Strides | None, ...]
     programs: int
     tile_size: int
+    narrow: bool
     width: int
 
     def argument(self, name: str, at: int, z: Tensor | None) -> dict:
@@ -127,6 +130,10 @@ def _tiling(
     align = math.gcd(16 // element_size, columns, *(stride for z in strides if z for stride in z)) if aligned else 1
 
     tile_size = _TILE_BYTES // element_size
+    narrow = align * element_size < 16
+    if narrow and time_steps > _FEW_STEPS:
+        # An address each: two elements, or one access, of each thread.
+        tile_size = 2 * WARPS * 32 * max(2, align)
     # The narrower a tile, the more rows a short one wastes; 64 columns still fill whole memory transactions.
     tile_columns = min(max(triton.next_power_of_2(columns), 16), 64)
     if not lanes and s >= tile_size:
@@ -151,7 +158,7 @@ def _tiling(
         "COLUMNS": tile_columns,
     }
     in_units = tuple(z and Strides(*(stride // align for stride in z)) for z in strides)
-    return Tiling(arguments, in_units, groups * chunks, tile_size, columns if lanes else c)
+    return Tiling(arguments, in_units, groups * chunks, tile_size, narrow, columns if lanes else c)
 
 
 GEOMETRY = ["rows", "columns", "inner", "fold", "groups", "chunks", "tiles", "time_steps"]
@@ -175,10 +182,11 @@ class Steps(NamedTuple):
         """How many there are."""
         return triton.cdiv(self.time_steps, self.size)
 
-    def arguments(self, crowded: bool = False) -> dict:
-        """Kernel arguments. In a crowded kernel, one that keeps the potentials of elements that come eight to a thread,
-        more than four steps are spread over twice as many threads: 8 bytes per access instead of registers spilled."""
-        warps = 2 * WARPS if crowded and self.size > 4 else WARPS
+    def arguments(self, crowded: bool) -> dict:
+        """Kernel arguments. In a crowded kernel, one of narrow accesses or one that keeps the potentials of elements
+        that come eight to a thread, more than a few steps are spread over twice as many threads: 8 bytes per access
+        instead of registers spilled."""
+        warps = 2 * WARPS if crowded and self.size > _FEW_STEPS else WARPS
         return {
             "time_steps": self.time_steps,
             "STEPS": self.size,
@@ -241,9 +249,9 @@ def exists(t, time_steps, CHUNKED: tl.constexpr):
 
 @triton.jit
 def live_at(valid, t, time_steps, CHUNKED: tl.constexpr):
-    """Validity at step t."""
+    """Validity at step t. (Selected: the interpreter of Triton 3.9 makes no mask of a block & a number.)"""
     if CHUNKED:
-        return valid & (t < time_steps)
+        return tl.where(t < time_steps, valid, False)
     else:
         return valid
 
@@ -268,10 +276,9 @@ def channel_of(column, fold):
 
 @triton.jit
 def of_channel(vector, group, columns, fold, LANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """A group's entries of a per-channel vector [C]: [1, COLUMNS], or a number; None stays None."""
-    if vector is None:
-        return None
-    elif LANES:
+    """A group's entries of a per-channel vector [C]: [1, COLUMNS], or a number. (Not for None: up to Triton 3.6 no
+    function returns it.)"""
+    if LANES:
         column = group * COLUMNS + tl.arange(0, COLUMNS)
         return tl.load(vector + channel_of(column, fold), mask=column < columns, other=0)[None, :]
     else:

@@ -17,6 +17,8 @@ from sca.bench import peers, table
 from sca.bench.work import prune_evenly
 from sca.cli import app
 from sca.pruning.groups import find_groups
+from sca_kernels.backends import registry
+from sca_kernels.backends.base import BackendError
 
 TINY = ("--model", "vgg5", "--width", "0.125", "--size", "8", "--rounds", "3", "--round-to", "1", "--batch-size", "2")
 
@@ -46,6 +48,24 @@ def written(no_peers, tmp_path) -> dict:
     assert outcome.exit_code == 0, outcome.output
     assert (tmp_path / "bench.png").stat().st_size > 10_000
     return json.loads((tmp_path / "bench.json").read_text())
+
+
+def test_bench_names_the_backend_and_measures_no_stand_in(no_peers, tmp_path, monkeypatch):
+    if not (cpu := registry()["cpu"]).supports(torch.device("cpu"), torch.float32)[0]:
+        pytest.skip("needs the compiled CPU backend")
+    arguments = "--densities", "1", "--time-steps", "2", "--mode", "inference", "--out", tmp_path
+    assert "sca_kernels (cpu)" in plain(bench(*arguments).output)
+
+    def fail(*arguments):
+        raise BackendError("backend: no registers left")
+
+    monkeypatch.setattr(cpu, "neuron_forward", fail)
+    try:
+        outcome = bench(*arguments)
+    finally:
+        cpu.failures.clear()
+    assert outcome.exit_code == 2
+    assert "no registers left" in plain(outcome.output)
 
 
 def test_bench_stores_every_figure_with_its_conditions(written):

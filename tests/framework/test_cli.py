@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +19,12 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from sca.cli import app
+from sca.cli.endings import told
+from sca.cli.errors import fail
+from sca.cli.terminal import use_any_encoding
 from sca.models import MODELS
+from sca.training import RunFolder
+from sca_kernels import doctor
 
 TINY = [
     *("--model", "vgg5", "--width", "0.125", "--time-steps", "2", "--epochs", "2", "--batch-size", "32"),
@@ -73,6 +81,17 @@ def test_eval_and_report_read_a_finished_run(finished):
     report = plain(sca("report", folder).output)
     for word in ("Conn", "MACs", "Energy"):
         assert word in report
+
+
+def test_eval_computes_in_the_precision_of_the_run(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "precision": "bfloat16", "device": "cuda"}))
+    seen = []
+    monkeypatch.setattr("sca.training.metrics.accuracy", lambda model, batches, precision: seen.append(precision) or 1)
+    assert sca("eval", copy).exit_code == 0  # on the CPU, where there is no GPU
+    assert seen == ["bfloat16"]
 
 
 def test_train_refuses_a_folder_that_holds_a_run_until_told(finished):
@@ -172,6 +191,98 @@ for command in (["train"], ["bench"], ["bench", "table1"]):
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_paths_are_printed_as_they_are_and_commands_quoted(tmp_path):
+    odd = tmp_path / "runs" / "[/b]run [red]x :smile:"
+    result = sca("train", *TINY, "--epochs", "1", "--out", odd)
+    assert result.exit_code == 0, result.output
+    assert f"in {odd}: curves.png, metrics.jsonl, model.safetensors" in plain(result.output)
+    assert f"sca report {shlex.quote(str(odd))}" in plain(result.output)
+    assert f"report in {odd}/report.html" in plain(sca("report", odd).output)
+    assert f"error: lr: the run in {odd} has another value" in plain(
+        sca("train", "--resume", "--out", odd, "--lr", "3").output
+    )
+    with told() as ending:
+        ending.folder = RunFolder(odd, "resume")
+    ending.folder.close()
+    assert shlex.split(ending.resumable.partition(": ")[2]) == ["sca", "train", "--resume", "--out", str(odd)]
+
+
+def test_commands_work_in_ascii_beside_a_notebook_with_any_name_of_a_folder(tmp_path):
+    """What a process that a notebook started on a bare server is given: no UTF-8, and a backend that is not there."""
+    name = b"r \xc3\xa9[/b] \xff"  # the last byte is no text in any encoding of UTF
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "OMP_NUM_THREADS": "1"}
+    environment |= {"MPLBACKEND": "module://no.such_backend", "PYTHONIOENCODING": "ascii", "COLUMNS": "20"}
+
+    def process(*arguments: object) -> tuple[int, bytes]:
+        command = [sys.executable, "-m", "sca", *arguments]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return done.returncode, done.stdout
+
+    code, output = process("train", *TINY, "--epochs", "1", "--out", name)
+    assert code == 0, output
+    assert b"in " + name + b": curves.png, metrics.jsonl, model.safetensors" in output
+    assert b"test accuracy" in output
+    assert (tmp_path / os.fsdecode(name) / "curves.png").read_bytes().startswith(b"\x89PNG")
+    code, output = process("report", name)
+    assert code == 0, output
+    assert b"Cost per sample" in output
+    assert b"\x1b" not in output
+    code, output = process("train", "--resume", "--out", name, "--lr", "3")
+    assert code == 2, output
+    assert b"error: lr: the run in " + name + b" has another value" in output
+
+
+def test_doctor_tells_a_fix_to_its_end_in_a_narrow_pipe(monkeypatch):
+    rows = [doctor.Row("x", False, "why " * 50, "pip install " + "'sca_kernels[a-very-long-extra]' " * 9)]
+    monkeypatch.setattr(doctor, "report", lambda: rows)
+    monkeypatch.setenv("COLUMNS", "30")
+    assert rows[0].fix.strip() in plain(sca("doctor").output)
+
+
+def test_signs_that_an_encoding_lacks_are_written_in_ascii(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    use_any_encoding()
+    stream.write("1 ± 2 µJ \u2014 é \udcff")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"1 +- 2 uJ \\u2014 \\xe9 \xff"
+
+
+@pytest.mark.parametrize("value", ["1", ""])
+def test_no_color_asks_for_none(monkeypatch, capsys, value):
+    monkeypatch.setenv("NO_COLOR", value)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    fail("x")
+    assert ("\x1b" in capsys.readouterr().err) is not bool(value)
+
+
+def test_train_without_matplotlib_ends_with_its_table(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = sca("train", *TINY, "--epochs", "1", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "test accuracy" in plain(result.output)
+    assert "curves.png" not in result.output
+    assert "no curves.png: pictures need matplotlib: pip install 'sca_kernels[train]'" in caplog.text
+
+
+def test_too_little_memory_is_told_in_a_sentence(monkeypatch, tmp_path):
+    def full(*_, **__):
+        raise RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nmore")
+
+    monkeypatch.setattr("sca.training.loop.Trainer.train_step", full)
+    result = sca("train", *TINY, "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "error: out of memory ([enforce] DefaultCPUAllocator: can't allocate memory" in plain(result.output)
+    assert "more" not in result.output
+
+
+def test_train_reads_a_recipe_with_a_byte_order_mark(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_bytes("# größer\r\nepochs = 3\r\n".encode("utf-8-sig"))
+    shown = sca("train", "--config", file, "--show-config")
+    assert json.loads(shown.output)["epochs"] == 3
 
 
 def test_train_interrupted_as_a_process_writes_its_checkpoint_and_resumes(tmp_path):

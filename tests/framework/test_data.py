@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import http.server
+import math
 import os
 import tarfile
 import threading
@@ -106,7 +107,8 @@ def test_shift_and_mirror_moves_whole_images():
 
 def test_train_batches_alternate_the_mirrored_half(digits):
     images = digits.train.images
-    numbered = dataclasses.replace(digits, train=data.Split(images, torch.arange(len(images))), mirror=True, shift=0)
+    train = data.Split(images, torch.arange(len(images)))
+    numbered = dataclasses.replace(digits, train=train, num_classes=len(images), mirror=True, shift=0)
 
     def epoch(number: int) -> torch.Tensor:
         """All training images of an epoch, in the data set's order."""
@@ -139,6 +141,62 @@ def test_limited_takes_the_first_examples(digits):
     assert torch.equal(small.train.labels, digits.train.labels[:10])
     with pytest.raises(ValueError, match="limit: expected at least 1"):
         digits.limited(train=0)
+
+
+def own(images: object = None, labels: object = None, **changes: object) -> data.Dataset:
+    """A user's own data: 12 grey images of 6 x 5 pixels in 3 classes, unless told otherwise."""
+    images = torch.zeros(12, 6, 5, 1, dtype=torch.uint8) if images is None else images
+    labels = torch.arange(12) % 3 if labels is None else labels
+    split = data.Split(images, labels)
+    settings = {"num_classes": 3, "mean": (0.5,), "std": (0.2,), **changes}
+    return data.Dataset(name="own", train=split, test=split, **settings)
+
+
+def test_dataset_takes_own_data():
+    assert own().image_size == (6, 5)
+    assert own(torch.zeros(12, 1, 1, 64, dtype=torch.uint8), mean=(0.5,) * 64, std=(1.0,) * 64).in_channels == 64
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: own(labels=torch.arange(12) % 3 + 1), "labels: expected 0 to 2, .* got 1 to 3 in train; number the"),
+        (lambda: own(labels=torch.arange(12) % 3 - 1), "labels: expected 0 to 2, .* got -1 to 1 in train$"),
+        (lambda: own(num_classes=2), "labels: expected 0 to 1, the numbers of 2 classes, got 0 to 2"),
+        (lambda: own(num_classes=0), "num_classes: expected at least 1, got 0"),
+        (lambda: own(labels=torch.zeros(12)), r"labels: expected int64 \[12\], got float32 \[12\]; .* labels.long"),
+        (lambda: own(labels=torch.eye(12)), r"labels: .* got float32 \[12, 12\]; of one-hot rows take labels.argmax"),
+        (lambda: own(labels=torch.arange(11) % 3), r"labels: expected int64 \[12\], got int64 \[11\]$"),
+        (lambda: own(labels=[0] * 12), "labels: expected a tensor, got list"),
+        (lambda: own(np.zeros((12, 6, 5, 1), np.uint8)), "images: expected a tensor, got ndarray"),
+        (lambda: own(torch.full((12, 6, 5, 1), torch.nan)), r"images: expected uint8 .* got float32 .* \* 255"),
+        (lambda: own(torch.rand(12, 6, 5, 1) * 255), "images: expected uint8 .* got float32"),
+        (lambda: own(torch.zeros(12, 6, 5, dtype=torch.uint8)), r"images: .* uint8 \[12, 6, 5\]; grey images have"),
+        (lambda: own(torch.zeros(0, 6, 5, 1, dtype=torch.uint8), torch.arange(0)), "images: expected at least one"),
+        (lambda: own(torch.zeros(12, 0, 5, 1, dtype=torch.uint8)), r"images: expected pixels, got uint8 \[12, 0,"),
+        (lambda: own(mean=(0.4, 0.5, 0.6), std=(0.2,) * 3), "mean: expected a value for each .* channels, 1, got 3"),
+        (lambda: own(std=(0.2,) * 3), "std: expected a value for each"),
+        (lambda: own(std=(0.0,)), "std: expected finite numbers > 0, got"),
+        (lambda: own(mean=(math.nan,)), "mean: expected finite numbers, got"),
+        (lambda: own(full_scale=0.0), "full_scale: expected a finite number > 0"),
+        (lambda: own(shift=-1), "shift: expected at least 0"),
+        (
+            lambda: own(torch.zeros(12, 3, 6, 5, dtype=torch.uint8), mean=(0.5,) * 3, std=(0.2,) * 3),
+            r"images: expected \[N, H, W, C\], got \[12, 3, 6, 5\], which looks like \[N, C, H, W\]: permute",
+        ),
+        (
+            lambda: own(torch.zeros(12, 1, 28, 28, dtype=torch.uint8)),
+            r"images: .* got \[12, 1, 28, 28\], which looks like \[N, C, H, W\]",
+        ),
+        (
+            lambda: dataclasses.replace(own(), test=own(torch.zeros(12, 5, 6, 1, dtype=torch.uint8)).test),
+            r"test: expected images of \[6, 5, 1\], as for training, got \[5, 6, 1\]",
+        ),
+    ],
+)
+def test_dataset_names_what_is_wrong_with_own_data(make, message):
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        make()
 
 
 @pytest.mark.parametrize("layout", [cifar.CIFAR10, cifar.CIFAR100], ids=lambda layout: layout.name)
@@ -219,7 +277,7 @@ def archive_server(tmp_path):
     yield dataclasses.replace(
         cifar.CIFAR10,
         url=f"http://127.0.0.1:{server.server_port}/{archive.name}",
-        md5=hashlib.md5(archive.read_bytes()).hexdigest(),
+        sha256=hashlib.sha256(archive.read_bytes()).hexdigest(),
     )
     server.shutdown()
 
@@ -239,7 +297,7 @@ def test_load_cifar_downloads_once_and_checks_the_archive(archive_server, cache)
 
 
 def test_load_cifar_refuses_a_download_with_another_checksum(archive_server, cache):
-    wrong = dataclasses.replace(archive_server, md5="0" * 32)
+    wrong = dataclasses.replace(archive_server, sha256="0" * 64)
     with pytest.raises(ValueError, match="fetch the archive from any mirror"):
         cifar.load(wrong, None)
 

@@ -156,3 +156,26 @@ def test_build_names_the_argument_that_is_off(arguments, message):
 def test_vgg_forward_refuses_another_rank():
     with pytest.raises(ValueError, match=r"x: expected \[N, C, H, W\]"):
         models.build("vgg5", **TINY)(torch.randn(2, 8, 8))
+
+
+def test_tools_that_see_weights_as_vectors_take_the_contiguous_layout():
+    """As :func:`sca.models.build` says."""
+    model = models.build("vgg5", num_classes=4, in_channels=1, time_steps=2, image_size=8, width=0.125)
+    x = torch.rand(2, 1, 8, 8)
+    with pytest.raises(RuntimeError, match="view"):
+        torch.nn.utils.parameters_to_vector(model.parameters())
+    expected = model.eval()(x)
+    model.to(memory_format=torch.contiguous_format)
+    vector = torch.nn.utils.parameters_to_vector(model.parameters())
+    torch.nn.utils.vector_to_parameters(vector.clone(), model.parameters())
+    torch.testing.assert_close(model(x), expected)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=2)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert not torch.equal(torch.nn.utils.parameters_to_vector(model.parameters()), vector)

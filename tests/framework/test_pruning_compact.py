@@ -135,6 +135,70 @@ def test_compact_network_trains_on() -> None:
     assert losses[-1] < losses[0]
 
 
+def test_compact_of_a_model_that_keeps_tensors_of_a_graph_starts_afresh() -> None:
+    model = pruned(ConvNet)
+    expected = model(batch()[0])
+    model.norm1.stateful = model.norm2.stateful = True
+    outputs = model(batch()[0])
+    model.linear.seen = {"outputs": [outputs]}
+    state = model.norm1.v
+    assert state.grad_fn is not None
+    small = sca.compact(model)
+    assert model.norm1.v is state
+    assert small.norm1.v is small.norm2.v is None
+    torch.testing.assert_close(small(batch()[0]), expected, atol=1e-6, rtol=0)
+    (seen,) = small.linear.seen["outputs"]
+    assert torch.equal(seen, outputs)
+    assert not seen.requires_grad
+
+
+class Shuffled(ConvNet):
+    """With modules whose ``groups`` are no groups of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shuffle = nn.ChannelShuffle(2)
+        self.other = nn.Identity()
+        self.other.groups = ["a", "b"]
+
+
+def test_compact_and_cost_know_a_convolution_from_what_else_has_groups() -> None:
+    model = pruned(Shuffled)
+    torch.testing.assert_close(sca.compact(model)(batch()[0]), model(batch()[0]), atol=1e-6, rtol=0)
+    assert 0 < sca.report_cost(model, [batch()]).connectivity < 1
+
+
+def test_compact_brings_no_hook_of_the_scheduler_along() -> None:
+    model = ConvNet()
+    settings = {"start": 1, "stop": 9, "interval": 1, "density": 0.5, "min_channels": 2, "target": "synops"}
+    sca.SCAScheduler(model, torch.optim.SGD(model.parameters(), 0.1), **settings)
+    assert model.conv1._forward_hooks
+    assert not any(module._forward_hooks for module in sca.compact(model).modules())
+    assert model.conv1._forward_hooks
+
+
+def test_compact_network_is_pruned_and_compacted_again_under_the_same_names() -> None:
+    model = sca.models.build("preresnet20", num_classes=4, in_channels=2, time_steps=2, image_size=8, width=0.5)
+    for round in range(2):
+        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+        settings = {"start": 1, "stop": 1, "interval": 1, "density": 0.7, "min_channels": 1, "regrow_fraction": 0.0}
+        scheduler = sca.SCAScheduler(model, optimizer, example_input=torch.zeros(2, 2, 8, 8), **settings)
+        before = {name: members.group.num_channels for name, members in scheduler.groups.items()}
+        nn.functional.cross_entropy(model(torch.randn(5, 2, 8, 8)).mean(0), torch.arange(5) % 4).backward()
+        optimizer.step()
+        scheduler.step()
+        model.eval()
+        small = sca.compact(model)
+        assert set(small.widths) <= set(before)
+        assert sum(small.widths.values()) < sum(before.values()), round
+        x = torch.randn(3, 2, 8, 8)
+        torch.testing.assert_close(small(x), model(x), atol=1e-6, rtol=0)
+        rebuilt = sca.models.build(**small.config).eval()
+        rebuilt.load_state_dict(small.state_dict())
+        torch.testing.assert_close(rebuilt(x), small(x), atol=1e-6, rtol=0)
+        model = small.train()
+
+
 def test_compact_refuses_a_model_without_groups() -> None:
     with pytest.raises(ValueError, match="no module carries a ChannelGroup"):
         sca.compact(nn.Linear(2, 2))

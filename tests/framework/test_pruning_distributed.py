@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
+import sca
+from tests.framework.pruning_nets import ConvNet, loss_of, train_step
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("spike_count", "membrane_l1", "positions")
@@ -73,3 +78,78 @@ def test_scheduler_ranks_channels_by_activity_summed_over_ranks(ranks: list[dict
 def test_probe_gradients_of_the_ranks_differ_before_they_are_summed(ranks: list[dict[str, Any]]) -> None:
     gradients = [rank["steps"][5]["gradients"]["norm1"] for rank in ranks]
     assert not torch.equal(*gradients)
+
+
+# --- parameters that several ranks share out
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    """torch.distributed with this process alone."""
+    if not torch.distributed.is_available():
+        pytest.skip("torch without distributed")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def shard(model: nn.Module) -> nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    return fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+
+
+def flatten(model: nn.Module, use_orig_params: bool) -> nn.Module:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return FullyShardedDataParallel(model, use_orig_params=use_orig_params, device_id=torch.device("cpu"))
+
+
+SHARDED = {
+    "fsdp2": (shard, "conv1.weight, a DTensor"),
+    "fsdp1": (lambda model: flatten(model, True), "conv1.weight in a FullyShardedDataParallel"),
+    "fsdp1_flat": (lambda model: flatten(model, False), "_flat_param in a FullyShardedDataParallel"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(FSDP|FullyShardedDataParallel)")
+@pytest.mark.parametrize("kind", SHARDED)
+def test_scheduler_refuses_sharded_parameters_by_name(one_rank: None, kind: str) -> None:
+    wrap, named = SHARDED[kind]
+    model = wrap(ConvNet())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with pytest.raises(TypeError, match=f"model: expected ordinary parameters, got .*{named}"):
+        sca.SCAScheduler(model, optimizer, start=1, stop=2, interval=1)
+    train_step(model, optimizer)  # without a scheduler they train
+
+
+def test_scheduler_notices_parameters_that_were_sharded_after_it_was_made(one_rank: None) -> None:
+    model = ConvNet()
+    scheduler = sca.SCAScheduler(model, torch.optim.SGD(model.parameters(), lr=0.05), start=1, stop=2, interval=1)
+    shard(model)
+    with pytest.raises(ValueError, match=r"conv1\.weight is another parameter than when this scheduler was made"):
+        scheduler.step()
+
+
+def test_scheduler_takes_an_optimizer_that_shares_out_its_state(one_rank: None) -> None:
+    """ZeroRedundancyOptimizer steps another one inside, on the parameters of its rank."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(ConvNet())
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.1)
+    scheduler = sca.SCAScheduler(
+        model, optimizer, start=1, stop=4, interval=1, density=0.5, min_channels=2, schedule="constant"
+    )
+    for _ in range(5):
+        before = {name: p.detach().clone() for name, p in model.module.named_parameters()}
+        train_step(model, optimizer)
+        for norm in model.module.norm1, model.module.norm2:
+            dormant = norm.group.dormant
+            assert torch.equal(norm.bias[dormant], before[f"norm{1 + (norm is model.module.norm2)}.bias"][dormant])
+        if scheduler.wants_probe:
+            scheduler.probe(lambda: loss_of(model))
+        scheduler.step()
+    assert scheduler.density == 0.5

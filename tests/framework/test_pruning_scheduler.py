@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import logging
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import sca
 from sca.pruning.groups import find_groups
 from sca_kernels import nn as snn
-from tests.framework.pruning_nets import ConvNet, batch, loss_of, train_step
+from tests.framework.pruning_nets import ConcatNet, ConvNet, batch, loss_of, train_step
 from tests.framework.watched import assert_equal_state
 
 SETTINGS = {"start": 2, "stop": 12, "interval": 2, "density": 0.4, "min_channels": 2}
@@ -513,6 +515,170 @@ def test_scheduler_refuses_an_optimizer_that_has_one_until_that_is_detached() ->
     sca.SCAScheduler(model, optimizer, **SETTINGS)
 
 
+# --- fine-tuning
+
+
+def frozen(model: nn.Module, how: str) -> nn.Module:
+    """The first block of a ConvNet as people freeze them."""
+    if how in ("parameters", "both"):
+        model.conv1.requires_grad_(False)
+        model.norm1.requires_grad_(False)
+    if how in ("mode", "both"):
+        model.norm1.eval()
+        model.conv1.eval()
+    return model
+
+
+@pytest.mark.parametrize("target", ["channels", "synops"])
+@pytest.mark.parametrize("how", ["parameters", "mode", "both"])
+def test_scheduler_prunes_and_regrows_frozen_layers_like_others(
+    how: str, target: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = frozen(ConvNet(), how)
+    before = copy.deepcopy(model.conv1.state_dict())
+    with caplog.at_level(logging.WARNING):
+        model, optimizer, scheduler = make(model, regrow_fraction=0.9, allocation="layer", target=target)
+    assert ("frozen, but pruned and regrown like all others: first;" in caplog.text) == (how != "mode")
+    for _ in range(12):
+        advance(model, optimizer, scheduler)
+        recorded = model.norm1.activity.spike_count
+        expected = None if recorded is None else recorded.clone()
+        model.eval()
+        model(batch()[0])  # a validation pass adds nothing
+        frozen(model.train(), how)
+        recorded = model.norm1.activity.spike_count
+        assert recorded is expected is None or torch.equal(recorded, expected)
+    assert scheduler.history[-1]["active"]["first"] < 6
+    assert sum(event["groups"]["first"]["regrown"] for event in scheduler.history) > 0
+    if how != "mode":
+        assert torch.equal(model.conv1.weight, before["weight"])
+        assert not model.norm1.weight.requires_grad
+
+
+def test_probe_gives_frozen_layers_the_gradient_they_would_have() -> None:
+    gradients = []
+    for how in "none", "parameters":
+        torch.manual_seed(0)
+        model, _, scheduler = make(frozen(ConvNet(), how))
+        cut(model)
+        scheduler.probe(lambda model=model: loss_of(model))
+        gradients.append(scheduler.state_dict()["gradients"])
+        assert model.norm1.weight.requires_grad == (how == "none")
+    assert_equal_state(*gradients)
+    assert gradients[0]["norm1"].any()
+
+
+def test_activity_of_a_copy_follows_the_modes_of_the_copy() -> None:
+    model, _, scheduler = make(frozen(ConvNet(), "mode"))
+    twin = copy.deepcopy(model)
+    twin.eval()(batch()[0])
+    assert twin.norm1.activity.spike_count is None
+    frozen(twin.train(), "mode")(batch()[0])
+    assert twin.norm1.activity.spike_count.any()
+    assert model.norm1.activity.spike_count is None
+    scheduler.detach()
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert not sca.compact(twin)._forward_pre_hooks
+
+
+def test_compiled_models_record_frozen_layers_and_compile_nothing_when_the_scheduler_is_made() -> None:
+    model = frozen(ConvNet(), "both")
+    compiled = torch.compile(model, backend="eager")
+    compiled(batch()[0])
+    torch._dynamo.utils.counters.clear()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    scheduler = sca.SCAScheduler(model, optimizer, **{**SETTINGS, "start": 1, "regrow_fraction": 0.0})
+    assert not torch._dynamo.utils.counters["stats"]
+    loss_of(compiled).backward()
+    optimizer.step()
+    assert model.norm1.activity.spike_count.any()
+    assert scheduler.step() is not None
+    assert loss_of(compiled).isfinite()
+
+
+class SidePath(nn.Module):
+    """A layer with a low-rank path beside it."""
+
+    def __init__(self, base: nn.Conv2d) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Conv2d(base.in_channels, 2, 3, padding=1, bias=False)
+        self.up = nn.Conv2d(2, base.out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x.flatten(0, -4))).unflatten(0, x.shape[:-3])
+
+
+@pytest.mark.parametrize("example", [True, False])
+@pytest.mark.parametrize("case", ["head", "side path", "channel layer"])
+def test_scheduler_refuses_a_layer_without_the_group_that_it_reads(case: str, example: bool) -> None:
+    model = sca.models.build("vgg5", num_classes=4, in_channels=2, time_steps=2, image_size=32, width=0.25)
+    if case == "side path":
+        convs = [name for name, m in model.named_modules() if isinstance(m, snn.ChannelConv2d)]
+        model.set_submodule(convs[1], SidePath(model.get_submodule(convs[1])))
+    else:
+        name = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+        kind = nn.Linear if case == "head" else snn.ChannelLinear
+        model.set_submodule(name, kind(model.get_submodule(name).in_features, 7))
+    before = active(model)
+    with pytest.raises(ValueError, match=r"fails without some channels of group '\w+': .* must carry their group"):
+        make(model, example_input=torch.zeros(2, 2, 32, 32) if example else None)
+    assert active(model) == before
+    assert model(torch.zeros(2, 2, 32, 32)).shape[1] == 2
+
+
+def test_scheduler_takes_a_new_head_that_carries_the_group_of_the_old_one() -> None:
+    model = ConvNet()
+    old = model.linear
+    model.linear = snn.ChannelLinear(
+        old.in_features, 7, in_group=old.in_group, features_per_channel=old.features_per_channel
+    )
+    model, optimizer, scheduler = make(model)
+    advance(model, optimizer, scheduler, 4)
+    assert scheduler.density < 1
+
+
+def test_scheduler_tries_the_model_with_the_example_and_leaves_it_as_it_was() -> None:
+    model = ConvNet()
+    with pytest.raises(ValueError, match=r"example_input: the model fails with it at .*\.py:\d+"):
+        make(model, example_input=torch.zeros(2, 2, 7, 9))
+    before = copy.deepcopy(model.state_dict())
+    cut(model)
+    kept = active(model)
+    make(model, example_input=(batch()[0],))
+    assert active(model) == kept
+    assert_equal_state(dict(model.state_dict()), dict(before))
+
+
+REPARAMETRISED = {
+    "weight norm": torch.nn.utils.parametrizations.weight_norm,
+    "weight norm by hooks": torch.nn.utils.weight_norm,
+    "spectral norm": torch.nn.utils.parametrizations.spectral_norm,
+    "spectral norm by hooks": torch.nn.utils.spectral_norm,
+    "orthogonal": torch.nn.utils.parametrizations.orthogonal,
+    "unstructured pruning": lambda module: prune.l1_unstructured(module, "weight", 0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+@pytest.mark.parametrize("how", REPARAMETRISED)
+def test_layers_that_compute_their_weight_are_refused_by_name(how: str) -> None:
+    model = ConvNet()
+    REPARAMETRISED[how](model.conv2)
+    message = r"conv2 \(\w*ChannelConv2d\) carries a channel group, but .*weight, computed in each pass by \w+\)"
+    with pytest.raises(ValueError, match=message):
+        make(model)
+    with pytest.raises(ValueError, match=message):
+        sca.compact(model)
+    for module in model.modules():
+        for role in "in_group", "out_group", "group":
+            if getattr(module, role, None) is not None:
+                setattr(module, role, None)
+    with pytest.raises(ValueError, match=r"the parameters of conv2 are not its own \(weight, computed in each pass by"):
+        sca.attach_groups(model, batch()[0])
+
+
 def test_step_without_training_passes_says_what_is_missing() -> None:
     _, _, scheduler = make(start=1)
     with pytest.raises(RuntimeError, match="group 'first': no activity was recorded"):
@@ -532,3 +698,125 @@ def test_probe_refuses_a_loss_without_gradient(loss) -> None:
     _, _, scheduler = make()
     with pytest.raises(ValueError, match="loss_fn: expected a scalar tensor with a gradient"):
         scheduler.probe(loss)
+
+
+# --- modes of the caller, wrappers of the model
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, lambda: torch.device("meta")])
+@pytest.mark.parametrize("settings", [{}, {"target": "synops", "regrow": "random", "regrow_init": "reinit"}])
+def test_update_in_any_mode_of_the_caller_is_the_same(mode: Any, settings: dict[str, Any]) -> None:
+    runs = []
+    for context in contextlib.nullcontext, mode:
+        torch.manual_seed(0)
+        model, optimizer, scheduler = make(min_channels=2, **settings)
+        for _ in range(9):
+            train_step(model, optimizer)
+            if scheduler.wants_probe:
+                scheduler.probe(lambda model=model: loss_of(model))
+            with context():
+                scheduler.step()
+                scheduler.load_state_dict(copy.deepcopy(scheduler.state_dict()))
+                assert 0 < scheduler.density <= 1
+        runs.append({"model": model.state_dict(), "scheduler": scheduler.state_dict()})
+    assert_equal_state(*runs)
+
+
+def test_passes_in_inference_mode_between_updates_change_nothing() -> None:
+    runs = []
+    for between in False, True:
+        torch.manual_seed(0)
+        model, optimizer, scheduler = make(ConcatNet())
+        for _ in range(7):
+            advance(model, optimizer, scheduler)
+            if between:
+                with torch.inference_mode():
+                    model.eval()
+                    loss_of(model)
+                    model.train()
+        runs.append(model.state_dict())
+    assert_equal_state(*runs)
+
+
+def test_probe_works_under_inference_mode() -> None:
+    model, _, scheduler = make(cut(ConvNet()))
+    with torch.inference_mode():
+        with torch.inference_mode(False):
+            batch()
+        scheduler.probe(lambda: loss_of(model))
+    assert scheduler.state_dict()["gradients"]["norm1"].any()
+
+
+def part_compiled(model: nn.Module) -> nn.Module:
+    model.conv2 = torch.compile(model.conv2, backend="eager")
+    model.norm2 = torch.compile(model.norm2, backend="eager")
+    return model
+
+
+WRAPPERS = {
+    "plain": lambda model: model,
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "part_compiled": part_compiled,
+    "data_parallel": nn.DataParallel,
+    "both": lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_scheduler_of_a_wrapped_model_goes_on_from_the_state_of_another_wrapping(wrapper: str) -> None:
+    settings = {"target": "synops", "start": 4}
+    torch.manual_seed(0)
+    model, optimizer, scheduler = make(**settings)
+    advance(model, optimizer, scheduler, 3)
+    state, weights = scheduler.state_dict(), copy.deepcopy(model.state_dict())
+    expected = advance(model, optimizer, scheduler, 4)
+
+    inner = ConvNet()
+    inner.load_state_dict(weights)
+    wrapped = WRAPPERS[wrapper](inner)
+    twin_optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+    twin = sca.SCAScheduler(wrapped, twin_optimizer, **{**SETTINGS, **settings})
+    twin.load_state_dict(state)
+    again = twin.state_dict()
+    assert_equal_state(
+        {k: again[k] for k in ("active", "activity", "gradients")},
+        {k: state[k] for k in ("active", "activity", "gradients")},
+    )
+    assert again["activity"].keys() == {"norm1", "norm2"}
+    events = advance(wrapped, twin_optimizer, twin, 4)
+    assert [event.step for event in events] == [event.step for event in expected]
+    assert events[0].dead == expected[0].dead
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_state_that_was_saved_under_the_names_of_a_wrapper_is_understood(prefix: str) -> None:
+    model, optimizer, scheduler = make(start=4)
+    advance(model, optimizer, scheduler, 2)
+    state = scheduler.state_dict()
+    renamed = {**state, "activity": {f"{prefix}{name}": sums for name, sums in state["activity"].items()}}
+    _, _, twin = make(start=4)
+    twin.load_state_dict(renamed)
+    assert_equal_state(twin.state_dict(), state)
+
+
+@pytest.mark.parametrize("part", ["activity", "gradients"])
+def test_state_of_modules_that_the_model_lacks_is_refused_by_name_and_changes_nothing(part: str) -> None:
+    model, optimizer, scheduler = make(start=4)
+    advance(model, optimizer, scheduler, 2)
+    state = scheduler.state_dict()
+    state[part] = {"norm7": torch.ones(3)}
+    _, _, twin = make(start=4)
+    with pytest.raises(ValueError, match=f"state: {part}: expected modules of the model, got norm7"):
+        twin.load_state_dict(state)
+    assert twin.steps == 0
+
+
+def test_stateful_model_trains_on_through_an_update() -> None:
+    model, optimizer, scheduler = make(ConvNet(stateful=True), regrow_fraction=0.5)
+    for _ in range(9):
+        snn.detach(model)
+        advance(model, optimizer, scheduler)
+    assert model.norm1.v.shape[1] == model.norm1.group.num_active
+    small = sca.compact(model)
+    snn.reset(small)
+    small(batch()[0])

@@ -32,6 +32,7 @@ from tests.framework.plain_nets import (
     sequential,
 )
 from tests.framework.pruning_nets import SETTINGS
+from tests.framework.watched import assert_equal_state
 
 ROLES = ("in_group", "out_group", "group")
 
@@ -298,6 +299,105 @@ def test_attach_groups_leaves_no_trace() -> None:
     assert model.last is None
 
 
+class Memory:
+    """State of a foreign neuron: an object, not a module, with slots and attributes."""
+
+    __slots__ = ("__dict__", "v")
+
+    def __init__(self) -> None:
+        self.v, self.last = torch.zeros(()), []
+
+
+class Keeping(nn.Module):
+    """Keeps state as other libraries do: in dicts of dicts, lists, sets, objects, closures and tensors changed in
+    place.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._memories: dict[str, object] = {"mask": None, "deep": [{"v": (0.0, {"h": None})}], "seen": {"none"}}
+        self.memory = Memory()
+        self.total = torch.zeros(())
+        self.generator = torch.Generator()
+        self.register_buffer("calls", torch.zeros(()))
+        features: list[Tensor] = []
+        self.features = lambda: features
+        self.register_forward_hook(lambda module, inputs, output: features.append(output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._memories["mask"] is None:
+            self._memories["mask"] = F.dropout(torch.ones_like(x[:1]), 0.5, self.training)
+        self._memories["deep"][0]["v"][1]["h"] = x
+        self._memories["deep"].append(x)
+        self._memories["new"] = self._memories["seen"].add(x)
+        self.memory.v, self.memory.last = x, [*self.memory.last, x]
+        self.memory.more = x
+        self.total.add_(torch.rand((), generator=self.generator))
+        self.calls = self.calls + 1
+        return x * self._memories["mask"]
+
+
+def kept(keeping: Keeping) -> list:
+    """All that it keeps, in an order in which it can be compared."""
+    memory = keeping.memory
+    held = [keeping._memories, memory.v, memory.last, list(vars(memory)), keeping.features(), keeping.calls]
+    return copy.deepcopy([*held, keeping.total, keeping.generator.get_state()])
+
+
+def test_attach_groups_and_probe_leave_no_trace_in_nested_containers_and_objects() -> None:
+    model = Net(lambda net, s, x: net.keeping(s), keeping=Keeping())
+    before = kept(model.keeping)
+    sca.attach_groups(model, batch()[0])
+    assert_equal_state(kept(model.keeping), before)
+    assert list(wiring(model)) == ["conv1", "conv2"]
+    scheduler = sca.SCAScheduler(model, torch.optim.SGD(model.parameters(), 0.1), **SETTINGS)
+    keeping = model.keeping
+    scheduler.probe(lambda: loss_of(model))
+    assert keeping._memories == before[0]
+    assert keeping.calls == keeping.total == 0
+    loss_of(model).backward()  # the user's model runs, and keeps tensors
+    held = keeping._memories["mask"], keeping._memories["deep"][-1], keeping.calls
+    scheduler.probe(lambda: loss_of(model))
+    assert held[0] is keeping._memories["mask"]
+    assert held[1] is keeping._memories["deep"][-1]
+    assert held[2] is keeping.calls
+    assert held[2] == 1
+
+
+def test_attach_groups_that_fails_leaves_no_trace_in_nested_containers() -> None:
+    model = Net(lambda net, s, x: net.keeping(s).view(1, 2, 3), keeping=Keeping())
+    before = kept(model.keeping)
+    with pytest.raises(ValueError, match="tracing stopped"):
+        sca.attach_groups(model, batch()[0])
+    assert_equal_state(kept(model.keeping), before)
+
+
+class KeepsInClass(nn.Module):
+    last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        KeepsInClass.last = x
+        return x
+
+
+_RECORD: dict[str, list] = {"spikes": []}
+
+
+def test_attach_groups_names_what_keeps_tensors_beyond_the_modules() -> None:
+    model = Net(lambda net, s, x: net.keeps(s), keeps=KeepsInClass())
+    with pytest.raises(ValueError, match=r"KeepsInClass keeps a tensor of the traced pass"):
+        sca.attach_groups(model, batch()[0])
+    KeepsInClass.last = None
+
+    def middle(net, s, x):
+        _RECORD["spikes"].append(s)
+        return s
+
+    with pytest.raises(ValueError, match=r"_RECORD of .*test_pruning_tracing keeps a tensor of the traced pass"):
+        sca.attach_groups(Net(middle), batch()[0])
+    _RECORD["spikes"].clear()
+
+
 class RandomNet(nn.Module):
     """A random graph of blocks, depthwise convolutions, batch norms, additions, concatenations and repeated layers."""
 
@@ -454,6 +554,47 @@ REASONS = {
 }
 
 
+def over_sequences(x: Tensor, pool: nn.Module) -> Tensor:
+    """Pool each row of an image, a sequence of its columns."""
+    rows = x.permute(0, 1, 3, 2, 4).flatten(0, 2)
+    return pool(rows).unflatten(0, (*x.shape[:2], x.shape[3])).permute(0, 1, 3, 2, 4)
+
+
+POOLS = {
+    "avg_pool1d": lambda net, s, x: over_sequences(s, lambda rows: F.avg_pool1d(rows, 2)),
+    "MaxPool1d": lambda net, s, x: over_sequences(s, nn.MaxPool1d(2)),
+    "AdaptiveAvgPool3d": lambda net, s, x: (
+        nn.AdaptiveAvgPool3d((T, 4, 4))(s.transpose(1, 2).transpose(0, 2)).transpose(0, 2).transpose(1, 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", POOLS)
+def test_attach_groups_follows_channels_through_pools_over_one_and_three_dimensions(case: str) -> None:
+    model = Net(POOLS[case]).eval()
+    sca.attach_groups(model, batch()[0])
+    assert wiring(model)["conv1"] == ("conv1", "neuron1", "conv2")
+    model.conv1.out_group.set_active([0, 3])
+    torch.testing.assert_close(model(batch()[0]), masked(model)(batch()[0]), rtol=1e-5, atol=1e-6)
+
+
+class Foreign(nn.Conv2d):
+    """Another library's: a subclass with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x.flatten(0, 1), self.weight, padding=1).unflatten(0, x.shape[:2])
+
+
+def test_attach_groups_names_the_modules_in_which_foreign_functions_are_called() -> None:
+    layers = nn.Sequential(Foreign(6, 6, 3, padding=1), nn.Sequential(Foreign(6, 6, 3, padding=1)))
+    report = sca.attach_groups(Net(lambda net, s, x: net.layers(s), layers=layers), batch()[0])
+    names = [re.sub(r":\d+", "", name) for name in report.unprunable if "conv2d" in name]
+    assert names == [f"conv2d at test_pruning_tracing.py, in layers.{name}" for name in ("0", "1.0")]
+    vote = Net(lambda net, s, x: F.avg_pool1d(s.movedim(2, -1).flatten(0, 2), 2)[:6].mean() * s)
+    assert "avg_pool1d at test_pruning_tracing.py" in (reason := sca.attach_groups(vote).unprunable["conv1"])
+    assert "works across its channels" in reason
+
+
 @pytest.mark.parametrize("case", REASONS)
 def test_attach_groups_says_why_a_group_cannot_be_pruned(case: str) -> None:
     middle, reason = REASONS[case]
@@ -511,6 +652,20 @@ def test_attach_groups_ties_layers_that_share_a_parameter() -> None:
     small = sca.compact(model)
     assert small.conv3.weight is small.conv2.weight
     torch.testing.assert_close(small(batch()[0]), masked(model)(batch()[0]), rtol=1e-5, atol=1e-6)
+
+
+def test_attach_groups_traces_code_that_checks_what_it_gets() -> None:
+    def middle(net, s, x):
+        if not isinstance(s, Tensor) or not s.is_floating_point() or s.layout is not torch.strided:
+            raise TypeError(f"expected a tensor, got {type(s).__name__}")
+        net.buffer = s.sum((0, 1, 3, 4))
+        return torch.relu(s * 2.0) - 0 * s
+
+    model = Net(middle)
+    model.register_buffer("buffer", torch.zeros(6))
+    sca.attach_groups(model, batch()[0])
+    assert wiring(model)["conv1"] == ("conv1", "neuron1", "conv2")
+    assert torch.equal(model.buffer, torch.zeros(6))
 
 
 def test_attach_groups_refuses_values_in_control_flow_by_line() -> None:

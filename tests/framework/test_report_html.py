@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import random
 import re
 import shutil
+from collections.abc import Iterator
+from copy import deepcopy as copy_of
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -187,6 +193,38 @@ def test_page_shows_what_the_files_say(folder):
         assert f"{name} {value}" in text
 
 
+def terminal_total(output: str) -> list[str]:
+    """The last row of the cost table that a command printed: words of its cells."""
+    return next(line.split() for line in output.splitlines() if line.strip().startswith("total"))
+
+
+@pytest.mark.parametrize("options", [[], ["--max-batches", "1"]], ids=["as stored", "counted anew"])
+def test_report_prints_the_cost_that_train_counted_and_the_page_shows(folder, options):
+    summary = json.loads((folder / "summary.json").read_text())
+    outcome = report(folder, *options)
+    assert outcome.exit_code == 0, outcome.output
+    (told,) = read_runs([folder])
+    *_, total = told.cost.cells()
+    assert terminal_total(outcome.output) == " ".join(total).split()
+    caption = " ".join(told.cost.caption.split())
+    assert caption in plain(outcome.output)  # SynOps as a share of the unpruned layers'
+    assert f"{summary['compacted']['connectivity']:.1%}" in total
+    assert summary["compacted"]["connectivity"] < 0.5
+
+
+def test_report_counts_an_unfinished_run_against_the_dense_network(copy):
+    last = rows(copy / "metrics.jsonl")[-1]
+    (copy / "summary.json").unlink()
+    assert f"{last['connectivity']:.1%}" in terminal_total(report(copy).output)
+
+
+def test_report_of_a_finished_run_needs_no_checkpoint(copy):
+    for name in ("checkpoint.safetensors", "checkpoint.previous.safetensors"):
+        (copy / name).unlink()
+    assert "Cost per sample" in report(copy).output
+    assert "no checkpoint to count on" in plain(report(copy, "--max-batches", "1").output)
+
+
 def test_updates_are_logged_with_counts_and_scores_that_add_up(folder):
     updates, epochs = rows(folder / "updates.jsonl"), rows(folder / "metrics.jsonl")
     active = None
@@ -301,15 +339,20 @@ def test_report_escapes_what_files_hold(copy):
         ("config.json", None, "run: expected the folder of a run"),
         ("config.json", "{", "config.json: damaged"),
         ("config.json", "{}", "config.json: model: expected a string, got nothing"),
+        ("config.json", "[" * 100_000, "config.json: damaged"),
         ("metrics.jsonl", '{"epoch": 1}\n', "metrics.jsonl, line 1: step: expected a number"),
         ("metrics.jsonl", "\x00\xff\n", "metrics.jsonl, line 1: damaged"),
         (
             "updates.jsonl",
-            '{"step": 1, "active": {}, "groups": {"a": 3}}\n',
-            "updates.jsonl, line 1: expected a JSON object, got int",
+            '{"step": 1, "active": {"a": 1}, "groups": {"a": 3}}\n',
+            "updates.jsonl, line 1: groups.a: expected a JSON object, got 3",
         ),
-        ("summary.json", '{"compacted": {}, "notes": [], "cost": {}}', "summary.json: not the summary of a run"),
-        ("summary.json", "[]", "summary.json: expected a JSON object, got list"),
+        (
+            "summary.json",
+            '{"compacted": {}, "notes": [], "cost": {}}',
+            "summary.json: dense: expected a value, got nothing",
+        ),
+        ("summary.json", "[]", "summary.json: expected a JSON object, got []"),
     ],
 )
 def test_report_names_the_damaged_file_and_writes_nothing(copy, file, content, message):
@@ -321,6 +364,106 @@ def test_report_names_the_damaged_file_and_writes_nothing(copy, file, content, m
     assert message in plain(outcome.output)
     assert "Traceback" not in outcome.output
     assert not list(copy.glob("page*"))
+
+
+FILES = ("config.json", "metrics.jsonl", "updates.jsonl", "summary.json")
+ODD = [
+    *(..., None, True, "x", "", [], {}, [[]], {"a": 1}, ["a"], math.nan, math.inf, -1, 0, 1, 2, 0.5, 5e-324),
+    *(1e308, -1e308, 10**30, 10**400, "<b>$\\frac$", "\ud800", "\x00\n", "x" * 3000),
+]
+
+
+def paths(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    """The ways to every part of a JSON value; of lists, to the first two entries."""
+    yield path
+    parts = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from paths(part, (*path, key))
+
+
+def spoiled(value: Any, path: tuple, odd: Any) -> Any:
+    """A copy with another value at the end of a path, or with nothing there (...)."""
+    value = copy_of(value)
+    at = value
+    for key in path[:-1]:
+        at = at[key]
+    if odd is ...:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = odd
+    return value
+
+
+def damages(folder: Path) -> Iterator[tuple[str, str]]:
+    """A file's name and its damaged text: every part of it in turn, replaced by every odd value."""
+    for name in FILES:
+        log = name.endswith("l")
+        whole = rows(folder / name) if log else json.loads((folder / name).read_text())
+        for path in paths(whole):
+            for odd in ODD if path else ():
+                value = spoiled(whole, path, odd)
+                yield name, "".join(json.dumps(row) + "\n" for row in value) if log else json.dumps(value)
+
+
+def test_report_of_damaged_files_is_a_page_or_a_sentence_that_names_the_file(copy):
+    texts = {name: (copy / name).read_text() for name in FILES}
+    found, read, refused = list(damages(copy)), [], []
+    assert len(found) > 5000
+    for name, text in random.Random(0).sample(found, 600):
+        (copy / name).write_text(text)
+        try:
+            read.append(read_runs([copy]))
+        except ValueError as error:
+            refused.append((name, str(error)))
+        (copy / name).write_text(texts[name])
+    for name, error in refused:
+        assert error.startswith(f"{copy / name}"), error
+        assert len(error) < 600
+        assert "expected" in error
+    assert min(len(read), len(refused)) > 100
+    for runs in random.Random(0).sample(read, 8):
+        content = page(runs).encode(errors="replace").decode()
+        assert "<b>$" not in content
+        Page(content)
+
+
+def test_report_draws_any_name_of_a_layer(copy):
+    """Markup, mathematics, control characters, a lone surrogate, and more letters than a figure is wide."""
+    odd = "<b>$\\frac{1}$\x00\n\ud800" + "layer." * 40
+    for name in ("metrics.jsonl", "updates.jsonl", "summary.json"):
+        (copy / name).write_text((copy / name).read_text().replace('"conv2"', json.dumps(odd)))
+    content = page(read_runs([copy])).encode(errors="replace").decode()
+    assert "b" not in Page(content).tags
+    assert "layer.layer." in content
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_report_names_a_file_cut_at_any_byte_or_full_of_others(copy, name):
+    content = (copy / name).read_bytes()
+    draw = random.Random(0)
+    cut = [content[: draw.randrange(len(content))] for _ in range(20)]
+    refused = []
+    for text in [*cut, *(draw.randbytes(99) + b"\n" for _ in range(20))]:
+        (copy / name).write_bytes(text)
+        try:
+            read_runs([copy])  # a log may end in a line that is still being written
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) >= 20
+    assert {error.startswith(str(copy / name)) for error in refused} == {True}
+
+
+def test_report_refuses_what_never_ends_and_what_is_too_large(copy, monkeypatch):
+    (copy / "metrics.jsonl").unlink()
+    os.mkfifo(copy / "metrics.jsonl")
+    outcome = report(copy)
+    assert outcome.exit_code == 2
+    assert f"not a regular file: '{copy / 'metrics.jsonl'}'" in plain(outcome.output)
+    (copy / "metrics.jsonl").unlink()
+    monkeypatch.setattr("sca.report.runs.MAX_BYTES", 100)
+    outcome = report(copy)
+    assert outcome.exit_code == 2
+    assert "larger than 100 bytes" in plain(outcome.output)
 
 
 def test_report_refuses_a_place_that_it_cannot_write_to(folder, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 
 import pytest
 from rich.console import Console
@@ -151,3 +152,23 @@ def test_bench_refuses_its_own_options_in_front_of_table1():
     outcome = CliRunner().invoke(app, ["bench", "--model", "vgg5", "table1"])
     assert outcome.exit_code == 2
     assert "model: expected behind table1" in plain(outcome.output)
+
+
+@pytest.mark.parametrize("text", ["", "[" * 99_999, "[]", '{"dense": null, "compacted": {}}', '{"dense": 3}'])
+def test_table1_names_a_damaged_summary(made, tmp_path, text):
+    folder, *_ = made
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "sca-40-seed0" / "summary.json").write_text(text)
+    result = bench(*TINY, "--out", copy)
+    assert result.exit_code == 2
+    assert f"{copy / 'sca-40-seed0' / 'summary.json'}: not the summary of a run" in plain(result.output)
+
+
+def test_table1_follows_no_link_out_of_its_folder(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "dense-seed0").symlink_to(tmp_path / "mine")
+    result = bench(*TINY, "--out", tmp_path / "table")
+    assert result.exit_code == 2
+    assert "dense-seed0 is a symbolic link, which is not followed" in plain(result.output)
+    assert not list((tmp_path / "mine").iterdir())

@@ -5,18 +5,21 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import sca
 from sca import training
+from sca.files import write_whole
 from sca.training import RunFolder, TrainConfig, checkpoint
-from sca.training.files import write_whole
 from sca.training.loop import Interrupted, Trainer, learning_rate
 from sca.training.losses import LOSSES
 from sca.training.metrics import accuracy, compare_speed
@@ -141,6 +144,14 @@ def test_learning_rate_warms_up_then_falls():
     assert [round(learning_rate(step, epoch), 9) for epoch in (0, 99.9, 100, 250)] == [0.01, 0.01, 0.001, 0.0001]
 
 
+@pytest.mark.parametrize("warmup", [5e-324, 1e-4, 1.0, 1e308])
+@pytest.mark.parametrize("lr_step", [5e-324, 1.0, 1e308])
+def test_learning_rate_never_exceeds_its_peak(warmup, lr_step):
+    for schedule in ("cosine", "step"):
+        config = TrainConfig(epochs=10, warmup=warmup, lr=0.5, lr_schedule=schedule, lr_step=lr_step)
+        assert all(0 <= learning_rate(config, epoch) <= 0.5 for epoch in (0, 1e-9, 0.5, 3, 10))
+
+
 def test_losses_agree_when_every_step_says_the_same():
     logits, labels = torch.randn(1, 5, 3).expand(4, -1, -1), torch.tensor([0, 1, 2, 1, 0])
     values = [loss(logits, labels, 0.1) for loss in LOSSES.values()]
@@ -242,6 +253,117 @@ def test_checkpoint_load_refuses_foreign_files(tmp_path):
         checkpoint.load(tmp_path / "absent.safetensors")
 
 
+def crafted(path: Path, description: str, tensors: dict[str, torch.Tensor] | None = None) -> Path:
+    """A file with a right digest around any tree: what somebody could send."""
+    tensors = tensors or {}
+    metadata = {
+        "format": checkpoint.FORMAT,
+        "tree": description,
+        "digest": checkpoint.digest(tensors, description),
+    }
+    save_file(tensors, path, metadata)
+    return path
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        *("", "{", "[" * 100_000, '{"list":' * 50_000, '{"dict": [["a", ' * 20_000),
+        *("{}", '{"list": 3}', '{"list": null}', '{"tuple": [{}]}', '{"set": [1]}', '{"list": [], "dict": []}'),
+        *('{"dict": 3}', '{"dict": ["ab", "c"]}', '{"dict": [[1]]}', '{"dict": [[[1], 2]]}', '{"dict": [[{}, 2]]}'),
+        *('{"tensor": "absent"}', '{"tensor": ["a"]}', '{"tensor": {}}', '{"channels_last": "a"}'),
+    ],
+    ids=lambda text: f"{text[:24]} ({len(text)})",
+)
+def test_checkpoint_load_refuses_crafted_trees(tmp_path, description):
+    path = crafted(tmp_path / "odd.safetensors", description, {"a": torch.zeros(3)})
+    with pytest.raises(checkpoint.CheckpointError, match=r"odd\.safetensors: not the tree of a checkpoint"):
+        checkpoint.load(path)
+
+
+ARCHITECTURE = {"name": "vgg5", "num_classes": 10, "in_channels": 1, "image_size": 8, "width": 0.125, "time_steps": 2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"architecture": value} for value in (None, 3, "vgg5", [], {}, {"name": []}, {**ARCHITECTURE, "sise": 1})),
+        *({"architecture": {**ARCHITECTURE, "width": value}} for value in (1e5, 1e300, "1", None, math.nan)),
+        *({"architecture": {**ARCHITECTURE, "num_classes": value}} for value in (10**12, 10**30, -1, "x")),
+        {"architecture": {**ARCHITECTURE, "image_size": [10**9, 10**9]}},
+        *({"model": value} for value in (None, 3, [], {}, {"classifier.weight": 3}, {"a": torch.zeros(2)})),
+        *({"active": value} for value in (3, [], {"conv9": torch.tensor([0])}, {"conv1": 3}, {"conv1": [99]})),
+        *({"active": {"conv1": value}} for value in (torch.tensor([0.5]), torch.tensor([-1]), torch.tensor([[0]]))),
+    ],
+    ids=lambda changes: " ".join(f"{changes}".split())[:60],
+)
+def test_load_model_refuses_crafted_models_by_the_name_of_their_file(tmp_path, changes):
+    model = sca.models.build(**ARCHITECTURE)
+    path = tmp_path / "odd.safetensors"
+    checkpoint.save(path, {"architecture": model.config, "model": model.state_dict(), "active": {}, **changes})
+    with pytest.raises(checkpoint.CheckpointError, match=r"odd\.safetensors: not a model of this version"):
+        training.load_model(path)
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "scheduler", "epoch", "sums", "history", "random_state"])
+def test_run_refuses_a_state_that_was_made_up(tmp_path, part):
+    config = tiny()
+    state = trainer_of(config).state()
+    for value in None, 3, {"a": 1}, [1]:
+        with RunFolder(tmp_path / "run", "overwrite") as folder:
+            folder.write_config(config)
+            folder.save_checkpoint({**state, part: value})
+            with pytest.raises(checkpoint.CheckpointError, match=r"not (the state|a checkpoint) of this run"):
+                training.run(config, folder, Watch())
+
+
+def test_write_whole_replaces_links_and_leaves_their_targets_alone(tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    for name in ("file", "file.partial"):
+        (tmp_path / name).symlink_to(mine)
+    write_whole(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert not (tmp_path / "file").is_symlink()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "mine"]
+    assert mine.read_text() == "mine"
+
+
+def test_run_folder_follows_no_link(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.json").write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").symlink_to(mine / "config.json")
+    with pytest.raises(ValueError, match="out: expected a folder to write to"):
+        RunFolder(run)
+    (run / ".lock").unlink()
+    (run / "dense").symlink_to(mine)
+    for name in ("config.json", "checkpoint.safetensors", "checkpoint.new.safetensors", "metrics.jsonl.partial"):
+        (run / name).symlink_to(mine / "config.json")
+    with RunFolder(run, "overwrite") as folder, pytest.raises(ValueError, match="dense is a symbolic link"):
+        training.run(tiny(epochs=1, reference="train"), folder, Watch())
+    with RunFolder(run, "overwrite") as folder:
+        training.run(tiny(epochs=1, limit_train=64), folder, Watch())
+    assert (mine / "config.json").read_text() == "mine"
+    assert [file.name for file in mine.iterdir()] == ["config.json"]
+
+
+def test_run_folder_refuses_a_lock_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(ValueError, match=r"out: expected a folder to write to, got .* \(not a regular file\)"):
+        RunFolder(tmp_path)
+
+
+def test_run_folder_that_held_nothing_is_left_as_it_was(tmp_path):
+    with RunFolder(tmp_path):
+        pass
+    with RunFolder(tmp_path / "a" / "b"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def full_disk(monkeypatch) -> None:
     def fsync(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -310,6 +432,19 @@ def test_run_folder_refuses_what_is_not_writable(tmp_path):
         RunFolder(tmp_path / "file" / "run")
 
 
+@pytest.mark.parametrize("field", ["data", "model", "time_steps", "neuron_arguments", "density"])
+def test_run_folder_stored_config_takes_no_default_for_what_the_run_is(tmp_path, field):
+    """A configuration without "data" is not one of CIFAR-10, which would be downloaded."""
+    fields = tiny().to_dict()
+    del fields[field], fields["checkpoint_minutes"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=rf"config\.json: .*\({field}: expected in the configuration of a run"):
+        RunFolder.stored_config(tmp_path)
+    fields[field] = tiny().to_dict()[field]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert RunFolder.stored_config(tmp_path) == tiny()
+
+
 def test_run_folder_stored_config_names_a_damaged_file(tmp_path):
     (tmp_path / "config.json").write_text('{"density": 3}')
     with pytest.raises(ValueError, match=r"config\.json"):
@@ -354,6 +489,7 @@ def test_trainer_with_checkpointing_goes_through_the_same_states(uninterrupted):
 def test_trainer_compiled_prunes_and_learns(monkeypatch):
     # The captured graphs run as they are: translating them takes minutes, and is not this package's.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr("sca.training.loop.check_compile", lambda device: None)
     torch._dynamo.reset()
     trainer = trainer_of(tiny(compile=True, epochs=2))
     trainer.fit(Watch(), lambda state: None, lambda row: None)
@@ -390,6 +526,24 @@ def test_trainer_decays_weights_of_convolutions_and_linear_layers_alone():
     assert {p.dim() for p in others["params"]} == {1}
     total = sum(len(group["params"]) for group in trainer.optimizer.param_groups)
     assert total == len(list(trainer.model.parameters()))
+
+
+def test_trainer_says_which_batch_of_one_image_has_no_variance():
+    with pytest.raises(ValueError, match=r"batch_size: .* one image at time_steps = 1, .* 65 images in batches of 32"):
+        trainer_of(tiny(time_steps=1, limit_train=65))
+    trainer_of(tiny(time_steps=2, limit_train=65, epochs=1)).fit(Watch(), lambda state: None, lambda row: None)
+    trainer_of(tiny(time_steps=1, limit_train=66, epochs=1)).fit(Watch(), lambda state: None, lambda row: None)
+
+
+def test_trainer_compile_without_a_compiler_is_told_in_a_sentence(monkeypatch):
+    def no_compiler(*_, **__):
+        raise RuntimeError("InvalidCxxCompiler: none found\n" + 137 * "  File somewhere\n")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(ValueError, match=r"^compile: torch\.compile does not work here") as raised:
+        trainer_of(tiny(compile=True))
+    assert "\n" not in str(raised.value)
+    assert "g++" in str(raised.value)
 
 
 def test_trainer_l1_pulls_weights_towards_zero():
@@ -468,6 +622,27 @@ def test_run_with_a_trained_reference_measures_the_dense_network(tmp_path):
     assert again.dense.accuracy == summary.dense.accuracy
     with RunFolder(tmp_path / "third") as folder, pytest.raises(ValueError, match="reference: expected a dense run"):
         training.run(config.changed(reference=str(other)), folder, Watch())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"neuron": "plif"},
+        {"model": "preresnet20", "stem": "cifar", "prune_stream": True, "min_channels": 1},
+        {"model": "sew_resnet18", "width": 0.0625, "min_channels": 1},
+    ],
+    ids=["vgg5", "preresnet20", "sew_resnet18"],
+)
+def test_run_log_summary_cost_and_compacted_model_agree(tmp_path, changes):
+    with RunFolder(tmp_path) as folder:
+        summary = training.run(tiny(epochs=1, limit_train=64, **changes), folder, Watch())
+    (row,) = [json.loads(line) for line in folder.log.read_text().splitlines()]
+    small, cost = summary.compacted, summary.cost
+    assert small.connectivity == cost["connectivity"] == pytest.approx(row["connectivity"])
+    assert small.parameters == cost["active_parameters"]
+    assert summary.dense.parameters == cost["parameters"]
+    assert small.parameters == sum(p.numel() for p in training.load_model(tmp_path).parameters())
+    assert sum(p.numel() for p in training.load_pruned(tmp_path).parameters()) == cost["parameters"]
 
 
 def test_run_of_a_dense_network_has_no_second_column(tmp_path):

@@ -20,12 +20,12 @@ KERNEL_LAYERS = [
     {"neurons"},
     {"surrogates"},
     {"paths"},
-    {"channels", "checks", "layout", "memory", "sync", "version"},
+    {"channels", "checks", "layout", "memory", "spikes", "sync", "threads", "torch_private", "version"},
 ]
 COMPILED = {"sca_kernels._cpu": "sca_kernels.backends.cpu", "sca_kernels._cuda": "sca_kernels.backends.cuda"}
 
 # What each room of sca may use of its neighbours; python/sca/__init__.py only names what it loads lazily.
-COMMON = {"registry"}  # open to every room
+COMMON = {"registry", "files", "pictures"}  # open to every room
 SCA_ROOMS = {
     "pruning": set(),
     "models": set(),
@@ -38,7 +38,7 @@ SCA_ROOMS = {
     "__main__": {"cli"},
     "cli": {"pruning", "models", "data", "report", "training", "bench", "convert", "export"},
 }
-SCA_SEES_OF_KERNELS = {"checks", "functional", "nn", "doctor", "surrogates"}
+SCA_SEES_OF_KERNELS = {"checks", "functional", "nn", "doctor", "surrogates", "torch_private"}
 
 
 def layer(part: str) -> int | None:
@@ -186,3 +186,32 @@ def test_no_cache_grows_with_what_users_pass():
         "sca_kernels.backends.cuda": ["kernel"]  # by variant, of which there is a list
     }
     assert unbounded("@functools.cache\ndef f(config: Config): ...") == ["f"]
+
+
+BASES = {"_BatchNorm", "_ConvNd"}  # of modules; torch's users have always told kinds by them
+
+
+def private_names(source: str) -> list[str]:
+    """Names of torch with a leading underscore that a module reads or imports."""
+    tree, roots, found = ast.parse(source), {"torch"}, set()
+    for node in ast.walk(tree):
+        named = []
+        if isinstance(node, ast.ImportFrom) and inside(node.module or "", "torch"):
+            roots |= {alias.asname or alias.name for alias in node.names}
+            named = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            named = [alias.name for alias in node.names if inside(alias.name, "torch")]
+        found |= {name for name in named if "._" in name and name.rpartition(".")[2] not in BASES}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+            chain = ast.unparse(node)
+            if chain.partition(".")[0] in roots and node.attr not in BASES:
+                found.add(chain)
+    return sorted(found)
+
+
+def test_private_names_of_torch_stand_in_one_file():
+    found = {name: private_names(path.read_text()) for name, path in modules().items()}
+    assert [name for name, names in found.items() if names] == ["sca_kernels.torch_private"]
+    planted = "import torch, torch._a\nfrom torch._b import x\nfrom torch import fx\nfx._c\ntorch.y._d()\nself._e"
+    assert private_names(planted) == ["fx._c", "torch._a", "torch._b.x", "torch.y._d"]

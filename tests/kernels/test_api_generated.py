@@ -549,12 +549,9 @@ NAMED = {
         lambda: nn.ChannelGroup(3).set_active(torch.tensor([True, False])),
         "indices: expected a tensor",
     ),
+    "check_nan of a number": (lambda: F.check_nan(1), "checked: expected a bool"),
     "pool without stride": (lambda: nn.MaxPool2d(2, stride=0), "stride: expected at least 1"),
     "pool of a sequence": (lambda: nn.MaxPool2d(2)(CURRENT), "x: expected .* needs flatten"),
-    "torch.func.vmap": (
-        lambda: torch.vmap(lambda x: F.channel_conv2d(x, W))(X[None]),
-        "x: expected an ordinary tensor, got one inside a transform of torch.func",
-    ),
 }
 
 

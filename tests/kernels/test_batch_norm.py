@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sca_kernels import functional as F
 from sca_kernels import nn
@@ -347,6 +348,84 @@ def test_batch_norm_alone_names_bad_arguments(change, says):
     arguments = {"x": torch.zeros(2, 2, 3), "weight": None, "bias": None, "training": True}
     with pytest.raises(ValueError, match=says):
         F.batch_norm(**{**arguments, "running_mean": torch.zeros(3), "running_var": torch.ones(3), **change})
+
+
+def norms() -> list[torch.nn.Module]:
+    return [nn.ChannelBatchNorm2d(4), nn.BatchNormIF(4), nn.BatchNormLIF(4), nn.BatchNormPLIF(4, per_channel=True)]
+
+
+@pytest.mark.parametrize("norm", norms(), ids=lambda norm: type(norm).__name__)
+def test_update_bn_averages_the_statistics_of_batches(norm):
+    x = torch.randn(3, 2, 5, 4, 6, 6) * 2 + 1  # three batches
+    torch.nn.init.constant_(norm.running_mean, 7.0)
+    momentum, state = norm.momentum, set(norm.state_dict())
+    torch.optim.swa_utils.update_bn(x, torch.nn.Sequential(norm).eval())
+    twin = torch.nn.Sequential(torch.nn.BatchNorm2d(4)).eval()
+    torch.optim.swa_utils.update_bn(x.flatten(1, 2), twin)
+    torch.testing.assert_close(norm.running_mean, twin[0].running_mean)
+    torch.testing.assert_close(norm.running_var, twin[0].running_var)
+    assert norm.num_batches_tracked == 3
+    assert norm.momentum == momentum
+    assert not norm.training
+    assert set(norm.state_dict()) == state
+
+
+def test_update_bn_leaves_the_statistics_of_dormant_channels():
+    group = nn.ChannelGroup(4)
+    group.set_active([0, 2])
+    norm = nn.BatchNormLIF(4, group=group)
+    before = torch.nn.init.constant_(norm.running_mean, 7.0).clone()
+    torch.optim.swa_utils.update_bn(torch.randn(3, 2, 5, 2, 6, 6), torch.nn.Sequential(norm))
+    assert torch.equal(norm.running_mean[[1, 3]], before[[1, 3]])
+    assert (norm.running_mean[[0, 2]] != before[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("norm", norms(), ids=lambda norm: type(norm).__name__)
+def test_conversion_to_sync_batch_norm_is_refused_with_what_to_do(norm):
+    assert list(norm.named_children()) == []
+    model = torch.nn.Sequential(nn.ChannelConv2d(2, 4, 1), norm)
+    with pytest.raises(ValueError, match=rf"got {type(norm).__name__}, .* set its process_group instead"):
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert model[1] is norm
+
+
+def test_state_of_an_old_batch_norm_without_a_batch_count_is_loaded():
+    norm = nn.BatchNormLIF(4)
+    state = {name: value for name, value in norm.state_dict().items() if name != "num_batches_tracked"}
+    assert norm.load_state_dict(state)
+
+
+class Waiting(TorchDispatchMode):
+    """Counts what would wait for a device."""
+
+    def __init__(self):
+        self.seen = []
+        super().__init__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
+            self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", [nn.ChannelBatchNorm2d, nn.BatchNormLIF])
+def test_cumulative_average_follows_torch_and_reads_no_count(kind, dtype):
+    group = nn.ChannelGroup(5)
+    group.set_active([0, 2, 3])
+    ours, torchs = kind(5, momentum=None, group=group).to(dtype), torch.nn.BatchNorm2d(3, momentum=None).to(dtype)
+    for _ in range(3):
+        x = torch.randn(4, 2, 3, 5, 6, dtype=dtype)
+        with Waiting() as mode:
+            ours(x)
+        assert mode.seen == []
+        torchs(x.flatten(0, 1))
+    for name in ("running_mean", "running_var"):
+        tolerance = 1e-6 if dtype == torch.float32 or kind is nn.BatchNormLIF else 1e-14
+        torch.testing.assert_close(
+            getattr(ours, name)[group.active], getattr(torchs, name), rtol=tolerance, atol=tolerance
+        )
+    assert ours.num_batches_tracked == 3
 
 
 NORMS = [F.batch_norm, F.batch_norm_lif]

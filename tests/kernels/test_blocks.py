@@ -63,9 +63,7 @@ def test_blocks_and_weights_that_do_not_fit_are_refused():
 @pytest.mark.parametrize("index", [-1, 5])
 def test_an_index_that_is_no_channel_writes_nothing(index):
     weight = torch.zeros(SHAPES[0])
-    with pytest.raises(
-        (ValueError, IndexError, RuntimeError), match=r"in_channels: expected indices in \[0, 5\)|index"
-    ):
+    with pytest.raises(ValueError, match=r"in_channels: expected unique indices in \[0, 5\)"):
         F.put_weight(torch.ones(7, 2), weight, torch.tensor([0, index]))
     assert not weight.any()
 

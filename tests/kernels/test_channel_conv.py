@@ -1,10 +1,13 @@
 """Channel-sparse convolution and linear layers, selection of channels, and spikes as bits."""
 
+import itertools
+
 import pytest
 import torch
 
 from sca_kernels import functional as F
 from sca_kernels import nn
+from sca_kernels.channels import Bits, storage_order
 from sca_kernels.layout import is_channels_last
 from sca_kernels.testing import activation, relative_l2
 
@@ -156,11 +159,86 @@ def test_spike_input_saves_one_bit_per_element_and_refuses_other_values():
 
 def test_spikes_are_found_out_and_anything_else_is_saved_as_it_is():
     weight, x = torch.randn(4, 8, 3, 3, requires_grad=True), spikes(4, 8, 16, 16)
-    assert saved_bytes(x, weight) == x.numel() // 8
+    assert saved_bytes(x, weight, path="gathered") == x.numel() // 8
     for other in (torch.randn_like(x), x * 0.5, x.masked_fill(x.cumsum(0) == x.sum(0), float("nan"))):
-        assert saved_bytes(other, weight) == x.nbytes
+        assert saved_bytes(other, weight, path="gathered") == x.nbytes
     with torch.no_grad():
-        assert saved_bytes(x, weight) == 0
+        assert saved_bytes(x, weight, path="gathered") == 0
+
+
+def test_torchs_own_convolution_keeps_its_input_unless_bits_are_asked_for():
+    weight, x = torch.randn(4, 8, 3, 3, requires_grad=True), spikes(4, 8, 16, 16)
+    kept = [saved_bytes(x, weight, stride=2, spike_input=spike_input) for spike_input in (None, False, True)]
+    assert kept == [x.nbytes, x.nbytes, x.numel() // 8]
+
+
+def graph(y):
+    """Name of the last operation but views."""
+    node = y.grad_fn
+    while node.name() in ("UnsafeViewBackward0", "ViewBackward0", "UnflattenBackward0"):
+        node = node.next_functions[0][0]
+    return node.name()
+
+
+@pytest.mark.parametrize("groups", ["no group", "all active"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "arguments"),
+    [
+        ((2, 8, 6, 6), {"kernel_size": 1, "stride": 2}),
+        ((2, 8, 6, 6), {"kernel_size": 3, "padding": 1}),
+        ((2, 8, 1, 1), {"kernel_size": 3, "padding": 1}),
+        ((3, 2, 8, 6, 6), {"kernel_size": 3, "padding": 1}),
+    ],
+    ids=["1x1", "few positions", "one position", "time-major"],
+)
+def test_where_nothing_is_sparse_torchs_own_convolution_runs(shape, arguments, layout, groups):
+    many = [nn.ChannelGroup(n, str(n)) if groups == "all active" else None for n in (8, 4)]
+    ours = nn.ChannelConv2d(8, 4, **arguments, in_group=many[0], out_group=many[1]).to(memory_format=layout)
+    x = spikes(*shape)
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=layout)
+    y = ours(x)
+    assert graph(y) == graph(torch.conv2d(torch.zeros(1, 8, 6, 6), ours.weight)) == "ConvolutionBackward0"
+    frames = x.flatten(0, -4)
+    assert torch.equal(y.flatten(0, -4), torch.conv2d(frames, ours.weight, ours.bias, ours.stride, ours.padding))
+
+
+def test_autocast_takes_torchs_own_convolution_in_its_dtype():
+    conv, x = nn.ChannelConv2d(8, 4, 1), spikes(2, 8, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = conv(x)
+        assert torch.equal(y, torch.conv2d(x, conv.weight, conv.bias))
+    assert y.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"path": "gathered"}, {"backend": "reference"}, {"spike_input": True}], ids=lambda a: next(iter(a))
+)
+def test_what_is_asked_for_is_not_left_to_torch(arguments):
+    assert graph(nn.ChannelConv2d(8, 4, 1, **arguments)(spikes(2, 8, 6, 6))) == "channel_conv2dBackward"
+
+
+@pytest.mark.parametrize("strides", [(8, 1, 1, 1), (8, 1, 8, 8)], ids=["contiguous", "channels_last"])
+def test_bits_of_maps_of_one_position_come_back_in_the_layout_they_had(strides):
+    # Both layouts at once: torch tells them apart by the strides, and is slow where input and weight differ.
+    x = spikes(4, 8, 1, 1).as_strided((4, 8, 1, 1), strides)
+    assert x.is_contiguous()
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    bits = Bits(F.pack_spikes(x), x.shape, storage_order(x) != (0, 1, 2, 3))
+    back = bits.unflattened(F.unpack_spikes(bits.packed, (x.numel(),)))
+    assert back.stride() == strides
+    assert torch.equal(back, x)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+def test_bits_of_one_channel_come_back_in_the_order_of_memory(channels_last):
+    x = spikes(2, 1, 3, 5)
+    x = x.as_strided(x.shape, (15, 1, 5, 1)) if channels_last else x
+    bits = Bits(F.pack_spikes(x), x.shape, storage_order(x) != (0, 1, 2, 3))
+    back = bits.unflattened(F.unpack_spikes(bits.packed, (x.numel(),)))
+    assert back.stride() == x.stride()
+    assert torch.equal(back, x)
 
 
 def test_bits_round_trip_on_every_backend(target):
@@ -191,44 +269,54 @@ def test_module_prunes_and_regrows_with_identical_parameters():
     assert all(a is b for a, b in zip(parameters, conv.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("layer", ["conv", "linear"])
-def test_evaluation_gathers_once_until_a_parameter_or_a_group_changes(layer):
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", [nn.ChannelConv2d, nn.ChannelLinear])
+def test_evaluation_sees_every_change_of_parameters_and_groups(kind, mode):
+    """Whatever the change goes through: what averages weights, or swaps them, does so behind autograd's back."""
     inputs, outputs = nn.ChannelGroup(6), nn.ChannelGroup(8)
-    make, tail = (nn.ChannelConv2d, (3, 3)) if layer == "conv" else (nn.ChannelLinear, ())
-    layer = make(6, 8, *tail[:1], in_group=inputs, out_group=outputs).eval()
+    tail = (3,) if kind is nn.ChannelConv2d else ()
+    layer = kind(6, 8, *tail, in_group=inputs, out_group=outputs).eval()
     inputs.set_active([1, 2, 4])
     outputs.set_active([0, 3, 7])
     x = torch.randn(2, 6, 5, 5) if tail else torch.randn(2, 6)
+    drawn = torch.randn_like(layer.weight)
 
-    def gathered():
-        with torch.no_grad():
-            y = layer(x[:, inputs.active])
-        truth = layer(x[:, inputs.active])  # with gradients: gathered anew
-        assert torch.equal(y, truth)
-        return layer._held[1][0]
+    def swap():
+        layer.weight.data = drawn
 
-    first = gathered()
-    assert gathered() is first
+    seen = []
     for change in (
+        lambda: None,
         lambda: inputs.set_active([0, 1, 5]),
         lambda: outputs.set_active([2, 3]),
         lambda: torch.optim.SGD(layer.parameters(), lr=1.0).step(),
         lambda: layer.load_state_dict({name: torch.randn_like(p) for name, p in layer.state_dict().items()}),
         lambda: setattr(layer, "weight", torch.nn.Parameter(torch.randn_like(layer.weight))),
-        lambda: layer.train().eval(),
-        lambda: layer.double().float(),
+        lambda: layer.weight.data.add_(1),
+        lambda: layer.bias.data.copy_(drawn.flatten()[:8]),
+        lambda: layer.weight.detach()[2:4].zero_(),
+        swap,
+        lambda: drawn[3].add_(1),  # the same memory under another name
     ):
+        layer.zero_grad()
         layer(x[:, inputs.active]).sum().backward()
-        held = gathered()
         change()
-        assert gathered() is not held
-    layer.weight.data.add_(1)  # behind autograd's back: seen after the next eval()
-    layer.eval()
-    gathered()
-    layer.train()
-    with torch.no_grad():
-        layer(x[:, inputs.active])
-    assert layer._held is None
+        with mode():
+            y = layer(x[:, inputs.active])
+        assert torch.equal(y, layer(x[:, inputs.active]))
+        seen.append(y.clone())
+    assert all(y.shape != z.shape or not torch.equal(y, z) for y, z in itertools.pairwise(seen))
+
+
+def test_a_dropout_behind_a_neuron_is_named_with_the_layer_and_spike_input():
+    conv = nn.ChannelConv2d(4, 6, 3, spike_input=True)
+    dropped = torch.nn.functional.dropout(spikes(3, 2, 4, 5, 5), 0.5).index_fill_(2, torch.tensor(1), 2.0)
+    with pytest.raises(ValueError, match=r"ChannelConv2d\(4, 6, kernel_size=\(3, 3\).*spike_input=True.*dropout"):
+        conv(dropped)
+    with pytest.raises(ValueError, match=r"^(?!.*dropout)"):  # whatever else is off is said as it was
+        conv(spikes(2, 3, 5, 5))
+    conv.spike_input = None
+    assert conv(dropped).shape == (3, 2, 6, 3, 3)
 
 
 def test_layers_made_in_inference_mode_run():
@@ -287,6 +375,13 @@ W = torch.randn(8, 8, 3, 3)
         (lambda i: F.channel_conv2d(i, W, torch.zeros(3)), ValueError, "bias: expected"),
         (lambda i: F.channel_conv2d(i, W, stride=(1, 2, 3)), ValueError, "stride: expected"),
         (lambda i: F.channel_conv2d(i, W.double()), TypeError, "weight: expected the dtype"),
+        (lambda i: F.channel_conv2d(i, W.to("meta")), ValueError, "weight: expected a tensor on cpu"),
+        (lambda i: F.channel_conv2d(i, W, torch.zeros(8).to("meta")), ValueError, "bias: expected a tensor on cpu"),
+        (
+            lambda i: F.channel_conv2d(i, W, in_channels=torch.arange(8).to("meta")),
+            ValueError,
+            "in_channels: expected a tensor on cpu",
+        ),
         (lambda i: F.channel_conv2d(i, W[:, :4], groups=2, out_channels=torch.tensor([1])), ValueError, "grouped"),
         (lambda i: F.unpack_spikes(torch.zeros(2, dtype=torch.uint8), (3,)), ValueError, "packed: expected"),
     ],

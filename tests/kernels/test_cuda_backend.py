@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sca_kernels import functional as F
+from sca_kernels import spikes
 from sca_kernels.backends import registry
 from sca_kernels.cuda_kernels import multistep, parameters, tiling
 from sca_kernels.cuda_kernels.multistep import Current
@@ -212,8 +214,34 @@ def test_pack_and_unpack_round_trip_and_equal_the_reference(emulation, offset, n
 def test_pack_refuses_other_values_wherever_they_are(emulation, value, position, dtype):
     spikes = torch.ones(5001, dtype=dtype)
     spikes[position] = value
-    with pytest.raises(RuntimeError, match="zeros and ones"):  # torch's assertion; on a device it comes later
+    with pytest.raises(ValueError, match="zeros and ones"):  # on a device it comes later
         BACKEND.pack_spikes(spikes)
+    assert BACKEND.pack_spikes(torch.ones(9, dtype=dtype)).tolist() == [255, 1]
+
+
+@EMULATED
+@pytest.mark.parametrize("later", ["pack_spikes", "unpack_spikes"])
+def test_other_values_that_a_device_finds_are_told_once_by_a_later_call(emulation, monkeypatch, later):
+    monkeypatch.setattr(spikes, "_is_waited_for", lambda device: False)
+    packed = BACKEND.pack_spikes(torch.tensor([0.0, 1.0, 0.5]))
+    calls = {
+        "pack_spikes": lambda: BACKEND.pack_spikes(torch.ones(8)),
+        "unpack_spikes": lambda: BACKEND.unpack_spikes(packed, 3, torch.float32),
+    }
+    with pytest.raises(ValueError, match="got another value, in an earlier call on cpu"):
+        calls[later]()
+    calls[later]()
+
+
+@EMULATED
+def test_convolutions_tell_of_non_spikes_in_their_backward_pass(emulation, monkeypatch):
+    monkeypatch.setattr(spikes, "_is_waited_for", lambda device: False)
+    x, weight = torch.rand(2, 3, 6, 6), torch.randn(4, 3, 3, 3, requires_grad=True)
+    y = F.channel_conv2d(x, weight, spike_input=True, backend="cuda")
+    assert torch.allclose(y, torch.conv2d(x, weight), atol=1e-5)
+    with pytest.raises(ValueError, match="zeros and ones only, got another value, in an earlier call"):
+        y.sum().backward()
+    F.channel_conv2d((x > 0.5).float(), weight, spike_input=True, backend="cuda").sum().backward()
 
 
 @EMULATED

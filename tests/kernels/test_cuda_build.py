@@ -20,6 +20,7 @@ import torch
 
 from sca_kernels import functional as F
 from sca_kernels.backends import cuda, registry
+from sca_kernels.backends.base import BackendError
 from sca_kernels.cuda_kernels import parameters
 
 CSRC = Path(__file__).parents[2] / "csrc"
@@ -218,8 +219,39 @@ def test_cupy_launches_with_the_structure_by_value_and_compiles_a_kernel_once():
 
 def test_a_failed_compile_is_one_sentence_that_names_the_kernel():
     kernels = cuda.RunTime(Cupy(fails=True))
-    with pytest.raises(RuntimeError, match=r"^backend cuda: NVRTC can't compile sca::prelude: a.cu\(1\): .*thing$"):
+    says = r"^backend cuda: CuPy can't compile or start sca::prelude: CompileException: a.cu\(1\): .*thing$"
+    with pytest.raises(BackendError, match=says):
         kernels.start("sca::prelude", 1, 1, 0, b"", 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "error", "kind"),
+    [
+        pytest.param(False, OSError("Read-only file system: '/root/.cupy'"), BackendError, id="CuPy's cache"),
+        *(
+            pytest.param(ahead, RuntimeError(text), kind, id=f"{text}, {'compiled ahead' if ahead else 'by CuPy'}")
+            for ahead in (True, False)
+            for text, kind in (
+                ("no kernel image is available", BackendError),
+                ("an illegal memory access was encountered", RuntimeError),
+                ("out of memory", RuntimeError),
+            )
+        ),
+    ],
+)
+def test_a_failed_start_is_the_backends_but_where_the_device_or_its_memory_is_lost(ahead, error, kind):
+    def fail(*arguments):
+        raise error
+
+    cupy = Cupy()
+    cupy.cuda.driver.launchKernel = fail
+    module = types.SimpleNamespace(
+        driver_version=lambda: 13000, runtime_version=13000, architectures="9.0", launch=fail
+    )
+    kernels = cuda.Compiled(module) if ahead else cuda.RunTime(cupy)
+    with pytest.raises(Exception) as found:
+        kernels.start("sca::pack_bits<float, 4>", 5, 128, 64, bytes(parameters.Bits(numel=77)), 1, 99)
+    assert type(found.value) is kind
 
 
 @pytest.mark.compile_only

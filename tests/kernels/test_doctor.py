@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sca_kernels import doctor
+from sca_kernels import functional as F
 from sca_kernels.backends import registry
 from sca_kernels.backends.reference import ReferenceBackend
 
@@ -47,6 +48,45 @@ def test_self_test_finds_a_backend_that_computes_wrongly(monkeypatch, wrong):
     row = next(row for row in doctor.report() if row.name == "reference")
     assert not row.on
     assert "self-test failed" in row.detail
+
+
+def test_report_tells_every_dtype_and_what_raises_instead_of_a_traceback(monkeypatch):
+    def fail(self, *arguments):
+        raise RuntimeError("PassManager::run failed")
+
+    monkeypatch.setattr(ReferenceBackend, "batch_norm_backward", fail)
+    row = next(row for row in doctor.report() if row.name == "reference")
+    assert not row.on
+    assert "self-test failed: RuntimeError: PassManager::run failed" in row.detail
+    assert all(name in row.detail for name in ("float32", "bfloat16", "float16", "float64"))
+    assert row.fix
+
+    def unable(self, device, dtype):
+        raise OSError("no driver")
+
+    monkeypatch.setattr(ReferenceBackend, "supports", unable)
+    row = next(row for row in doctor.report() if row.name == "reference")
+    assert "OSError: no driver" in row.detail
+
+
+def test_compile_row_tells_the_first_line_of_what_torch_compile_says(monkeypatch):
+    def broken(function):
+        raise RuntimeError("\n  Failed to find C++ compiler. Please specify via CXX.\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    doctor.compile_problem.cache_clear()
+    try:
+        row = doctor.compile_row()
+    finally:
+        doctor.compile_problem.cache_clear()
+    assert (row.on, row.detail) == (False, "Failed to find C++ compiler. Please specify via CXX.")
+    assert "CXX" in row.fix
+
+
+def test_backends_of_names_those_that_ran():
+    x = torch.zeros(2, 1, 3)
+    assert doctor.backends_of(lambda: F.lif(x, backend="reference")) == ["reference"]
+    assert doctor.backends_of(lambda: None) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")

@@ -479,5 +479,5 @@ def test_nan_in_the_input_is_an_error_that_names_its_channels(target, fused):
     x = activation((3, 2, 5, 2, 2))
     x[1, 1, 3] = x[2, 0, 1, 0, 0] = float("nan")
     call = partial(F.batch_norm_lif, x, None, None, None, None, True) if fused else partial(F.lif, x)
-    with pytest.raises(ValueError, match=r"x: expected numbers, got NaN .* in channels 1, 3$"):
+    with pytest.raises(ValueError, match=r"x: expected numbers, got NaN .* in channels 1, 3;"):
         call(backend=backend)

@@ -34,6 +34,29 @@ def test_derivative_keeps_the_dtype(name):
         assert resolve(name).derivative(torch.zeros(3, dtype=dtype)).dtype == dtype
 
 
+@names
+def test_derivative_in_float64_is_computed_there(name):
+    alpha = 1 / 3 + (name == "q_pseudo_spike")
+    u = torch.tensor([-2.0, -0.1, 0.1, 2.0], dtype=torch.float64)
+    row, step = TABLE[name], 1e-4
+    taken = Surrogate(name, alpha, 1 / 7).derivative(u)
+    # Richardson's extrapolation: exact to 1e-12, where float32 would be off by 1e-8
+    coarse, fine = (
+        (row.primitive(u + d, alpha, 1 / 7) - row.primitive(u - d, alpha, 1 / 7)) / (2 * d) for d in (2 * step, step)
+    )
+    torch.testing.assert_close(taken, (4 * fine - coarse) / 3, atol=1e-11, rtol=1e-11)
+
+
+def test_a_name_that_libraries_give_to_different_functions_is_refused():
+    with pytest.raises(
+        ValueError, match=r"'fast_sigmoid': in snnTorch .* 2 / slope times 'soft_sign' with alpha=slope"
+    ):
+        resolve("fast_sigmoid", 25.0)
+    u, slope = torch.linspace(-2, 2, 9), 25.0
+    snntorchs = 1 / (1 + slope * u.abs()).square()
+    torch.testing.assert_close(2 / slope * resolve("soft_sign", slope).derivative(u), snntorchs)
+
+
 def test_aliases_name_the_same_surrogate():
     for alias, name in ALIASES.items():
         assert resolve(alias) == resolve(name)

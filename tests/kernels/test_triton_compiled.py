@@ -5,8 +5,8 @@ Needs Triton, and no GPU.
 
 from __future__ import annotations
 
+import functools
 import re
-import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -18,12 +18,11 @@ from sca_kernels.testing import activation
 
 triton = pytest.importorskip("triton", reason="needs Triton (pip install triton)")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402  after importorskip
-from triton.runtime.jit import JITFunction  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402  after importorskip
 
 from sca_kernels import triton_kernels  # noqa: E402
-from sca_kernels.channels import Channels, Geometry  # noqa: E402
-from sca_kernels.triton_kernels import batch_norm, bitpack, channel_conv, multistep  # noqa: E402
+from sca_kernels.triton_kernels import batch_norm, bitpack, multistep  # noqa: E402
+from tests.kernels.compilation import NoDevice, account, compile_only, convolve, made_frames, tool  # noqa: E402
 
 pytestmark = [
     pytest.mark.compile_only,
@@ -31,38 +30,10 @@ pytestmark = [
 ]
 
 
-class NoDevice:
-    """A Triton driver that compiles for a target and launches nothing. Each target has its own cache of kernels."""
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-
-    def get_current_device(self) -> int:
-        return 1000 + self.capability
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.capability, 32)
-
-
 @pytest.fixture
 def compiling(monkeypatch):
     """``compiling(capability)`` -> a list that launched kernels are appended to, compiled and not run."""
-
-    def start(capability: int) -> list:
-        kernels = []
-        run = JITFunction.run
-
-        def only_compile(self, *args, grid, warmup, **kwargs):
-            kernels.append(run(self, *args, grid=grid, warmup=True, **kwargs))
-
-        monkeypatch.setattr(JITFunction, "run", only_compile)
-        monkeypatch.setattr(triton.runtime.driver, "_active", NoDevice(capability))
-        return kernels
-
-    return start
+    return functools.partial(compile_only, monkeypatch)
 
 
 def train(x: torch.Tensor, time_steps: int, neuron: str = "lif", surrogate: str = "atan", tau: float = 2.0) -> None:
@@ -77,34 +48,13 @@ def train(x: torch.Tensor, time_steps: int, neuron: str = "lif", surrogate: str 
     batch_norm.backward(spikes, None, x, time_steps, config, c, c, mean, var, 1e-5, rate, None)
 
 
-def convolve(x: torch.Tensor, some: torch.Tensor | None = None, stride: int = 1) -> None:
-    """Forward and backward of a 3x3 convolution of x [M, C, H, W] to as many channels; of some, at full width."""
-    weight = torch.zeros(x.shape[1], x.shape[1], 3, 3, dtype=x.dtype)
-    geometry, channels = Geometry((stride, stride), (1, 1), (1, 1), 1), Channels(some, some)
-    y = channel_conv.forward(x, weight, None, geometry, channels, some is not None)
-    channel_conv.backward(y, x, weight, geometry, channels, (True, True, False))
-
-
-def made_frames(m: int, channels: int, size: int, dtype=torch.bfloat16) -> torch.Tensor:
-    """Uninitialised frames [m, channels, size, size]."""
-    return torch.empty(m, channels, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)
-
-
 # --- registers, spills, access widths --------------------------------------------------------------------------------
 
 
 def disassembled(kernel, tmp_path: Path) -> tuple[Counter, dict[str, int]]:
     """Instructions, and the compiler's account of registers and memory, of a compiled kernel."""
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(kernel.asm["cubin"])
-
-    def tool(name: str, *arguments: str) -> str:
-        path = getattr(triton.knobs.nvidia, name).path
-        return subprocess.run([path, *arguments, cubin], capture_output=True, text=True, check=True).stdout
-
-    account = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", tool("cuobjdump", "-res-usage"))}
     instruction = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][\w.]*)"
-    return Counter(re.findall(instruction, tool("nvdisasm"), re.M)), account
+    return Counter(re.findall(instruction, tool("nvdisasm", kernel, tmp_path), re.M)), account(kernel, tmp_path)
 
 
 LAUNCHES = ("forward", "backward", "deviations", "forward behind norm", "sums behind norm", "backward behind norm")
@@ -134,11 +84,11 @@ def test_kernels_move_16_bytes_per_access_spill_nothing_and_stay_within_their_re
     train(activation((4, 2, 64, 16, 16), dtype, layout == "channels_last"), 4)
     large = [kernel for kernel in kernels if kernel.name in OVER_ACTIVATIONS]
     for name, kernel, (registers, length) in zip(LAUNCHES, large, RESOURCES[dtype, layout], strict=True):
-        instructions, account = disassembled(kernel, tmp_path)
-        assert account["STACK"] == account["LOCAL"] == 0, name
+        instructions, memory = disassembled(kernel, tmp_path)
+        assert memory["STACK"] == memory["LOCAL"] == 0, name
         assert not any(i.startswith(("LDL", "STL")) for i in instructions), name
-        assert account["REG"] <= MARGIN * registers, name
-        assert account["SHARED"] <= 1024, name  # the last reduction
+        assert memory["REG"] <= MARGIN * registers, name
+        assert memory["SHARED"] <= 1024, name  # the last reduction
         assert instructions.total() <= MARGIN * length, name
         # Four steps of x, in the backward also of the gradient; nothing of an activation in smaller pieces.
         assert instructions["LDG.E.128"] == (8 if kernel.name == "backward_kernel" else 4), name
@@ -153,8 +103,8 @@ def test_no_neuron_spills_at_the_most_steps_of_a_kind(compiling, tmp_path, steps
     kernels = compiling(90)
     train(activation((steps, 2, 64, 8, 8), dtype, channels_last=True), steps, neuron, "s2nn", 4 / 3)
     for kernel in kernels:
-        _, account = disassembled(kernel, tmp_path)
-        assert account["STACK"] == account["LOCAL"] == 0, kernel.name
+        memory = account(kernel, tmp_path)
+        assert memory["STACK"] == memory["LOCAL"] == 0, kernel.name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
@@ -187,8 +137,8 @@ def test_convolutions_multiply_on_tensor_cores_and_spill_nothing(
         *("pack_kernel", "correlate_kernel", "pack_kernel", "correlate_kernel", "weight_gradient_kernel")
     ]
     for kernel in kernels:
-        instructions, account = disassembled(kernel, tmp_path)
-        assert account["STACK"] == account["LOCAL"] == 0, kernel.name
+        instructions, memory = disassembled(kernel, tmp_path)
+        assert memory["STACK"] == memory["LOCAL"] == 0, kernel.name
         if kernel.name != "pack_kernel":
             assert re.search(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", kernel.asm["ptx"]), kernel.name
         # Four-byte operands that a product takes transposed move one by one.

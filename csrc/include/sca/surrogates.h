@@ -1,5 +1,5 @@
 // Surrogate derivatives at u = h - threshold; names and formulas of SpikingJelly 2.0. alpha is the slope, beta a second
-// parameter of the few that have one. Branch-free, finite for every finite u.
+// parameter of the few that have one. Branch-free, finite for every finite u, NaN for NaN.
 #pragma once
 
 #include "macros.h"
@@ -24,10 +24,10 @@ SCA_HOST_DEVICE F exponential(F x) {
     return scale_by_power(p * (r * r) + r + 1.0f, shifted);
 }
 
-// log(x) for normal x >= 1, after Cephes' logf.
+// log(x) for normal x >= 1, after Cephes' logf; NaN for NaN, which has an exponent like any other.
 template <class F>
 SCA_HOST_DEVICE F logarithm(F x) {
-    F e = exponent_of(x), m = mantissa_of(x);
+    F e = select(x >= 0.0f, exponent_of(x), x), m = mantissa_of(x);
     const auto low = m < 0.707106781186547524f;
     e = select(low, e - 1.0f, e);
     m = select(low, m + m, m) - 1.0f;
@@ -71,7 +71,7 @@ struct PiecewiseQuadratic {
 struct Rectangular {
     template <class F>
     static SCA_HOST_DEVICE F slope(F u, float alpha, float) {
-        return select(absolute(u) < 0.5f / alpha, F(alpha), F(0.0f));
+        return select(absolute(u) >= 0.5f / alpha, F(0.0f), (u - u) + alpha);  // u - u: 0, or NaN
     }
 };
 
@@ -102,7 +102,7 @@ struct Erf {
 struct LeakyKRelu {
     template <class F>
     static SCA_HOST_DEVICE F slope(F u, float alpha, float beta) {
-        return select(u >= 0.0f, F(alpha), F(beta));
+        return select(u >= 0.0f, F(alpha), select(u < 0.0f, F(beta), u));
     }
 };
 

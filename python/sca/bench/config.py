@@ -7,9 +7,18 @@ from typing import Any
 
 from ..models import MODELS
 from ..registry import lookup
-from ..training.config import PRECISIONS, check_device
+from ..training.config import (
+    MAX_COUNT,
+    MAX_SEED,
+    MAX_TIME_STEPS,
+    MAX_WIDTH,
+    PRECISIONS,
+    check_device,
+    check_number,
+)
 from .peers import PEERS
 
+MAX_SIZE = 2**16
 MODES = ("training", "inference")
 
 
@@ -56,12 +65,15 @@ class BenchConfig:
                 raise ValueError(f"{name}: expected {expected}, got {shown!r}")
 
         lookup(MODELS, self.model, "model")
-        check("width", self.width > 0, "a number > 0")
-        for name in ("in_channels", "size", "round_to"):
-            check(name, getattr(self, name) >= 1, "at least 1")
+        check_number("width", self.width, above=0, high=MAX_WIDTH)
+        for name, high in ("in_channels", MAX_COUNT), ("size", MAX_SIZE), ("round_to", MAX_COUNT):
+            check_number(name, getattr(self, name), 1, high)
         check("rounds", self.rounds >= 3, "at least 3, for a median with a spread")
-        for name in ("time_steps", "batch_size"):
+        check_number("rounds", self.rounds, high=MAX_COUNT)
+        check_number("seed", self.seed, 0, MAX_SEED)
+        for name, high in ("time_steps", MAX_TIME_STEPS), ("batch_size", MAX_COUNT):
             check(name, bool(getattr(self, name)) and min(getattr(self, name)) >= 1, "numbers, each at least 1")
+            check_number(name, max(getattr(self, name)), high=high)
         check("densities", bool(self.densities) and all(0 < d <= 1 for d in self.densities), "shares in (0, 1]")
         for name, known in (("modes", MODES), ("peers", tuple(PEERS))):
             some = bool(getattr(self, name)) or name == "peers"

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sca_kernels import doctor
+
 from ..models import build
 from ..models.vgg import VGG
 from ..pruning import compact
@@ -62,8 +64,11 @@ def measure(config: BenchConfig, command: str, progress: Callable[[str], None] =
         Plain values, for JSON: ``config``, ``conditions``, and ``figures``, one for each mode, setting and party:
         ``samples_per_second`` (median, p20, p80, rounds), ``saved_bytes`` (kept by autograd for the backward of one
         pass, parameters left out; None in inference), ``peak_bytes`` (of one step, beyond what there was before; see
-        :func:`sca.bench.memory.allocated`), and the fields of :class:`Party`. A party that was not timed has None
-        and a note.
+        :func:`sca.bench.memory.allocated`), ``backends`` (those of ours that ran it) and the fields of :class:`Party`.
+        A party that was not timed has None and a note.
+
+    Raises:
+        ValueError: a kernel failed, so that another backend took its place.
     """
     told = conditions(command)
     if torch.device(config.device).type == "cuda":
@@ -107,8 +112,12 @@ def _setting(
                 "samples_per_second": None,
                 "saved_bytes": None,
                 "peak_bytes": None,
+                "backends": [],
             }
             if party.net is not None:
+                figure["backends"] = doctor.backends_of(steps[id(party)])
+                if failed := doctor.failures():  # another backend stood in: no figure of ours
+                    raise ValueError(f"backend: kernels failed, so that another stood in for them: {'; '.join(failed)}")
                 figure["samples_per_second"] = speeds[id(party)].to_dict()
                 party.net.zero_grad()  # the gradients of the last step are freed before the next one's memory peaks
                 figure["peak_bytes"] = allocated(steps[id(party)], config.device).peak

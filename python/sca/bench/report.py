@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
+from ..files import write_whole
+from ..pictures import drawing, png
 from .measure import OURS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Picture
 
 Figure = dict[str, Any]
 
@@ -51,7 +56,7 @@ def table(result: dict[str, Any]) -> Group:
             gain = f"{speed['median'] / _dense(result, figure)['samples_per_second']['median']:.2f}"
             shown.add_row(
                 *setting,
-                figure["party"],
+                _known(figure),
                 f"{figure['active']:.0%}",
                 f"{speed['median']:,.1f}",
                 f"{speed['p20']:,.1f} to {speed['p80']:,.1f}",
@@ -62,15 +67,24 @@ def table(result: dict[str, Any]) -> Group:
     return Group(*tables)
 
 
+def _known(figure: Figure) -> str:
+    """A party and the backend that ran it, where it is ours."""
+    backends = figure.get("backends")  # not recorded in files of before
+    return f"{figure['party']} ({', '.join(backends)})" if backends else figure["party"]
+
+
 def plot(path: Path, result: dict[str, Any]) -> None:
     """Write the PNG: milliseconds per batch and peak memory, a row for each mode, over density (with the ideal d²), T
     or batch size."""
-    from matplotlib.figure import Figure as Picture  # half a second that only the end of a benchmark needs
+    with drawing() as picture:
+        write_whole(path, png(_drawn(picture, result)))
 
+
+def _drawn(new_picture: type[Picture], result: dict[str, Any]) -> Picture:
     config = result["config"]
     axis = next((name for name in ("time_steps", "batch_size") if len(config[name]) > 1), "densities")
     by_density = axis == "densities"
-    picture = Picture(figsize=(10, 0.8 + 3.6 * len(config["modes"])), layout="constrained", dpi=120)
+    picture = new_picture(figsize=(10, 0.8 + 3.6 * len(config["modes"])), layout="constrained", dpi=120)
     rows = picture.subplots(len(config["modes"]), 2, squeeze=False)
     for mode, (time, memory) in zip(config["modes"], rows, strict=True):
         figures = [f for f in result["figures"] if f["mode"] == mode and f["samples_per_second"]]
@@ -98,7 +112,7 @@ def plot(path: Path, result: dict[str, Any]) -> None:
         f"threads: {told['threads']}",
         fontsize=10,
     )
-    picture.savefig(path)
+    return picture
 
 
 def _dense(result: dict[str, Any], of: Figure) -> Figure:

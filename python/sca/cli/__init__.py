@@ -11,6 +11,7 @@ from .doctor import doctor
 from .evaluate import evaluate
 from .report import report
 from .table1 import table1
+from .terminal import use_any_encoding
 from .train import train
 
 __all__ = ["app", "main"]
@@ -33,5 +34,6 @@ app.command("doctor")(doctor)
 
 def main() -> None:
     """Entry point of the console script."""
+    use_any_encoding()
     logging.basicConfig(format="%(levelname)s: %(message)s")
     app()

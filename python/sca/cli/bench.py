@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .errors import reported
+from .terminal import terminal
 from .train import free_folder
+
+if TYPE_CHECKING:
+    from ..bench import BenchConfig
 
 # Options that are left out keep the defaults of BenchConfig; lists are separated by commas.
 
@@ -76,19 +82,23 @@ def _bench(options: dict[str, Any], out: Path | None) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-    from rich.console import Console
-
-    import sca_kernels
-
-    from ..bench import BenchConfig, measure, plot, table
-    from ..bench.peers import installed
-    from ..training.files import write_json
+    from ..bench import BenchConfig
 
     config = BenchConfig(**options)
-    folder = _writable(out or free_folder(Path("runs"), f"bench-{config.model}"))
+    with writable(out or free_folder(Path("runs"), f"bench-{config.model}")) as folder:
+        _measured(config, folder)
+
+
+def _measured(config: BenchConfig, folder: Path) -> None:
+    import sca_kernels
+
+    from ..bench import measure, plot, table
+    from ..bench.peers import installed
+    from ..files import write_json
+
     sca_kernels.reuse_host_memory()
-    console = Console()
-    command = " ".join(["sca", *sys.argv[1:]])
+    console = terminal()
+    command = shlex.join(["sca", *sys.argv[1:]])
     with console.status("") as status:
         result = measure(config, command, status.update)
     write_json(folder / "bench.json", result)
@@ -97,7 +107,7 @@ def _bench(options: dict[str, Any], out: Path | None) -> None:
     if installed("matplotlib"):
         plot(folder / "bench.png", result)
         picture = "bench.png"
-    console.print(f"in {folder}: bench.json, {picture}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"in {folder}: bench.json, {picture}", soft_wrap=True)
 
 
 def _split(option: str, text: str | None, kind: Callable[[str], Any]) -> tuple[Any, ...] | None:
@@ -110,11 +120,20 @@ def _split(option: str, text: str | None, kind: Callable[[str], Any]) -> tuple[A
         raise ValueError(f"{option}: expected numbers separated by commas, got {text!r}") from error
 
 
-def _writable(folder: Path) -> Path:
-    """The folder, made when missing, after a file could be made in it."""
+@contextlib.contextmanager
+def writable(folder: Path) -> Iterator[Path]:
+    """The folder, made when missing, after a file could be made in it; what was made and stays empty goes again."""
+    made: list[Path] = []
     try:
+        made += [one for one in (folder, *folder.parents) if not one.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return folder
+            pass
     except OSError as error:
         raise ValueError(f"out: expected a folder to write to, got {folder} ({error.strerror})") from error
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            for one in made:
+                one.rmdir()

@@ -33,7 +33,6 @@ class CellsDisplay(Display):
         network = summary["compacted"]
         self._console.print(
             f"{self._name}: accuracy {network['accuracy']:.2%}, connectivity {network['connectivity']:.2%}",
-            highlight=False,
             soft_wrap=True,
         )
 

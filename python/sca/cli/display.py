@@ -23,10 +23,10 @@ class Display:
         self.stop_requested = False
         self._console = console
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=12),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -63,7 +63,6 @@ class Display:
         begin = f", from epoch {trainer.epoch + 1}" if trainer.step else ""
         self._console.print(
             f"{config.model} on {config.data}, {what}: {parameters:,} parameters, {config.epochs} epochs{begin}",
-            highlight=False,
             soft_wrap=True,
         )
         self.start_bar(trainer)
@@ -88,7 +87,7 @@ class Display:
 
     def on_epoch(self, row: dict[str, Any]) -> None:
         """Print the epoch's line."""
-        self._console.print(f"epoch {row['epoch']:>3}/{self._epochs}  {_figures(row)}", highlight=False, soft_wrap=True)
+        self._console.print(f"epoch {row['epoch']:>3}/{self._epochs}  {_figures(row)}", soft_wrap=True)
 
 
 def _figures(row: dict[str, Any]) -> str:

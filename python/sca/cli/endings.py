@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ import typer
 
 from ..pruning import RanksDiffer
 from ..training import Diverged, Interrupted, RankLost, RunFolder
-from .errors import fail
+from .errors import fail, is_about_memory, memory_sentence
+from .terminal import write_line
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Ending:
         """How to go on, where that is possible."""
         if self.folder is None or not self.folder.config.exists():
             return ""
-        return f"; go on with: sca train --resume --out {self.folder.path}"
+        return f"; go on with: sca train --resume --out {shlex.quote(str(self.folder.path))}"
 
     @property
     def has_checkpoint(self) -> bool:
@@ -52,12 +54,16 @@ def told() -> Iterator[Ending]:
         yield ending
     except (Interrupted, KeyboardInterrupt) as error:
         if ending.folder is not None:
-            typer.echo(f"interrupted{ending.resumable}")
+            write_line(f"interrupted{ending.resumable}")
         raise typer.Exit(130) from error
     except Diverged as error:
         fail(f"the training diverged: {error}{ending.kept}; resumed, it would do so again: start with a lower --lr")
     except (RankLost, RanksDiffer) as error:
         fail(f"{error}{ending.kept}{ending.resumable}")
+    except (MemoryError, RuntimeError) as error:
+        if not is_about_memory(error):
+            raise
+        fail(f"{memory_sentence(error)}{ending.kept}")
     except OSError as error:
         if not ending.has_checkpoint:
             raise

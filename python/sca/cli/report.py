@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .errors import reported
-from .evaluate import DataDir
+from .evaluate import MAX, BatchSize, DataDir
+from .terminal import sentences, terminal
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from ..report import CostReport
 
 
 @reported
@@ -22,39 +23,48 @@ def report(
         typer.Option(help="HTML file; RUN/report.html for one run, report.html for several when left out."),
     ] = None,
     data_dir: DataDir = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
-    max_batches: Annotated[int | None, typer.Option(min=1, help="Count on so many batches only.")] = None,
+    batch_size: BatchSize = 256,
+    max_batches: Annotated[int | None, typer.Option(min=1, max=MAX, help="Count on so many batches only.")] = None,
 ) -> None:
     """Write one HTML page on a run or on several: figures, tables, settings, and a conclusion in words.
 
-    For a single run also prints parameters, connectivity, operations and energy of its compacted network, layer by
-    layer, counted on the test images.
+    For a single run also prints parameters, connectivity, operations and energy of its pruned network, layer by layer:
+    as the run counted them at its end, or, while it is not finished and with --data-dir or --max-batches, as its
+    checkpoint counts now on the test images.
     """
-    from rich.console import Console
-
+    from ..files import write_whole
     from ..report.html import page
     from ..report.runs import read_runs
-    from ..training.files import write_whole
 
-    content = page(read_runs(runs)).encode()
+    read = read_runs(runs)
+    content = page(read).encode(errors="replace")  # a folder's name need not be text
     path = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
     try:
         write_whole(path, content)
     except OSError as error:
         raise ValueError(f"out: expected a file to write to, got {path} ({error.strerror})") from error
-    console = Console()
-    console.print(f"report in {path}", highlight=False, soft_wrap=True)
-    if len(runs) == 1:
-        _print_cost(console, runs[0], data_dir, batch_size, max_batches)
+    console = terminal()
+    sentences(console)(f"report in {path}")
+    if len(read) > 1:
+        return
+    cost = read[0].cost
+    if cost is None or data_dir is not None or max_batches is not None:
+        cost = _counted(runs[0], data_dir, batch_size, max_batches)
+    if cost is None:
+        there = "has written no checkpoint yet" if read[0].summary is None else "has no checkpoint to count on"
+        console.print(f"no cost of layers: the run {there}")
+    else:
+        console.print(cost.table())
 
 
-def _print_cost(console: Console, run: Path, data_dir: Path | None, batch_size: int, max_batches: int | None) -> None:
+def _counted(run: Path, data_dir: Path | None, batch_size: int, max_batches: int | None) -> CostReport | None:
+    """The cost of the run's network as its checkpoint holds it; None where there is none."""
     from ..report import report_cost
+    from ..training import load_pruned
     from .load import load_run
 
     try:
-        model, dataset = load_run(run, data_dir)
+        model, dataset, config = load_run(run, data_dir, load_pruned)
     except FileNotFoundError:
-        console.print("no cost of layers: the run has written no checkpoint yet")
-        return
-    console.print(report_cost(model, dataset.test_batches(batch_size), max_batches=max_batches).table())
+        return None
+    return report_cost(model, dataset.test_batches(batch_size), config.time_steps, max_batches)

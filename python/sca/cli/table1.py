@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .bench import _option, _split, _writable
+from .bench import _option, _split, writable
 from .errors import reported
+from .terminal import sentences, terminal
 from .train import free_folder
+
+if TYPE_CHECKING:
+    from ..bench.table1 import Table1Config
 
 # What makes a table in minutes on two cores, unless a preset or a file says what is trained.
 _SHORT = {"model": "vgg9", "width": 0.25, "epochs": 8, "allocation": "global"}
@@ -70,29 +73,35 @@ def _table1(
     options: dict[str, Any],
     out: Path | None,
 ) -> None:
-    from rich.console import Console
-
-    import sca_kernels
-
-    from ..bench.peers import installed
-    from ..bench.table1 import Table1Config, plot, results, run_cell, tables
-    from ..training import Interrupted, Recipe, Trainer, load_data
-    from ..training.files import write_json
-    from .cells import CellsDisplay
+    from ..bench.table1 import Table1Config
+    from ..training import Recipe, Trainer, load_data
 
     short = {} if preset or config else _SHORT
     recipe = Recipe(preset, config, setting or (), changes)
     with recipe.located():
         table = Table1Config(recipe.config(short), **options)
-        cells = list(table.cells())
         # the farthest cut, so that what is out of reach is told before hours of training
-        farthest = min(cells, key=lambda cell: cell.connectivity)
+        farthest = min(table.cells(), key=lambda cell: cell.connectivity)
         Trainer(farthest.config, load_data(farthest.config))
-    folder = _writable(out or free_folder(Path("runs"), f"table1-{table.recipe.data}"))
+    with writable(out or free_folder(Path("runs"), f"table1-{table.recipe.data}")) as folder:
+        _filled(table, folder, out is not None)
+
+
+def _filled(table: Table1Config, folder: Path, named: bool) -> None:
+    """Run what is missing in the table's folder, which ``named`` says the command names."""
+    import sca_kernels
+
+    from ..bench.peers import installed
+    from ..bench.table1 import plot, results, run_cell, tables
+    from ..files import write_json
+    from ..training import Interrupted
+    from .cells import CellsDisplay
+
+    cells = list(table.cells())
     finished = [(cell, summary) for cell in cells if (summary := cell.summary(folder))]
     sca_kernels.reuse_host_memory()
-    console = Console()
-    say = functools.partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    console = terminal()
+    say = sentences(console)
     command = shlex.join(["sca", *sys.argv[1:]])
     if finished:
         say(f"{len(finished)} of {len(cells)} cells are finished in {folder}")
@@ -106,7 +115,7 @@ def _table1(
                 run_cell(cell, folder, display)
             except Interrupted:
                 display.close()
-                again = command if out else f"{command} --out {shlex.quote(str(folder))}"
+                again = command if named else f"{command} --out {shlex.quote(str(folder))}"
                 say(f"interrupted; go on with: {again}")
                 raise typer.Exit(130) from None
             finished.append((cell, cell.summary(folder)))

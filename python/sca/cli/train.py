@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
+import shlex
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from .errors import reported
+from .terminal import sentences, terminal
 
 # Help must not import torch, so it can't ask the registry; a test compares.
 _MODELS = "preresnet18, preresnet20, resnet18, resnet19, resnet20, sew_resnet18, vgg5, vgg9, vgg11, vgg16 or vgg19."
@@ -106,8 +107,8 @@ def _train(
     overwrite: bool,
     show_config: bool,
 ) -> None:
+    from ..files import as_json
     from ..training import Recipe, RunFolder
-    from ..training.files import as_json
 
     if resume and (overwrite or preset or config or out is None):
         raise ValueError("resume: expected --out and neither --overwrite, --preset nor --config beside it")
@@ -121,8 +122,6 @@ def _train(
 
 
 def _run(config: Any, out: Path | None, mode: str) -> None:
-    from rich.console import Console
-
     import sca_kernels
 
     from ..training import RunFolder, joined, run
@@ -130,11 +129,12 @@ def _run(config: Any, out: Path | None, mode: str) -> None:
     from .endings import told
 
     sca_kernels.reuse_host_memory()
+    sca_kernels.share_cores()
     with contextlib.ExitStack() as stack:
         ending = stack.enter_context(told())
         ranks = stack.enter_context(joined(config.device))
-        console = Console(quiet=not ranks.is_first)
-        say = functools.partial(console.print, highlight=False, soft_wrap=True)
+        console = terminal(quiet=not ranks.is_first)
+        say = sentences(console)
         folder = None
         if ranks.is_first:
             path = out or free_folder(Path("runs"), f"{config.data}-{config.model}")
@@ -145,8 +145,9 @@ def _run(config: Any, out: Path | None, mode: str) -> None:
         summary = run(config, folder, display, ranks)
     if summary is not None:
         console.print(summary.table())
-        say(f"in {path}: {folder.plot.name}, {folder.log.name}, {folder.model.name} (the compacted network)")
-        say(f"as a page with figures: sca report {path}")
+        picture = f"{folder.plot.name}, " if folder.plot.exists() else ""
+        say(f"in {path}: {picture}{folder.log.name}, {folder.model.name} (the compacted network)")
+        say(f"as a page with figures: sca report {shlex.quote(str(path))}")
 
 
 def _resumed_config(held: Any, recipe: Any, out: Path) -> Any:

@@ -33,7 +33,7 @@ class Layout:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     url: str
-    md5: str
+    sha256: str
 
 
 CIFAR10 = Layout(
@@ -46,7 +46,7 @@ CIFAR10 = Layout(
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
     url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    md5="c32a1d4ab5d03f1284b67883e8d87530",
+    sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
 )
 CIFAR100 = Layout(
     name="cifar100",
@@ -58,7 +58,7 @@ CIFAR100 = Layout(
     mean=(0.5071, 0.4865, 0.4409),
     std=(0.2673, 0.2564, 0.2762),
     url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-    md5="03b5dce01913d631647c71ecec9e9cb8",
+    sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
 )
 
 
@@ -90,7 +90,10 @@ def load(layout: Layout, data_dir: Path | None) -> Dataset:
 def _find(layout: Layout, data_dir: Path) -> Path:
     wanted = (*layout.train_files, layout.test_file)
     for folder in (data_dir, data_dir / layout.folder):
-        missing = [file for file in wanted if not (folder / file).is_file()]
+        try:
+            missing = [file for file in wanted if not (folder / file).is_file()]
+        except OSError as error:  # not allowed, or no name of a folder
+            raise ValueError(f"data_dir: {error}") from error
         if not missing:
             return folder
         if len(missing) < len(wanted):
@@ -134,7 +137,7 @@ def _download(layout: Layout) -> Path:
     try:
         members = pooch.retrieve(
             layout.url,
-            known_hash=f"md5:{layout.md5}",
+            known_hash=f"sha256:{layout.sha256}",
             path=cache,
             fname=layout.url.rpartition("/")[2],
             processor=pooch.Untar(extract_dir=layout.name),
@@ -143,7 +146,7 @@ def _download(layout: Layout) -> Path:
     except Exception as error:  # every transport raises its own kind
         raise ValueError(
             f"{layout.name}: no download from {layout.url} ({error}); fetch the archive from any mirror "
-            f"(md5 {layout.md5}), unpack it and pass its folder as data_dir"
+            f"(SHA-256 {layout.sha256}), unpack it and pass its folder as data_dir"
         ) from error
     return next(Path(member).parent for member in members if Path(member).name == layout.test_file)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 Batch = tuple[Tensor, Tensor]
+
+# Images have hardly more channels.
+_MOST_CHANNELS = 4
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,29 @@ class Split:
     labels: Tensor
 
     def __post_init__(self) -> None:
+        for name, value in ("images", self.images), ("labels", self.labels):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
-            raise ValueError(f"images: expected uint8 [N, H, W, C], got {self.images.dtype} {list(self.images.shape)}")
+            advice = ""
+            if self.images.is_floating_point():
+                advice = "; store pixels as bytes, (images * 255).round().to(torch.uint8) if they are in [0, 1]"
+            elif self.images.dim() == 3:
+                advice = "; grey images have a last dimension of 1: images[..., None]"
+            raise ValueError(f"images: expected uint8 [N, H, W, C], got {_shown(self.images)}{advice}")
+        if not len(self.images):
+            raise ValueError(f"images: expected at least one, got {_shown(self.images)}")
+        if 0 in self.images.shape:
+            raise ValueError(f"images: expected pixels, got {_shown(self.images)}")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise ValueError(
-                f"labels: expected int64 [{len(self.images)}], got {self.labels.dtype} {list(self.labels.shape)}"
-            )
-        if not len(self.labels):
-            raise ValueError("images: expected at least one, got none")
+            advice = ""
+            if self.labels.dim() == 2 and len(self.labels) == len(self.images):
+                advice = "; of one-hot rows take labels.argmax(1)"
+            elif self.labels.shape == self.images.shape[:1]:
+                advice = "; numbers of classes are whole: labels.long()"
+            raise ValueError(f"labels: expected int64 [{len(self.images)}], got {_shown(self.labels)}{advice}")
+        if self.images.device != self.labels.device:
+            raise ValueError(f"labels: expected them on {self.images.device}, as the images, got {self.labels.device}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,6 +75,10 @@ class Dataset:
         full_scale: the pixel value that stands for 1.0.
         shift: augmentation: each training image is moved by up to this many pixels (zero padding, then a random crop).
         mirror: augmentation: mirror half of the training images.
+
+    Raises:
+        ValueError: a label is no number of a class, the statistics are not those of the images' channels, the splits
+            differ in shape, or images are [N, C, H, W]; the message names the attribute.
     """
 
     name: str
@@ -67,6 +90,41 @@ class Dataset:
     full_scale: float = 255.0
     shift: int = 0
     mirror: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes: expected at least 1, got {self.num_classes}")
+        (first, *_, channels), other = self.train.images.shape[1:], self.test.images.shape[1:]
+        if self.train.images.shape[1:] != other:
+            raise ValueError(
+                f"test: expected images of {list(self.train.images.shape[1:])}, as for training, got {list(other)}"
+            )
+        if len(self.mean) != channels and (len(self.mean) == first or first <= _MOST_CHANNELS < channels):
+            raise ValueError(
+                f"images: expected [N, H, W, C], got {list(self.train.images.shape)}, which looks like [N, C, H, W]: "
+                "permute(0, 2, 3, 1) makes the one of the other"
+            )
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != channels:
+                raise ValueError(
+                    f"{name}: expected a value for each of the images' channels, {channels}, got {len(values)}"
+                )
+            if not all(math.isfinite(value) for value in values) or (name == "std" and min(values) <= 0):
+                expected = "finite numbers" if name == "mean" else "finite numbers > 0"
+                raise ValueError(f"{name}: expected {expected}, got {values}")
+        if not 0 < self.full_scale < math.inf:
+            raise ValueError(f"full_scale: expected a finite number > 0, got {self.full_scale}")
+        if self.shift < 0:
+            raise ValueError(f"shift: expected at least 0 pixels, got {self.shift}")
+        for name, split in ("train", self.train), ("test", self.test):
+            low, high = (int(value) for value in split.labels.aminmax())
+            if low < 0 or high >= self.num_classes:
+                advice = "; number the classes from 0: labels - 1" if (low, high) == (1, self.num_classes) else ""
+                raise ValueError(
+                    f"labels: expected 0 to {self.num_classes - 1}, the numbers of {self.num_classes} classes, "
+                    f"got {low} to {high} in {name}{advice}"
+                )
 
     @property
     def in_channels(self) -> int:
@@ -177,6 +235,11 @@ def cut_out(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
         inside.append((pixel >= first) & (pixel < first + size))
     rows, columns = inside
     return images.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0)
+
+
+def _shown(tensor: Tensor) -> str:
+    """Type and shape, for messages."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _generator(seed: int, *position: int) -> torch.Generator:

@@ -17,6 +17,9 @@ MODELS = collect(sys.modules[__name__], "MODELS")
 def build(name: str, **arguments: Any) -> nn.Module:
     """Build a model by name; ``build(**model.config)`` rebuilds any of them (without its weights).
 
+    Convolutions' weights are channels_last, which is fastest. Tools that want to see them as vectors without a copy
+    (``torch.nn.utils.parameters_to_vector``, LBFGS) take ``model.to(memory_format=torch.contiguous_format)``.
+
     Args:
         name: one of ``MODELS``.
         arguments: what the family takes; see its class, for example :class:`sca.models.vgg.VGG`.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import NoneType
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from sca_kernels import nn as snn
 
 from ..registry import nearest
 
-__all__ = ["HiddenBlock", "Layers", "check_positive", "initialise", "sides_of"]
+__all__ = ["HiddenBlock", "Layers", "check_neuron", "check_positive", "initialise", "sides_of"]
 
 # Channels of a layer, at most: a convolution 3x3 between two such has 150 GB of weights.
 _WIDEST = 2**16
@@ -27,6 +28,16 @@ _NEURONS = {
 }
 # Those of the neurons' arguments that are about the batch norm.
 _NORM_ARGUMENTS = ("eps", "momentum", "affine", "track_running_stats", "process_group")
+
+_LARGEST = 1e30  # and float32 ends at 3e38
+# What batch norms take unseen: name, what is expected, whether a value is that.
+_NORM_VALUES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("eps", "a number > 0", lambda value: type(value) in (int, float) and value > 0),
+    ("momentum", "a number in [0, 1] or none", lambda v: v is None or (type(v) in (int, float) and 0 <= v <= 1)),
+    ("affine", "true or false", lambda value: isinstance(value, bool)),
+    ("track_running_stats", "true or false", lambda value: isinstance(value, bool)),
+    ("stateful", "false, since batches have nothing to do with each other", lambda value: value is False),
+)
 
 
 class Layers:
@@ -148,6 +159,38 @@ def _arguments(module: type[nn.Module]) -> list[str]:
         if parameter.kind in kinds
     }
     return sorted(names - {"self", "num_features", "group"})
+
+
+def check_neuron(neuron: str, arguments: dict[str, Any]) -> None:
+    """Refuse what the neurons of a network, and the batch norms in front of them, would refuse.
+
+    Args:
+        neuron, arguments: see :class:`Layers`.
+
+    Raises:
+        ValueError: an argument is unknown, of another type or out of range; the message names it.
+    """
+    if "process_group" in arguments:
+        raise ValueError("process_group: expected nothing in a configuration, the processes of a run set it")
+    for name, value in arguments.items():
+        if not isinstance(value, str | int | float | NoneType):
+            raise ValueError(f"{name}: expected a number, a name, true, false or none, got {value!r}")
+        if isinstance(value, int | float) and not abs(value) <= _LARGEST:
+            raise ValueError(f"{name}: expected a number of at most {_LARGEST:g}, got {value!r}")
+    for name, expected, ok in _NORM_VALUES:
+        if name in arguments and not ok(arguments[name]):
+            raise ValueError(f"{name}: expected {expected}, got {arguments[name]!r}")
+    layers = Layers(neuron, 1.0, None, arguments)
+    group = snn.ChannelGroup(1)
+    try:
+        # what is told when they are made, and what only when they run
+        for module in layers.norm_neuron(group), layers.norm(group), layers.neuron(group):
+            module(torch.tensor([0.0, 1.0]).reshape(1, 2, 1, 1, 1))
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a strange value brings about
+        named = str(error).partition(":")[0] in arguments
+        raise ValueError(f"{'' if named else 'neuron_arguments: '}{error}") from error
 
 
 def check_positive(**sizes: int) -> dict[str, int]:

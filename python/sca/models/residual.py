@@ -26,7 +26,7 @@ __all__ = ["Layout", "ResidualNetwork", "Stem", "Stream"]
 Stream = snn.ChannelGroup | int
 
 # stem -> kernel and stride of its convolution, and the pool behind it
-_STEMS: dict[str, tuple[int, int, Callable[[], nn.Module]]] = {
+STEMS: dict[str, tuple[int, int, Callable[[], nn.Module]]] = {
     "cifar": (3, 1, nn.Identity),
     "imagenet": (7, 2, lambda: snn.MaxPool2d(3, stride=2, padding=1)),
 }
@@ -138,7 +138,7 @@ class ResidualNetwork(Network):
             self.make_stream(layers, f"stage{number}", layers.scaled(channels), prune_stream)
             for number, (channels, _) in enumerate(layout.stages, 1)
         ]
-        kernel_size, stride, pool = _STEMS[stem]
+        kernel_size, stride, pool = STEMS[stem]
         conv = layers.conv(in_channels, streams[0], kernel_size, stride, spike_input=False)
         self.stem = Stem(conv, self.make_stem_neuron(layers, streams[0]), pool())
         self.blocks = nn.ModuleList()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from sca_kernels import checks
 from sca_kernels import nn as snn
 
-from .groups import carried
+from .groups import Members, carried
 from .probe import untouched
+from .snapshot import Snapshot
 from .streams import Channels, Label, Stream, Streams
-from .tracing import OUTPUT, leaves, trace, user_line
+from .tracing import OUTPUT, leaves, require_none_left, trace, user_line
 
 __all__ = ["AttachReport", "GroupRow", "attach_groups", "has_groups"]
 
@@ -116,7 +118,7 @@ def attach_groups(model: nn.Module, example_input: Any = None, *, prune_stream: 
         raise ValueError("model: expected no channel groups, but its modules carry some already")
     inputs, streams = _traced(model, example_input)
     streams.settle()
-    wiring = _Wiring(streams, prune_stream)
+    wiring = _Wiring(streams, prune_stream, getattr(model, "group_names", {}))
     try:
         if wiring.prunable():
             wiring.attach()
@@ -133,6 +135,42 @@ def attach_groups(model: nn.Module, example_input: Any = None, *, prune_stream: 
     return report
 
 
+def require_prunable(model: nn.Module, example_input: Any, groups: Mapping[str, Members]) -> None:
+    """See to it that a network which carries groups runs without half of their channels: that every layer which reads
+    them carries them, too. A head that was replaced, or a path that was added beside a layer, does not.
+
+    Args:
+        model: unwrapped; runs in the mode it is in, and is left as it was.
+        example_input: as in :func:`attach_groups`; None: the usual sizes, and where none fits, nothing is tried.
+        groups: the prunable ones.
+
+    Raises:
+        ValueError: it fails; with the name of a group.
+    """
+    advice = (
+        "every layer that reads these channels must carry their group, those that replaced others or stand beside them "
+        "included, as sca_kernels.nn.ChannelLinear(old.in_features, n, in_group=old.in_group, "
+        "features_per_channel=old.features_per_channel) does"
+    )
+    by_group = {members.group: name for name, members in groups.items()}
+    given = example_input if isinstance(example_input, tuple) else (example_input,)
+    for inputs in _guesses(model) if example_input is None else (given,):
+        try:
+            failures = _failures(model, inputs, list(by_group), same_output=False)
+        except Exception as error:  # whatever the user's code raises
+            if example_input is not None:
+                raise ValueError(f"example_input: the model fails with it{user_line(error)}: {error}") from error
+            continue
+        for group, failure in failures.items():
+            raise ValueError(f"model: it fails without some channels of group {by_group[group]!r}: {failure}; {advice}")
+        return
+    for name, members in groups.items():
+        if not members.consumers:
+            logger.warning(
+                "nothing reads group %r: %s (no input was found to try that; see example_input)", name, advice
+            )
+
+
 def _traced(model: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], Streams]:
     """What the network ran on, and what the trace found."""
     names = {module: name for name, module in model.named_modules()}
@@ -140,7 +178,8 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], Stre
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)
         streams = Streams(names)
         with _unchanged(model):
-            trace(model, inputs, streams)
+            traced = trace(model, inputs, streams)
+        require_none_left(traced)
         return inputs, streams
     furthest, reason = -1, ""
     runs: list[tuple[tuple[Any, ...], Streams]] = []
@@ -148,24 +187,26 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], Stre
         streams = Streams(names)
         try:
             with _unchanged(model):
-                trace(model, inputs, streams)
+                traced = trace(model, inputs, streams)
         except ValueError as error:
             if len(streams.called) > furthest:
                 furthest, reason = len(streams.called), f"{list(inputs[0].shape)}: {error}"
         else:
+            require_none_left(traced)
             runs.append((inputs, streams))
             if not streams.mixed:
                 break
     if runs:
         return min(runs, key=lambda run: len(run[1].mixed))
+    reason = reason or "it has no convolutions or linear layers"
     raise ValueError(f"example_input: expected one batch, for none of the usual sizes fits the model; {reason}")
 
 
 def _guesses(model: nn.Module) -> Iterator[tuple[Tensor]]:
-    """Zeros, which are spikes, too."""
+    """Zeros, which are spikes, too; none for a model without convolutions and linear layers."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
     if first is None:
-        raise ValueError("model: expected convolutions or linear layers, got none")
+        return
     if isinstance(first, nn.Linear):
         ends = [(first.in_features,)]
     else:
@@ -177,7 +218,7 @@ def _guesses(model: nn.Module) -> Iterator[tuple[Tensor]]:
 class _Wiring:
     """Gives modules the groups that a trace found."""
 
-    def __init__(self, streams: Streams, prune_stream: bool) -> None:
+    def __init__(self, streams: Streams, prune_stream: bool, known: Mapping[str, str]) -> None:
         self.streams = streams
         self.prune_stream = prune_stream
         self.rows: dict[Stream, tuple[dict[str, None], ...]] = {stream: ({}, {}, {}) for stream in streams.all()}
@@ -191,7 +232,9 @@ class _Wiring:
         self.names: dict[Stream, str] = {}
         for stream, roles in self.rows.items():
             made, carried_by, _ = roles
+            places = [*(f"{name}.out_group" for name in made), *(f"{name}.group" for name in carried_by)]
             name = next(itertools.chain(made, carried_by), stream.origin)
+            name = next((known[place] for place in places if place in known), name)
             taken = sum(known.split(" #")[0] == name for known in self.names.values())
             self.names[stream] = f"{name} #{taken + 1}" if taken else name
         self.groups: dict[Stream, snn.ChannelGroup] = {}
@@ -243,23 +286,11 @@ class _Wiring:
         return snn.ChannelGroup.concat(*(self.groups[root] for root in roots))
 
     def try_out(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Run the network with half of all channels dormant; forbid to prune the groups with which that fails."""
-        expected = _shapes(model, inputs)
-        halves = {stream: torch.arange((stream.channels + 1) // 2) for stream in self.groups if not stream.reasons}
-        for stream, half in halves.items():
-            self.groups[stream].set_active(half)
-        if _failure(model, inputs, expected):
-            for stream in halves:
-                self.groups[stream].set_active(range(stream.channels))
-            for stream, half in halves.items():
-                self.groups[stream].set_active(half)
-                failure = _failure(model, inputs, expected)
-                if failure:
-                    stream.reasons[f"the network fails without some of these channels: {failure}"] = None
-                    self.groups[stream].prunable = False
-                    self.groups[stream].set_active(range(stream.channels))
-        for stream in halves:
-            self.groups[stream].set_active(range(stream.channels))
+        """Forbid to prune the groups without half of which the network fails."""
+        streams = {self.groups[stream]: stream for stream in self.groups if not stream.reasons}
+        for group, failure in _failures(model, inputs, list(streams)).items():
+            streams[group].reasons[f"the network fails without some of these channels: {failure}"] = None
+            group.prunable = False
 
     def report(self) -> AttachReport:
         rows = tuple(
@@ -281,26 +312,56 @@ class _Wiring:
 
 @contextlib.contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back, at exit, what a pass changes, attributes that the model's own code sets included."""
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    """Put back, at exit, what a pass changes, whatever the model's own code keeps and wherever it does."""
+    held = Snapshot(model.modules(), objects=True)
     try:
         with untouched(model):
             yield
     finally:
-        for module, before in attributes:
-            vars(module).clear()
-            vars(module).update(before)
+        held.restore()
+
+
+def _failures(
+    model: nn.Module, inputs: tuple[Any, ...], groups: Sequence[snn.ChannelGroup], same_output: bool = True
+) -> dict[snn.ChannelGroup, str]:
+    """Run the network with half of the groups' active channels dormant: those with which that fails, or changes the
+    sizes of what it returns, and why.
+    """
+    expected = _shapes(model, inputs)
+    if not same_output:
+        expected = None
+    before = {group: group.active for group in groups}
+    found = {}
+    try:
+        for group in groups:
+            group.set_active(before[group][: (group.num_active + 1) // 2])
+        if not _failure(model, inputs, expected):
+            return {}
+        for group in groups:
+            group.set_active(before[group])
+        for group in groups:
+            group.set_active(before[group][: (group.num_active + 1) // 2])
+            failure = _failure(model, inputs, expected)
+            if failure:
+                found[group] = failure
+                group.set_active(before[group])
+        return found
+    finally:
+        for group in groups:
+            group.set_active(before[group])
 
 
 def _shapes(model: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Size]:
-    with _unchanged(model), torch.no_grad():
+    # A compiled model would be compiled for each structure that is tried. Importing the compiler takes seconds.
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+    with _unchanged(model), torch.no_grad(), eager:
         return [x.shape for x in leaves(model(*inputs)) if isinstance(x, Tensor)]
 
 
-def _failure(model: nn.Module, inputs: tuple[Any, ...], expected: list[torch.Size]) -> str:
-    """Why the network doesn't run, or not to the same shapes; nothing where it does."""
+def _failure(model: nn.Module, inputs: tuple[Any, ...], expected: list[torch.Size] | None) -> str:
+    """Why the network doesn't run, or not to the shapes that are expected; nothing where it does."""
     try:
         shapes = _shapes(model, inputs)
     except Exception as error:  # whatever the user's code raises
         return f"{error}{user_line(error)}"
-    return "" if shapes == expected else f"it returns {[list(shape) for shape in shapes]}"
+    return "" if expected in (None, shapes) else f"it returns {[list(shape) for shape in shapes]}"

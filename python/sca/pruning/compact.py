@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from sca_kernels import checks
+from sca_kernels.nn import reset
 
-from .groups import Axis, carried, channel_axes, find_groups, is_depthwise
+from .cost import RateRecorder
+from .groups import Axis, Members, carried, channel_axes, find_groups, is_depthwise, require_parameters
+from .recording import forget_recording
+from .snapshot import Snapshot
 
 __all__ = ["compact"]
 
@@ -20,21 +25,32 @@ _WIDTHS = {"in_channels": "in_group", "out_channels": "out_group", "out_features
 def compact(model: nn.Module) -> nn.Module:
     """A copy of the model in which every grouped layer has its active channels only, and no group.
 
-    Same outputs as the model (up to the summation order of convolutions of another width), same module names and
-    types, same modes; no activity is recorded. The model itself is left as it is.
+    Same outputs as the model, had it been reset (up to the summation order of convolutions of another width), same
+    module names and types, same modes. No activity is recorded, stateful neurons start afresh, and tensors that modules
+    keep beside their parameters are copied without their graph. The model itself is left as it is.
+
+    It can be pruned again: :func:`sca.attach_groups` then calls groups as they were called here.
 
     Args:
         model: has channel groups; unwrapped (no DistributedDataParallel).
 
     Returns:
-        The copy, with ``widths``, a dict that gives each group's number of channels by name. Where the model has a dict
-        ``config``, the copy's has these under ``"widths"``, so that ``sca.models.build(**config)`` rebuilds it.
+        The copy, with ``widths``, a dict that gives each group's number of channels by name, and ``group_names``, which
+        gives the name by module and role (``"conv1.out_group"``). Where the model has a dict ``config``, the copy's has
+        the widths under ``"widths"``, so that ``sca.models.build(**config)`` rebuilds it.
 
     Raises:
-        ValueError: the model has no channel group.
+        ValueError: the model has no channel group, or a layer with one computes its weight in each pass, as under
+            weight norm.
     """
-    small = copy.deepcopy(checks.instance("model", model, nn.Module, "a torch.nn.Module"))
+    require_parameters(checks.instance("model", model, nn.Module, "a torch.nn.Module"))
+    kept = Snapshot(model.modules()).tensors
+    small = copy.deepcopy(model, {id(x): x.detach().clone() for x in kept if x.grad_fn is not None})
+    reset(small)
+    RateRecorder.forget(small)
+    forget_recording(small)
     groups = find_groups(small)
+    names = _names(small, groups)
     shrunk: dict[Tensor, Tensor] = {}  # shared tensors stay shared
     for module in small.modules():
         depthwise = is_depthwise(module)
@@ -45,9 +61,21 @@ def compact(model: nn.Module) -> nn.Module:
             setattr(module, name, shrunk[full])
         _forget_groups(module, depthwise)
     small.widths = {name: members.group.num_active for name, members in groups.items()}
+    small.group_names = names
     if isinstance(getattr(small, "config", None), dict):
-        small.config = {**small.config, "widths": small.widths}
+        small.config = {**small.config, "widths": {**(small.config.get("widths") or {}), **small.widths}}
     return small
+
+
+def _names(model: nn.Module, groups: Mapping[str, Members]) -> dict[str, str]:
+    """Names of groups by module and role, those of concatenations left out."""
+    names = {id(members.group): name for name, members in groups.items()}
+    return {
+        f"{place}.{role}": names[id(group)]
+        for place, module in model.named_modules()
+        for role in ("out_group", "group")
+        if id(group := carried(module, role)) in names
+    }
 
 
 def _shrunk(full: Tensor, axes: tuple[Axis, ...]) -> Tensor:

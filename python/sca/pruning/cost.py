@@ -8,18 +8,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from .groups import Axis, Members, carried, is_depthwise
+from .wrappers import named_modules
 
 __all__ = ["LayerCost", "RateRecorder", "channel_costs", "connections", "weight_layers"]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 Masks = Mapping[str, Tensor]
 
 
 def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Convolutions and linear layers of a model by name, grouped or not: those whose weights and operations count."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, _ConvNd | nn.Linear)}
+    return {name: m for name, m in named_modules(model) if isinstance(m, (*_CONVOLUTIONS, nn.Linear))}
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class RateRecorder:
     """
 
     def __init__(self, model: nn.Module, groups: Mapping[str, Members]) -> None:
-        self.layers = weight_layers(model)
+        self.model, self.layers = model, weight_layers(model)
         self.groups = groups
         self.counts: dict[str, Tensor] = {}
         self.rates: dict[str, Tensor] = {}
@@ -116,9 +118,19 @@ class RateRecorder:
             handle.remove()
         self._handles = []
 
+    @staticmethod
+    def forget(model: nn.Module) -> None:
+        """Remove the hooks that a copy of a model brought along."""
+        for layer in weight_layers(model).values():
+            for key, hook in list(layer._forward_hooks.items()):
+                if isinstance(hook, functools.partial) and isinstance(
+                    getattr(hook.func, "__self__", None), RateRecorder
+                ):
+                    del layer._forward_hooks[key]
+
     @torch.no_grad()
     def _count(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not layer.training:
+        if not (layer.training or self.model.training):  # a frozen layer may be in eval mode while others train
             return
         group = carried(layer, "in_group")
         nonzero, positions, spiking = nonzero_inputs(layer, inputs[0])
@@ -174,7 +186,7 @@ def input_channels(layer: nn.Module) -> int:
     group = carried(layer, "in_group")
     if group is not None:
         return group.num_channels
-    return layer.in_channels if isinstance(layer, _ConvNd) else layer.in_features
+    return layer.in_channels if isinstance(layer, _CONVOLUTIONS) else layer.in_features
 
 
 def weights_per_pair(layer: nn.Module) -> int:

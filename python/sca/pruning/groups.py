@@ -12,18 +12,24 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from sca_kernels.nn import ChannelGroup
+
+from .wrappers import named_modules
 
 __all__ = [
     "Axis",
     "Members",
     "carried",
     "channel_axes",
+    "computed_parameters",
     "find_groups",
     "is_depthwise",
+    "named_axes",
     "parameter_axes",
     "places_of",
+    "require_parameters",
     "starts_of",
 ]
 
@@ -87,7 +93,7 @@ def find_groups(model: nn.Module) -> dict[str, Members]:
         ValueError: the model has no group, or two groups share a name.
     """
     found: dict[int, Members] = {}
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         for attribute, role in (("out_group", "producers"), ("group", "carriers"), ("in_group", "consumers")):
             group = carried(module, attribute)
             for part in () if group is None else group.parts:
@@ -127,22 +133,75 @@ def channel_axes(module: nn.Module) -> dict[str, tuple[Axis, ...]]:
     return axes | {name: dims for name, dims in found.items() if dims and getattr(module, name) is not None}
 
 
-def parameter_axes(model: nn.Module) -> dict[nn.Parameter, tuple[Axis, ...]]:
-    """Axes of every parameter that lists channels of a group.
+def named_axes(model: nn.Module) -> dict[tuple[str, str], tuple[nn.Module, nn.Parameter, tuple[Axis, ...]]]:
+    """Every parameter that lists channels of a group, with the module that has it and its axes, by the names of both.
 
     Raises:
+        TypeError: a parameter is not one ordinary tensor (FSDP shards it, a library quantised it).
         ValueError: two modules share a parameter but not the groups along its dimensions.
     """
-    found: dict[nn.Parameter, tuple[Axis, ...]] = {}
-    for module_name, module in model.named_modules():
+    found: dict[tuple[str, str], tuple[nn.Module, nn.Parameter, tuple[Axis, ...]]] = {}
+    known: dict[nn.Parameter, tuple[Axis, ...]] = {}
+    for module_name, module in named_modules(model):
         axes = channel_axes(module)
         for name, p in module.named_parameters(recurse=False):
-            if found.setdefault(p, axes.get(name, ())) != axes.get(name, ()):
+            if known.setdefault(p, axes.get(name, ())) != axes.get(name, ()):
                 raise ValueError(
                     f"model: {module_name}.{name} is shared with a module of other channel groups; "
                     "give both the same groups, or none"
                 )
-    return {p: axes for p, axes in found.items() if axes}
+            if name in axes:
+                if type(p).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+                    raise TypeError(_not_ordinary(f"{module_name}.{name}, a {type(p).__name__}"))
+                found[module_name, name] = module, p, axes[name]
+        if type(module).__name__ == "FullyShardedDataParallel":  # whose import takes a second
+            first = next((name for name, _ in module.named_parameters()), "none")
+            raise TypeError(_not_ordinary(f"{first} in a FullyShardedDataParallel"))
+    return found
+
+
+def _not_ordinary(what: str) -> str:
+    return (
+        f"model: expected ordinary parameters, got {what}; channels of sharded (FSDP) or quantised parameters can't be"
+        " pruned"
+    )
+
+
+def parameter_axes(model: nn.Module) -> dict[nn.Parameter, tuple[Axis, ...]]:
+    """Axes of every parameter that lists channels of a group; raises as :func:`named_axes` does."""
+    return {p: axes for _, p, axes in named_axes(model).values()}
+
+
+def computed_parameters(module: nn.Module) -> str:
+    """Which of a module's weight, bias and leak are no parameters but computed from others in each pass, and by what,
+    in words; nothing where none is. Weight norm, spectral norm, ``torch.nn.utils.prune`` and parametrizations do that.
+    """
+    kinds = [type(hook) for hook in module._forward_pre_hooks.values()]
+    kinds = [kind for kind in kinds if kind.__module__.startswith("torch.nn.utils.")]
+    names = [name for name in ("weight", "bias", "w") if kinds and isinstance(vars(module).get(name), Tensor)]
+    if is_parametrized(module):
+        names += module.parametrizations.keys()
+        kinds += [type(kind) for kinds in module.parametrizations.values() for kind in kinds]
+    by = ", ".join(kind.__name__ for kind in kinds)
+    return f"{' and '.join(names)}, computed in each pass by {by}" if names else ""
+
+
+def require_parameters(model: nn.Module) -> None:
+    """See to it that what channels are cut from, and kept in while dormant, are parameters.
+
+    Raises:
+        ValueError: a module with a channel group computes its weight from other parameters.
+    """
+    for name, module in model.named_modules():
+        if any(carried(module, role) is not None for role in ("in_group", "out_group", "group")):
+            computed = computed_parameters(module)
+            if computed:
+                raise ValueError(
+                    f"model: {name} ({type(module).__name__}) carries a channel group, but its parameters are not its "
+                    f"own ({computed}): dormant channels would change, and none could be cut. Make them parameters "
+                    "again (remove_parametrizations, remove_weight_norm, remove_spectral_norm, prune.remove of "
+                    "torch.nn.utils), or take its groups away"
+                )
 
 
 def starts_of(group: ChannelGroup) -> list[tuple[ChannelGroup, int]]:
@@ -161,9 +220,12 @@ def places_of(group: ChannelGroup, carried: ChannelGroup, values: Tensor) -> Ten
 def carried(module: nn.Module, attribute: str) -> ChannelGroup | None:
     """The channel group in ``module.in_group``, ``.out_group`` or ``.group``; None where there is none."""
     group = getattr(module, attribute, None)
-    return group if isinstance(group, ChannelGroup) else None
+    return group if isinstance(group, ChannelGroup) or hasattr(group, "set_active") else None
 
 
 def is_depthwise(module: nn.Module) -> bool:
     """Whether each output channel reads the one input channel of the same index."""
-    return getattr(module, "groups", 1) > 1 and module.weight.shape[1] == 1 and module.groups == module.weight.shape[0]
+    groups, weight = getattr(module, "groups", 1), getattr(module, "weight", None)
+    if not isinstance(groups, int) or groups == 1 or not isinstance(weight, Tensor) or weight.dim() < 2:
+        return False  # a shuffle, or whatever else calls something groups
+    return weight.shape[:2] == (groups, 1)

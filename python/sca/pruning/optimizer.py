@@ -2,14 +2,14 @@
 
 Restoring dormant entries after a full step would do for element-wise optimizers, at the price of the full step; an
 optimizer that mixes entries (Muon orthogonalises whole matrices) would still see them. So the step runs on compact
-copies.
+copies, wherever an optimizer's state allows it.
 """
 
 from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,10 +19,15 @@ from torch.optim import Optimizer
 
 from sca_kernels import functional
 from sca_kernels.nn import ChannelGroup
+from sca_kernels.torch_private import disable_dynamo
 
+from .fresh_state import fresh_states, is_optimizer, within
 from .groups import Axis
 
 __all__ = ["ActiveOptimizer"]
+
+#: methods that move weights: schedule-free optimizers exchange them in the last two
+_MOVING = ("step", "train", "eval")
 
 
 class ActiveOptimizer:
@@ -31,81 +36,175 @@ class ActiveOptimizer:
     While the step runs, a parameter with dormant entries holds the dense block of its active ones, and so do its
     gradient and all of its optimizer state; afterwards the blocks are written back and everything has its full size
     and identity again, also when the step raises or is interrupted. State that a step creates is zero for dormant
-    entries. Works with any optimizer whose state tensors have the shape of their parameter, or 1 in place of some of
-    its sizes (Adafactor). Hooks of the optimizer run inside the step and see the blocks.
+    entries. This needs state tensors of the shape of their parameter, or of 1 in place of some of its sizes
+    (Adafactor). Where there are others (Shampoo's matrices, blocks of quantised state), and around an optimizer that
+    steps another one (SAM, Lookahead), which may keep weights anywhere, the step sees full tensors, and dormant entries
+    are put back after it. A closure runs on full tensors, whenever it is called. Hooks of the optimizer run inside the
+    step and see what it sees.
 
-    ``step`` is wrapped on the instance, as torch's learning-rate schedulers do: step hooks could not restore anything
-    after an exception.
+    ``step`` (``train`` and ``eval``, where there are such) is wrapped on the instance, as torch's learning-rate
+    schedulers do: step hooks could not restore anything after an exception. A hook refuses steps that go past the
+    wrapper, by a reference that is older. Copies and pickles of an optimizer lose both; a copy of this object puts them
+    back, on the optimizers that were copied with it.
 
     Args:
-        optimizer: holds any of the parameters.
+        optimizers: one or several; those that they step inside are found among their attributes.
         axes: the channel axes of the model's parameters, see :func:`sca.pruning.groups.parameter_axes`.
 
     Raises:
-        ValueError: the optimizer is wrapped already, or (by ``optimizer.step``) a closure is passed while channels
-            are dormant.
+        TypeError: there is no optimizer.
+        ValueError: one is wrapped already, or is LBFGS.
     """
 
-    def __init__(self, optimizer: Optimizer, axes: Mapping[nn.Parameter, tuple[Axis, ...]]) -> None:
-        attached = getattr(optimizer.step, "_active_optimizer", None)
-        if attached is not None and attached.axes:
-            raise ValueError("optimizer: a scheduler is attached to it already; call its detach() first")
-        self.optimizer = optimizer
+    def __init__(
+        self, optimizers: Optimizer | Iterable[Optimizer], axes: Mapping[nn.Parameter, tuple[Axis, ...]]
+    ) -> None:
+        given = [optimizers] if is_optimizer(optimizers) else optimizers
+        if not isinstance(given, list | tuple) or not given or not all(is_optimizer(o) for o in given):
+            raise TypeError(f"optimizer: expected a torch.optim.Optimizer, or a list of them, got {optimizers!r}")
+        self.optimizers = _with_inner(given)
+        for optimizer in self.optimizers:
+            if isinstance(optimizer, torch.optim.LBFGS):
+                raise ValueError(
+                    "optimizer: LBFGS keeps its history as vectors over all parameters, which no channel can leave;"
+                    " every other optimizer of torch.optim will do"
+                )
+            attached = getattr(optimizer.step, "_active_optimizer", None)
+            if attached is not None and attached.axes:
+                raise ValueError("optimizer: a scheduler is attached to it already; call its detach() first")
         self.axes = dict(axes)
-        self._blocks: dict[nn.Parameter, _Block] = {}
-        step = optimizer.step
+        self._wrap_all()
 
-        @functools.wraps(step)
-        def active_step(_: Optimizer, closure: Any = None, **arguments: Any) -> Any:
-            if closure is not None:
-                if self._sparse():
-                    raise ValueError(
-                        "closure: expected None while channels are dormant: it would run the model within the step"
-                    )
-                return step(closure, **arguments)
-            with self._compact():
-                return step(**arguments)
+    def __getstate__(self) -> dict[str, Any]:
+        return {"optimizers": self.optimizers, "axes": self.axes}
 
-        active_step._active_optimizer = self
-        optimizer.step = types.MethodType(active_step, optimizer)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._wrap_all()
 
     def detach(self) -> None:
         """Let steps work on full tensors again. The wrapper stays, for others may have wrapped it, and does nothing."""
         self.axes = {}
         self._blocks = {}
+        for handle in self._hooks:
+            handle.remove()
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters of the optimizers, some more than once."""
+        return [p for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]]
 
     @torch.no_grad()
     def clear(self, channels: Mapping[ChannelGroup, Tensor]) -> None:
-        """Zero the state of these channels (int64, CPU), as outputs of one layer and as inputs of the next."""
-        for p, state in self.optimizer.state.items():
-            for axis in self.axes.get(p, ()):
-                for group in channels.keys() & set(axis.group.parts):
-                    entries = axis.of(group, channels[group].to(p.device))
-                    for value in state.values():
-                        if _spans(value, p.shape, axis):
-                            value.index_fill_(axis.dim, entries, 0)
+        """Give these channels (int64, CPU), as outputs of one layer and as inputs of the next, the state that the
+        optimizers start a parameter of their weights with: zero momenta, Rprop's first step size, the weights
+        themselves where state follows those."""
+        cleared = [
+            (optimizer, p, axis, axis.of(group, channels[group].to(p.device)))
+            for optimizer in self.optimizers
+            for p in optimizer.state
+            for axis in self.axes.get(p, ())
+            for group in channels.keys() & set(axis.group.parts)
+        ]
+        needed: dict[tuple[int, nn.Parameter], set[str]] = {}
+        for optimizer, p, axis, _ in cleared:
+            listed = {key for key, value in optimizer.state[p].items() if _spans(value, p.shape, axis)}
+            needed.setdefault((id(optimizer), p), set()).update(listed)
+        fresh = fresh_states(self.optimizers, needed)
+        for optimizer, p, axis, entries in cleared:
+            for key, value in optimizer.state[p].items():
+                if _spans(value, p.shape, axis):
+                    start = fresh.get((id(optimizer), p), {}).get(key)
+                    if isinstance(start, Tensor) and start.shape == value.shape:
+                        value.index_copy_(axis.dim, entries, start.index_select(axis.dim, entries).to(value))
+                    else:
+                        value.index_fill_(axis.dim, entries, 0)
 
-    def _sparse(self) -> list[nn.Parameter]:
-        """The optimizer's parameters that have dormant entries."""
+    @torch.no_grad()
+    def dormant_sums(self) -> dict[nn.Parameter, tuple[tuple[int, ...], Tensor]]:
+        """For each parameter with dormant entries, the versions of its groups and a checksum (int64, on its device)."""
+        sums = {}
+        for p, axes in self.axes.items():
+            if not all(axis.group.all_active for axis in axes):
+                block = self._block(p)
+                sums[p] = block.versions, _sum_of_bits(p) - _sum_of_bits(block.read(p.data))
+        return sums
+
+    def _wrap_all(self) -> None:
+        self._blocks: dict[nn.Parameter, _Block] = {}
+        self._steps = 0  # that run now, one inside another
+        self._hooks = [
+            optimizer.register_step_pre_hook(_Guard(self))
+            for optimizer in self.optimizers
+            if hasattr(optimizer, "_optimizer_step_pre_hooks")
+        ]
+        for optimizer in self.optimizers:
+            stale = getattr(vars(optimizer).get("step"), "_active_optimizer", None)
+            if stale is not None and not any(
+                optimizer is known for known in stale.optimizers
+            ):  # copied, with all attributes, from another
+                for name in _MOVING:
+                    vars(optimizer).pop(name, None)
+            for name in _MOVING:
+                if callable(getattr(optimizer, name, None)):
+                    setattr(optimizer, name, self._wrapped(optimizer, getattr(optimizer, name)))
+
+    def _wrapped(self, optimizer: Optimizer, method: Callable[..., Any]) -> types.MethodType:
+        steps_another = bool(within(optimizer))
+
+        @functools.wraps(method)
+        def active(own: Optimizer, *arguments: Any, **named: Any) -> Any:
+            if own is not optimizer:
+                raise ValueError(
+                    "optimizer: a copy of one that a scheduler is attached to; copy model, optimizer and scheduler"
+                    " together, or give the copy a scheduler of its own"
+                )
+            with self._active(optimizer, whole=steps_another) as aside:
+                closures = [
+                    functools.partial(_on_full_tensors, each, aside) if callable(each) else each for each in arguments
+                ]
+                if callable(named.get("closure")):
+                    named["closure"] = functools.partial(_on_full_tensors, named["closure"], aside)
+                return method(*closures, **named)
+
+        active = disable_dynamo(active)  # tensors change their sizes here, which a compiled step can't follow
+        active._active_optimizer = self
+        return types.MethodType(active, optimizer)
+
+    def require_wrapped(self, optimizer: Optimizer) -> None:
+        """ValueError where a step would move dormant entries."""
+        if not self._steps and self._sparse(optimizer):
+            raise ValueError(
+                "optimizer: this step goes past the scheduler, by a reference to optimizer.step from before the"
+                " scheduler was made, as torch.compile(optimizer.step) may hold; take it anew"
+            )
+
+    def _sparse(self, optimizer: Optimizer) -> list[nn.Parameter]:
+        """The optimizer's parameters that have dormant entries, but for frozen ones, which no step touches."""
         return [
             p
-            for group in self.optimizer.param_groups
+            for group in optimizer.param_groups
             for p in group["params"]
             if not all(axis.group.all_active for axis in self.axes.get(p, ()))
+            and (p.requires_grad or p.grad is not None)
         ]
 
     @contextmanager
-    def _compact(self) -> Iterator[None]:
-        swapped: list[_Swap] = []
+    def _active(self, optimizer: Optimizer, whole: bool) -> Iterator[list[_Aside]]:
+        """Keep the dormant entries of its parameters and their state out of what runs within."""
+        aside: list[_Aside] = []
+        self._steps += 1
         try:
-            for p in self._sparse():
-                if p.grad is not None:
-                    swapped.append(_Swap(p, self.optimizer.state.get(p, {}), self._block(p)))
-                    swapped[-1].shrink()
-            yield
+            for p in self._sparse(optimizer):
+                block, state = self._block(p), optimizer.state.get(p, {})
+                kind = _Kept if whole or not block.holds(state) else _Swapped
+                aside.append(kind(p, state, block))
+                aside[-1].enter()
+            yield aside
         finally:
-            for swap in swapped:
-                swap.restore(self.optimizer.state.get(swap.p, {}))
+            self._steps -= 1
+            for each in aside:
+                each.leave(optimizer.state.get(each.p, {}))
 
     def _block(self, p: nn.Parameter) -> _Block:
         """The active block of a parameter, kept until the structure changes."""
@@ -114,6 +213,20 @@ class ActiveOptimizer:
         if known is None or known.versions != versions:
             known = self._blocks[p] = _Block(p, self.axes[p], versions)
         return known
+
+
+class _Guard:
+    """A step hook that refuses steps past the wrapper; in a copy of an optimizer it lets everything pass."""
+
+    def __init__(self, active: ActiveOptimizer | None = None) -> None:
+        self.active = active
+
+    def __reduce__(self) -> tuple[type[_Guard], tuple[()]]:
+        return _Guard, ()
+
+    def __call__(self, optimizer: Optimizer, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if self.active is not None:
+            self.active.require_wrapped(optimizer)
 
 
 class _Block:
@@ -145,6 +258,15 @@ class _Block:
     def lists_channels(self, value: Any, shape: torch.Size) -> bool:
         """Whether ``value`` is laid out like a tensor of ``shape`` (the full or the compact one) along any axis."""
         return any(_spans(value, shape, axis) for axis in self.axes)
+
+    def holds(self, state: Mapping[str, Any]) -> bool:
+        """Whether all state of the parameter is plain values, or laid out like it: a block says all about it."""
+        return all(
+            value.numel() <= 1 or _is_laid_out(value, self.shape)
+            if isinstance(value, Tensor)
+            else value is None or isinstance(value, bool | int | float | str)
+            for value in state.values()
+        )
 
     def zeros(self, block: Tensor, like: Tensor) -> Tensor:
         """Full-size zeros for what an optimizer created as ``block``; laid out as ``like`` where it has its shape."""
@@ -189,30 +311,40 @@ class _Block:
         return self._positions[key]
 
 
-class _Swap:
-    """One parameter's full tensors, put aside while the optimizer sees their active blocks."""
+class _Aside:
+    """One parameter's dormant entries, out of reach while an optimizer steps."""
 
     def __init__(self, p: nn.Parameter, state: dict[str, Any], block: _Block) -> None:
         self.p, self.block, self.live = p, block, state
-        self.data, self.grad = p.data, p.grad
         self.state = {key: value for key, value in state.items() if block.lists_channels(value, p.shape)}
 
-    def shrink(self) -> None:
-        # A gradient must have its parameter's shape, so the parameter changes between two gradients.
-        self.p.grad = None
-        self.p.data = self.block.read(self.data)
-        self.p.grad = self.block.read(self.grad)
+    def enter(self) -> None:
+        """The step begins."""
+
+    def leave(self, state: dict[str, Any]) -> None:
+        """The step is over, or was broken off, and left ``state``."""
+
+    def widen(self) -> None:
+        """A closure begins, which is to see the parameter as it is now, at full size."""
+
+    def narrow(self) -> None:
+        """The closure is over."""
+
+
+class _Swapped(_Aside):
+    """Full tensors, put aside while the optimizer sees their active blocks."""
+
+    def enter(self) -> None:
+        self.data, self.grad = self.p.data, self.p.grad
+        if self.grad is not None and self.grad.layout != torch.strided:
+            raise ValueError(f"optimizer: expected dense gradients while channels are dormant, got {self.grad.layout}")
+        self._show(self.block.read(self.data))
         for key, value in self.state.items():
             self.live[key] = self.block.read(value)
 
     @torch.no_grad()
-    def restore(self, state: dict[str, Any]) -> None:
-        compact = self.p.data
-        self.p.grad = None
-        self.p.data = self.data
-        self.p.grad = self.grad
-        if compact is not self.data:
-            self.block.write(self.p, compact)  # through p: autograd must see the change
+    def leave(self, state: dict[str, Any]) -> None:
+        self._write_back()
         for key, value in state.items():
             full = self.state.get(key)
             if full is None and self.block.lists_channels(value, self.block.compact):  # created by this step
@@ -221,17 +353,97 @@ class _Swap:
                 self.block.write(full, value)
                 state[key] = full
 
+    @torch.no_grad()
+    def widen(self) -> None:
+        self._write_back()
+
+    @torch.no_grad()
+    def narrow(self) -> None:
+        self.data, self.grad = self.p.data, self.p.grad
+        self._show(self.compact.copy_(self.block.read(self.data)))
+
+    def _show(self, compact: Tensor) -> None:
+        grad = None if self.grad is None else self.block.read(self.grad)
+        self._put(compact, grad)
+        self.shown = grad, None if grad is None else grad._version
+
+    def _write_back(self) -> None:
+        self.compact, grad = self.p.data, self.p.grad
+        if self.compact.shape == self.data.shape:  # it was broken off before the block was shown
+            self._put(self.data, self.grad)
+            return
+        if grad is None:  # the step forgot it
+            self.grad = None
+        self._put(self.data, self.grad)
+        self.block.write(self.p, self.compact)  # through p: autograd must see the change
+        if self.grad is not None and (
+            grad is not self.shown[0] or grad._version != self.shown[1]
+        ):  # the step scaled or cleared it
+            self.block.write(self.grad, grad)
+
+    def _put(self, data: Tensor, grad: Tensor | None) -> None:
+        # A gradient must have its parameter's shape, so the parameter changes between two gradients.
+        self.p.grad = None
+        self.p.data = data
+        self.p.grad = grad
+
+
+class _Kept(_Aside):
+    """Copies, which are put back after a step on full tensors."""
+
+    @torch.no_grad()
+    def enter(self) -> None:
+        self.before = {None: self.p.detach().clone(), **{key: value.clone() for key, value in self.state.items()}}
+
+    @torch.no_grad()
+    def leave(self, state: dict[str, Any]) -> None:
+        for key, before in self.before.items():
+            after = self.p if key is None else state.get(key)
+            if isinstance(after, Tensor) and after.shape == before.shape:
+                active = self.block.read(after.detach())
+                self.block.write(after.copy_(before), active)
+
+
+@torch.no_grad()
+def _on_full_tensors(closure: Callable[[], Any], aside: list[_Aside]) -> Any:
+    for each in aside:
+        each.widen()
+    try:
+        with torch.enable_grad():
+            return closure()
+    finally:
+        for each in aside:
+            each.narrow()
+
+
+def _with_inner(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    """These optimizers and all that they step inside, each once, inner ones behind those that hold them."""
+    found: list[Optimizer] = []
+    waiting = list(optimizers)
+    while waiting:
+        optimizer = waiting.pop(0)
+        if not any(optimizer is known for known in found):
+            found.append(optimizer)
+            waiting += within(optimizer)
+    return found
+
+
+def _sum_of_bits(tensor: Tensor) -> Tensor:
+    """Sum of the entries' bits as integers; the sign of a zero, which adding a zero may change, does not count."""
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return (tensor.detach() + 0.0).view(bits).sum(dtype=torch.int64)
+
 
 def _memory_order(tensor: Tensor) -> tuple[int, ...]:
     """Dimensions from the slowest to the fastest."""
     return tuple(sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim)))
 
 
+def _is_laid_out(value: Tensor, shape: torch.Size) -> bool:
+    """Whether ``value`` is of ``shape``, some sizes replaced by 1."""
+    return value.dim() == len(shape) and all(size in (1, full) for size, full in zip(value.shape, shape, strict=True))
+
+
 def _spans(value: Any, shape: torch.Size, axis: Axis) -> bool:
     """Whether ``value`` is a tensor of ``shape``, some sizes replaced by 1, but not that of the axis."""
-    return (
-        isinstance(value, Tensor)
-        and value.dim() == len(shape)
-        and value.shape[axis.dim] == shape[axis.dim]
-        and all(size in (1, full) for size, full in zip(value.shape, shape, strict=True))
-    )
+    return isinstance(value, Tensor) and _is_laid_out(value, shape) and value.shape[axis.dim] == shape[axis.dim]

@@ -8,18 +8,20 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from .snapshot import Snapshot
+
 __all__ = ["untouched"]
 
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back, at exit, what forward passes change: buffers, activity sums, neuron states, torch's random state.
+    """Put back, at exit, what forward passes change: buffers, activity sums, neuron states, torch's random state, and
+    what else modules hold (see :class:`Snapshot`).
 
     Within, no activity is recorded and stateful neurons start afresh.
     """
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    held = Snapshot(model.modules())
     neurons = [module for module in model.modules() if {"activity", "stateful", "v"} <= vars(module).keys()]
-    states = [(neuron, neuron.activity, neuron.v) for neuron in neurons]
     gpus = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     try:
         for neuron in neurons:
@@ -27,8 +29,4 @@ def untouched(model: nn.Module) -> Iterator[None]:
         with torch.random.fork_rng(devices=gpus):
             yield
     finally:
-        for neuron, activity, v in states:
-            neuron.activity, neuron.v = activity, v
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+        held.restore()

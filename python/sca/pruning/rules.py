@@ -60,7 +60,8 @@ class Call:
 
     def is_unary(self) -> bool:
         """Whether there is no second tensor, unless as a model of type and device."""
-        constants = any(isinstance(other, Tensor) for other in (*self.args, *self.kwargs.values()))
+        others = (*self.args, *self.kwargs.values())
+        constants = any(isinstance(x, Tensor) and not any(x is operand for operand in self.operands) for x in others)
         return self.name in ("to", "type_as") or (len(self.operands) == 1 and not constants)
 
     def argument(self, position: int, *names: str, default: Any = None) -> Any:
@@ -110,12 +111,13 @@ def _moves_zero(call: Call) -> Label:
 
 
 def _over_space(call: Call) -> Label:
-    """Works on the last two dimensions alone."""
+    """Works on the last dimensions alone: as many as its name says, else two."""
     x, label = call.operands[0], call.operands[0].label
+    space = next((n for n in (1, 3) if call.name.endswith(f"{n}d")), 2)
     y = call.result[0] if isinstance(call.result, tuple) else call.result
     pads = call.name == "pad"
     same = y.dim() == x.value.dim() and y.shape[: label.dim + 1] == x.value.shape[: label.dim + 1]
-    if not same or label.dim >= y.dim() - 2 or (y.dim() > 4 and not pads):
+    if not same or label.dim >= y.dim() - space or (y.dim() > 2 + space and not pads):
         call.streams.block([label], f"{call.what} works across its channels")
         return Unlisted(f"the output of {call.what}")
     fills = pads and call.argument(3, "value") not in (None, 0)
@@ -335,8 +337,11 @@ acos clamp clip cos empty_like eq exp full_like ge gt hardsigmoid hardtanh le lo
 rand_like randn_like reciprocal rsqrt sigmoid softplus Hardsigmoid Hardtanh LogSigmoid Sigmoid Softplus
 """
 _OVER_SPACE = """
-adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d interpolate lp_pool2d max_pool2d max_pool2d_with_indices pad upsample
-AdaptiveAvgPool2d AdaptiveMaxPool2d AvgPool2d LPPool2d MaxPool2d Upsample ZeroPad2d
+adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+avg_pool1d avg_pool2d avg_pool3d interpolate lp_pool1d lp_pool2d lp_pool3d max_pool1d max_pool2d max_pool2d_with_indices
+max_pool3d pad upsample AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d
+AdaptiveMaxPool3d AvgPool1d AvgPool2d AvgPool3d LPPool1d LPPool2d LPPool3d MaxPool1d MaxPool2d MaxPool3d Upsample
+ZeroPad2d
 """
 _REARRANGE = """
 amax amin chunk expand flatten flip getattr getitem max mean median min moveaxis movedim narrow permute repeat
@@ -367,6 +372,7 @@ _RULES: dict[str, Rule] = {
     "ChannelSelect": _selects,
     "ChannelBatchNorm2d": _carries,
     "NeuronModule": _carries,
+    "BatchNormNeuron": _carries,
     "cat": _concatenates,
     "concat": _concatenates,
     "concatenate": _concatenates,

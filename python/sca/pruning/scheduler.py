@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +17,19 @@ from torch.optim import Optimizer
 from sca_kernels import checks
 from sca_kernels.nn import Activity, probing
 
-from .attach import attach_groups, has_groups
+from .attach import attach_groups, has_groups, require_prunable
 from .cost import LayerCost, RateRecorder, channel_costs, connections, total
 from .criteria import CRITERIA, GroupContext
-from .groups import Members, find_groups, parameter_axes, places_of
+from .groups import Members, find_groups, named_axes, places_of, require_parameters
 from .histogram import histogram
 from .optimizer import ActiveOptimizer
 from .probe import untouched
 from .ranks import require_same_masks, sum_over_ranks
+from .recording import record_in_training
 from .regrow import REGROW_INITS
 from .schedule import Plan, nearest
 from .select import Candidates, choose, largest_count
+from .wrappers import plain_name, unwrapped
 
 __all__ = ["GroupChange", "NotFinite", "PruneEvent", "SCAScheduler"]
 
@@ -126,11 +128,17 @@ class SCAScheduler:
     anew at each update. When torch.distributed is initialised, activity and probe gradients are summed over the
     ranks, so that all of them decide alike, and their decisions are compared.
 
+    Frozen layers (``requires_grad_(False)``, or in eval mode while the model is in training mode) are pruned and
+    regrown like all others, and the log says which: their activity is recorded whenever the model trains, and a probe
+    takes the gradients of their batch-norm weights. ``group.prunable = False`` leaves their channels as they are.
+
     Args:
-        model: in a DistributedDataParallel wrapper or not. If it carries channel groups, the prunable ones need
-            neurons; if it carries none, :func:`sca.attach_groups` finds them, and logs what cannot be pruned.
-        optimizer: of the model's parameters.
-        example_input: for :func:`sca.attach_groups`.
+        model: as it is, or in a wrapper of torch.compile, DistributedDataParallel or DataParallel. If it carries
+            channel groups, the prunable ones need neurons and layers that read them, and it is tried out with half of
+            their channels; if it carries none, :func:`sca.attach_groups` finds them, and logs what cannot be pruned.
+        optimizer: of the model's parameters; a list where several share them. Where one steps another one inside (SAM,
+            Lookahead), the outer one.
+        example_input: for :func:`sca.attach_groups`, and for trying the model out.
         settings: see :class:`sca.pruning.schedule.Plan`; ``start``, ``stop`` and ``interval``, in optimizer steps,
             are required.
 
@@ -142,19 +150,28 @@ class SCAScheduler:
         history: :meth:`PruneEvent.record` of every update.
 
     Raises:
-        TypeError, ValueError: a setting is out of range or unknown; the model has nothing to prune, or a group lacks
-            what a setting needs; the optimizer has a scheduler already.
+        TypeError, ValueError: a setting is out of range or unknown; the model has nothing to prune, a group lacks
+            what a setting needs, a layer computes its weight in each pass (weight norm), or the network fails without
+            some channels; parameters are sharded; the optimizer has a scheduler already, is LBFGS, or holds none of the
+            model's parameters.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, *, example_input: Any = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        example_input: Any = None,
+        **settings: Any,
+    ) -> None:
         self.plan = Plan(**settings)
         checks.instance("model", model, nn.Module, "a torch.nn.Module")
-        checks.instance("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
         self._wrapper = model
-        model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        self.model = model
+        self.model = model = unwrapped(model)
         self.attached = None if has_groups(model) else attach_groups(model, example_input)
         self.groups = find_groups(model)
+        self._parameters = named_axes(model)
+        require_parameters(model)
         self._prunable = {name: members for name, members in self.groups.items() if members.group.prunable}
         if not self._prunable:
             raise ValueError(f"model: expected a prunable channel group, got only {', '.join(self.groups)}")
@@ -166,8 +183,17 @@ class SCAScheduler:
                     f"regrow: group {name!r} has no batch norm with a weight, which 'bn_gamma' needs; "
                     "use 'random', or regrow_fraction=0"
                 )
+        if self.attached is None:
+            require_prunable(model, example_input, self._prunable)
+        frozen = [name for name, members in self._prunable.items() if _is_frozen(members)]
+        if frozen:
+            logger.warning(
+                "frozen, but pruned and regrown like all others: %s; prunable=False of a group leaves it as it is",
+                ", ".join(frozen),
+            )
         self._neurons = {name: m for members in self.groups.values() for name, m in members.neurons.items()}
-        self._connections = connections(model, self.groups)
+        with _plain_mode():
+            self._connections = connections(model, self.groups)
         counts_synops = "synops" in (self.plan.target, self.plan.allocation)
         self._recorder = RateRecorder(model, self.groups) if counts_synops else None
         self._generator = torch.Generator().manual_seed(self.plan.seed)
@@ -175,9 +201,16 @@ class SCAScheduler:
         self._warned = False
         self.steps = 0
         self.history: list[dict[str, Any]] = []
-        self._optimizer = ActiveOptimizer(optimizer, parameter_axes(model))
+        self._optimizer = ActiveOptimizer(optimizer, {p: axes for _, p, axes in self._parameters.values()})
+        try:
+            self._require_held()
+        except ValueError:
+            self._optimizer.detach()
+            raise
+        self._dormant = self._optimizer.dormant_sums()
         for neuron in self._neurons.values():
             neuron.activity = neuron.activity or Activity(training_only=True)
+        self._handles = record_in_training(model, (neuron.activity for neuron in self._neurons.values()))
         self._prepare()
 
     @property
@@ -192,12 +225,11 @@ class SCAScheduler:
         depend on what fires."""
         if self.plan.target == "synops":
             return None
-        masks = {
-            name: torch.ones(members.group.num_channels, dtype=torch.bool) for name, members in self.groups.items()
-        }
-        for name in self._prunable:
-            masks[name][self.plan.least(masks[name].numel()) :] = False
-        return self._share([], masks)
+        with _plain_mode():
+            masks = {name: torch.ones_like(members.group.mask()) for name, members in self.groups.items()}
+            for name in self._prunable:
+                masks[name][self.plan.least(masks[name].numel()) :] = False
+            return self._share([], masks)
 
     @property
     def wants_probe(self) -> bool:
@@ -219,17 +251,26 @@ class SCAScheduler:
         """
         norms = {name: norm for members in self._prunable.values() for name, norm in members.norms.items()}
         weights = [norm.weight for norm in norms.values()]
+        frozen = [weight.requires_grad_(True) for weight in weights if not weight.requires_grad]
         if self._recorder is not None:
             self._recorder.stop()
         # DistributedDataParallel would wait for a backward pass that never comes.
         no_sync = getattr(self._wrapper, "no_sync", contextlib.nullcontext)
         try:
-            with untouched(self.model), probing(m.group for m in self.groups.values()), no_sync(), torch.enable_grad():
+            with (
+                untouched(self.model),
+                probing(m.group for m in self.groups.values()),
+                no_sync(),
+                torch.inference_mode(False),
+                torch.enable_grad(),
+            ):
                 loss = loss_fn()
                 if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
                     raise ValueError(f"loss_fn: expected a scalar tensor with a gradient, got {loss!r}")
                 gradients = torch.autograd.grad(loss.reshape(()), weights, allow_unused=True)
         finally:
+            for weight in frozen:
+                weight.requires_grad_(False)
             self._prepare()
         for name, weight, gradient in zip(norms, weights, gradients, strict=True):
             gradient = torch.zeros_like(weight) if gradient is None else gradient
@@ -245,11 +286,16 @@ class SCAScheduler:
 
         Raises:
             RuntimeError: no activity was recorded since the last update.
+            ValueError: a parameter is another one than when the scheduler was made.
             NotFinite: scores or gradients are NaN or infinite.
             RanksDiffer: another rank came to another structure.
         """
+        self._require_same_parameters()
         self.steps += 1
-        event = self._update() if self.plan.is_update(self.steps) else None
+        event = None
+        if self.plan.is_update(self.steps):
+            with _plain_mode():
+                event = self._update()
         self._prepare()
         if event is not None:
             self.history.append(event.record())
@@ -266,6 +312,8 @@ class SCAScheduler:
     def detach(self) -> None:
         """Let go of model and optimizer: no activity is recorded, and steps change dormant entries like all others."""
         self._optimizer.detach()
+        for handle in self._handles:
+            handle.remove()
         for neuron in self._neurons.values():
             neuron.activity = None
         if self._recorder is not None:
@@ -296,11 +344,28 @@ class SCAScheduler:
         Raises:
             ValueError: it is the state of a model with other groups; the message names one, and nothing was changed.
         """
+        known = {
+            "channels": self.groups,
+            "active": self.groups,
+            "activity": self._neurons,
+            "gradients": {name: norm for members in self._prunable.values() for name, norm in members.norms.items()},
+            "rates": {} if self._recorder is None else self._recorder.layers,
+            "dense_rates": {} if self._recorder is None else self._recorder.layers,
+        }
+        state = {**state, **{part: _renamed(state[part], names) for part, names in known.items()}}
         for name in {**state["channels"], **self.groups}:
             ours = self.groups[name].group.num_channels if name in self.groups else "no such group"
             theirs = state["channels"].get(name, "no such group")
             if ours != theirs:
                 raise ValueError(f"state: group {name!r}: expected {ours} channels, as in the model, got {theirs}")
+        for part in "activity", "gradients":
+            strange = [name for name in state[part] if name not in known[part]]
+            if strange:
+                raise ValueError(f"state: {part}: expected modules of the model, got {', '.join(strange)}")
+        with _plain_mode():
+            self._adopt(state)
+
+    def _adopt(self, state: Mapping[str, Any]) -> None:
         device = next(self.model.parameters()).device
         self.steps = state["steps"]
         for name, active in state["active"].items():
@@ -314,7 +379,50 @@ class SCAScheduler:
             self._recorder.rates, self._recorder.dense_rates = dict(state["rates"]), dict(state["dense_rates"])
         self._generator.set_state(state["generator"].cpu())
         self.history = copy.deepcopy(state["history"])
+        self._dormant = self._optimizer.dormant_sums()
         self._prepare()
+
+    def _require_held(self) -> None:
+        """ValueError if no parameter of the model is in the optimizer; a warning for those that another may step on."""
+        held = set(self._optimizer.parameters)
+        ours = [(".".join(names), p) for names, (_, p, _) in self._parameters.items()]
+        if not any(p in held for _, p in ours):
+            raise ValueError(
+                f"optimizer: expected parameters of the model ({_listed([name for name, _ in ours])}), got none of"
+                " them; of copies, as some mixed-precision wrappers keep, it would move dormant channels"
+            )
+        loose = [name for name, p in ours if p not in held and p.requires_grad]
+        if loose:
+            logger.warning(
+                "optimizer: does not hold %s; dormant channels there will move if another optimizer steps on them: give"
+                " SCAScheduler a list of both",
+                _listed(loose),
+            )
+
+    def _require_same_parameters(self) -> None:
+        for (module_name, name), (module, p, _) in self._parameters.items():
+            if module._parameters.get(name) is not p:
+                raise ValueError(
+                    f"model: {module_name}.{name} is another parameter than when this scheduler was made, and the"
+                    " optimizer may not know it; make optimizer and scheduler after whatever replaces parameters"
+                    " (load_state_dict(assign=True), a parametrization, a conversion that overwrites, FSDP)"
+                )
+
+    def _watch(self) -> None:
+        """Notice dormant entries that changed between two updates, and say so."""
+        now = self._optimizer.dormant_sums()
+        names = {p: ".".join(names) for names, (_, p, _) in self._parameters.items()}
+        moved = []
+        for p, (versions, checksum) in self._dormant.items():
+            if p in now and now[p][0] == versions and not torch.equal(now[p][1], checksum):
+                moved.append(names[p])
+        if moved:
+            logger.warning(
+                "step %d: dormant channels changed since the last update, in %s; something beside the optimizer that"
+                " the scheduler was given writes to them (one around it, another one, a copy)",
+                self.steps,
+                _listed(moved),
+            )
 
     def _lacks_probe(self, step: int) -> bool:
         growing = self.plan.regrow == "bn_gamma" and self.plan.regrows_at(step)
@@ -326,6 +434,7 @@ class SCAScheduler:
             (self._recorder.start if self.plan.is_update(self.steps + 1) else self._recorder.stop)()
 
     def _update(self) -> PruneEvent:
+        self._watch()
         measured = self._measure()
         masks = {name: members.group.mask() for name, members in self.groups.items()}
         synops = self._synops(measured)
@@ -356,13 +465,14 @@ class SCAScheduler:
         for neuron in self._neurons.values():
             neuron.activity.reset()
         self._gradients = {}
+        self._dormant = self._optimizer.dormant_sums()
         return event
 
     def _revive(self, regrown: Mapping[str, Tensor]) -> None:
-        """Give channels that became active the start that the plan says, and no optimizer state."""
-        self._optimizer.clear({self._prunable[name].group: channels for name, channels in regrown.items()})
+        """Give channels that became active the start that the plan says, and the optimizer state of a new parameter."""
         for name, channels in regrown.items():
             REGROW_INITS[self.plan.regrow_init](self._prunable[name], channels, self._generator)
+        self._optimizer.clear({self._prunable[name].group: channels for name, channels in regrown.items()})
 
     def _measure(self) -> dict[str, Tensor]:
         """Activity sums, probe gradients and layer counts since the last update, over all ranks; "<module>.<kind>"."""
@@ -461,10 +571,38 @@ class SCAScheduler:
         return sum(int(mask.sum()) for mask in prunable) / sum(mask.numel() for mask in prunable)
 
 
+def _is_frozen(members: Members) -> bool:
+    """Whether nothing that makes a group's channels is trained."""
+    layers = (*members.producers.values(), *members.norms.values())
+    return bool(layers) and not any(p.requires_grad for layer in layers for p in layer.parameters())
+
+
 def _shares(members: Members, carriers: Mapping[str, nn.Module], measured: Mapping[str, Tensor], kind: str) -> Tensor:
     """What was measured on each of these carriers, for the group's channels alone: [carriers, C]."""
     shares = [places_of(members.group, m.group, measured[f"{name}.{kind}"]) for name, m in carriers.items()]
     return torch.stack(shares)
+
+
+@contextlib.contextmanager
+def _plain_mode() -> Iterator[None]:
+    """Tensors made within are ordinary ones, on the CPU where nothing else is said, and need no gradient: the caller
+    may be in inference mode, or have another default device."""
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+        yield
+
+
+def _renamed(entries: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of a state by the names that they have here, where the model may be in other wrappers than it was."""
+    found = {}
+    for name, value in entries.items():
+        plain = plain_name(name)
+        short = plain.removeprefix("module.")
+        found[short if plain not in known and short in known else plain] = value
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _per(value: Tensor, price: Tensor) -> Tensor:

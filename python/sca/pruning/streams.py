@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
+
+from .groups import computed_parameters
 
 __all__ = ["Channels", "Part", "Stream", "Streams", "Unlisted", "can_carry"]
 
@@ -178,8 +179,8 @@ class Streams:
         for module, place in self.names.items():
             for name, p in module.named_parameters(recurse=False):
                 owners.setdefault(p, []).append((f"{place}.{name}".lstrip("."), module))
-            if is_parametrized(module):
-                self.block(self._sides(module), f"{place} is parametrized")
+            if computed := computed_parameters(module):
+                self.block(self._sides(module), f"the parameters of {place} are not its own ({computed})")
         for p, places in owners.items():
             (first, layer), *others = places
             for name, where in self.touched.items():

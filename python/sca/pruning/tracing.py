@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import inspect
 import operator
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from sca_kernels import functional
 from .rules import Call, follow
 from .streams import Label, Streams, Unlisted, can_carry
 
-__all__ = ["OUTPUT", "leaves", "trace", "user_line"]
+__all__ = ["OUTPUT", "leaves", "require_none_left", "trace", "user_line"]
 
 _LIBRARIES = (*(str(Path(package.__file__).parent) for package in (torch, sca_kernels)), __file__)
 #: why a network's last layer is not pruned
@@ -35,13 +37,16 @@ OUTPUT = "it is the network's output"
 _VALUES = ("item", "tolist", "numpy", "equal", "allclose")
 
 
-def trace(model: nn.Module, inputs: Sequence[Any], streams: Streams) -> None:
+def trace(model: nn.Module, inputs: Sequence[Any], streams: Streams) -> list[weakref.ref]:
     """Run a network once, in the mode it is in, and follow its channels.
 
     Args:
         model: unwrapped.
         inputs: positional arguments of its forward.
         streams: where to note what is found.
+
+    Returns:
+        The tensors that were traced, for :func:`require_none_left`.
 
     Raises:
         ValueError: the pass failed, with the line where; or it returns no tensor in a tuple, list or dict.
@@ -52,6 +57,45 @@ def trace(model: nn.Module, inputs: Sequence[Any], streams: Streams) -> None:
             tracer.trace(model)
     except Exception as error:  # whatever the user's code raises
         raise ValueError(f"model: tracing stopped{user_line(error)}: {error}") from error
+    return tracer.traced
+
+
+def require_none_left(traced: Iterable[weakref.ref]) -> None:
+    """See to it that what a pass put into modules, and :func:`sca.pruning.attach._unchanged` took out again, is
+    nowhere else.
+
+    Args:
+        traced: what :func:`trace` returned.
+
+    Raises:
+        ValueError: a traced tensor is still held; by what.
+    """
+    if any(x() is not None for x in traced):
+        gc.collect()
+    left = next((x() for x in traced if x() is not None), None)
+    if left is not None:
+        raise ValueError(
+            f"model: expected code that keeps what it computes in its modules alone, but {_holder(left)} keeps a "
+            "tensor of the traced pass, which holds no values; empty that, and keep nothing there while groups are "
+            "attached"
+        )
+
+
+def _holder(held: object) -> str:
+    """In words, what keeps an object alive: the nearest global, class or function that does."""
+    front, known = [held], {id(held)}
+    for _ in range(8):
+        ours = {id(front), id(locals())}
+        referrers = [x for x in gc.get_referrers(*front) if id(x) not in known | ours and not isinstance(x, FrameType)]
+        for x in referrers:
+            if isinstance(x, dict) and "__spec__" in x:
+                name = next((key for key, value in x.items() if any(value is one for one in front)), "a global")
+                return f"{name} of {x['__name__']}"
+            if isinstance(x, type | FunctionType):
+                return f"{x.__module__}.{x.__qualname__}"
+        known |= set(map(id, referrers))
+        front = referrers
+    return "something"
 
 
 def _provider(module: nn.Module) -> type:
@@ -62,9 +106,15 @@ def _provider(module: nn.Module) -> type:
 class _Traced(fx.Proxy):
     """A tensor of the traced pass, and what it lists."""
 
+    @property
+    def __class__(self) -> type:
+        """What isinstance() asks: a network that checks its argument gets a tensor. Its type tells it from one."""
+        return Tensor
+
     def __init__(self, value: Tensor, label: Label, tracer: _Tracer, parameter: str = "") -> None:
-        super().__init__(None, tracer)
+        fx.Proxy.__init__(self, None, tracer)
         self.value, self.label, self.parameter = value, label, parameter
+        tracer.traced.append(weakref.ref(self))
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.value, name)
@@ -94,7 +144,9 @@ class _Tracer(fx.Tracer):
     def __init__(self, inputs: Sequence[Any], streams: Streams) -> None:
         super().__init__(autowrap_modules=())
         self.inputs, self.streams = inputs, streams
+        self.traced: list[weakref.ref] = []
         self._running = False
+        self._calls: list[nn.Module] = []  # those whose forward is being traced, but for the root
 
     @contextlib.contextmanager
     def functions(self) -> Iterator[None]:
@@ -149,8 +201,12 @@ class _Tracer(fx.Tracer):
         if not self.is_leaf_module(m, ""):
             if can_carry(m):
                 self.streams.unknown[what] = "its class has a forward of its own; have it hold the layer instead"
-            return forward(*args, **kwargs)
-        constants = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor)]
+            self._calls.append(m)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self._calls.pop()
+        constants = [x for x in leaves((args, kwargs)) if isinstance(x, Tensor) and type(x) is not _Traced]
         traced = {id(x): _Traced(x, Unlisted("a tensor that was made in the network"), self) for x in constants}
         return self._call(kind.__name__, what, forward, _mapped(args, traced.get), _mapped(kwargs, traced.get), m)
 
@@ -167,6 +223,8 @@ class _Tracer(fx.Tracer):
         else:
             function, name = target, getattr(target, "__name__", str(target)).removesuffix(".default")
         place = _place(sys._getframe())
+        if self._calls and self._calls[-1] in self.streams.names:
+            place = f"{place}, in {self.streams.names[self._calls[-1]]}"
         if name in _VALUES:
             raise ValueError(f"{name}() reads the values of a tensor, so that another batch may take another way")
         plain = name.strip("_")

@@ -21,6 +21,7 @@ __all__ = ["SILENT", "Point", "channels", "firing", "scores", "trade_off", "trai
 SILENT = 1e-3
 
 _ROW = 17.0  # units of height that a layer takes
+_LETTERS = 24  # of the name of a layer, at most
 _LINE, _LABEL = 11.0, 60.0  # units of height and width that a label takes
 
 
@@ -164,7 +165,7 @@ def scores(run: Run, title: str, update: dict[str, Any]) -> str:
             axes.plot([left, right], [bottom, bottom], color=COLOURS["line"], linewidth=0.6)
             if name not in spread:
                 continue
-            tallest = max(k + c for k, c in zip(score["kept"], score["pruned"], strict=True))
+            tallest = max(k + c for k, c in zip(score["kept"], score["pruned"], strict=True)) or 1
             low, high = score["low"], score["high"]
             if high == low:
                 low, high = low - room / 3, low + room / 3
@@ -262,12 +263,19 @@ def _apart(places: Sequence[tuple[float, float]]) -> list[float]:
 
 def _room(names: Iterable[str]) -> float:
     """Units that the longest name takes."""
-    return 8 + 5.2 * max(map(len, names))
+    return 8 + 5.2 * max(len(_short(name)) for name in names)
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for its row: the ends of a longer one, in signs that can be drawn."""
+    shown = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in name)
+    half = _LETTERS // 2
+    return shown if len(shown) <= _LETTERS else f"{shown[: half - 1]}\N{HORIZONTAL ELLIPSIS}{shown[-half:]}"
 
 
 def _layers(axes: Axes, names: Sequence[str] | dict[str, Any]) -> None:
     """Rows of 1, the first name on top."""
-    axes.set_yticks([len(names) - 1 - row + 0.4 for row in range(len(names))], list(names))
+    axes.set_yticks([len(names) - 1 - row + 0.4 for row in range(len(names))], [_short(name) for name in names])
     axes.set_ylim(-0.05, len(names))
     axes.tick_params("y", length=0, labelcolor=COLOURS["ink"])
     axes.spines["left"].set_visible(False)

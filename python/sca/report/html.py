@@ -247,7 +247,11 @@ def _differences(runs: list[Run], keys: list[str]) -> list[list[str]]:
 def _value(value: Any) -> str:
     """A setting as text."""
     if isinstance(value, dict):
-        return ", ".join(f"{name} = {_value(of)}" for name, of in value.items())
+        return ", ".join(f"{name} = {_plain(of)}" for name, of in value.items())
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:.6g}" if isinstance(value, float) else str(value)

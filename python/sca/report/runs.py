@@ -3,29 +3,117 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from .comparison import comparison
+from ..files import read_whole
 from .cost import CostReport
 
 __all__ = ["Run", "read_run", "read_runs"]
 
 Rows = list[dict[str, Any]]
 
-# The fields that a page needs, and what they are.
-_CONFIG = {"model": str, "data": str, "epochs": Real, "time_steps": Real}
+#: No file of a run is larger.
+MAX_BYTES = 2**28
+# Nothing has more groups or layers, and nothing that is counted or measured is larger.
+_MOST, _COUNT, _AMOUNT = 4096, 1e12, 1e30
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a value may be: in words, and as a test."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+    def check(self, value: Any, place: str) -> None:
+        """ValueError, beginning with ``place``, where the value is something else."""
+        if not self.holds(value):
+            raise ValueError(f"{place}: expected {self.expected}, got {value!r:.100}")
+
+
+def _number(expected: str, low: float, high: float = _AMOUNT, whole: bool = False) -> _Kind:
+    kinds = (int,) if whole else (int, float)
+    return _Kind(expected, lambda value: type(value) in kinds and low <= value <= high)
+
+
+_TEXT = _Kind("a string", lambda value: isinstance(value, str))
+_PATH = _Kind("a path, or null", lambda value: value is None or (isinstance(value, str) and "\0" not in value))
+_FLAG = _Kind("true or false", lambda value: isinstance(value, bool))
+_NONE_OR_MORE = _number("a number of things, 0 or more", 0, _COUNT, whole=True)
+_ONE_OR_MORE = _number("a number of things, 1 or more", 1, _COUNT, whole=True)
+_SHARE = _number("a number in [0, 1]", 0, 1)
+_REAL = _number("a number", -_AMOUNT)
+_MEASURE = _number("a number >= 0", 0)
+_POSITIVE = _number("a number > 0", 1e-30)
+
+
+@dataclass(frozen=True)
+class _Maybe:
+    """Null, or of a kind."""
+
+    kind: Any
+
+
+@dataclass(frozen=True)
+class _Named:
+    """An object of any names, whose values are of a kind; at least one."""
+
+    kind: Any
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A list of values of a kind; at least ``least``."""
+
+    kind: Any
+    least: int = 0
+
+
+# The fields that a page needs, and what they are; a dict is an object with (at least) these.
+_CONFIG = {"model": _TEXT, "data": _TEXT, "epochs": _ONE_OR_MORE, "time_steps": _ONE_OR_MORE}
 _EPOCH = {
-    **dict.fromkeys(("epoch", "step", "test_accuracy", "density", "connectivity", "samples_per_second"), Real),
-    "active": dict,
-    "firing_rates": dict,
+    **dict.fromkeys(("epoch", "step"), _ONE_OR_MORE),
+    **dict.fromkeys(("test_accuracy", "density", "connectivity"), _SHARE),
+    "samples_per_second": _POSITIVE,
+    "active": _Named(_ONE_OR_MORE),
+    "firing_rates": _Named(_SHARE),
 }
-_UPDATE = {"step": Real, "active": dict, "groups": dict}
-_CHANGE = {"before": Real, "pruned": Real, "regrown": Real, "scores": dict}
-_NUMBER_OR_NONE = (Real, type(None))
-_SCORES = {"kept": list, "pruned": list, **dict.fromkeys(("low", "high", "cut"), _NUMBER_OR_NONE)}
+_SCORES = {
+    **dict.fromkeys(("kept", "pruned"), _Listed(_NONE_OR_MORE, 1)),
+    **dict.fromkeys(("low", "high", "cut"), _Maybe(_REAL)),
+}
+_CHANGE = {"before": _ONE_OR_MORE, "pruned": _NONE_OR_MORE, "regrown": _NONE_OR_MORE, "scores": _SCORES}
+_UPDATE = {"step": _ONE_OR_MORE, "active": _Named(_ONE_OR_MORE), "groups": _Named(_CHANGE)}
+_COLUMN = {
+    "parameters": _ONE_OR_MORE,
+    "connectivity": _number("a number in (0, 1]", 1e-30, 1),
+    "training": {"median": _POSITIVE},
+    "inference": {"median": _POSITIVE},
+}
+_MEASURED = {"accuracy": _SHARE, "synops": _MEASURE, "energy_pj": _MEASURE}
+_DENSE = {"accuracy": _SHARE, "synops": _POSITIVE, "energy_pj": _POSITIVE}
+_LAYER = {
+    **dict.fromkeys(("name", "label"), _TEXT),
+    **dict.fromkeys(("parameters", "active_parameters", "active_weights"), _NONE_OR_MORE),
+    "weights": _ONE_OR_MORE,
+    "spiking": _FLAG,
+    "input_rate": _SHARE,
+    "dense_macs": _POSITIVE,
+    **dict.fromkeys(("presentations", "macs", "acs"), _MEASURE),
+}
+_COST = {
+    **dict.fromkeys(("samples", "time_steps", "parameters", "active_parameters"), _ONE_OR_MORE),
+    "layers": _Listed(_LAYER, 1),
+}
+_SUMMARY = {
+    "dense": _Maybe({**_COLUMN, **{name: _Maybe(kind) for name, kind in _DENSE.items()}}),
+    "compacted": {**_COLUMN, **_MEASURED},
+    "notes": _Listed(_TEXT),
+    "cost": _COST,
+}
 
 
 @dataclass(frozen=True)
@@ -73,24 +161,26 @@ def read_runs(paths: list[Path]) -> list[Run]:
 
 def read_run(path: Path, name: str) -> Run:
     """One run; see :func:`read_runs`."""
-    if not (path / "config.json").exists():
-        raise ValueError(f"run: expected the folder of a run, got {path} (no config.json)")
+    try:
+        if not (path / "config.json").exists():
+            raise ValueError(f"run: expected the folder of a run, got {path} (no config.json)")
+    except OSError as error:
+        raise ValueError(f"run: expected the folder of a run, got {path} ({error.strerror})") from error
     config = _object(path / "config.json", _CONFIG)
+    _PATH.check(reference := config.get("reference"), f"{path / 'config.json'}: reference")
     file = path / "updates.jsonl"
     updates = _rows(file, _UPDATE)
     for number, update in enumerate(updates, 1):
-        for change in update["groups"].values():
-            _check(_check(change, _CHANGE, file, number)["scores"], _SCORES, file, number)
-    reference = config.get("reference")
+        for group, change in update["groups"].items():
+            _check_scores(change["scores"], f"{_place(file, number)}: groups.{group:.100}.scores")
     dense = path / "dense" if reference == "train" else Path(reference) if reference else None
     summary, cost = None, None
     if (path / "summary.json").exists():
-        summary = _object(path / "summary.json", {"compacted": dict, "notes": list, "cost": dict})
-        try:
-            comparison(summary)
-            cost = CostReport.from_dict(summary["cost"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path / 'summary.json'}: not the summary of a run ({error!r})") from error
+        summary = _object(path / "summary.json", _SUMMARY)
+        twin = summary["dense"]
+        if twin is not None and len({twin[name] is None for name in _DENSE}) > 1:
+            raise ValueError(f"{path / 'summary.json'}: dense: expected {', '.join(_DENSE)}, or none of them")
+        cost = CostReport.from_dict(summary["cost"])
     return Run(
         name=name,
         config=config,
@@ -98,41 +188,80 @@ def read_run(path: Path, name: str) -> Run:
         updates=updates,
         summary=summary,
         cost=cost,
-        dense=[] if dense is None or dense == path else _rows(dense / "metrics.jsonl", _EPOCH),
+        dense=[] if dense is None or dense == path else _dense_rows(dense, path / "config.json"),
     )
 
 
-def _object(file: Path, fields: dict[str, Any]) -> dict[str, Any]:
-    return _check(_parsed(file.read_bytes(), file, None), fields, file, None)
-
-
-def _rows(file: Path, fields: dict[str, Any]) -> Rows:
-    """The rows of a log; none where it does not exist. A last line without its end is still being written."""
-    if not file.exists():
-        return []
-    lines = file.read_bytes().split(b"\n")[:-1]
-    return [_check(_parsed(line, file, at), fields, file, at) for at, line in enumerate(lines, 1)]
-
-
-def _parsed(text: bytes, file: Path, line: int | None) -> Any:
+def _dense_rows(folder: Path, config: Path) -> Rows:
+    """The log of the dense run in the folder that ``config`` names."""
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{_place(file, line)}: damaged ({error})") from error
+        return _rows(folder / "metrics.jsonl", _EPOCH)
+    except (OSError, UnicodeEncodeError) as error:  # not readable, or no path
+        raise ValueError(f"{config}: reference: expected the folder of a run ({error!s:.200})") from error
 
 
-def _check(value: Any, fields: dict[str, Any], file: Path, line: int | None) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{_place(file, line)}: expected a JSON object, got {type(value).__name__}")
-    for name, kind in fields.items():
-        if name not in value or not isinstance(value[name], kind):
-            got = "nothing" if name not in value else repr(value[name])
-            raise ValueError(f"{_place(file, line)}: {name}: expected a {_KINDS[kind]}, got {got}")
+def _check_scores(scores: dict[str, Any], place: str) -> None:
+    """ValueError unless the two histograms have the same bins, from ``low`` to ``high``."""
+    if len(scores["kept"]) != len(scores["pruned"]):
+        raise ValueError(f"{place}: expected kept and pruned to be of the same length")
+    low, high = scores["low"], scores["high"]
+    if (low is None) != (high is None) or (low is not None and low > high):
+        raise ValueError(f"{place}: expected low <= high, or neither, got {low} and {high}")
+
+
+def _object(file: Path, kind: Any) -> dict[str, Any]:
+    value = _parsed(read_whole(file, MAX_BYTES), _place(file))
+    _check(value, kind, _place(file), "")
     return value
 
 
-_KINDS = {Real: "number", _NUMBER_OR_NONE: "number or null", str: "string", dict: "JSON object", list: "list"}
+def _rows(file: Path, kind: Any) -> Rows:
+    """The rows of a log; none where it does not exist. A last line without its end is still being written."""
+    if not file.exists():
+        return []
+    rows = []
+    for number, line in enumerate(read_whole(file, MAX_BYTES).split(b"\n")[:-1], 1):
+        place = _place(file, number)
+        rows.append(_parsed(line, place))
+        _check(rows[-1], kind, place, "")
+    return rows
 
 
-def _place(file: Path, line: int | None) -> str:
+def _parsed(text: bytes, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: damaged ({error})") from error
+
+
+def _check(value: Any, kind: Any, place: str, path: str) -> None:
+    """ValueError, naming the place and the path in it, where a value is not of its kind, or one of its parts is not."""
+    here = f"{place}: {path}" if path else place
+    match kind:
+        case _Kind():
+            kind.check(value, here)
+        case _Maybe():
+            if value is not None:
+                _check(value, kind.kind, place, path)
+        case _Listed():
+            if not isinstance(value, list) or not kind.least <= len(value) <= _MOST:
+                raise ValueError(f"{here}: expected a list of {kind.least} to {_MOST} values, got {value!r:.100}")
+            for number, part in enumerate(value):
+                _check(part, kind.kind, place, f"{path}[{number}]")
+        case _:
+            if not isinstance(value, dict):
+                raise ValueError(f"{here}: expected a JSON object, got {value!r:.100}")
+            if isinstance(kind, _Named):
+                if not 1 <= len(value) <= _MOST:
+                    raise ValueError(f"{here}: expected 1 to {_MOST} names, got {len(value)}")
+                kind = dict.fromkeys(value, kind.kind)
+            for name, part in kind.items():
+                inner = f"{path}.{name:.100}" if path else f"{name:.100}"
+                if name not in value:
+                    expected = part.expected if isinstance(part, _Kind) else "a value"
+                    raise ValueError(f"{place}: {inner}: expected {expected}, got nothing")
+                _check(value[name], part, place, inner)
+
+
+def _place(file: Path, line: int | None = None) -> str:
     return str(file) if line is None else f"{file}, line {line}"

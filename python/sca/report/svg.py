@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
+
+from ..pictures import drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,17 +46,13 @@ _STYLE = {
 }
 
 
-def style(salt: str) -> Any:
+def style(salt: str) -> AbstractContextManager[Any]:
     """The context in which a figure is built and written; ``salt`` keeps the ids of several figures of a page apart.
 
     Raises:
         ImportError: matplotlib is missing.
     """
-    try:
-        from matplotlib import rc_context  # half a second that only figures need
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'sca_kernels[train]'") from error
-    return rc_context({**_STYLE, "svg.hashsalt": salt})
+    return drawing({**_STYLE, "svg.hashsalt": salt.encode(errors="replace").decode()})
 
 
 def blank(height: float, rows: Sequence[float] = (1,), left: float = 34, right: float = 8) -> tuple[Figure, list[Axes]]:

@@ -5,7 +5,7 @@ from .distributed import RankLost, Ranks, joined
 from .folder import RunFolder
 from .loop import Diverged, Interrupted, Observer, Trainer
 from .recipe import Recipe
-from .run import load_data, load_model, run
+from .run import load_data, load_model, load_pruned, run
 from .summary import Summary
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "joined",
     "load_data",
     "load_model",
+    "load_pruned",
     "run",
 ]

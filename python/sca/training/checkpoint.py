@@ -17,9 +17,21 @@ from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from .files import write_whole
+from ..files import read_whole, write_whole
 
 FORMAT = "sca-checkpoint-1"
+#: What taking up a tree of another make raises: whatever reads one turns these into a :class:`CheckpointError`.
+MALFORMED = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class CheckpointError(ValueError):
@@ -48,7 +60,7 @@ def load(path: Path) -> Any:
         CheckpointError: the file is truncated, damaged, or of another format.
         OSError: there is no such file, or it is not readable.
     """
-    return from_bytes(path.read_bytes(), path)
+    return from_bytes(read_whole(path), path)
 
 
 def to_bytes(tree: Any) -> bytes:
@@ -65,14 +77,24 @@ def from_bytes(content: bytes, source: object) -> Any:
         tensors = deserialise(content)
         length = int.from_bytes(content[:8], "little")  # of the header, which deserialise has found to be sound
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    except (SafetensorError, ValueError, KeyError) as error:  # the last: a dtype that torch does not have
-        raise CheckpointError(f"{source}: not a checkpoint, truncated or damaged ({error})") from error
+    except (SafetensorError, *MALFORMED) as error:  # a KeyError: a dtype that torch does not have
+        raise CheckpointError(f"{source}: not a checkpoint, truncated or damaged ({told(error)})") from error
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{source}: expected format {FORMAT}, got {metadata.get('format')}")
+        raise CheckpointError(f"{source}: expected format {FORMAT}, got {metadata.get('format')!r:.80}")
     description = metadata.get("tree", "")
     if metadata.get("digest") != digest(tensors, description):
         raise CheckpointError(f"{source}: damaged (its content does not match its digest)")
-    return _rebuild(json.loads(description), tensors)
+    try:
+        return _rebuild(json.loads(description), tensors)
+    except MALFORMED as error:
+        raise CheckpointError(f"{source}: not the tree of a checkpoint ({told(error)})") from error
+
+
+def told(error: BaseException) -> str:
+    """An error of :data:`MALFORMED` in a part of a sentence: its kind where its text is not one."""
+    text = " ".join(str(error).split())
+    text = f"{text[:300]} ..." if len(text) > 300 else text
+    return text if isinstance(error, ValueError | RuntimeError) and text else f"{type(error).__name__}: {text}"
 
 
 def digest(tensors: dict[str, Tensor], description: str) -> str:
@@ -128,5 +150,6 @@ def _rebuild(node: Any, tensors: dict[str, Tensor]) -> Any:
             return [_rebuild(item, tensors) for item in content]
         case "tuple":
             return tuple(_rebuild(item, tensors) for item in content)
-        case _:
+        case "dict":
             return {key: _rebuild(value, tensors) for key, value in content}
+    raise ValueError(f"expected a list, a tuple, a dict or a tensor, got {kind!r}")

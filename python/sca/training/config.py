@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import asdict, dataclass, field, replace
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
+from sca_kernels import doctor
+
+from ..data import DATASETS
+from ..models import MODELS
+from ..models.parts import check_neuron
+from ..models.residual import STEMS
+from ..pruning.schedule import Plan
 from ..registry import lookup, nearest
 from .losses import LOSSES
 
@@ -16,14 +25,48 @@ LR_SCHEDULES = ("cosine", "step")
 # Fields that a resumed run may change: where its files lie and what computes it.
 MOVABLE = ("data_dir", "device", "checkpointing", "checkpoint_minutes", "compile")
 FLIPS = ("alternating", "random")
+# What a stored run must say: without it, defaults would make another network of it, on other data.
+ESSENTIAL = ("data", "model", "width", "time_steps", "neuron", "neuron_arguments", "epochs", "batch_size", "density")
+# Fields that are settings of the pruning schedule, under the same names.
+_PLAN = (
+    *("density", "target", "schedule", "allocation", "criterion", "regrow", "regrow_fraction", "regrow_schedule"),
+    *("regrow_pruned", "regrow_init", "min_channels", "round_to", "seed"),
+)
+#: The largest seed: the largest integer that torch's generators, JSON and TOML all take.
+MAX_SEED = 2**63 - 1
+#: What is larger is a slip of the pen, which would end in an overflow, or in no memory.
+MAX_COUNT, MAX_TIME_STEPS, MAX_WIDTH, MAX_FACTOR = 2**31 - 1, 2**16, 1e3, 1e30
+
+
+def check_number(
+    name: str, value: float, low: float = -math.inf, high: float = math.inf, above: float | None = None
+) -> None:
+    """ValueError, naming ``name``, unless ``low <= value <= high`` (and ``value > above``). NaN is in no range."""
+    if above is not None and not value > above:
+        raise ValueError(f"{name}: expected a number > {above:g}, got {value!r}")
+    if not value >= low:
+        raise ValueError(f"{name}: expected at least {low}, got {value!r}")
+    if not value <= high:
+        raise ValueError(f"{name}: expected at most {high:,}, got {value!r}")
 
 
 def check_device(device: str) -> None:
-    """ValueError unless torch can use this device here."""
+    """ValueError unless torch can compute on this device here."""
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the second: a torch built without that kind of device
-        raise ValueError(f"device: expected one that torch can use here, got {device!r} ({error})") from error
+        torch.zeros(1, device=device).item()  # "meta" has tensors, and no numbers
+    except (RuntimeError, AssertionError, ImportError) as error:  # those torch was not built with, or does not know
+        (reason, *_) = str(error).splitlines() or [""]
+        raise ValueError(f"device: expected one that torch can use here, got {device!r} ({reason})") from error
+
+
+def check_compile(device: str) -> None:
+    """ValueError unless torch.compile works for this device here."""
+    problem = doctor.compile_problem(device)
+    if problem is not None:
+        raise ValueError(
+            f"compile: torch.compile does not work here ({problem}); install a C++ compiler (g++), or leave "
+            "--compile out"
+        )
 
 
 def fast_precision(device: str) -> str:
@@ -130,17 +173,22 @@ class TrainConfig:
             if not ok:
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
-        for name in ("time_steps", "epochs", "batch_size"):
-            check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("lr", "lr_step", "prune_interval", "width", "checkpoint_minutes"):
-            check(name, getattr(self, name) > 0, "a number > 0")
-        for name in ("warmup", "momentum", "weight_decay", "l1", "cutout", "seed"):
-            check(name, getattr(self, name) >= 0, "a number >= 0")
+        for name, bounds in _BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None:
+                check_number(name, value, **bounds)
         check("density", 0 < self.density <= 1, "a share in (0, 1]")
         check("regrow_fraction", 0 <= self.regrow_fraction < 1, "a share in [0, 1)")
         check("label_smoothing", 0 <= self.label_smoothing < 1, "a number in [0, 1)")
+        check("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
+        check("prune_stop", 0 < self.prune_stop <= 1, "a share of the run, in (0, 1]")
         check("prune_start", 0 <= self.prune_start < self.prune_stop, "a share of the run, in [0, prune_stop)")
-        check("prune_stop", self.prune_stop <= 1, "a share of the run, at most 1")
+        lookup(DATASETS, self.data, "data")
+        lookup(MODELS, self.model, "model")
+        if self.stem is not None:
+            lookup(STEMS, self.stem, "stem")
+        Plan(start=1, stop=1, interval=1, **self.plan_arguments)  # refuses what the schedule would
+        check_neuron(self.neuron, self.neuron_arguments)
         check_device(self.device)
         if self.precision == "auto":
             object.__setattr__(self, "precision", fast_precision(self.device))
@@ -169,6 +217,29 @@ class TrainConfig:
         _refuse_unknown(changes)
         return replace(self, **changes)
 
+    @classmethod
+    def from_dict(cls, values: Any, **changes: Any) -> TrainConfig:
+        """The configuration that :meth:`to_dict` was made of, with changes; fields that a run of an earlier version
+        lacks have their defaults.
+
+        Raises:
+            ValueError: it is none, lacks a field that says what the run is, has an unknown one, or a value out of
+                range.
+        """
+        if not isinstance(values, dict):
+            raise ValueError(f"expected the fields of a configuration, got {type(values).__name__}")
+        for name in ESSENTIAL:
+            if name not in values:
+                raise ValueError(f"{name}: expected in the configuration of a run, got nothing")
+        values = {**values, **changes}
+        _refuse_unknown(values)
+        return cls(**values)
+
+    @property
+    def plan_arguments(self) -> dict[str, Any]:
+        """What :class:`sca.SCAScheduler` takes from here."""
+        return {name: getattr(self, name) for name in _PLAN}
+
     @property
     def model_arguments(self) -> dict[str, Any]:
         """What :func:`sca.models.build` takes from here; those of residual networks where they are set."""
@@ -192,6 +263,21 @@ class TrainConfig:
         return asdict(self)
 
 
+_COUNT, _POSITIVE = {"low": 1, "high": MAX_COUNT}, {"above": 0}
+# Field -> its range; None, where a field may be that, is outside of it.
+_BOUNDS: dict[str, dict[str, float]] = {
+    "time_steps": {"low": 1, "high": MAX_TIME_STEPS},
+    **dict.fromkeys(("epochs", "batch_size", "limit_train", "limit_test", "round_to"), _COUNT),
+    **{name: {**_COUNT, "low": 0} for name in ("min_channels", "cutout")},
+    "width": {"above": 0, "high": MAX_WIDTH},
+    "lr": {"above": 0, "high": MAX_FACTOR},
+    **{name: {"low": 0, "high": MAX_FACTOR} for name in ("weight_decay", "l1")},
+    **dict.fromkeys(("lr_step", "prune_interval", "checkpoint_minutes"), _POSITIVE),
+    "warmup": {"low": 0},
+    "seed": {"low": 0, "high": MAX_SEED},
+}
+
+
 def _refuse_unknown(changes: dict[str, Any]) -> None:
     """ValueError that names the first field which there is not."""
     known = TrainConfig.__dataclass_fields__
@@ -201,6 +287,7 @@ def _refuse_unknown(changes: dict[str, Any]) -> None:
             raise ValueError(f"{name}: expected a field of the configuration{nearest(name, known) or all_of_them}")
 
 
+@functools.lru_cache(maxsize=256)
 def field_types(name: str) -> tuple[type, ...]:
     """What a field may hold; none for an unknown name."""
     hint = get_type_hints(TrainConfig).get(name)
@@ -210,11 +297,13 @@ def field_types(name: str) -> tuple[type, ...]:
 def _typed(name: str, value: Any) -> Any:
     """The value as the field's type (an int as a float where that is asked); ValueError where it is of another."""
     types = field_types(name)
-    if float in types and type(value) is int:
+    if float in types and type(value) is int and abs(value) < 2**1000:
         return float(value)
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         expected = " or ".join("none" if kind is NoneType else kind.__name__ for kind in types)
         raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    if type(value) is float and not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
     return value
 
 

@@ -133,6 +133,21 @@ def set_norm_group(model: nn.Module, group: bool | None) -> None:
             module.process_group = group
 
 
+def _told(name: str, default: int | None, low: int = 0, high: int = 2**31 - 1) -> int:
+    """What the environment variable ``name`` says; ValueError where that is no number in [low, high], or nothing and
+    there is no default."""
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    # digits alone: int() would take "1_0" and " 1 " too
+    if text is None or not (text.isascii() and text.isdigit() and len(text) < 12 and low <= int(text) <= high):
+        got = "nothing" if text is None else repr(text)
+        raise ValueError(
+            f"{name}: expected a number from {low} to {high} in the environment, as torchrun sets it, got {got}"
+        )
+    return int(text)
+
+
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
     """The processes that torchrun started; without it, one alone.
@@ -142,13 +157,17 @@ def joined(device: str) -> Iterator[Ranks]:
             carries the exchange; otherwise Gloo does.
 
     Raises:
-        ValueError: the device is one particular GPU, or there are fewer GPUs than processes.
+        ValueError: the device is one particular GPU, there are fewer GPUs than processes, or an environment variable
+            is not what torchrun sets.
         RankLost: another process ended in the middle.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    size = _told("WORLD_SIZE", 1, low=1)
+    if size == 1:
         yield Ranks()
         return
-    kind, local_rank = torch.device(device), int(os.environ.get("LOCAL_RANK", "0"))
+    _told("RANK", None, high=size - 1)
+    _told("MASTER_PORT", None, low=1, high=65535)
+    kind, local_rank = torch.device(device), _told("LOCAL_RANK", 0, high=size - 1)
     if kind.index is not None:
         raise ValueError(f"device: expected {kind.type}, of which each process takes its own, got {device!r}")
     if kind.type == "cuda":

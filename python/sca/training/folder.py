@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..files import open_lock, read_whole, write_json, write_lines
 from . import checkpoint
 from .config import TrainConfig
-from .files import write_json, write_lines
 
 MODES = ("new", "resume", "overwrite")
 
@@ -46,15 +48,19 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.plot = path / "curves.png"
         self.report = path / "report.html"
-        self._is_new = not path.exists()
+        lock = path / ".lock"
         try:
+            self._made = [folder for folder in (path, *path.parents) if not folder.exists()]
+            self._made_lock = not lock.exists()
             path.mkdir(parents=True, exist_ok=True)
             # locked until it is closed; the system frees it when the process is killed
-            self._lock = open(path / ".lock", "w")  # noqa: SIM115
+            self._lock = open_lock(lock)
         except OSError as error:
             raise ValueError(f"out: expected a folder to write to, got {path} ({error.strerror})") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock.exists() or not os.path.samestat(lock.stat(), os.fstat(self._lock.fileno())):
+                raise BlockingIOError  # who held it has removed it meanwhile
         except OSError as error:
             self._lock.close()
             raise ValueError(f"out: another run is writing to {self.path}") from error
@@ -65,9 +71,7 @@ class RunFolder:
             raise
 
     def _prepare(self, mode: str) -> None:
-        logs, results = (self.log, self.updates), (self.model, self.summary, self.plot, self.report)
-        files = (self.config, self.checkpoint, self.previous, *logs, *results)
-        held = [file.name for file in files if file.exists()]
+        held = [file.name for file in self._files if file.exists()]
         if mode == "new" and held:
             raise ValueError(
                 f"out: {self.path} already holds a run ({', '.join(held)}); resume it, overwrite it, or name another"
@@ -75,7 +79,7 @@ class RunFolder:
         if mode == "resume" and not self.config.exists():
             raise ValueError(f"out: {self.path} holds no run to resume (no {self.config.name})")
         if mode == "overwrite":
-            for file in files:
+            for file in self._files:
                 file.unlink(missing_ok=True)
 
     def __enter__(self) -> RunFolder:
@@ -84,11 +88,18 @@ class RunFolder:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def _files(self) -> tuple[Path, ...]:
+        logs, results = (self.log, self.updates), (self.model, self.summary, self.plot, self.report)
+        return (self.config, self.checkpoint, self.previous, *logs, *results)
+
     def close(self) -> None:
-        """Let others have the folder; if it was made for this run and nothing was written to it, remove it."""
-        if self._is_new and [file.name for file in self.path.iterdir()] == [".lock"]:
-            (self.path / ".lock").unlink()
-            self.path.rmdir()
+        """Let others have the folder; where nothing of a run was written, nothing that was made for it stays."""
+        if self._made_lock and not any(file.exists() for file in self._files):
+            (self.path / ".lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty: somebody else's by now
+                for folder in self._made:
+                    folder.rmdir()
         self._lock.close()
 
     def write_config(self, config: TrainConfig) -> None:
@@ -96,8 +107,20 @@ class RunFolder:
         write_json(self.config, config.to_dict())
 
     @staticmethod
-    def stored_config(path: Path) -> TrainConfig | None:
-        """What the run in the folder ``path`` is; None where there is none.
+    def inside(path: Path, name: str) -> Path:
+        """The folder ``name`` in the folder ``path``, which a run is to write to.
+
+        Raises:
+            ValueError: it is a symbolic link, which may lead anywhere.
+        """
+        folder = path / name
+        if folder.is_symlink():
+            raise ValueError(f"out: expected a folder to write to, {folder} is a symbolic link, which is not followed")
+        return folder
+
+    @staticmethod
+    def stored_config(path: Path, **changes: Any) -> TrainConfig | None:
+        """What the run in the folder ``path`` is, with changes; None where there is none.
 
         Raises:
             ValueError: the file is damaged or of another version.
@@ -106,8 +129,8 @@ class RunFolder:
         if not file.exists():
             return None
         try:
-            return TrainConfig().changed(**json.loads(file.read_text()))
-        except (TypeError, ValueError) as error:
+            return TrainConfig.from_dict(json.loads(read_whole(file)), **changes)
+        except (OSError, RecursionError, ValueError) as error:
             raise ValueError(f"{file}: not the configuration of a run ({error})") from error
 
     def write_log(self, rows: list[dict[str, Any]]) -> None:

@@ -5,13 +5,10 @@ Import it by name, ``from sca.training.lightning import SCACallback``: nothing e
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ..pruning import SCAScheduler
 from .distributed import set_norm_group
@@ -48,7 +45,6 @@ class SCACallback(Callback):
         if trainer.world_size > 1:
             set_norm_group(pl_module, True)
         self.scheduler = SCAScheduler(pl_module, trainer.optimizers[0], **self._settings)
-        _evaluate_first(trainer.optimizers[0])
         if self._loaded is not None:
             self.scheduler.load_state_dict(self._loaded)
 
@@ -74,17 +70,3 @@ class SCACallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning restores callbacks before there are optimizers, so the state waits for them."""
         self._loaded = state_dict or None
-
-
-def _evaluate_first(optimizer: Optimizer) -> None:
-    """Lightning passes the forward and backward pass as a closure, which must see full parameters: run it before the
-    step on active entries. Optimizers that evaluate it more than once (LBFGS) say that they miss it."""
-    step = optimizer.step
-
-    def evaluated(_: Optimizer, closure: Callable[[], Any] | None = None, **arguments: Any) -> Any:
-        with torch.enable_grad():
-            loss = None if closure is None else closure()
-        step(**arguments)
-        return loss
-
-    optimizer.step = types.MethodType(evaluated, optimizer)

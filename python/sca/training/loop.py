@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -20,7 +21,7 @@ from ..models import build
 from ..pruning import NotFinite, SCAScheduler
 from ..pruning.groups import find_groups
 from . import checkpoint
-from .config import TrainConfig
+from .config import TrainConfig, check_compile
 from .distributed import Ranks, set_norm_group
 from .losses import LOSSES
 from .metrics import FiringRate, autocast, connectivity, correct, hits_and_seen
@@ -139,12 +140,30 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
         self.scheduler = self._new_scheduler() if config.density < 1 else None
         self._firing = FiringRate(self.model)
+        self._check_last_batch()
         self._network = self.ranks.wrap(self.model)
         if config.compile:
+            check_compile(config.device)
             self._network = torch.compile(self._network)
         self.epoch = 0
         self.sums = EpochSums()
         self.history: list[dict[str, Any]] = []
+
+    def _check_last_batch(self) -> None:
+        """ValueError if an epoch has a batch of one image, of one time step, in which some batch norm would have a
+        single value for each channel, and no variance."""
+        size, samples = self.config.batch_size, len(self.dataset.train)
+        last = samples % size or size
+        if last * self.config.time_steps > 1:
+            return
+        image = next(self.dataset.train_batches(1, seed=0, epoch=0, augment=False))[0]
+        try:
+            copy.deepcopy(self.model).train()(image)
+        except ValueError as error:
+            raise ValueError(
+                f"batch_size: expected no batch of one image at time_steps = 1, where a batch norm has one value for "
+                f"each channel; {samples} images in batches of {size} leave one: take another size, or limit_train"
+            ) from error
 
     def _new_scheduler(self) -> SCAScheduler:
         config = self.config
@@ -154,22 +173,10 @@ class Trainer:
         scheduler = SCAScheduler(
             self.model,
             self.optimizer,
-            density=config.density,
             start=max(1, round(first)),
             stop=max(1, round(last)),
             interval=max(1, round(interval)),
-            schedule=config.schedule,
-            target=config.target,
-            allocation=config.allocation,
-            criterion=config.criterion,
-            regrow=config.regrow,
-            regrow_fraction=config.regrow_fraction,
-            regrow_schedule=config.regrow_schedule,
-            regrow_pruned=config.regrow_pruned,
-            regrow_init=config.regrow_init,
-            min_channels=config.min_channels,
-            round_to=config.round_to,
-            seed=config.seed,
+            **config.plan_arguments,
         )
         least = scheduler.least_share
         if least is not None and least > config.density + 1e-6:
@@ -370,6 +377,9 @@ class Trainer:
         """ValueError unless this is the :meth:`state` of a run with this config (but for what may move) and data."""
         if not isinstance(state, dict) or not {"config", "data", "epoch"} <= state.keys():
             raise ValueError("expected the state of a run, got something else")
+        epoch, history = state["epoch"], state.get("history")
+        if type(epoch) is not int or not isinstance(history, list) or not 0 <= epoch == len(history):
+            raise ValueError("expected as many rows of history as epochs")
         held, own = state["config"], self.config.to_dict()
         differing = [f"{name} {held[name]!r}, not {own[name]!r}" for name in self.config.differing(held)]
         if differing:
@@ -400,8 +410,8 @@ def learning_rate(config: TrainConfig, epoch: float) -> float:
     """Learning rate at a (fractional) epoch: linear warm-up, then cosine to 0 or division by 10 every ``lr_step``
     epochs."""
     if epoch < config.warmup:
-        return config.lr * (epoch + 1e-3) / config.warmup
+        return config.lr * min(1.0, (epoch + 1e-3) / config.warmup)
     if config.lr_schedule == "step":
-        return config.lr * 0.1 ** math.floor(epoch / config.lr_step)
+        return config.lr * 0.1 ** math.floor(min(400.0, epoch / config.lr_step))  # 0.1 ** 400 is 0
     progress = (epoch - config.warmup) / max(1e-9, config.epochs - config.warmup)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

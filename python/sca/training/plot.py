@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..files import write_whole
+from ..pictures import drawing, png
 from .config import TrainConfig
-from .files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Rows = list[dict[str, Any]]
 
@@ -22,11 +25,18 @@ def plot(path: Path, history: Rows, dense: Rows, config: TrainConfig) -> None:
         history: the run's rows, as logged.
         dense: those of its dense reference; empty if there is none.
         config: for the title.
+
+    Raises:
+        ImportError: matplotlib is missing.
     """
-    from matplotlib.figure import Figure  # half a second that only the end of a run needs
+    with drawing() as figure:
+        write_whole(path, png(_drawn(figure, history, dense, config)))
+
+
+def _drawn(new_figure: type[Figure], history: Rows, dense: Rows, config: TrainConfig) -> Figure:
     from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(8, 9), layout="constrained", dpi=120)
+    figure = new_figure(figsize=(8, 9), layout="constrained", dpi=120)
     figure.suptitle(f"{config.model} on {config.data}, T = {config.time_steps}, {len(history)} epochs")
     accuracy, density, speed = figure.subplots(3, sharex=True)
 
@@ -63,6 +73,4 @@ def plot(path: Path, history: Rows, dense: Rows, config: TrainConfig) -> None:
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, loc="lower right")
         axes.spines[["top", "right"]].set_visible(False)
-    picture = io.BytesIO()
-    figure.savefig(picture)
-    write_whole(path, picture.getvalue())
+    return figure

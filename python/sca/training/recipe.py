@@ -11,6 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from ..files import read_whole
 from .config import TrainConfig, field_types
 
 if sys.version_info >= (3, 11):
@@ -71,7 +72,7 @@ class Recipe:
             ValueError: unknown preset or field, or a value of another type or out of range.
         """
         if self._whole:
-            return _over(TrainConfig().changed(**self._stored), self._given)
+            return _over(TrainConfig.from_dict(self._stored), self._given)
         changes = {**(defaults or {}), **self._stored, **self._given}
         tables = {name: value for name, value in changes.items() if isinstance(value, dict)}
         preset = TrainConfig.from_preset(self._preset, **{n: v for n, v in changes.items() if n not in tables})
@@ -128,11 +129,13 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
     if file.suffix not in (".toml", ".json"):
         raise ValueError(f"config: expected a .toml or .json file, got {file}")
     try:
-        text = file.read_text()
+        text = read_whole(file).decode("utf-8-sig")  # some editors begin a file with a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"config: expected a readable file, got {file} ({error})") from error
     try:
         values = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{file}: not the configuration of a run (nested too deeply)") from error
     except ValueError as error:  # TOMLDecodeError and JSONDecodeError: both tell the line, but the end as no line
         line = re.search(r"line (\d+)", str(error))
         number = line[1] if line else len(text.splitlines())
@@ -155,7 +158,7 @@ def _literal(text: str) -> Any:
     """A TOML value, or the text itself where it is none."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # TOMLDecodeError, and an integer of more digits than Python reads
         return text
 
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..data import Dataset, load
+from ..files import write_json
 from ..models import build
 from ..pruning import compact
 from ..pruning.groups import find_groups
 from . import checkpoint
 from .config import TrainConfig
 from .distributed import Ranks
-from .files import write_json
 from .folder import RunFolder
 from .loop import Interrupted, Observer, Trainer
 from .plot import plot
 from .summary import Summary, summarise
+
+_log = logging.getLogger(__name__)
 
 # What has to be the same for a dense run to stand for the dense network of another run.
 _SHARED_WITH_REFERENCE = ("data", "limit_test", "model", "width", "stem", "time_steps", "neuron", "neuron_arguments")
@@ -48,12 +52,14 @@ def run(
     ranks = ranks or Ranks()
     dataset = ranks.one_before_others(lambda: load_data(config))
     dense = _finished_reference(config, dataset) if ranks.is_first else None
+    has_twin = folder is not None and config.density < 1 and config.reference == "train"
+    twin = RunFolder.inside(folder.path, "dense") if has_twin else None
     trainer = _train(config, dataset, folder, observer, ranks)
     dense_config = config.changed(density=1.0, reference=None)
     if config.density == 1:
         dense = trainer
     elif config.reference == "train":
-        dense = _train_reference(dense_config, dataset, folder and folder.path / "dense", observer, ranks)
+        dense = _train_reference(dense_config, dataset, twin, observer, ranks)
     ranks.leave()
     if folder is None:
         return None
@@ -68,7 +74,10 @@ def run(
         raise Interrupted
     summary = summarise(trainer, small, dense)
     write_json(folder.summary, summary.to_dict())
-    plot(folder.plot, trainer.history, dense.history, config)
+    try:
+        plot(folder.plot, trainer.history, dense.history, config)
+    except ImportError as error:
+        _log.warning("no %s: %s", folder.plot.name, error)
     return summary
 
 
@@ -90,16 +99,46 @@ def load_model(path: Path) -> nn.Module:
     if path.is_dir():
         finished = path / "model.safetensors"
         path = finished if finished.exists() else path / "checkpoint.safetensors"
+    return compact(load_pruned(path)).eval()
+
+
+def load_pruned(path: Path) -> nn.Module:
+    """The model in a checkpoint at its full size, its dormant channels among the others: what shares of the dense
+    network are counted on.
+
+    Args:
+        path: the file, or the folder of a run.
+
+    Raises:
+        CheckpointError: the file is damaged or something else.
+        OSError: there is none.
+    """
+    if path.is_dir():
+        path = path / "checkpoint.safetensors"
     state = checkpoint.load(path)
     try:
+        _check_sizes(state)
         model = build(**state["architecture"])
         groups = find_groups(model)
         for name, active in state.get("active", {}).items():
+            if not isinstance(active, Tensor) or active.dtype != torch.int64 or active.dim() != 1:
+                raise TypeError(f"{name}: expected the indices of channels")
             groups[name].group.set_active(active)
         model.load_state_dict(state["model"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise checkpoint.CheckpointError(f"{path}: not a model of this version ({error})") from error
-    return compact(model).eval()
+    except checkpoint.MALFORMED as error:
+        raise checkpoint.CheckpointError(f"{path}: not a model of this version ({checkpoint.told(error)})") from error
+    return model.eval()
+
+
+def _check_sizes(state: Any) -> None:
+    """ValueError unless the architecture is as large as the tensors that are to fill it: it may ask for any size."""
+    with torch.device("meta"):
+        expected = build(**state["architecture"]).state_dict()
+    for name, value in state["model"].items():
+        if name not in expected or expected[name].shape != value.shape:
+            raise ValueError(f"{name}: {list(value.shape)} does not fit the architecture")
+    if missing := expected.keys() - state["model"].keys():
+        raise ValueError(f"{min(missing)}: missing")
 
 
 def _train(
@@ -109,7 +148,13 @@ def _train(
     trainer = Trainer(config, dataset, ranks)
     state = ranks.from_first(lambda: folder.load_checkpoint(trainer.check_state))
     if state is not None:
-        trainer.load_state(state)
+        try:
+            trainer.load_state(state)
+        except checkpoint.MALFORMED as error:  # its digest is right, and it is of this run: somebody has made it up
+            place = "what the first process sent" if folder is None else folder.path
+            raise checkpoint.CheckpointError(
+                f"{place}: not the state of this run ({checkpoint.told(error)})"
+            ) from error
     if folder is None:
         trainer.fit(observer, lambda state: None, lambda row: None)
         return trainer

@@ -32,6 +32,8 @@ CSRC = HERE.parents[2] / "csrc"
 # As the kernels' own options: no fused multiply-add. Half the time of the tests is compiling, so not more than -O1.
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas"]
 FLAGS += ["-Wno-maybe-uninitialized", "-Wno-class-memaccess"]
+if sanitizers := os.environ.get("SCA_KERNELS_SANITIZE"):  # `make sanitize`
+    FLAGS += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g1"]
 
 
 def compiler() -> str | None:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...files import read_whole
 from ...training import Observer, RunFolder, TrainConfig, run
 
 DENSE = "dense"
 # What a run may have otherwise and still be the cell's: where files lie and what computes.
 _MOVABLE = ("data_dir", "device", "checkpointing", "reference")
+
+# What the table takes from the summary of a run.
+_TOLD = ("accuracy", "connectivity", "synops")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Cell:
         """What the finished run left; None where there is none.
 
         Raises:
-            ValueError: the cell's folder holds another run.
+            ValueError: the cell's folder holds another run, or its summary is damaged.
         """
         path = table / self.folder
         held = RunFolder.stored_config(path)
@@ -46,7 +55,16 @@ class Cell:
                 f"out: {path} holds a run with other settings ({', '.join(differing)}); name another folder"
             )
         file = path / "summary.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        if not file.exists():
+            return None
+        try:
+            summary = json.loads(read_whole(file))
+            columns = [summary["compacted"], *([summary["dense"]] if summary["dense"] else [])]
+            if not all(_is_number(column[name]) for column in columns for name in _TOLD) or not columns[-1]["synops"]:
+                raise ValueError(f"expected numbers for {', '.join(_TOLD)}")
+        except (KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}: not the summary of a run ({error})") from error
+        return summary
 
 
 def run_cell(cell: Cell, table: Path, observer: Observer) -> None:
@@ -59,6 +77,6 @@ def run_cell(cell: Cell, table: Path, observer: Observer) -> None:
     config = cell.config
     if cell.criterion != DENSE:
         config = config.changed(reference=str(table / f"dense-seed{config.seed}"))
-    path = table / cell.folder
+    path = RunFolder.inside(table, cell.folder)
     with RunFolder(path, "resume" if RunFolder.stored_config(path) else "new") as folder:
         run(config, folder, observer)

@@ -9,10 +9,12 @@ from typing import Any
 from ...pruning.criteria import CRITERIA
 from ...registry import lookup
 from ...training import TrainConfig
+from ...training.config import MAX_SEED, check_number
 from .cells import DENSE, Cell
 
 #: behind a criterion's name: nothing is regrown
 WITHOUT_REGROWTH = "-without-regrowth"
+MAX_SEEDS = 10_000
 CRITERIA_COMPARED = ("sca", "sca" + WITHOUT_REGROWTH, "rate", "weight_l1", "bn_gamma", "random")
 
 
@@ -45,8 +47,7 @@ class Table1Config:
                 raise ValueError(f"connectivities: expected shares in (0, 1), got {value}")
         for name in self.criteria:
             lookup(CRITERIA, name.removesuffix(WITHOUT_REGROWTH), "criteria")
-        if self.seeds < 1:
-            raise ValueError(f"seeds: expected at least 1, got {self.seeds}")
+        check_number("seeds", self.seeds, 1, min(MAX_SEEDS, MAX_SEED - self.recipe.seed + 1))
 
     def cells(self) -> Iterator[Cell]:
         """All runs, seed by seed, each seed's dense network first."""

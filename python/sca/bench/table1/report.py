@@ -5,16 +5,21 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
+from ...files import write_whole
+from ...pictures import drawing, png
 from ..conditions import conditions
 from .cells import DENSE, Cell
 from .config import Table1Config
 from .published import PUBLISHED, Published
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Row = dict[str, Any]
 
@@ -129,11 +134,15 @@ def _shown(figure: dict[str, Any]) -> str:
 
 def plot(path: Path, result: dict[str, Any]) -> None:
     """Write the PNG: accuracy against connectivity, a curve with error bars for each criterion, dense as a line."""
-    from matplotlib.figure import Figure  # half a second that only the end needs
+    with drawing() as figure:
+        write_whole(path, png(_drawn(figure, result)))
+
+
+def _drawn(new_figure: type[Figure], result: dict[str, Any]) -> Figure:
     from matplotlib.ticker import PercentFormatter
 
     recipe, rows = result["config"]["recipe"], result["rows"]
-    figure = Figure(figsize=(8, 5), layout="constrained", dpi=120)
+    figure = new_figure(figsize=(8, 5), layout="constrained", dpi=120)
     axes = figure.subplots()
     for row in rows:
         if row["criterion"] == DENSE:
@@ -170,4 +179,4 @@ def plot(path: Path, result: dict[str, Any]) -> None:
         f"{_title(recipe)}; mean ± standard deviation of {seeds} seeds",
         fontsize=10,
     )
-    figure.savefig(path)
+    return figure

@@ -1,0 +1,76 @@
+"""The Triton kernels compiled for a GPU that is not there: what starts them, and what comes of it. Needs Triton."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from sca_kernels.channels import Channels, Geometry
+from sca_kernels.triton_kernels import channel_conv
+
+
+class NoDevice:
+    """A Triton driver that compiles for a target and launches nothing. Each target has its own cache of kernels."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return 1000 + self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+
+def compile_only(monkeypatch, capability: int) -> list:
+    """From here on kernels are compiled for a compute capability and not run; a list that they are appended to."""
+    kernels = []
+    run = JITFunction.run
+
+    def without_launch(self, *args, grid, warmup, **kwargs):
+        kernels.append(run(self, *args, grid=grid, warmup=True, **kwargs))
+
+    monkeypatch.setattr(JITFunction, "run", without_launch)
+    monkeypatch.setattr(triton.runtime.driver, "_active", NoDevice(capability))
+    return kernels
+
+
+def tool(name: str, kernel, tmp_path: Path, *arguments: str) -> str:
+    """What a tool of Triton's wheel prints of a compiled kernel's machine code."""
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    path = getattr(triton.knobs.nvidia, name).path
+    return subprocess.run([path, *arguments, cubin], capture_output=True, text=True, check=True).stdout
+
+
+def account(kernel, tmp_path: Path) -> dict[str, int]:
+    """The compiler's account of a kernel's registers (REG) and bytes of memory: a spill is in STACK."""
+    return {
+        key: int(value) for key, value in re.findall(r"(\w+):(\d+)", tool("cuobjdump", kernel, tmp_path, "-res-usage"))
+    }
+
+
+def convolve(
+    x: torch.Tensor, some: torch.Tensor | None = None, stride: int = 1, size: int = 3, groups: int = 1
+) -> None:
+    """Forward and backward of a convolution of x [M, C, H, W] to as many channels; of some, at full width."""
+    channels = x.shape[1]
+    weight = torch.zeros(channels, channels // groups, size, size, dtype=x.dtype)
+    geometry = Geometry((stride, stride), (size // 2, size // 2), (1, 1), groups)
+    active = Channels(some, some)
+    y = channel_conv.forward(x, weight, None, geometry, active, some is not None)
+    channel_conv.backward(y, x, weight, geometry, active, (True, True, False))
+
+
+def made_frames(m: int, channels: int, size: int, dtype=torch.bfloat16) -> torch.Tensor:
+    """Uninitialised frames [m, channels, size, size]."""
+    return torch.empty(m, channels, size, size, dtype=dtype).contiguous(memory_format=torch.channels_last)

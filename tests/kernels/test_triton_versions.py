@@ -1,0 +1,220 @@
+"""Every Triton kernel, in a representative set of variants, on every Triton that CI has and for every GPU: it compiles,
+spills no more than a named table permits, and moves as many bytes per access as its width lets it.
+
+CI runs this once per version in ``.ci/triton_versions``. Needs no GPU.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from sca_kernels.functional import check_neuron
+from sca_kernels.testing import activation
+from tests.kernels.spills import PERMITTED
+
+triton = pytest.importorskip("triton", reason="needs Triton (pip install triton)")
+
+from sca_kernels import triton_kernels  # noqa: E402  after importorskip
+from sca_kernels.triton_kernels import batch_norm, bitpack, multistep  # noqa: E402
+from tests.kernels.compilation import account, compile_only, convolve, made_frames  # noqa: E402
+
+VERSIONS = (Path(__file__).parents[2] / ".ci" / "triton_versions").read_text().split()
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
+IN_FULL = (80, 90)  # where every case is compiled; elsewhere each on one Triton or the other
+
+pytestmark = [
+    pytest.mark.compile_only,
+    pytest.mark.skipif(triton_kernels.INTERPRETED, reason="Triton interprets here, it does not compile"),
+    pytest.mark.skipif(triton.__version__ not in VERSIONS, reason="the table knows the Tritons of .ci/triton_versions"),
+]
+
+
+class Case(NamedTuple):
+    """What starts kernels, and for each kernel over activations the bytes that an access of them moves."""
+
+    start: Callable[[], None]
+    access: dict[str, int]
+
+
+class Modes(NamedTuple):
+    """How a neuron is called. ``state``: with v_init, mask and return_v. ``norm``: behind batch norm, else alone."""
+
+    neuron: str = "lif"
+    repeat: bool = False
+    state: bool = False
+    norm: bool = True
+    surrogate: str = "atan"
+    v_reset: float | None = 0.0
+
+
+LIF, PLIF, IF = Modes(), Modes("plif", state=True), Modes("if", v_reset=None)
+REPEAT, S2NN = Modes(repeat=True), Modes("plif", surrogate="s2nn")
+
+
+def trained(dtype: torch.dtype, steps: int, shape: tuple[int, int], last: bool, modes: Modes) -> Case:
+    """Forward and backward of a neuron over activations [steps, 2, C, S, S], with a tau whose division is IEEE."""
+    channels, size = shape
+
+    def start() -> None:
+        x = activation((1 if modes.repeat else steps, 2, channels, size, size), dtype, last)
+        config = check_neuron(modes.neuron, 4 / 3, 1.0, modes.v_reset, True, False, modes.surrogate, None)
+        vector = torch.ones(channels)
+        rate = vector if modes.neuron == "plif" else None
+        v = torch.zeros_like(x[0], dtype=torch.float32) if modes.state else None
+        mask = vector.bool() if modes.state else None
+        if modes.norm:
+            arguments = x, steps, config, vector, vector
+            (spikes, *_), mean, var = batch_norm.forward(*arguments, 1e-5, rate, v, mask, modes.state)
+            batch_norm.backward(spikes, v, *arguments, mean, var, 1e-5, rate, v)
+        else:
+            current = multistep.Current(None, None, rate, v)
+            spikes, *_ = multistep.forward(x, steps, config, current, mask, modes.state)
+            multistep.backward(spikes, v, x, steps, config, current)
+
+    whole = 16 // dtype.itemsize
+    align = next(a for a in (8, 4, 2, 1) if a <= whole and (not last or channels % a == 0))
+    # More than four steps whose potentials are kept, of elements that came eight to a thread: half an access.
+    crowded = min(align, 4) if steps > 4 else align
+    access = {"forward_kernel": align, "deviations_kernel": align, "backward_kernel": crowded}
+    return Case(start, {name: elements * dtype.itemsize for name, elements in access.items()})
+
+
+def convolved(dtype: torch.dtype, channels: int, listed: bool = False, **geometry: int) -> Case:
+    """Forward and backward of a convolution at the active width, or of half its channels at full width."""
+    align = next(a for a in (8, 4, 2, 1) if a <= 16 // dtype.itemsize and channels % a == 0)
+    return Case(
+        lambda: convolve(
+            made_frames(2, channels, 8, dtype), torch.arange(channels // 2) if listed else None, **geometry
+        ),
+        {} if listed else {"correlate_kernel": align * dtype.itemsize},
+    )
+
+
+def packed(dtype: torch.dtype, numel: int) -> Case:
+    """Bits packed and unpacked; the last byte is not whole where eight do not divide numel."""
+
+    def start() -> None:
+        bitpack.unpack(torch.zeros(1000, dtype=torch.uint8), numel, dtype)
+        bitpack.pack(torch.zeros(numel, dtype=dtype))
+
+    return Case(start, {})
+
+
+LAYOUTS = {
+    "maps": ((64, 16), False),
+    "small maps": ((64, 2), False),
+    "64 channels_last": ((64, 8), True),
+    "38 channels_last": ((38, 8), True),
+    "77 channels_last": ((77, 8), True),
+}
+WALKS = {
+    4: (LIF, REPEAT, REPEAT._replace(state=True), PLIF, LIF),
+    8: (LIF, IF, PLIF, LIF, PLIF),
+    16: (PLIF, LIF, LIF, REPEAT, LIF),
+}
+"""Per number of steps, the modes of each layout."""
+ALONE = ((4, "maps", PLIF), (8, "64 channels_last", LIF), (16, "38 channels_last", IF), (64, "64 channels_last", S2NN))
+"""Neurons without batch norm: steps, layout, modes."""
+
+CASES = {}
+for dtype, known in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+    for steps, walk in WALKS.items():
+        for (name, layout), modes in zip(LAYOUTS.items(), walk, strict=True):
+            CASES[f"{name} {known} T={steps}"] = trained(dtype, steps, *layout, modes)
+    for steps, name, modes in ALONE:
+        CASES[f"{name} {known} T={steps} alone"] = trained(dtype, steps, *LAYOUTS[name], modes._replace(norm=False))
+    for channels in (64, 38, 77):
+        CASES[f"convolution {known} {channels}"] = convolved(dtype, channels)
+    CASES[f"convolution {known} listed"] = convolved(dtype, 77, listed=True)
+    CASES[f"convolution {known} depthwise"] = convolved(dtype, 64, groups=64)
+    CASES[f"convolution {known} 1x1 stride 2"] = convolved(dtype, 64, size=1, stride=2)
+    CASES[f"bits {known}"] = packed(dtype, 8000)
+    CASES[f"bits {known} ragged"] = packed(dtype, 7999)
+
+
+def chosen() -> list:
+    """(compute capability, case): all cases for two architectures; for the others a share that this Triton's place in
+    the list decides, so that the Tritons together compile every case for every architecture."""
+    turn = VERSIONS.index(triton.__version__) if triton.__version__ in VERSIONS else 0
+    return [
+        pytest.param(capability, case, id=f"sm_{capability}-{case}")
+        for column, capability in enumerate(CAPABILITIES)
+        for row, case in enumerate(CASES)
+        if capability in IN_FULL or (row + column) % len(VERSIONS) == turn
+    ]
+
+
+def accesses(ptx: str) -> tuple[Counter[int], Counter[int]]:
+    """Loads from and stores to device memory, each as bytes that an instruction moves -> how many such there are."""
+    moved = {"ld": Counter(), "st": Counter()}
+    plain = r"\b(ld|st)\.global(?:\.(?!v\d|[bfsu]\d)[\w:]+)*(?:\.v(\d))?\.[bfsu](\d+)"
+    for kind, count, bits in re.findall(plain, ptx):
+        moved[kind][int(count or 1) * int(bits) // 8] += 1
+    to_shared = re.findall(r"cp\.async\.c[ag]\.shared\.global[^,]*,[^,]*, (\w+)", ptx)
+    moved["ld"].update(int(size, 0) for size in to_shared)
+    return moved["ld"], moved["st"]
+
+
+def spilled(kernels: list, tmp_path: Path) -> dict[str, int]:
+    """Of the kernels that use local memory: the bytes that each of them takes of it."""
+    seen, found = Counter(), {}
+    for kernel in kernels:
+        seen[kernel.name] += 1
+        memory = account(kernel, tmp_path)
+        if local := memory["STACK"] + memory["LOCAL"]:
+            found[f"{kernel.name} {seen[kernel.name]}"] = local
+    return found
+
+
+def broken_up(kernels: list, access: dict[str, int]) -> list[tuple]:
+    """The kernels that load nothing in accesses as wide as expected, or store in narrower ones (sums apart, of 8)."""
+    found = []
+    for kernel in kernels:
+        expected = access.get(kernel.name, 0)
+        loads, stores = accesses(kernel.asm["ptx"])
+        narrower = [size for size in stores if size < expected and size != 8]
+        if expected and (not loads[expected] or narrower):
+            found.append((kernel.name, expected, loads, stores))
+    return found
+
+
+@pytest.mark.parametrize(("capability", "case"), chosen())
+def test_a_kernel_compiles_spills_only_what_is_permitted_and_moves_whole_accesses(
+    monkeypatch, tmp_path, capability, case
+):
+    kernels = compile_only(monkeypatch, capability)
+    CASES[case].start()
+    assert kernels
+    assert broken_up(kernels, CASES[case].access) == []
+    assert spilled(kernels, tmp_path) == PERMITTED.get((triton.__version__, capability, case), {})
+
+
+def test_accesses_are_counted_in_bytes():
+    ptx = """
+      @%p1 ld.global.v4.b32 { %r1, %r2, %r3, %r4 }, [ %rd1 + 0 ];
+      ld.global.L1::evict_last.b16 { %rs1 }, [ %rd1 + 0 ];
+      st.global.v2.b64 [ %rd2 + 0 ], { %rd3, %rd4 };
+      cp.async.cg.shared.global [ %r5 + 0 ], [ %rd5 + 0 ], 0x10, %r6;
+    """
+    loads, stores = accesses(ptx)
+    assert sorted(loads.elements()) == [2, 16, 16]
+    assert sorted(stores.elements()) == [16]
+
+
+def test_narrower_accesses_are_found():
+    class Kernel:
+        def __init__(self, load: str, store: str) -> None:
+            self.name = "forward_kernel"
+            self.asm = {"ptx": f"ld.global.{load} {{}}, [a];\n st.global.b64 [b], c;\n st.global.{store} [b], c;"}
+
+    wide, torn, narrow = Kernel("v4.b32", "v4.b32"), Kernel("v4.b32", "b16"), Kernel("v2.b32", "v4.b32")
+    assert [found[0] for found in broken_up([wide, torn, narrow], {"forward_kernel": 16})] == ["forward_kernel"] * 2
+    assert not broken_up([wide], {"forward_kernel": 16})
+    assert not broken_up([Kernel("b16", "b16")], {"forward_kernel": 2})
