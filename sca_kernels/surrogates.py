@@ -158,7 +158,7 @@ class Surrogate(NamedTuple):
             TypeError, ValueError: as of :func:`resolve`, or u is no floating-point tensor.
         """
         name, alpha, beta = resolve(self)
-        if not checks.is_plain(u) or not u.is_floating_point():
+        if not checks.is_plain(u) or u.dtype not in checks.DTYPES:
             raise TypeError(f"u: expected a floating-point tensor, got {checks.describe(u)}")
         return TABLE[name].derivative(u, alpha, beta)
 

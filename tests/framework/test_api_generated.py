@@ -45,7 +45,7 @@ def build(rng: random.Random):
     def check(values, model, before):
         channels = values.get("in_channels", 3)
         with torch.no_grad():
-            logits = model.eval()(torch.rand(1, channels, 8, 8))
+            logits = model.eval()(torch.rand(1, channels, *model.config["image_size"]))
         assert logits.shape == (model.time_steps, 1, values.get("num_classes", 10)), f"shape {tuple(logits.shape)}"
 
     return (Stage("sca.models.build", named),), check

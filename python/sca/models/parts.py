@@ -69,7 +69,9 @@ class Layers:
                     f"{', '.join(accepted)}{nearest(name, accepted)}"
                 )
         self._width = width
-        self._widths = dict(checks.instance("widths", widths or {}, dict, "a dict of numbers of channels"))
+        self._widths = dict(
+            checks.instance("widths", {} if widths is None else widths, dict, "a dict of numbers of channels")
+        )
         for channels in self._widths.values():
             checks.integer("widths", channels, 1, _WIDEST)
 
@@ -103,7 +105,7 @@ class Layers:
     ) -> snn.ChannelConv2d:
         """A convolution without bias, padded by half its kernel; an int is a number of channels that have no group."""
         (inputs, in_group), (outputs, out_group) = (
-            (side, None) if isinstance(side, int) else (side.num_channels, side) for side in (source, sink)
+            (side.num_channels, side) if isinstance(side, snn.ChannelGroup) else (side, None) for side in (source, sink)
         )
         return snn.ChannelConv2d(
             inputs,
@@ -191,10 +193,9 @@ def check_neuron(neuron: str, arguments: dict[str, Any]) -> None:
         raise ValueError(f"{'' if named else 'neuron_arguments: '}{error}") from error
 
 
-def check_positive(**sizes: int) -> None:
-    """Raise a TypeError or ValueError that names the first argument that is no int of at least 1."""
-    for argument, value in sizes.items():
-        checks.integer(argument, value)
+def check_positive(**sizes: int) -> dict[str, int]:
+    """The arguments as plain ints; a TypeError or ValueError names the first that is no int of at least 1."""
+    return {argument: checks.integer(argument, value) for argument, value in sizes.items()}
 
 
 def sides_of(image_size: int | Sequence[int]) -> list[int]:

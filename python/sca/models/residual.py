@@ -110,13 +110,13 @@ class ResidualNetwork(Network):
     ) -> None:
         super().__init__()
         sides = sides_of(image_size)
-        numbers = {"num_classes": num_classes, "in_channels": in_channels, "time_steps": time_steps}
-        check_positive(**numbers)
+        numbers = check_positive(num_classes=num_classes, in_channels=in_channels, time_steps=time_steps)
+        num_classes, in_channels, time_steps = numbers.values()
         checks.boolean("prune_stream", prune_stream)
         layout = self.layouts[name]
         if stem is None:
             stem = "imagenet" if min(sides) >= _LARGE and "imagenet" in layout.stems else "cifar"
-        if stem not in layout.stems:
+        if not isinstance(stem, str) or stem not in layout.stems:
             raise ValueError(f"stem: expected {' or '.join(layout.stems)} for {name}, got {stem!r}")
         layers = Layers(neuron, width, widths, neuron_arguments)
         self.time_steps = time_steps

@@ -81,8 +81,8 @@ class VGG(Network):
     ) -> None:
         super().__init__()
         height, columns = sides_of(image_size)
-        numbers = {"num_classes": num_classes, "in_channels": in_channels, "time_steps": time_steps}
-        check_positive(**numbers)
+        numbers = check_positive(num_classes=num_classes, in_channels=in_channels, time_steps=time_steps)
+        num_classes, in_channels, time_steps = numbers.values()
         layers = Layers(neuron, width, widths, neuron_arguments)
         self.time_steps = time_steps
         self.init_checkpointing(checkpointing, neuron_arguments)

@@ -207,7 +207,8 @@ def report_cost(
         TypeError: a batch does not begin with a tensor.
     """
     checks.instance("model", model, nn.Module, "a torch.nn.Module")
-    checks.instance("loader", loader, Iterable, "an iterable of batches")
+    if not isinstance(loader, Iterable) or (isinstance(loader, Tensor) and loader.dim() == 0):
+        raise TypeError(f"loader: expected an iterable of batches, got {checks.describe(loader)}")
     for name, value in ("time_steps", time_steps), ("max_batches", max_batches):
         if value is not None:
             checks.integer(name, value)
