@@ -85,7 +85,7 @@ def _outcome(backend: Backend, device: torch.device, dtype: torch.dtype) -> tupl
     return (True, f"{reason}, self-test passed") if error is None else (None, f"self-test failed: {error}")
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)
 def compile_problem(device: str = "cpu") -> str | None:
     """Why torch.compile can't be used for a device here; None where it can. It needs a C++ compiler, and says so only
     in a first call, at length: a small function is compiled, once per process."""
