@@ -593,9 +593,6 @@ def _check_norm(
             if not is_plain(momentum) or momentum.dim() or not momentum.is_floating_point():
                 raise TypeError(f"momentum: expected a number, or a tensor of one, got {_describe(momentum)}")
             _check_device("momentum", momentum, x)
-            read = type(momentum) is Tensor and momentum.device.type == "cpu"  # elsewhere it would be waited for
-            if read and not torch.compiler.is_compiling():
-                checks.number("momentum", momentum.item())
         else:
             momentum = float(checks.number("momentum", momentum))
     uses_batch = training or running_mean is None

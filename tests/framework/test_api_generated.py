@@ -120,8 +120,9 @@ def report_cost(rng: random.Random):
 
 def test_calls_end_well(api_calls, record_property):
     targets = (plan, plan, plan, build, scheduler, attach, compact, report_cost)
-    # the command line calls a network's name a model; a loader's batch is the network's x
-    record_property("generated", run_calls(targets, api_calls, also=("model", "x")))
+    # the command line calls a network's name a model; a loader's batch is the network's x;
+    # an example that was left out is looked for
+    record_property("generated", run_calls(targets, api_calls, also=("model", "x", "example_input")))
 
 
 def test_everything_exported_has_a_target():

@@ -145,6 +145,8 @@ def check_moved(values: dict[str, Any], before: dict[str, Any]) -> None:
     expected, var = before["running_mean"].double(), before["running_var"].double()
     expected, var = (z.clone() for z in (expected, var))
     momentum = float(values.get("momentum", 0.1))
+    if not abs(momentum) < 1e9:  # a tensor, whose value is not read
+        return
     frames = x.detach().double().expand(values.get("time_steps") or x.shape[0], *x.shape[1:]).flatten(0, 1)
     torch.nn.functional.batch_norm(frames, expected, var, training=True, momentum=momentum)
     for name, wanted in (("running_mean", expected), ("running_var", var)):
