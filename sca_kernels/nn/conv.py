@@ -25,7 +25,7 @@ def _naming_itself(forward: Callable[[ChannelConv2d, Tensor], Tensor]) -> Callab
         except ValueError as error:
             if self.spike_input and isinstance(x, Tensor) and not ((x == 0) | (x == 1)).all():
                 raise ValueError(
-                    f"{type(self).__name__}({self.extra_repr()}): expected an input of zeros and ones, since "
+                    f"x: expected zeros and ones, since {type(self).__name__}({self.extra_repr()}) was made with "
                     "spike_input=True, got other values, as a dropout, an average pool or an addition behind a neuron "
                     "makes them; make the layer with spike_input=None, which finds out by itself, or False"
                 ) from error
