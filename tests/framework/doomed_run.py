@@ -5,19 +5,31 @@ The process that forks has imported everything already, so a run starts in milli
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import sklearn.datasets  # noqa: F401  (here for the fork, as are those below)
 import torch
 import torch._dynamo  # by the first optimizer
+import torch.distributed
 
 from sca import cli, training  # noqa: F401
 from sca.cli import display, endings  # noqa: F401
 
 FILE_EVENTS = ("open", "os.rename", "os.remove")
+
+
+def leave_alone(destroy: Callable[[], None]) -> None:
+    """End a process group, and say so where a wrapper holds it still: it can wait for the group's threads forever."""
+    wrapper = torch.nn.parallel.DistributedDataParallel
+    if any(type(held) is wrapper for held in gc.get_objects()):
+        sys.stderr.write(f"a {wrapper.__name__} outlives its process group\n")
+    destroy()
 
 
 def main(
@@ -54,6 +66,7 @@ def main(
         sys.addaudithook(count)
     if seconds is not None:
         signal.setitimer(signal.ITIMER_PROF, seconds)
+    torch.distributed.destroy_process_group = partial(leave_alone, torch.distributed.destroy_process_group)
     sys.stdout = sys.stderr = open(output, "w", buffering=1)  # noqa: SIM115
     sys.argv = ["sca", *arguments]
     cli.main()

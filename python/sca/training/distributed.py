@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 from collections.abc import Callable, Iterator
@@ -121,8 +122,11 @@ class Ranks:
         return state if self.is_first else {**state, "activity": {}}
 
     def leave(self) -> None:
-        """End the exchange; each process is alone from here on."""
+        """End the exchange; each process is alone from here on. What :meth:`wrap` gave must have been let go."""
         if self.size > 1:
+            # Wrappers are in cycles of references. Were one the last to hold the process group, it would end the
+            # group's threads with Python's lock in hand, for which a thread that still lets go of a tensor waits.
+            gc.collect()
             dist.destroy_process_group()
 
 

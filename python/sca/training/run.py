@@ -60,13 +60,14 @@ def run(
         dense = trainer
     elif config.reference == "train":
         dense = _train_reference(dense_config, dataset, twin, observer, ranks)
+    for trained in (trainer, dense):
+        if trained is not None:
+            trained.leave_ranks()
     ranks.leave()
     if folder is None:
         return None
     if dense is None:
         dense = Trainer(dense_config, dataset)
-    trainer.leave_ranks()
-    dense.leave_ranks()
 
     small = compact(trainer.model)
     checkpoint.save(folder.model, {"architecture": small.config, "model": small.state_dict()})
