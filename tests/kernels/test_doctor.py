@@ -1,5 +1,6 @@
 """What `sca doctor` stands on: a report that runs every backend, and process-wide memory reuse."""
 
+import os
 import subprocess
 import sys
 
@@ -90,6 +91,7 @@ def test_backends_of_names_those_that_ran():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+@pytest.mark.skipif("SCA_KERNELS_SANITIZE" in os.environ, reason="AddressSanitizer has an allocator of its own")
 def test_reused_memory_is_not_paged_in_again():
     """64 MiB tensors freed and allocated again: page faults stay few once memory is kept."""
     script = """

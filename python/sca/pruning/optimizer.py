@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -194,17 +194,18 @@ class ActiveOptimizer:
         """Keep the dormant entries of its parameters and their state out of what runs within."""
         aside: list[_Aside] = []
         self._steps += 1
-        try:
+        with ExitStack() as after:  # where one parameter can't be put back, the others are all the same
+            after.callback(self._end_step)
             for p in self._sparse(optimizer):
                 block, state = self._block(p), optimizer.state.get(p, {})
                 kind = _Kept if whole or not block.holds(state) else _Swapped
                 aside.append(kind(p, state, block))
+                after.callback(lambda each=aside[-1]: each.leave(optimizer.state.get(each.p, {})))
                 aside[-1].enter()
             yield aside
-        finally:
-            self._steps -= 1
-            for each in aside:
-                each.leave(optimizer.state.get(each.p, {}))
+
+    def _end_step(self) -> None:
+        self._steps -= 1
 
     def _block(self, p: nn.Parameter) -> _Block:
         """The active block of a parameter, kept until the structure changes."""

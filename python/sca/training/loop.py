@@ -141,10 +141,9 @@ class Trainer:
         self.scheduler = self._new_scheduler() if config.density < 1 else None
         self._firing = FiringRate(self.model)
         self._check_last_batch()
-        self._network = self.ranks.wrap(self.model)
         if config.compile:
             check_compile(config.device)
-            self._network = torch.compile(self._network)
+        self._network = self._new_network()
         self.epoch = 0
         self.sums = EpochSums()
         self.history: list[dict[str, Any]] = []
@@ -204,9 +203,15 @@ class Trainer:
 
     def leave_ranks(self) -> None:
         """Go on alone: :meth:`train_step` takes whole batches of ``batch_size``."""
-        self.ranks = Ranks()
-        self._network = self.model
-        set_norm_group(self.model, None)
+        if self.ranks.size > 1:
+            self.ranks = Ranks()
+            set_norm_group(self.model, None)
+            self._network = self._new_network()
+
+    def _new_network(self) -> nn.Module:
+        """What a training step calls."""
+        network = self.ranks.wrap(self.model)
+        return torch.compile(network) if self.config.compile else network
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Forward pass: the loss, and logits ``[T, N, classes]``."""
