@@ -225,10 +225,10 @@ def _rearranged(v: Tensor, before: Tensor | None, now: Tensor | None, channels: 
     if v.shape[1] != before.numel():
         return v
     place = torch.full_like(every, -1).index_copy_(0, before, torch.arange(before.numel(), device="cpu"))[now]
-    kept = (place >= 0).nonzero().flatten()
+    place = place.to(v.device)
     layout = torch.channels_last if v.dim() == 4 and v.stride(1) == 1 else torch.contiguous_format
-    fresh = v.new_full((v.shape[0], now.numel(), *v.shape[2:]), start).contiguous(memory_format=layout)
-    return fresh.index_copy(1, kept.to(v.device), v.index_select(1, place[kept].to(v.device)))
+    kept = (place >= 0).view(-1, *[1] * (v.dim() - 2))  # selected, not listed: a compiler knows the sizes
+    return torch.where(kept, v.index_select(1, place.clamp(min=0)), start).contiguous(memory_format=layout)
 
 
 def reset(module: tnn.Module) -> None:
