@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
@@ -102,12 +103,23 @@ def has_schema(overload: Any, schema: str) -> bool:
     return own is None or _parse_schema is None or own == _parse_schema(schema)
 
 
+@functools.cache
+def _of_one_level(function: type[torch.autograd.Function]) -> type:
+    """The same function as torch.func makes its own: one that looks at no transform. (Torch 2.14 has the method
+    ``apply`` of all others do so.)"""
+    base = torch.autograd.function._SingleLevelFunction
+    members = {name: staticmethod(getattr(function, name)) for name in ("forward", "backward")}
+    return type(function.__name__, (base,), members)
+
+
 def applied_in_transform(function: type[torch.autograd.Function], arguments: tuple[Any, ...]) -> Any:
     """``function.apply`` within a transform of torch.func, recorded for the innermost one alone; where torch has no way
     to do that, as it would do it by itself."""
     try:
         from torch._functorch.autograd_function import enable_single_level_autograd_function
-    except ImportError:
+
+        alone = _of_one_level(function)
+    except (ImportError, AttributeError):
         return function.apply(*arguments)
     with enable_single_level_autograd_function():
-        return super(torch.autograd.Function, function).apply(*arguments)
+        return alone.apply(*arguments)
