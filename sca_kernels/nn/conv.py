@@ -68,6 +68,9 @@ class ChannelConv2d(tnn.Conv2d):
         All others as in torch.nn.Conv2d.
     """
 
+    _last_asked: tuple[tuple, bool] | None = None
+    """See :meth:`_is_plain`."""
+
     def __init__(
         self,
         in_channels: int,
@@ -157,29 +160,44 @@ class ChannelConv2d(tnn.Conv2d):
 
     def _is_plain(self, x: Tensor, weight: Tensor) -> bool:
         """Whether this is torch.nn.Conv2d on frames of the right kind: what :func:`F.channel_conv2d` would find, too,
-        in ten times the time, and small layers take little longer than that."""
-        if type(x) is not Tensor or x.is_meta or type(weight) not in (tnn.Parameter, Tensor):
+        in ten times the time, and small layers take little longer than that. The last answer is kept with what it
+        depends on: between two convolutions, whose data push it out of the caches, each line here takes long."""
+        if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if self.spike_input and torch.is_grad_enabled() and weight.requires_grad:
+            return False
+        key = x.shape, x.stride(), x.dtype, x.device, type(weight), weight.dtype, weight.device
+        last = self._last_asked
+        if last is None or last[0] != key:
+            self._last_asked = last = key, self._finds_plain(x, weight)
+        return last[1] or (x.dtype is not weight.dtype and self._finds_plain(x, weight, autocast=True))
+
+    def _finds_plain(self, x: Tensor, weight: Tensor, autocast: bool = False) -> bool:
+        """The same, of the attributes as they are. Where torch's own convolution is the choice in the dtype of x, it is
+        in autocast's, to which it casts."""
+        if x.is_meta or type(weight) not in (tnn.Parameter, Tensor) or x.device != weight.device:
             return False
         if self.path is not None or self.backend is not None:
             return False
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             return False
-        if self.spike_input and torch.is_grad_enabled() and weight.requires_grad:
-            return False
-        device, dtype = x.device, x.dtype
-        if device != weight.device:
-            return False
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
+        dtype = x.dtype
+        if autocast:
+            if not torch.is_autocast_enabled(x.device.type):
+                return False
+            dtype = torch.get_autocast_dtype(x.device.type)
         elif dtype != weight.dtype:
             return False
         last = not x.is_contiguous()
         if last and (x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last)):
             return False
         problem = weight.shape, self.stride, self.padding, self.dilation, self.groups
-        return paths.is_dense(device, dtype, x.shape, last, *problem)
+        return paths.is_dense(x.device, dtype, x.shape, last, *problem)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name != "_last_asked":
+            self.__dict__["_last_asked"] = None
 
     def extra_repr(self) -> str:
         groups = {"in_group": self.in_group, "out_group": self.out_group}

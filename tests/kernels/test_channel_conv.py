@@ -252,6 +252,48 @@ def test_bits_round_trip_on_every_backend(target):
             assert torch.equal(F.unpack_spikes(packed, shape, dtype, backend=backend), s)
 
 
+CHANGES = {
+    "padding_mode": "circular",
+    "padding": (2, 2),
+    "stride": (2, 2),
+    "dilation": (2, 2),
+    "bias": torch.nn.Parameter(torch.linspace(-1, 1, 4)),
+    "weight": torch.nn.Parameter(torch.linspace(-1, 1, 4 * 3 * 25).view(4, 3, 5, 5)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_module_follows_an_attribute_that_is_set_between_calls(name):
+    """The answer whether a layer is torch's own convolution is kept; its attributes may change all the same."""
+    layers = [kind(3, 4, 3, padding=1) for kind in (nn.ChannelConv2d, torch.nn.Conv2d)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    for layer in layers:
+        layer(x)
+        setattr(layer, name, CHANGES[name])
+        if name in ("padding", "padding_mode"):  # torch.nn.Conv2d reads this in place of padding
+            padding = layer.padding
+            layer._reversed_padding_repeated_twice = [padding[1], padding[1], padding[0], padding[0]]
+    torch.testing.assert_close(layers[0](x), layers[1](x))
+
+
+def test_module_asked_for_a_path_or_backend_between_calls_takes_it():
+    layer = nn.ChannelConv2d(8, 8, 3, padding=1)
+    x = torch.randn(2, 8, 4, 4)
+    layer(x)
+    layer.backend = "nowhere"
+    with pytest.raises(ValueError, match=r"^backend"):
+        layer(x)
+    layer.backend, layer.spike_input = None, True
+    with pytest.raises(ValueError, match=r"^x: expected zeros and ones"):
+        layer(x)
+    layer.spike_input = None
+    layer(x)
+    for wrong in (x.double(), x.to("meta")):
+        with pytest.raises((TypeError, ValueError), match=r"^(x|weight)"):
+            layer(wrong)
+
+
 def test_module_prunes_and_regrows_with_identical_parameters():
     group_in, group_out = nn.ChannelGroup(6), nn.ChannelGroup(8)
     conv = nn.ChannelConv2d(6, 8, 3, in_group=group_in, out_group=group_out)
