@@ -42,9 +42,9 @@ class Steps:
             return self(NOTICED)
 
     def alone(self) -> float:
-        """The same a while after that."""
+        """The same a while after anything else ran, the other party's steps among them."""
         time.sleep(FORGOTTEN)
-        return self()
+        return self(NOTICED)
 
 
 @contextlib.contextmanager

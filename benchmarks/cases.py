@@ -291,7 +291,7 @@ def repeated(party: Party, times: int) -> Party:
 def build_busy_machine(other: str) -> dict[str, Party | None]:
     ours, spinning = busy.Steps("ours"), busy.Steps("default")
     if other == "nothing":
-        return {OURS: ours, SPINNING: spinning}
+        return {OURS: ours.alone, SPINNING: spinning.alone}
     return {OURS: ours.crowded, SPINNING: spinning.crowded, ALONE: ours.alone}
 
 

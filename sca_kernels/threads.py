@@ -8,16 +8,19 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 
 import torch
 
 PERIOD = 0.1
 """Seconds between two looks."""
-CROWDED, FREE = 0.1, 0.02
-"""Share of the time for which threads that could run wait for a core: from which on it is crowded, and below which, for
-``CALM`` looks in a row, it is no longer."""
-CALM = 30
+CROWDED, FREE = 0.1, 0.05
+"""Share of the time for which threads that could run wait for a core: it is crowded from the one on, in the mean of
+``SOON`` looks, and no longer below the other, in the mean of ``CALM``. Beside a busy process they wait for 0.4 to 0.8
+of it, beside one that is busy for a fifth of the time 0.1 to 0.2, alone 0.01; but single looks say anything, for every
+kernel has its housekeeping."""
+SOON, CALM = 5, 30
 
 _GRAIN = 1 << 16  # elements for a thread, of which torch wants half as many
 
@@ -62,11 +65,15 @@ class _Crowd:
     """Whether cores are wanted by more threads than there are, from what each look saw."""
 
     def __init__(self) -> None:
-        self.here, self._calm = False, 0
+        self.here = False
+        self._shares: deque[float] = deque(maxlen=SOON)
 
     def look(self, share: float) -> bool:
-        self._calm = self._calm + 1 if share < FREE else 0
-        self.here = self._calm < CALM if self.here else share > CROWDED
+        self._shares.append(share)
+        mean = sum(self._shares) / len(self._shares)
+        if len(self._shares) == self._shares.maxlen and (mean < FREE if self.here else mean > CROWDED):
+            self.here = not self.here
+            self._shares = deque(maxlen=CALM if self.here else SOON)
         return self.here
 
 

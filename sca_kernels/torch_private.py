@@ -29,6 +29,9 @@ graph_task: Callable[[], int] = _known("_C._current_graph_task_id", lambda: -1)
 """Number of the backward pass that this thread is in, -1 for none. Without it, forward passes that activation
 checkpointing repeats are counted again."""
 
+tracing_state: Callable[[], Any] = _known("_C._get_tracing_state", lambda: torch.jit.is_tracing() or None)
+"""What ``torch.jit.trace`` has recorded, None where it does not: ``torch.jit.is_tracing`` at a third of the time."""
+
 below_autograd: Callable[[], contextlib.AbstractContextManager] = torch._C._AutoDispatchBelowAutograd
 """A context in which operators skip their autograd. Nothing stands in for it; torch.library's own gradients need it,
 too."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,16 +13,17 @@ from torch import nn as tnn
 from .. import checks, paths
 from .. import functional as F
 from ..channels import Geometry
+from ..torch_private import tracing_state
 from .group import ChannelGroup, check_group
 
 
-def _naming_itself(forward: Callable[[ChannelConv2d, Tensor], Tensor]) -> Callable[[ChannelConv2d, Tensor], Tensor]:
+def _naming_itself(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A forward whose error for an input that should hold spikes says which layer got it, and what to do."""
 
     @functools.wraps(forward)
-    def named(self: ChannelConv2d, x: Tensor) -> Tensor:
+    def named(self: ChannelConv2d, x: Tensor, *arguments: Any) -> Tensor:
         try:
-            return forward(self, x)
+            return forward(self, x, *arguments)
         except ValueError as error:
             if self.spike_input and isinstance(x, Tensor) and not ((x == 0) | (x == 1)).all():
                 raise ValueError(
@@ -128,7 +130,6 @@ class ChannelConv2d(tnn.Conv2d):
                     f"x: expected a map with room for the {self.padding_mode} border {border}, got {tuple(x.shape)}"
                 )
 
-    @_naming_itself
     def forward(self, x: Tensor) -> Tensor:
         """x [M, A, H, W] or [T, N, A, H, W], A the active input channels (or all: the active ones are then selected) ->
         the same with the active output channels."""
@@ -137,6 +138,11 @@ class ChannelConv2d(tnn.Conv2d):
         outputs = None if self.out_group is None else self.out_group.index(weight.device)
         if inputs is None and outputs is None and self._is_plain(x, weight):
             return torch.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return self._of_channels(x, inputs, outputs)
+
+    @_naming_itself
+    def _of_channels(self, x: Tensor, inputs: Tensor | None, outputs: Tensor | None) -> Tensor:
+        """:meth:`forward` with the indices of the active channels, None for all."""
         self.check_input(x)
         full_input = inputs is not None and x.shape[-3] == self.in_channels
         geometry, border = self.geometry, self._reversed_padding_repeated_twice
@@ -162,7 +168,7 @@ class ChannelConv2d(tnn.Conv2d):
         """Whether this is torch.nn.Conv2d on frames of the right kind: what :func:`F.channel_conv2d` would find, too,
         in ten times the time, and small layers take little longer than that. The last answer is kept with what it
         depends on: between two convolutions, whose data push it out of the caches, each line here takes long."""
-        if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if type(x) is not Tensor or torch.compiler.is_compiling() or tracing_state() is not None:
             return False
         if self.spike_input and torch.is_grad_enabled() and weight.requires_grad:
             return False

@@ -13,15 +13,15 @@ from sca_kernels import share_cores, threads
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
 
-def test_a_crowd_is_noticed_at_once_and_forgotten_after_a_calm_while():
+def test_a_crowd_is_noticed_soon_and_forgotten_after_a_calm_while():
     crowd = threads._Crowd()
-    assert not crowd.look(0.05)
-    assert crowd.look(0.5)
-    assert all(crowd.look(0.0) for _ in range(threads.CALM - 1))
-    assert crowd.look(0.05)  # neither crowded nor free: stays, and the while begins again
-    assert all(crowd.look(0.0) for _ in range(threads.CALM - 1))
-    assert not crowd.look(0.0)
-    assert not crowd.look(0.05)
+    assert not any(crowd.look(share) for share in (0.01, 0.4, 0.01, 0.01, 0.01))  # a moment is no crowd
+    assert [crowd.look(0.5) for _ in range(3)][-1]
+    assert all(crowd.look(0.5) for _ in range(threads.CALM))
+    seen = [crowd.look(0.2 if look % 10 == 0 else 0.01) for look in range(2 * threads.CALM)]
+    assert seen[0]
+    assert not seen[-1]  # nor is one a crowd that goes on
+    assert seen == sorted(seen, reverse=True)
 
 
 @linux
@@ -78,7 +78,7 @@ from sca_kernels import threads
 
 seconds = iter(range(10**9))
 threads._seconds_waited = lambda: {"1": next(seconds)}
-threads.PERIOD = 0.01
+threads.PERIOD, threads.CALM = 0.01, 10
 assert threads.share_cores()
 for _ in range(500):
     if "share_cores team" in {thread.name for thread in threading.enumerate()}:
@@ -87,7 +87,6 @@ for _ in range(500):
 else:
     raise AssertionError("nobody holds a team")
 threads._seconds_waited = lambda: {"1": 10**9}
-threads.CALM = 3
 for _ in range(500):
     if "share_cores team" not in {thread.name for thread in threading.enumerate()}:
         break

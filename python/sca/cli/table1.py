@@ -100,6 +100,7 @@ def _filled(table: Table1Config, folder: Path, named: bool) -> None:
     cells = list(table.cells())
     finished = [(cell, summary) for cell in cells if (summary := cell.summary(folder))]
     sca_kernels.reuse_host_memory()
+    sca_kernels.share_cores()
     console = terminal()
     say = sentences(console)
     command = shlex.join(["sca", *sys.argv[1:]])
