@@ -1,6 +1,6 @@
 """`python -m benchmarks.plot [out.png]`: every stored ratio as a share of its bar, device by device.
 
-Beyond 1 the bar is reached.
+Beyond 1 the bar is reached. Of a case with many figures, the lowest and the highest are shown.
 """
 
 from __future__ import annotations
@@ -8,29 +8,43 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from sca.pictures import drawing, png
 
 from . import results
 
+MANY = 20  # figures of a case
 
-def shares() -> dict[str, list[tuple[str, float, float, float]]]:
+Row = tuple[str, float, float, float]
+
+
+def shares() -> dict[str, list[Row]]:
     """By device, for every figure with a bar: label; median, p20, p80 of ratio / bar (an upper bound: bar / ratio)."""
-    found = {}
+    found: dict[str, list[Row]] = {}
     for result in results.stored():
-        for figure in result["figures"]:
-            for peer, bar in figure["bars"].items():
-                if peer not in figure["ratios"]:
-                    continue
-                limit = float(re.search(r"[\d.]+", bar["text"])[0])
-                ratio = figure["ratios"][peer]
-                share = [ratio[key] / limit for key in ("median", "p20", "p80")]
-                if bar["text"].startswith("<="):
-                    share = [1 / value for value in share]
-                variant = ", ".join(str(value) for value in figure["variant"].values())
-                row = (f"{result['case']} {variant} / {peer}".replace("  ", " "), share[0], *sorted(share[1:]))
-                found.setdefault(result["conditions"]["device"], []).append(row)
+        rows = [
+            _row(result["case"], figure, peer)
+            for figure in result["figures"]
+            for peer in figure["bars"]
+            if peer in figure["ratios"]
+        ]
+        if len(rows) > MANY:
+            ends = {"lowest": min(rows, key=lambda row: row[1]), "highest": max(rows, key=lambda row: row[1])}
+            rows = [(f"{row[0]}, {which} of {len(rows)}", *row[1:]) for which, row in ends.items()]
+        if rows:
+            found.setdefault(result["conditions"]["device"], []).extend(rows)
     return found
+
+
+def _row(case: str, figure: dict[str, Any], peer: str) -> Row:
+    bar, ratio = figure["bars"][peer]["text"], figure["ratios"][peer]
+    limit = float(re.search(r"[\d.]+", bar)[0])
+    share = [ratio[key] / limit for key in ("median", "p20", "p80")]
+    if bar.startswith("<="):
+        share = [1 / value for value in share]
+    variant = ", ".join(str(value) for value in figure["variant"].values())
+    return (f"{case} {variant} / {peer}".replace("  ", " "), share[0], *sorted(share[1:]))
 
 
 def plot(path: Path) -> None:
@@ -48,6 +62,8 @@ def plot(path: Path) -> None:
             axes.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=8)
             axes.invert_yaxis()
             axes.set_xscale("log")
+            axes.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
+            axes.minorticks_off()
             axes.set_title(device, fontsize=9)
             axes.margins(y=0.01)
         panels[-1].set_xlabel("speed-up / bar (median; line: p20 to p80)")

@@ -106,7 +106,7 @@ def has_schema(overload: Any, schema: str) -> bool:
     return own is None or _parse_schema is None or own == _parse_schema(schema)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=32)
 def _of_one_level(function: type[torch.autograd.Function]) -> type:
     """The same function as torch.func makes its own: one that looks at no transform. (Torch 2.14 has the method
     ``apply`` of all others do so.)"""
