@@ -7,6 +7,7 @@ says), or a TypeError or ValueError that names one of its arguments, after which
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import mmap
 import os
@@ -219,11 +220,13 @@ def run_calls(targets: tuple[Draw, ...], calls: int, at_most: int = 20, also: Se
     """
     seed_now = mmap.mmap(-1, 8)
     read, write = os.pipe()
+    gc.collect()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads about, none of which holds a lock here
         child = os.fork()
     if child == 0:
         try:
+            gc.freeze()  # what earlier tests left, process groups among it, must not be taken apart without its threads
             os.close(read)
             torch.set_num_threads(1)
             tally, wrong = _run_here(targets, calls, at_most, also, seed_now)
