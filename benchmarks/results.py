@@ -129,23 +129,28 @@ def rows(result: dict[str, Any]) -> Iterator[Row]:
 
 
 def summary() -> str:
-    """The README's figures: one line for each case and each party that a bar names, and for SpikingJelly always; one
-    column per device."""
+    """The README's figures: one line for each case and each party that a bar names on some device, and for SpikingJelly
+    always; one column per device."""
     cells: dict[tuple[str, str], dict[str, str]] = {}
+    named: dict[str, dict[str, str]] = {}  # by case, the parties and which way their ratio goes
+    for result in stored():
+        for figure in result["figures"]:
+            peers = named.setdefault(result["case"], {})
+            for name in figure["parties"]:
+                if name in figure["bars"] or name.startswith("SpikingJelly"):
+                    peers.setdefault(name, _direction(figure, name))
     devices = {}  # in order
     for result in stored():
         device = result["conditions"]["device"]
         devices[device] = None
-        peers = {
-            name: figure["bars"].get(name, {"text": ">="})["text"][:2]
-            for figure in result["figures"]
-            for name in figure["parties"]
-            if name in figure["bars"] or name.startswith("SpikingJelly")
-        }
-        for peer, direction in peers.items():
+        for peer, direction in named[result["case"]].items():
             barred = [figure for figure in result["figures"] if peer in figure["bars"]]
-            known = barred or result["figures"]
-            ratios = [figure["ratios"][peer]["median"] for figure in known if figure["ratios"].get(peer)]
+            known = [figure for figure in barred or result["figures"] if figure["ratios"].get(peer)]
+            ratios = [figure["ratios"][peer]["median"] for figure in known]
+            ratios = [
+                ratio if _direction(figure, peer) == direction else 1 / ratio
+                for figure, ratio in zip(known, ratios, strict=True)
+            ]
             shown = [f"{ratio:.3g}" for ratio in (ratios if len(ratios) <= 6 else (min(ratios), max(ratios)))]
             told = (", " if len(ratios) <= 6 else " to ").join(shown) or NOT_MEASURED
             reached = sum(bool(figure["bars"][peer]["reached"]) for figure in barred)
@@ -158,6 +163,11 @@ def summary() -> str:
     for (work, kind), line in cells.items():
         lines.append(f"| {work} | {kind} | " + " | ".join(line.get(d, NOT_MEASURED) for d in devices) + " |")
     return "\n".join(lines)
+
+
+def _direction(figure: dict[str, Any], peer: str) -> str:
+    """How a ratio's bar begins: ``>=`` of peer / ours, also where there is none; ``<=`` of ours / peer."""
+    return figure["bars"].get(peer, {"text": ">="})["text"][:2]
 
 
 def document() -> str:

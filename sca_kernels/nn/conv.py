@@ -176,7 +176,7 @@ class ChannelConv2d(tnn.Conv2d):
         last = self._last_asked
         if last is None or last[0] != key:
             self._last_asked = last = key, self._finds_plain(x, weight)
-        return last[1] or (x.dtype is not weight.dtype and self._finds_plain(x, weight, autocast=True))
+        return last[1] or self._finds_plain(x, weight, autocast=True)
 
     def _finds_plain(self, x: Tensor, weight: Tensor, autocast: bool = False) -> bool:
         """The same, of the attributes as they are. Where torch's own convolution is the choice in the dtype of x, it is

@@ -58,9 +58,10 @@ def _drawn(new_figure: type[Figure], history: Rows, dense: Rows, config: TrainCo
     curve(speed, history, "samples_per_second", "this run", _RUN)
 
     accuracy.set_ylabel("accuracy")
-    # the first epochs may fall below the picture: the end is what is compared
+    # the first epochs may fall below the picture: the ends are what is compared
     best = max(row["test_accuracy"] for row in [*history, *dense])
-    accuracy.set_ylim(max(0.0, best - 0.25), min(1.01, best + 0.1))
+    lowest = min(history[-1]["train_accuracy"], *(rows[-1]["test_accuracy"] for rows in (history, dense) if rows))
+    accuracy.set_ylim(max(0.0, min(best - 0.25, lowest - 0.05)), min(1.01, best + 0.1))
     density.set_ylabel("share of the dense network")
     density.set_ylim(0, 1.05)
     for axes in (accuracy, density):
@@ -71,6 +72,6 @@ def _drawn(new_figure: type[Figure], history: Rows, dense: Rows, config: TrainCo
     speed.set_xlim(left=0)
     for axes in (accuracy, density, speed):
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, loc="best")
         axes.spines[["top", "right"]].set_visible(False)
     return figure
