@@ -12,11 +12,11 @@ from typing import Any
 _EXPORTS = {
     "__version__": "sca_kernels.version",
     "SCAScheduler": "sca.pruning",
-    "attach_groups": "sca.pruning",
-    "compact": "sca.pruning",
-    "report_cost": "sca.report",
+    "attach_groups": "sca.structure",
+    "compact": "sca.structure",
+    "report_cost": "sca.cost",
 }
-_MODULES = ("bench", "data", "models", "pruning", "report", "training")
+_MODULES = ("bench", "cost", "data", "experiments", "models", "pruning", "report", "structure", "training")
 
 __all__ = [*_EXPORTS, *_MODULES]
 

@@ -16,7 +16,7 @@ from sca import models
 from sca.bench import peers, table
 from sca.bench.work import prune_evenly
 from sca.cli import app
-from sca.pruning.groups import find_groups
+from sca.structure.groups import find_groups
 from sca_kernels.backends import registry
 from sca_kernels.backends.base import BackendError
 

@@ -19,8 +19,8 @@ import sca.cli.display
 import sca.cli.load
 import sca.training
 from sca.bench import BenchConfig
-from sca.bench.table1 import Table1Config
 from sca.cli import app
+from sca.experiments.table1 import Table1Config
 from sca.training import TrainConfig
 from sca.training.config import field_types
 

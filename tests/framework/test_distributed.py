@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from sca import training
+from sca import checkpoint, training
 from sca.pruning.ranks import RanksDiffer, require_same_masks
-from sca.training import Ranks, RunFolder, TrainConfig, checkpoint
+from sca.training import Ranks, RunFolder, TrainConfig
 from tests.framework import doomed_run
 from tests.framework.watched import Watch
 

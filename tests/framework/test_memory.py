@@ -12,7 +12,7 @@ import torch
 from sca import models
 from sca.bench.memory import allocated, saved_bytes
 from sca.models.vgg import ConvBlock
-from sca.pruning.groups import find_groups
+from sca.structure.groups import find_groups
 from sca.training.metrics import FiringRate, autocast
 from sca_kernels import nn as snn
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import sca
 from sca import models
 from sca.models.residual import ResidualNetwork
-from sca.pruning.groups import find_groups, parameter_axes
+from sca.structure.groups import find_groups, parameter_axes
 from sca_kernels import functional as F
 from sca_kernels import nn as snn
 

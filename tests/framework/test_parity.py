@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from sca import models
-from sca.pruning.groups import find_groups, parameter_axes
+from sca.structure.groups import find_groups, parameter_axes
 from sca_kernels import nn
 
 OWN = nn.explain(nn.ChannelConv2d(16, 16, 3))[0].path == "winograd"

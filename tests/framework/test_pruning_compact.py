@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import sca
-from sca.pruning.groups import carried, find_groups
+from sca.structure.groups import carried, find_groups
 from sca_kernels import nn as snn
 from tests.framework.pruning_nets import (
     ConcatNet,

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import sca
-from sca.pruning.cost import channel_costs, connections, total
-from sca.pruning.groups import channel_axes, find_groups, parameter_axes
+from sca.cost.layers import channel_costs, connections, total
+from sca.structure.groups import channel_axes, find_groups, parameter_axes
 from sca_kernels import nn as snn
 from tests.framework.pruning_nets import (
     SETTINGS,

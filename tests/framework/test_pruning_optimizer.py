@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sca.pruning.groups import Axis, parameter_axes
 from sca.pruning.optimizer import ActiveOptimizer
+from sca.structure.groups import Axis, parameter_axes
 from sca_kernels.nn import ChannelGroup
 from tests.framework.pruning_nets import ConvNet, loss_of, train_step
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import sca
-from sca.pruning.groups import parameter_axes
 from sca.pruning.optimizer import ActiveOptimizer
+from sca.structure.groups import parameter_axes
 from tests.framework.pruning_nets import ConvNet, loss_of, train_step
 from tests.framework.test_pruning_optimizer import OPTIMIZERS, MuonLike, active_mask, layer, prune, set_gradients
 

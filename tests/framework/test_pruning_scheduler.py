@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import sca
-from sca.pruning.groups import find_groups
+from sca.structure.groups import find_groups
 from sca_kernels import nn as snn
 from tests.framework.pruning_nets import ConcatNet, ConvNet, batch, loss_of, train_step
 from tests.framework.watched import assert_equal_state

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sca
-from sca.pruning.groups import carried, channel_axes, find_groups
+from sca.structure.groups import carried, channel_axes, find_groups
 from sca_kernels import functional as snn_functional
 from sca_kernels import nn as snn
 from tests.framework.plain_nets import (

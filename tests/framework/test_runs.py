@@ -20,9 +20,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sca import training
+from sca import checkpoint, training
 from sca.cli import app
-from sca.training import Diverged, RunFolder, TrainConfig, checkpoint
+from sca.training import Diverged, RunFolder, TrainConfig
 from sca.training.loop import Trainer
 from tests.framework import doomed_run
 from tests.framework.watched import Watch, assert_equal_state

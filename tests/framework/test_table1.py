@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from sca.bench import table1
 from sca.cli import app
 from sca.cli.cells import CellsDisplay
+from sca.experiments import table1
 from sca.training import TrainConfig
 
 TINY = [

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 
 import sca
-from sca import training
+from sca import checkpoint, training
 from sca.files import write_whole
-from sca.training import RunFolder, TrainConfig, checkpoint
+from sca.training import RunFolder, TrainConfig
 from sca.training.loop import Interrupted, Trainer, learning_rate
 from sca.training.losses import LOSSES
 from sca.training.metrics import accuracy, compare_speed

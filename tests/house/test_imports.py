@@ -25,18 +25,33 @@ KERNEL_LAYERS = [
 COMPILED = {"sca_kernels._cpu": "sca_kernels.backends.cpu", "sca_kernels._cuda": "sca_kernels.backends.cuda"}
 
 # What each room of sca may use of its neighbours; python/sca/__init__.py only names what it loads lazily.
-COMMON = {"registry", "files", "pictures"}  # open to every room
+COMMON = {"registry", "files", "checkpoint", "pictures", "units"}  # open to every room
 SCA_ROOMS = {
-    "pruning": set(),
+    "structure": set(),
     "models": set(),
     "data": set(),
-    "report": {"pruning"},
-    "training": {"pruning", "models", "data", "report"},
-    "bench": {"pruning", "models", "training"},
-    "convert": {"models"},
-    "export": {"pruning", "models"},
+    "cost": {"structure"},
+    "pruning": {"structure", "cost"},
+    "report": {"cost"},
+    "training": {"structure", "cost", "pruning", "models", "data", "report"},
+    "bench": {"structure", "pruning", "models", "training"},
+    "experiments": {"pruning", "training", "bench"},
+    "convert": {"structure", "models"},
+    "export": {"structure", "models"},
     "__main__": {"cli"},
-    "cli": {"pruning", "models", "data", "report", "training", "bench", "convert", "export"},
+    "cli": {
+        "structure",
+        "cost",
+        "pruning",
+        "models",
+        "data",
+        "report",
+        "training",
+        "bench",
+        "experiments",
+        "convert",
+        "export",
+    },
 }
 SCA_SEES_OF_KERNELS = {"checks", "functional", "nn", "doctor", "surrogates", "torch_private"}
 

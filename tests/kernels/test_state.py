@@ -372,7 +372,7 @@ for name in [name for name in sys.modules if name.split(".")[0] in ("sca_kernels
     del sys.modules[name]
 import sca_kernels.nn as second
 import sca
-from sca.pruning.groups import find_groups
+from sca.structure.groups import find_groups
 assert second.LIF is not first.LIF
 x = torch.rand(2, 2, 2, 4, 4, requires_grad=True)
 model[1].group = model[0].out_group

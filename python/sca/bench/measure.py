@@ -16,7 +16,7 @@ from sca_kernels import doctor
 from ..models import build
 from ..models.vgg import VGG
 from ..pruning import compact
-from ..pruning.groups import find_groups
+from ..structure.groups import find_groups
 from ..training.metrics import FiringRate, compare_speed
 from .conditions import conditions, version
 from .config import BenchConfig

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..pruning.groups import find_groups
 from ..pruning.select import Candidates, choose
+from ..structure.groups import find_groups
 from ..training.metrics import autocast
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..bench.table1 import Cell
+from ..experiments.table1 import Cell
 from ..training import Trainer
 from .display import Display
 

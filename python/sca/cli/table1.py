@@ -15,7 +15,7 @@ from .terminal import sentences, terminal
 from .train import free_folder
 
 if TYPE_CHECKING:
-    from ..bench.table1 import Table1Config
+    from ..experiments.table1 import Table1Config
 
 # What makes a table in minutes on two cores, unless a preset or a file says what is trained.
 _SHORT = {"model": "vgg9", "width": 0.25, "epochs": 8, "allocation": "global"}
@@ -73,7 +73,7 @@ def _table1(
     options: dict[str, Any],
     out: Path | None,
 ) -> None:
-    from ..bench.table1 import Table1Config
+    from ..experiments.table1 import Table1Config
     from ..training import Recipe, Trainer, load_data
 
     short = {} if preset or config else _SHORT
@@ -92,7 +92,7 @@ def _filled(table: Table1Config, folder: Path, named: bool) -> None:
     import sca_kernels
 
     from ..bench.peers import installed
-    from ..bench.table1 import plot, results, run_cell, tables
+    from ..experiments.table1 import plot, results, run_cell, tables
     from ..files import write_json
     from ..training import Interrupted
     from .cells import CellsDisplay

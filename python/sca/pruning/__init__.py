@@ -1,7 +1,6 @@
 """Structured pruning and regrowth by spiking activity: score, schedule, selection and surgery, each in its own file."""
 
-from .attach import AttachReport, GroupRow, attach_groups
-from .compact import compact
+from ..structure import AttachReport, GroupRow, attach_groups, compact
 from .ranks import RanksDiffer
 from .schedule import Plan
 from .scheduler import GroupChange, NotFinite, PruneEvent, SCAScheduler

@@ -21,8 +21,8 @@ from sca_kernels import functional
 from sca_kernels.nn import ChannelGroup
 from sca_kernels.torch_private import disable_dynamo
 
+from ..structure.groups import Axis
 from .fresh_state import fresh_states, is_optimizer, within
-from .groups import Axis
 
 __all__ = ["ActiveOptimizer"]
 
@@ -49,7 +49,7 @@ class ActiveOptimizer:
 
     Args:
         optimizers: one or several; those that they step inside are found among their attributes.
-        axes: the channel axes of the model's parameters, see :func:`sca.pruning.groups.parameter_axes`.
+        axes: the channel axes of the model's parameters, see :func:`sca.structure.groups.parameter_axes`.
 
     Raises:
         TypeError: there is no optimizer.

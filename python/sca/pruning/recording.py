@@ -11,7 +11,9 @@ from torch import nn
 
 from sca_kernels.nn import Activity
 
-__all__ = ["forget_recording", "record_in_training"]
+from ..structure.hooks import own
+
+__all__ = ["record_in_training"]
 
 
 def record_in_training(model: nn.Module, activities: Iterable[Activity]) -> list[torch.utils.hooks.RemovableHandle]:
@@ -26,19 +28,13 @@ def record_in_training(model: nn.Module, activities: Iterable[Activity]) -> list
     ]
 
 
-def forget_recording(model: nn.Module) -> None:
-    """Remove the hooks that a copy of a model brought along."""
-    for hooks in model._forward_pre_hooks, model._forward_hooks:
-        for key, hook in list(hooks.items()):
-            if isinstance(hook, functools.partial) and hook.func in (_before, _after):
-                del hooks[key]
-
-
+@own
 def _before(activities: list[Activity], model: nn.Module, inputs: tuple[Any, ...]) -> None:
     for activity in activities:
         activity.training_only = not model.training
 
 
+@own
 def _after(activities: list[Activity], model: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
     for activity in activities:
         activity.training_only = True

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from sca_kernels.nn import ChannelGroup
 
-from .groups import Axis, Members, channel_axes
+from ..structure.groups import Axis, Members, channel_axes
 
 __all__ = ["REGROW_INITS"]
 

@@ -17,19 +17,20 @@ from torch.optim import Optimizer
 from sca_kernels import checks
 from sca_kernels.nn import Activity, probing
 
-from .attach import attach_groups, has_groups, require_prunable
-from .cost import LayerCost, RateRecorder, channel_costs, connections, total
+from ..cost.layers import LayerCost, channel_costs, connections, total
+from ..cost.rates import RateRecorder
+from ..structure.attach import attach_groups, has_groups, require_prunable
+from ..structure.groups import Members, find_groups, named_axes, places_of, require_parameters
+from ..structure.untouched import untouched
+from ..structure.wrappers import plain_name, unwrapped
 from .criteria import CRITERIA, GroupContext
-from .groups import Members, find_groups, named_axes, places_of, require_parameters
 from .histogram import histogram
 from .optimizer import ActiveOptimizer
-from .probe import untouched
 from .ranks import require_same_masks, sum_over_ranks
 from .recording import record_in_training
 from .regrow import REGROW_INITS
 from .schedule import Plan, nearest
 from .select import Candidates, choose, largest_count
-from .wrappers import plain_name, unwrapped
 
 __all__ = ["GroupChange", "NotFinite", "PruneEvent", "SCAScheduler"]
 

@@ -1,5 +1,5 @@
-"""What a network costs to run."""
+"""Runs as tables, figures and pages."""
 
-from .cost import CostReport, LayerReport, report_cost
+from ..cost import CostReport, LayerReport, report_cost
 
 __all__ = ["CostReport", "LayerReport", "report_cost"]

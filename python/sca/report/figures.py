@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from ..units import count
 from .runs import Rows, Run
 from .svg import COLOURS, WIDTH, blank, inline, style
-from .units import count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

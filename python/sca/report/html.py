@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..units import count
 from . import figures
 from .comparison import NOT_MEASURED, comparison
 from .figures import SILENT, Point
 from .runs import Run
-from .units import count
 
 __all__ = ["conclusion", "page"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..cost import CostReport
 from ..files import read_whole
-from .cost import CostReport
 
 __all__ = ["Run", "read_run", "read_runs"]
 

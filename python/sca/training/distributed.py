@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .. import checkpoint
 from ..pruning.ranks import sum_over_ranks
-from . import checkpoint
 
 Result = TypeVar("Result")
 
@@ -86,7 +86,7 @@ class Ranks:
         return tuple(total.tolist())
 
     def from_first(self, call: Callable[[], Any]) -> Any:
-        """The tree (:mod:`sca.training.checkpoint`) that ``call()`` gives on the first process, which alone calls."""
+        """The tree (:mod:`sca.checkpoint`) that ``call()`` gives on the first process, which alone calls."""
         if self.size == 1:
             return call()
         data = bytearray(checkpoint.to_bytes(call()) if self.is_first else b"")

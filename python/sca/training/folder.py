@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .. import checkpoint
 from ..files import open_lock, read_whole, write_json, write_lines
-from . import checkpoint
 from .config import TrainConfig
 
 MODES = ("new", "resume", "overwrite")

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from sca_kernels.functional import NotANumber
 
+from .. import checkpoint
 from ..data import Dataset
 from ..models import build
 from ..pruning import NotFinite, SCAScheduler
-from ..pruning.groups import find_groups
-from . import checkpoint
+from ..structure.groups import find_groups
 from .config import TrainConfig, check_compile
 from .distributed import Ranks, set_norm_group
 from .losses import LOSSES
@@ -351,7 +351,7 @@ class Trainer:
         return row
 
     def state(self) -> dict[str, Any]:
-        """Everything the rest of the run depends on, as :mod:`sca.training.checkpoint` stores it; that of all
+        """Everything the rest of the run depends on, as :mod:`sca.checkpoint` stores it; that of all
         processes, which have to call this together."""
         is_cuda = torch.device(self.config.device).type == "cuda"
         return {

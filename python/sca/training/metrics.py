@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sca_kernels import nn as snn
 
-from ..pruning.cost import connections, total
-from ..pruning.groups import find_groups
+from ..cost.layers import connections, total
+from ..structure.groups import find_groups
 
 
 def autocast(precision: str, device: str) -> AbstractContextManager:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import checkpoint
 from ..data import Dataset, load
 from ..files import write_json
 from ..models import build
 from ..pruning import compact
-from ..pruning.groups import find_groups
-from . import checkpoint
+from ..structure.groups import find_groups
 from .config import TrainConfig
 from .distributed import Ranks
 from .folder import RunFolder

@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from ..report import CostReport, report_cost
+from ..cost import CostReport, report_cost
 from ..report.comparison import NOT_MEASURED, comparison
 from .loop import Trainer
 from .metrics import Speed, accuracy, autocast, compare_speed
@@ -27,7 +27,7 @@ class Column:
         accuracy: on the test split, in [0, 1].
         parameters: number of values of all its parameters.
         connectivity: its weights / weights of the dense network.
-        synops: synaptic operations per image (:class:`sca.report.CostReport`).
+        synops: synaptic operations per image (:class:`sca.cost.CostReport`).
         energy_pj: estimate per image, in pJ.
         training, inference: samples/s.
     """
@@ -45,7 +45,7 @@ class Column:
 class Summary:
     """The dense network (None when the run was dense itself) and the compacted one; notes say what each is.
 
-    ``cost`` is the compacted network's, layer by layer (:meth:`sca.report.CostReport.to_dict`).
+    ``cost`` is the compacted network's, layer by layer (:meth:`sca.cost.CostReport.to_dict`).
     """
 
     dense: Column | None

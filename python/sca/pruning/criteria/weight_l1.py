@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..groups import channel_axes, places_of
+from ...structure.groups import channel_axes, places_of
 from . import GroupContext
 
 

@@ -11,9 +11,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
+from ...bench.conditions import conditions
 from ...files import write_whole
 from ...pictures import drawing, png
-from ..conditions import conditions
 from .cells import DENSE, Cell
 from .config import Table1Config
 from .published import PUBLISHED, Published

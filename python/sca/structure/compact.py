@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from sca_kernels import checks
 from sca_kernels.nn import reset
 
-from .cost import RateRecorder
 from .groups import Axis, Members, carried, channel_axes, find_groups, is_depthwise, require_parameters
-from .recording import forget_recording
+from .hooks import forget_hooks
 from .snapshot import Snapshot
 
 __all__ = ["compact"]
@@ -47,8 +46,7 @@ def compact(model: nn.Module) -> nn.Module:
     kept = Snapshot(model.modules()).tensors
     small = copy.deepcopy(model, {id(x): x.detach().clone() for x in kept if x.grad_fn is not None})
     reset(small)
-    RateRecorder.forget(small)
-    forget_recording(small)
+    forget_hooks(small)
     groups = find_groups(small)
     names = _names(small, groups)
     shrunk: dict[Tensor, Tensor] = {}  # shared tensors stay shared

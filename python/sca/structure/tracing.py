@@ -61,7 +61,7 @@ def trace(model: nn.Module, inputs: Sequence[Any], streams: Streams) -> list[wea
 
 
 def require_none_left(traced: Iterable[weakref.ref]) -> None:
-    """See to it that what a pass put into modules, and :func:`sca.pruning.attach._unchanged` took out again, is
+    """See to it that what a pass put into modules, and :func:`sca.structure.attach._unchanged` took out again, is
     nowhere else.
 
     Args:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from sca_kernels import checks
 from sca_kernels.nn import reset
 
-from ..pruning.cost import channel_dim, nonzero_inputs, output_positions, weight_layers, weights_per_pair
-from ..pruning.groups import Axis, carried, channel_axes, is_depthwise, parameter_axes
-from ..pruning.probe import untouched
-from .units import count, energy
+from ..structure.groups import Axis, carried, channel_axes, is_depthwise, parameter_axes
+from ..structure.untouched import untouched
+from ..units import count, energy
+from .layers import channel_dim, nonzero_inputs, output_positions, weight_layers, weights_per_pair
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -17,7 +17,7 @@ from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from ..files import read_whole, write_whole
+from .files import read_whole, write_whole
 
 FORMAT = "sca-checkpoint-1"
 #: What taking up a tree of another make raises: whatever reads one turns these into a :class:`CheckpointError`.

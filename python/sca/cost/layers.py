@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .groups import Axis, Members, carried, is_depthwise
-from .wrappers import named_modules
+from ..structure.groups import Axis, Members, carried, is_depthwise
+from ..structure.wrappers import named_modules
 
-__all__ = ["LayerCost", "RateRecorder", "channel_costs", "connections", "weight_layers"]
+__all__ = [
+    "LayerCost",
+    "channel_costs",
+    "channel_dim",
+    "connections",
+    "input_channels",
+    "layer_cost",
+    "nonzero_inputs",
+    "output_positions",
+    "total",
+    "weight_layers",
+    "weights_per_pair",
+]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -59,6 +70,18 @@ class LayerCost:
         return self.unit * self.inputs(masks) * self.active_outputs(masks)
 
 
+def layer_cost(layer: nn.Module, groups: Mapping[str, Members], rates: Tensor, positions: int) -> LayerCost:
+    """The cost of a layer whose input channels have these rates and whose output has so many positions."""
+    names = {id(members.group): name for name, members in groups.items()}
+    sources, sinks = (
+        () if group is None else tuple(names[id(part)] for part in group.parts)
+        for group in (carried(layer, "in_group"), carried(layer, "out_group"))
+    )
+    outputs = layer.weight.shape[0] // getattr(layer, "groups", 1)
+    depthwise = is_depthwise(layer)
+    return LayerCost(sources, sinks, rates, outputs, weights_per_pair(layer) * positions, depthwise)
+
+
 def channel_costs(layers: Iterable[LayerCost], masks: Masks) -> dict[str, Tensor]:
     """What each channel costs beside the active ones, its filters and what reads it: float64 [C] by group."""
     costs = {name: torch.zeros(mask.numel(), dtype=torch.float64) for name, mask in masks.items()}
@@ -76,7 +99,7 @@ def channel_costs(layers: Iterable[LayerCost], masks: Masks) -> dict[str, Tensor
 def connections(model: nn.Module, groups: Mapping[str, Members]) -> list[LayerCost]:
     """Weights of each layer: the cost whose share of the total is the connectivity."""
     return [
-        _layer_cost(layer, groups, torch.ones(input_channels(layer), dtype=torch.float64), 1)
+        layer_cost(layer, groups, torch.ones(input_channels(layer), dtype=torch.float64), 1)
         for layer in weight_layers(model).values()
     ]
 
@@ -84,97 +107,6 @@ def connections(model: nn.Module, groups: Mapping[str, Members]) -> list[LayerCo
 def total(layers: Iterable[LayerCost], masks: Masks) -> float:
     """Cost of a network with these channels."""
     return sum(layer.total(masks) for layer in layers)
-
-
-class RateRecorder:
-    """Counts the inputs of each layer, which decide on SynOps, in the training passes between start() and stop().
-
-    Attributes:
-        counts: int64 [2 + input channels] by layer: output positions, positions per input channel, nonzero inputs of
-            each channel. Inputs that are not all 0 or 1 count as nonzero throughout: each of their values costs a
-            multiplication.
-        rates: nonzero share of each input channel, float64 [input channels] by layer; a dormant channel keeps its last.
-        dense_rates: the first ``rates``, which are those of the dense network where nothing was pruned before.
-    """
-
-    def __init__(self, model: nn.Module, groups: Mapping[str, Members]) -> None:
-        self.model, self.layers = model, weight_layers(model)
-        self.groups = groups
-        self.counts: dict[str, Tensor] = {}
-        self.rates: dict[str, Tensor] = {}
-        self.dense_rates: dict[str, Tensor] = {}
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-
-    def start(self) -> None:
-        """Count from now on."""
-        if not self._handles:
-            self._handles = [
-                layer.register_forward_hook(functools.partial(self._count, name)) for name, layer in self.layers.items()
-            ]
-
-    def stop(self) -> None:
-        """Stop counting; no hook stays behind."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    @staticmethod
-    def forget(model: nn.Module) -> None:
-        """Remove the hooks that a copy of a model brought along."""
-        for layer in weight_layers(model).values():
-            for key, hook in list(layer._forward_hooks.items()):
-                if isinstance(hook, functools.partial) and isinstance(
-                    getattr(hook.func, "__self__", None), RateRecorder
-                ):
-                    del layer._forward_hooks[key]
-
-    @torch.no_grad()
-    def _count(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if not (layer.training or self.model.training):  # a frozen layer may be in eval mode while others train
-            return
-        group = carried(layer, "in_group")
-        nonzero, positions, spiking = nonzero_inputs(layer, inputs[0])
-        if not spiking:
-            nonzero = torch.full_like(nonzero, positions)
-        if group is not None:
-            nonzero = nonzero.new_zeros(group.num_channels).index_copy_(0, group.active.to(nonzero.device), nonzero)
-        counts = torch.cat([nonzero.new_tensor([output_positions(layer, output), positions]), nonzero])
-        self.counts[name] = self.counts[name] + counts if name in self.counts else counts
-
-    def take(self, counts: Mapping[str, Tensor]) -> list[LayerCost]:
-        """SynOps of the passes that were counted, as a cost by layer; updates the rates and forgets the counts.
-
-        Args:
-            counts: this recorder's, summed over all ranks, CPU.
-
-        Raises:
-            RuntimeError: a layer was not run.
-        """
-        self.counts = {}
-        for name, layer in self.layers.items():
-            if name not in counts:
-                raise RuntimeError(
-                    f"layer {name!r}: no input was counted, so its SynOps are unknown; "
-                    "run the model in training mode before scheduler.step()"
-                )
-            rates = counts[name][2:].double() / counts[name][1]
-            group = carried(layer, "in_group")
-            if group is not None and name in self.rates:
-                rates = torch.where(group.mask(), rates, self.rates[name])
-            self.rates[name] = rates
-        if not self.dense_rates:
-            self.dense_rates = dict(self.rates)
-        return [
-            _layer_cost(layer, self.groups, self.rates[name], int(counts[name][0]))
-            for name, layer in self.layers.items()
-        ]
-
-    def dense(self, costs: Iterable[LayerCost]) -> float:
-        """SynOps of the dense network, at the rates it had, in the passes that ``costs`` (of all layers) describes."""
-        return sum(
-            cost.unit * float(rates.sum()) * cost.outputs
-            for cost, rates in zip(costs, (self.dense_rates[name] for name in self.layers), strict=True)
-        )
 
 
 def _joined(masks: Masks, names: tuple[str, ...]) -> Tensor:
@@ -219,14 +151,3 @@ def nonzero_inputs(layer: nn.Module, x: Tensor) -> tuple[Tensor, int, bool]:
 def channel_dim(layer: nn.Module) -> int:
     """Dimension of a layer's input and output that lists channels or features, counted from the end."""
     return -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
-
-
-def _layer_cost(layer: nn.Module, groups: Mapping[str, Members], rates: Tensor, positions: int) -> LayerCost:
-    names = {id(members.group): name for name, members in groups.items()}
-    sources, sinks = (
-        () if group is None else tuple(names[id(part)] for part in group.parts)
-        for group in (carried(layer, "in_group"), carried(layer, "out_group"))
-    )
-    outputs = layer.weight.shape[0] // getattr(layer, "groups", 1)
-    depthwise = is_depthwise(layer)
-    return LayerCost(sources, sinks, rates, outputs, weights_per_pair(layer) * positions, depthwise)

@@ -17,10 +17,10 @@ from sca_kernels import checks
 from sca_kernels import nn as snn
 
 from .groups import Members, carried
-from .probe import untouched
 from .snapshot import Snapshot
 from .streams import Channels, Label, Stream, Streams
 from .tracing import OUTPUT, leaves, require_none_left, trace, user_line
+from .untouched import untouched
 
 __all__ = ["AttachReport", "GroupRow", "attach_groups", "has_groups"]
 

@@ -1,0 +1,1 @@
+"""Studies made of many training runs, one package each."""
