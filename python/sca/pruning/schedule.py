@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from sca_kernels import checks
 
-from ..registry import lookup
-from .criteria import CRITERIA
+from .settings import PruneSettings
 
 __all__ = ["DENSITY_CURVES", "REGROW_CURVES", "Plan"]
 
@@ -63,78 +62,23 @@ def nearest(x: float) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The settings of a pruning run. Steps are optimizer steps, counted from 1.
-
-    Args:
-        start, stop, interval: updates happen at ``start``, ``start + interval``, ... as long as they do not pass
-            ``stop``; the last of them reaches the final density, and from then on the structure is frozen.
-        density: final share of ``target`` that stays, in (0, 1].
-        target: what ``density`` is a share of: ``"channels"`` (of all prunable groups), ``"parameters"`` (the weights
-            of all convolutions and linear layers: the connectivity) or ``"synops"`` (of the dense network's, as
-            measured at the first update). The last two take the most channels whose share does not exceed the density.
-        schedule: density over the updates, one of ``DENSITY_CURVES``. All but ``"constant"`` (the paper) start at 1,
-            so that the first update cuts nothing.
-        criterion: importance of an active channel, one of ``sca.pruning.criteria.CRITERIA``.
-        allocation: ``"global"`` (one ranking of all channels, the paper), ``"layer"`` (every group to the same
-            density, to within a channel) or ``"synops"`` (global, by score per synaptic operation that the channel
-            costs).
-        regrow: how dormant channels are ranked: ``"bn_gamma"`` (gradient of the batch-norm weight, needs a probe) or
-            ``"random"``.
-        regrow_fraction: in [0, 1), 0 for none: share that is regrown instead of kept, see ``regrow_schedule``.
-        regrow_schedule: one of ``REGROW_CURVES``: ``"cosine"`` to 0, a share of the active channels; or
-            ``"constant"`` (the paper's q), a share of all channels.
-        regrow_pruned: whether channels cut by an update may be regrown by the same update.
-        regrow_init: what a regrown channel starts with: ``"keep"`` (what it had when it was cut), ``"zero"`` (its
-            outgoing weights are zero, so that its return changes no output) or ``"reinit"`` (drawn afresh).
-        min_channels: floor of every group, clipped to its size; None: 8 or a sixteenth of it, whichever is larger.
-            One channel always stays.
-        round_to: the active channels of a group are rounded to the nearest multiple of this (at least one): 16 suits
-            the convolutions of oneDNN, which take twice as long for 19 channels as for 16.
-        seed: of the generator of everything random here.
-
-    Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
-    """
+class Plan(PruneSettings):
+    """The settings of a pruning run, and when its updates happen. Steps are optimizer steps, counted from 1."""
 
     start: int
+    """Step of the first update."""
+
     stop: int
+    """Updates happen at ``start``, ``start + interval``, ... as long as they do not pass this step; the last of them
+    reaches the final density, and from then on the structure is frozen."""
+
     interval: int
-    density: float = 0.3
-    target: str = "channels"
-    schedule: str = "cubic"
-    criterion: str = "sca"
-    allocation: str = "global"
-    regrow: str = "bn_gamma"
-    regrow_fraction: float = 0.3
-    regrow_schedule: str = "cosine"
-    regrow_pruned: bool = False
-    regrow_init: str = "keep"
-    min_channels: int | None = None
-    round_to: int = 1
-    seed: int = 0
+    """Steps between updates."""
 
     def __post_init__(self) -> None:
-        for name, low in ("start", 1), ("stop", self.start), ("interval", 1), ("round_to", 1), ("min_channels", 0):
-            value = getattr(self, name)
-            if name != "min_channels" or value is not None:
-                checks.integer(name, value, low, 2**63 - 1)
-        checks.integer("seed", self.seed, -(2**63), 2**64 - 1)  # what torch's generators take
-        checks.boolean("regrow_pruned", self.regrow_pruned)
-        if not 0 < checks.number("density", self.density) <= 1:
-            raise ValueError(f"density: expected a number in (0, 1], got {self.density}")
-        if not 0 <= checks.number("regrow_fraction", self.regrow_fraction) < 1:
-            raise ValueError(f"regrow_fraction: expected a number in [0, 1), got {self.regrow_fraction}")
-        for name, known in (
-            ("target", ("channels", "parameters", "synops")),
-            ("schedule", DENSITY_CURVES),
-            ("criterion", CRITERIA),
-            ("allocation", ("global", "layer", "synops")),
-            ("regrow", ("bn_gamma", "random")),
-            ("regrow_schedule", REGROW_CURVES),
-            ("regrow_init", ("keep", "zero", "reinit")),
-        ):
-            lookup(dict.fromkeys(known), getattr(self, name), name)
+        for name, low in ("start", 1), ("stop", self.start), ("interval", 1):
+            checks.integer(name, getattr(self, name), low, 2**63 - 1)
+        super().__post_init__()
 
     @property
     def last(self) -> int:
