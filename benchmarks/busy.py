@@ -76,7 +76,7 @@ def main(waits: str) -> None:
         sca_kernels.share_cores()
     torch.set_num_threads(CORES)
     config = sca.training.TrainConfig.from_preset(density=1.0)
-    trainer = sca.training.Trainer(config, sca.data.load(config.data))
+    trainer = sca.training.Trainer.from_config(config, sca.data.load(config.data))
     batch = next(iter(trainer.dataset.train_batches(config.batch_size, seed=0, epoch=0)))
     optimizer = sgd(trainer.model)
 

@@ -48,7 +48,7 @@ def nothing_is_trained(tmp_path, monkeypatch) -> Iterator[None]:
         raise ValueError("work begins")
 
     monkeypatch.setattr(sca.training, "run", reached)
-    monkeypatch.setattr(sca.training, "Trainer", reached)
+    monkeypatch.setattr(sca.training.Trainer, "from_config", reached)
     for module in (sca.training, sca.cli.load):  # loaded before: at its first use it would keep what stands in here
         monkeypatch.setattr(module, "load_data", lambda config: None)
     monkeypatch.setattr(sca.bench, "measure", reached)

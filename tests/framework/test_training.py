@@ -72,7 +72,7 @@ def tiny(**changes) -> TrainConfig:
 
 
 def trainer_of(config: TrainConfig) -> Trainer:
-    return Trainer(config, training.load_data(config))
+    return Trainer.from_config(config, training.load_data(config))
 
 
 # --- configuration -------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from .display import Display
 
 
 class CellsDisplay(Display):
-    """Observer of the runs of a table, and a context manager as :class:`Display`.
+    """Callback of the runs of a table, and a context manager as :class:`Display`.
 
     Args:
         console: what to write to.
@@ -42,7 +42,7 @@ class CellsDisplay(Display):
 
     def on_batch(self, trainer: Trainer) -> None:
         """Move the bar."""
-        epoch = f"epoch {trainer.epoch + 1}/{trainer.config.epochs}"
+        epoch = f"epoch {trainer.epoch + 1}/{trainer.epochs}"
         self._bar.update(self._task, description=self._name, completed=trainer.step, figures=epoch)
 
     def on_epoch(self, row: dict[str, Any]) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..training import Trainer
+from ..training import Callback, Trainer
 
 
-class Display:
-    """Observer of a run, and a context manager that turns Ctrl-C and SIGTERM into a request to stop.
+class Display(Callback):
+    """Callback of a run, and a context manager that turns signals into requests: Ctrl-C, SIGTERM and SIGHUP to stop,
+    SIGUSR1 to write a checkpoint and go on. A SIGHUP that the process was told to ignore (nohup) stays ignored.
 
     Args:
         console: what to write to.
@@ -35,7 +36,15 @@ class Display:
         self._epochs = 0
 
     def __enter__(self) -> Display:
-        self._handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        wanted = {
+            signal.SIGINT: self._stop,
+            signal.SIGTERM: self._stop,
+            signal.SIGHUP: self._stop,
+            signal.SIGUSR1: self._ask,
+        }
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            del wanted[signal.SIGHUP]
+        self._handlers = {number: signal.signal(number, handler) for number, handler in wanted.items()}
         return self
 
     def __exit__(
@@ -50,6 +59,9 @@ class Display:
             raise KeyboardInterrupt
         self.stop_requested = True
 
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.checkpoint_requested = True
+
     def close(self) -> None:
         """Remove the bar."""
         self._bar.stop()
@@ -61,6 +73,11 @@ class Display:
         what = "dense" if trainer.scheduler is None else f"to density {config.density:g} of {config.target}"
         parameters = sum(p.numel() for p in trainer.model.parameters())
         begin = f", from epoch {trainer.epoch + 1}" if trainer.step else ""
+        if trainer.former_epochs not in (None, trainer.epochs):
+            begin += (
+                f"; it was to have {trainer.former_epochs}: learning rate and pruning plan are those of the longer run"
+                " from here on"
+            )
         self._console.print(
             f"{config.model} on {config.data}, {what}: {parameters:,} parameters, {config.epochs} epochs{begin}",
             soft_wrap=True,
@@ -72,7 +89,7 @@ class Display:
         if self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(
-            "", total=trainer.config.epochs * trainer.steps_per_epoch, completed=trainer.step, figures=""
+            "", total=trainer.epochs * trainer.steps_per_epoch, completed=trainer.step, figures=""
         )
         self._bar.start()
 
@@ -91,8 +108,10 @@ class Display:
 
 
 def _figures(row: dict[str, Any]) -> str:
-    test = f"  test {row['test_accuracy']:.2%}" if "test_accuracy" in row else ""
+    measured = "".join(
+        f"  {name} {row[f'{name}_accuracy']:.2%}" for name in ("validation", "test") if f"{name}_accuracy" in row
+    )
     return (
-        f"loss {row['loss']:.3f}  train {row['train_accuracy']:.1%}{test}  density {row['density']:.0%}"
+        f"loss {row['loss']:.3f}  train {row['train_accuracy']:.1%}{measured}  density {row['density']:.0%}"
         f"  firing {row['firing_rate']:.1%}  {row['samples_per_second']:,.0f} samples/s"
     )

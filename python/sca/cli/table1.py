@@ -82,7 +82,7 @@ def _table1(
         table = Table1Config(recipe.config(short), **options)
         # the farthest cut, so that what is out of reach is told before hours of training
         farthest = min(table.cells(), key=lambda cell: cell.connectivity)
-        Trainer(farthest.config, load_data(farthest.config))
+        Trainer.from_config(farthest.config, load_data(farthest.config))
     with writable(out or free_folder(Path("runs"), f"table1-{table.recipe.data}")) as folder:
         _filled(table, folder, out is not None)
 

@@ -151,13 +151,13 @@ def _run(config: Any, out: Path | None, mode: str) -> None:
 
 
 def _resumed_config(held: Any, recipe: Any, out: Path) -> Any:
-    """The stored configuration; where files lie and what computes may change, nothing else."""
+    """The stored configuration; where files lie and what computes may change, and there may be more epochs."""
+    from ..training import RunFolder
+
     if held is None:
         raise ValueError(f"out: {out} holds no run to resume")
     config = recipe.over(held)
-    differing = config.differing(held.to_dict())
-    if differing:
-        raise ValueError(f"{', '.join(differing)}: the run in {out} has another value; a resumed run keeps its own")
+    RunFolder.check_resumption(out, held, config)
     return config
 
 

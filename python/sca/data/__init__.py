@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ..registry import collect, lookup
 from .dataset import Dataset, Split
+from .policies import POLICIES
 
-__all__ = ["DATASETS", "Dataset", "Split", "load"]
+__all__ = ["DATASETS", "POLICIES", "Dataset", "Split", "load"]
 
 DATASETS = collect(sys.modules[__name__], "DATASETS")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,6 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from .. import checkpoint
+from ..registry import lookup
+from .loaders import ShuffledLoader, SplitLoader
+from .policies import augmented
 
 Batch = tuple[Tensor, Tensor]
 
@@ -75,6 +81,7 @@ class Dataset:
         full_scale: the pixel value that stands for 1.0.
         shift: augmentation: each training image is moved by up to this many pixels (zero padding, then a random crop).
         mirror: augmentation: mirror half of the training images.
+        validation: images held out of the training split, see :meth:`held_out`; None where there are none.
 
     Raises:
         ValueError: a label is no number of a class, the statistics are not those of the images' channels, the splits
@@ -90,15 +97,18 @@ class Dataset:
     full_scale: float = 255.0
     shift: int = 0
     mirror: bool = False
+    validation: Split | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
             raise ValueError(f"num_classes: expected at least 1, got {self.num_classes}")
-        (first, *_, channels), other = self.train.images.shape[1:], self.test.images.shape[1:]
-        if self.train.images.shape[1:] != other:
-            raise ValueError(
-                f"test: expected images of {list(self.train.images.shape[1:])}, as for training, got {list(other)}"
-            )
+        first, *_, channels = self.train.images.shape[1:]
+        for name, split in self.splits.items():
+            if split.images.shape[1:] != self.train.images.shape[1:]:
+                raise ValueError(
+                    f"{name}: expected images of {list(self.train.images.shape[1:])}, as for training, "
+                    f"got {list(split.images.shape[1:])}"
+                )
         if len(self.mean) != channels and (len(self.mean) == first or first <= _MOST_CHANNELS < channels):
             raise ValueError(
                 f"images: expected [N, H, W, C], got {list(self.train.images.shape)}, which looks like [N, C, H, W]: "
@@ -117,7 +127,7 @@ class Dataset:
             raise ValueError(f"full_scale: expected a finite number > 0, got {self.full_scale}")
         if self.shift < 0:
             raise ValueError(f"shift: expected at least 0 pixels, got {self.shift}")
-        for name, split in ("train", self.train), ("test", self.test):
+        for name, split in self.splits.items():
             low, high = (int(value) for value in split.labels.aminmax())
             if low < 0 or high >= self.num_classes:
                 advice = "; number the classes from 0: labels - 1" if (low, high) == (1, self.num_classes) else ""
@@ -125,6 +135,20 @@ class Dataset:
                     f"labels: expected 0 to {self.num_classes - 1}, the numbers of {self.num_classes} classes, "
                     f"got {low} to {high} in {name}{advice}"
                 )
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that there are, by name."""
+        named = {"train": self.train, "test": self.test, "validation": self.validation}
+        return {name: split for name, split in named.items() if split is not None}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of all images and labels, and the name."""
+        tensors = {}
+        for name, split in self.splits.items():
+            tensors |= {f"{name}.images": split.images.cpu(), f"{name}.labels": split.labels.cpu()}
+        return checkpoint.digest(tensors, self.name)
 
     @property
     def in_channels(self) -> int:
@@ -139,10 +163,54 @@ class Dataset:
         """The same data set with the first ``train`` and ``test`` examples only (None = all)."""
         return replace(self, train=self.train.first(train), test=self.test.first(test))
 
+    def held_out(self, count: int, seed: int) -> Dataset:
+        """The same data set with ``count`` training images, chosen by ``seed``, in ``validation`` in place of
+        ``train``; both keep their order.
+
+        Raises:
+            ValueError: no training image would be left.
+        """
+        if count == 0:
+            return self
+        if not 0 < count < len(self.train):
+            raise ValueError(f"validation: expected fewer than the {len(self.train)} training images, got {count}")
+        # epochs, which draw their order from the same seed, are numbered from 0
+        held = torch.randperm(len(self.train), generator=generator_at(seed, -1)) < count
+        held = held.to(self.train.labels.device)
+        train, validation = (Split(self.train.images[mask], self.train.labels[mask]) for mask in (~held, held))
+        return replace(self, train=train, validation=validation)
+
     def to(self, device: torch.device | str) -> Dataset:
         """The same data set with its tensors on ``device``."""
-        train, test = (Split(s.images.to(device), s.labels.to(device)) for s in (self.train, self.test))
-        return replace(self, train=train, test=test)
+        moved = {name: Split(s.images.to(device), s.labels.to(device)) for name, s in self.splits.items()}
+        return replace(self, **moved)
+
+    def train_loader(
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        augment: bool = True,
+        flip: str = "random",
+        cutout: int = 0,
+        policy: str | None = None,
+    ) -> ShuffledLoader:
+        """The training split as what a loop iterates over; the arguments are those of :meth:`train_batches`.
+
+        Returns:
+            Each iteration over it is an epoch, that of ``set_epoch(epoch)``; its length is the number of batches.
+        """
+        augmentation = {"augment": augment, "flip": flip, "cutout": cutout, "policy": policy}
+        return ShuffledLoader(self, batch_size, seed, augmentation)
+
+    def loader(self, split: str, batch_size: int) -> SplitLoader:
+        """A split (``train``, ``test`` or ``validation``), in its own order, as what a loop iterates over.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        self._named(split)
+        return SplitLoader(self, split, batch_size)
 
     def train_batches(
         self,
@@ -154,6 +222,7 @@ class Dataset:
         augment: bool = True,
         flip: str = "random",
         cutout: int = 0,
+        policy: str | None = None,
     ) -> Iterator[Batch]:
         """The batches ``start, start + 1, ...`` of one shuffled epoch.
 
@@ -161,39 +230,59 @@ class Dataset:
         with the same batches and the same augmentation.
 
         Args:
-            augment: whether images are moved, mirrored (as far as the data set says) and cut.
+            augment: whether images are moved, mirrored (as far as the data set says), changed and cut.
             flip: ``random`` (each image is mirrored with probability 1/2), or ``alternating``: in every other epoch,
                 half of the images in the odd ones (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024).
             cutout: side in pixels of the square that :func:`cut_out` sets to the mean; 0 for none.
+            policy: one of :data:`sca.data.policies.POLICIES`, applied between moving and cutting; None for none.
 
         Returns:
             Iterator of ``(images, labels)``: float32 ``[N, C, H, W]`` channels_last, normalised; int64 ``[N]``. The
             last batch of an epoch may be smaller.
         """
-        order = torch.randperm(len(self.train), generator=_generator(seed, epoch))
-        in_odd_epochs = torch.rand(len(self.train), generator=_generator(seed)) < 0.5
+        order = torch.randperm(len(self.train), generator=generator_at(seed, epoch))
+        in_odd_epochs = torch.rand(len(self.train), generator=generator_at(seed)) < 0.5
         for position, index in enumerate(order.split(batch_size)[start:], start):
             device = self.train.images.device
             images, labels = (values[index.to(device)] for values in (self.train.images, self.train.labels))
             if not augment:
                 yield self._normalised(images), labels
                 continue
-            generator = _generator(seed, epoch, position + 1)
+            generator = generator_at(seed, epoch, position + 1)
             if self.shift or self.mirror:
                 alternating = in_odd_epochs[index] ^ (epoch % 2 == 0)
                 mirrored = alternating if flip == "alternating" else torch.rand(len(index), generator=generator) < 0.5
                 images = shift_and_mirror(images, self.shift, mirrored & self.mirror, generator)
-            images = self._normalised(images)
+            images = self._scaled(images)
+            if policy is not None:
+                images = augmented(images.permute(0, 3, 1, 2), policy, generator).permute(0, 2, 3, 1)
+            images = self._standardised(images)
             yield (cut_out(images, cutout, generator) if cutout else images), labels
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
-        """The test split in its own order, without augmentation; shapes and types as in :meth:`train_batches`."""
-        for images, labels in zip(self.test.images.split(batch_size), self.test.labels.split(batch_size), strict=True):
+        """:meth:`batches` of the test split."""
+        return self.batches("test", batch_size)
+
+    def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
+        """A split in its own order, without augmentation; shapes and types as in :meth:`train_batches`."""
+        held = self._named(split)
+        for images, labels in zip(held.images.split(batch_size), held.labels.split(batch_size), strict=True):
             yield self._normalised(images), labels
 
+    def _named(self, split: str) -> Split:
+        return lookup(self.splits, split, "split")
+
     def _normalised(self, images: Tensor) -> Tensor:
+        return self._standardised(self._scaled(images))
+
+    def _scaled(self, images: Tensor) -> Tensor:
+        """uint8 to float32 in [0, 1]."""
+        return images / self.full_scale
+
+    def _standardised(self, images: Tensor) -> Tensor:
+        """``[N, H, W, C]`` in [0, 1] to ``[N, C, H, W]`` of mean 0 and variance 1."""
         mean, std = torch.tensor([self.mean, self.std], device=images.device)
-        return ((images / self.full_scale - mean) / std).permute(0, 3, 1, 2)
+        return ((images - mean) / std).permute(0, 3, 1, 2)
 
 
 def shift_and_mirror(images: Tensor, shift: int, mirrored: Tensor, generator: torch.Generator) -> Tensor:
@@ -242,7 +331,7 @@ def _shown(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _generator(seed: int, *position: int) -> torch.Generator:
+def generator_at(seed: int, *position: int) -> torch.Generator:
     """A CPU generator for one place in the run; neighbouring seeds and positions give unrelated streams."""
     mixed = seed
     for value in position:

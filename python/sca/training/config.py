@@ -12,7 +12,7 @@ import torch
 
 from sca_kernels import doctor
 
-from ..data import DATASETS
+from ..data import DATASETS, POLICIES
 from ..models import MODELS
 from ..models.parts import check_neuron
 from ..models.residual import STEMS
@@ -23,7 +23,7 @@ from .losses import LOSSES
 PRECISIONS = ("float32", "bfloat16")
 LR_SCHEDULES = ("cosine", "step")
 # Fields that a resumed run may change: where its files lie and what computes it.
-MOVABLE = ("data_dir", "device", "checkpointing", "checkpoint_minutes", "compile")
+MOVABLE = ("data_dir", "device", "checkpointing", "checkpoint_minutes", "compile", "tensorboard")
 FLIPS = ("alternating", "random")
 # What a stored run must say: without it, defaults would make another network of it, on other data.
 ESSENTIAL = ("data", "model", "width", "time_steps", "neuron", "neuron_arguments", "epochs", "batch_size", "density")
@@ -164,6 +164,26 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0
     seed: int = 0
     device: str = "cpu"
+    policy: str | None = None
+    """Augmentation policy between moving and cutting: ``autoaugment``, ``randaugment`` or ``trivialaugment`` (kornia,
+    the extra ``augment``); None for none. Without ``augment`` nothing is changed."""
+    validation: int = 0
+    """Training images held out, chosen by ``seed``: each epoch is measured on them, the test images are looked at once,
+    at the end. 0: each epoch is measured on the test images."""
+    keep_best: bool = False
+    """Whether the run ends with the epoch that was best on the validation images, and not with the last one."""
+    weights: str | None = None
+    """Folder of a run, or a file of it, whose weights and active channels the run starts from; None for fresh ones. Of
+    the layers only those begin anew whose size is the number of classes, where that is another one."""
+    freeze: list[str] = field(default_factory=list)
+    """Name patterns (``features.0``, ``features.[12].*``) of modules whose parameters are not trained and whose batch
+    norms keep their statistics; they are pruned like all others."""
+    ema: float = 0.0
+    """Decay at each step of a running average of the weights, in [0, 1): the average is what is tested and saved as the
+    result. 0 for none."""
+    tensorboard: bool = False
+    """Whether the epochs are also written for TensorBoard, into the run's folder ``tensorboard`` (the extra
+    ``tensorboard``)."""
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
@@ -181,10 +201,15 @@ class TrainConfig:
         check("regrow_fraction", 0 <= self.regrow_fraction < 1, "a share in [0, 1)")
         check("label_smoothing", 0 <= self.label_smoothing < 1, "a number in [0, 1)")
         check("momentum", 0 <= self.momentum < 1, "a number in [0, 1)")
+        check("ema", 0 <= self.ema < 1, "a decay in [0, 1)")
+        check("keep_best", not self.keep_best or self.validation > 0, "false where validation is 0")
+        check("freeze", all(isinstance(pattern, str) for pattern in self.freeze), "name patterns")
         check("prune_stop", 0 < self.prune_stop <= 1, "a share of the run, in (0, 1]")
         check("prune_start", 0 <= self.prune_start < self.prune_stop, "a share of the run, in [0, prune_stop)")
         lookup(DATASETS, self.data, "data")
         lookup(MODELS, self.model, "model")
+        if self.policy is not None:
+            lookup(POLICIES, self.policy, "policy")
         if self.stem is not None:
             lookup(STEMS, self.stem, "stem")
         Plan(start=1, stop=1, interval=1, **self.plan_arguments)  # refuses what the schedule would
@@ -268,7 +293,7 @@ _COUNT, _POSITIVE = {"low": 1, "high": MAX_COUNT}, {"above": 0}
 _BOUNDS: dict[str, dict[str, float]] = {
     "time_steps": {"low": 1, "high": MAX_TIME_STEPS},
     **dict.fromkeys(("epochs", "batch_size", "limit_train", "limit_test", "round_to"), _COUNT),
-    **{name: {**_COUNT, "low": 0} for name in ("min_channels", "cutout")},
+    **{name: {**_COUNT, "low": 0} for name in ("min_channels", "cutout", "validation")},
     "width": {"above": 0, "high": MAX_WIDTH},
     "lr": {"above": 0, "high": MAX_FACTOR},
     **{name: {"low": 0, "high": MAX_FACTOR} for name in ("weight_decay", "l1")},

@@ -61,8 +61,15 @@ class Ranks:
 
     def share(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
         """This process's consecutive part of a batch that all processes hold, and the weight with which the mean over
-        it goes into a mean over the processes: 1, if parts are of equal size."""
-        own_images, own_labels = (joint.tensor_split(self.size)[self.rank] for joint in (images, labels))
+        it goes into a mean over the processes: 1, if parts are of equal size.
+
+        Args:
+            images: ``[N, ...]``, or sequences ``[T, N, C, H, W]``.
+            labels: ``[N]``.
+        """
+        samples = 1 if images.dim() == 5 else 0
+        own_images = images.tensor_split(self.size, samples)[self.rank]
+        own_labels = labels.tensor_split(self.size)[self.rank]
         return own_images, own_labels, len(own_labels) * self.size / len(labels)
 
     def wrap(self, model: nn.Module) -> nn.Module:

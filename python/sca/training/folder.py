@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint
 from ..files import open_lock, read_whole, write_json, write_lines
+from .callbacks import Callback
+from .checkpoints import BestWeights, Checkpoints
 from .config import TrainConfig
+from .logs import CSVLog, JSONLog, TensorBoard
+from .state import unresumable
 
 MODES = ("new", "resume", "overwrite")
-
-_log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -28,8 +29,10 @@ class RunFolder:
         mode: ``new`` refuses a folder that already holds a run, ``resume`` needs one, ``overwrite`` removes it.
 
     Attributes:
-        config, checkpoint, previous, log, updates, model, summary, plot, report: its files. ``previous`` is the
-            checkpoint before the last one; ``updates`` the log of what pruning did.
+        config, environment, checkpoint, previous, best, log, updates, table, model, summary, plot, report: its files.
+            ``environment`` says what each start of the run ran on; ``previous`` is the checkpoint before the last one;
+            ``best`` the best epoch's weights; ``updates`` the log of what pruning did; ``table`` is ``log`` as CSV.
+        tensorboard: folder of TensorBoard's files.
 
     Raises:
         ValueError: the folder is not writable, another run is writing to it, or ``mode`` does not fit what it holds.
@@ -40,10 +43,12 @@ class RunFolder:
             raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
         self.path = path
         self.config = path / "config.json"
-        self.checkpoint = path / "checkpoint.safetensors"
-        self.previous = path / "checkpoint.previous.safetensors"
-        self.log = path / "metrics.jsonl"
-        self.updates = path / "updates.jsonl"
+        self.environment = path / "environment.json"
+        self.checkpoints, best = Checkpoints(path), BestWeights(path)
+        self.checkpoint, self.previous, self.best = self.checkpoints.newest, self.checkpoints.previous, best.file
+        log, table = JSONLog(path), CSVLog(path)
+        self.log, self.updates, self.table = log.epochs, log.updates, table.file
+        self.tensorboard = path / "tensorboard"
         self.model = path / "model.safetensors"
         self.summary = path / "summary.json"
         self.plot = path / "curves.png"
@@ -81,6 +86,8 @@ class RunFolder:
         if mode == "overwrite":
             for file in self._files:
                 file.unlink(missing_ok=True)
+            if self.tensorboard.is_dir() and not self.tensorboard.is_symlink():
+                shutil.rmtree(self.tensorboard)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -90,8 +97,27 @@ class RunFolder:
 
     @property
     def _files(self) -> tuple[Path, ...]:
-        logs, results = (self.log, self.updates), (self.model, self.summary, self.plot, self.report)
-        return (self.config, self.checkpoint, self.previous, *logs, *results)
+        states = self.checkpoint, self.previous, self.best
+        return (self.config, self.environment, *states, self.log, self.updates, self.table, *self._results)
+
+    @property
+    def _results(self) -> tuple[Path, ...]:
+        return (self.model, self.summary, self.plot, self.report)
+
+    def forget_results(self) -> None:
+        """Remove what a finished run left: it goes on, and they would be of another one."""
+        for file in self._results:
+            file.unlink(missing_ok=True)
+
+    def callbacks(self, config: TrainConfig) -> list[Callback]:
+        """What writes the run's states and logs here.
+
+        Raises:
+            ImportError: ``config.tensorboard`` needs a package that is missing.
+        """
+        best = [BestWeights(self.path)] if config.keep_best else []
+        board = [TensorBoard(self.tensorboard)] if config.tensorboard else []
+        return [*best, self.checkpoints, JSONLog(self.path), CSVLog(self.path), *board]
 
     def close(self) -> None:
         """Let others have the folder; where nothing of a run was written, nothing that was made for it stays."""
@@ -133,6 +159,17 @@ class RunFolder:
         except (OSError, RecursionError, ValueError) as error:
             raise ValueError(f"{file}: not the configuration of a run ({error})") from error
 
+    @staticmethod
+    def check_resumption(path: Path, held: TrainConfig, config: TrainConfig) -> None:
+        """ValueError unless the run in the folder ``path``, which is ``held``, may go on as ``config``: where files lie
+        and what computes may be otherwise, and there may be more epochs."""
+        differing = unresumable(config, held.to_dict())
+        if differing == ["epochs"]:
+            raise ValueError(f"epochs: expected at least the {held.epochs} of the run in {path}, got {config.epochs}")
+        if differing:
+            names = ", ".join(differing)
+            raise ValueError(f"{names}: the run in {path} has another value; a resumed run keeps its own")
+
     def write_log(self, rows: list[dict[str, Any]]) -> None:
         """Replace the log; one JSON object a line."""
         write_lines(self.log, rows)
@@ -142,43 +179,9 @@ class RunFolder:
         write_lines(self.updates, rows)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write a checkpoint and keep the one before it.
-
-        Raises:
-            OSError: the disk is full; the last good checkpoint stays.
-        """
-        fresh = self.path / "checkpoint.new.safetensors"
-        checkpoint.save(fresh, state)
-        if self.checkpoint.exists():
-            self.checkpoint.replace(self.previous)
-        fresh.replace(self.checkpoint)
+        """:meth:`sca.training.checkpoints.Checkpoints.save`."""
+        self.checkpoints.save(state)
 
     def load_checkpoint(self, check: Callable[[Any], None] = lambda state: None) -> dict[str, Any] | None:
-        """The newest good checkpoint, or None when the run had not written one yet.
-
-        A file that is damaged or not of this run is refused with a warning that names it, and the one before it is
-        used: a run resumed from an older state arrives at the same result.
-
-        Args:
-            check: raises a ValueError for a state that is not of this run.
-
-        Raises:
-            CheckpointError: there are checkpoints and none of them is good.
-        """
-        refused: checkpoint.CheckpointError | None = None
-        for path in (self.checkpoint, self.previous):
-            if not path.exists():
-                continue
-            try:
-                state = checkpoint.load(path)
-                try:
-                    check(state)
-                except ValueError as error:
-                    raise checkpoint.CheckpointError(f"{path}: not a checkpoint of this run ({error})") from error
-                return state
-            except checkpoint.CheckpointError as error:
-                _log.warning("refused %s", error)
-                refused = refused or error
-        if refused is not None:
-            raise refused
-        return None
+        """:meth:`sca.training.checkpoints.Checkpoints.load`."""
+        return self.checkpoints.load(check)

@@ -2,188 +2,216 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from sca_kernels import checks
 from sca_kernels.functional import NotANumber
 
-from .. import checkpoint
 from ..data import Dataset
-from ..models import build
-from ..pruning import NotFinite, SCAScheduler
+from ..data.dataset import Batch
+from ..pruning import NotFinite, PruneEvent, SCAScheduler
+from ..pruning.recording import record_in_training
+from ..structure.attach import has_groups
 from ..structure.groups import find_groups
-from .config import TrainConfig, check_compile
+from . import state as states
+from .assembly import assembled
+from .average import averaged
+from .callbacks import Callback, Calls, Observer, as_callback
+from .config import PRECISIONS, TrainConfig, check_compile, check_number
 from .distributed import Ranks, set_norm_group
-from .losses import LOSSES
+from .freezing import frozen_modules
+from .learning_rate import learning_rate
 from .metrics import FiringRate, autocast, connectivity, correct, hits_and_seen
+from .sources import epoch_of, is_resident, require_loader, test_batches
+from .sums import EpochSums
 
-# A run too short for so many updates prunes more often than told: a single cut to the final density is no schedule.
-MIN_UPDATES = 8
+__all__ = ["Diverged", "EpochSums", "Interrupted", "Observer", "Trainer", "learning_rate"]
 
 
 class Interrupted(Exception):
-    """The observer asked to stop; the state is as after a finished step."""
+    """A callback asked to stop; the state is as after a finished step."""
 
 
 class Diverged(Exception):
     """The loss or a parameter is NaN or infinite; the message says which, and when. Nothing of it has been saved."""
 
 
-class Observer(Protocol):
-    """What watches a run."""
+def _or_config(init: Callable[..., None]) -> Callable[..., None]:
+    """Have ``Trainer(config, dataset, ranks)``, the call of before, still make a trainer."""
 
-    stop_requested: bool
+    @functools.wraps(init)
+    def either(self: Trainer, *arguments: Any, **options: Any) -> None:
+        if not isinstance(options.get("config", next(iter(arguments), None)), TrainConfig):
+            init(self, *arguments, **options)
+            return
+        warnings.warn(
+            "Trainer(config, dataset, ranks) is deprecated: call Trainer.from_config(config, dataset, ranks)",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        vars(self).update(vars(type(self).from_config(*arguments, **options)))
 
-    def on_start(self, trainer: Trainer) -> None:
-        """Called before the first batch of a run or of its resumption."""
-
-    def on_batch(self, trainer: Trainer) -> None:
-        """Called after each optimizer step."""
-
-    def on_epoch(self, row: dict[str, Any]) -> None:
-        """Called after each epoch with its line of the log."""
-
-
-@dataclass
-class EpochSums:
-    """What an unfinished epoch has added up so far; ``spikes`` and ``positions`` by neuron layer."""
-
-    batches: int = 0
-    samples: int = 0
-    loss: float = 0.0
-    correct: int = 0
-    spikes: dict[str, int] = field(default_factory=dict)
-    positions: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def fired(self, layers: Iterable[str], counts: Sequence[float]) -> None:
-        """Add the spikes and positions of neuron layers, by turns in ``counts``."""
-        for name, spikes, positions in zip(layers, counts[::2], counts[1::2], strict=True):
-            self.spikes[name] = self.spikes.get(name, 0) + int(spikes)
-            self.positions[name] = self.positions.get(name, 0) + int(positions)
-
-    @property
-    def averages(self) -> dict[str, float]:
-        """Per sample, per position, per second."""
-        return {
-            "loss": self.loss / self.samples,
-            "train_accuracy": self.correct / self.samples,
-            "firing_rate": sum(self.spikes.values()) / max(1, sum(self.positions.values())),
-            "samples_per_second": self.samples / self.seconds,
-        }
-
-    @property
-    def firing_rates(self) -> dict[str, float]:
-        """Per neuron layer."""
-        return {name: spikes / max(1, self.positions[name]) for name, spikes in self.spikes.items()}
+    return either
 
 
 class Trainer:
-    """A model, its optimizer and its pruning schedule, trained by :meth:`fit`.
+    """A model, its optimizer and its pruning schedule, trained by :meth:`fit`::
 
-    Two trainers of the same config and data on the same CPU and number of threads go through bit-equal states; so does
-    one that was stopped after any step and resumed from :meth:`state`.
+        scheduler = sca.SCAScheduler(model, optimizer, density=0.3, start=100, stop=2000, interval=100)
+        trainer = Trainer(model, optimizer, train, test, loss=loss, scheduler=scheduler, epochs=30)
+        trainer.fit()
+
+    A batch is images ``[N, C, H, W]``, or sequences ``[T, N, C, H, W]``, and labels int64 ``[N]``; the last of an epoch
+    may be smaller. :meth:`from_config` makes all of it from a configuration, which is what ``sca train`` does.
+
+    Two trainers of the same arguments on the same CPU and number of threads go through bit-equal states; so does one
+    that was stopped after any step and resumed from :meth:`state`. Where ``train`` is no loader of ours
+    (:meth:`sca.data.Dataset.train_loader`), that needs an order that is seeded by epoch: by ``set_epoch`` of the
+    loader or its sampler, which is called, or by torch's global generator, which is the loader's own while it is asked
+    for a batch. A resumed epoch skips the batches that were done.
 
     Args:
-        config: what to do.
-        dataset: moved to ``config.device``.
-        ranks: the processes that train together. Each has a part of every batch, of the same batches that one process
-            alone would see; history and states are those of the whole.
+        model: gives logits ``[T, N, classes]``, or their mean over time ``[N, classes]``. It stays on its device.
+        optimizer: of the model's parameters.
+        train: gives the batches of an epoch each time that it is iterated over, and their number as its length: a
+            DataLoader of any kind, or a loader of ours. In a run of several processes a loader of ours gives all of
+            them whole batches, of which each takes a part; any other gives each process its own part (as with a
+            DistributedSampler), the same number of batches.
+        test: gives the batches that ``test_accuracy`` is measured on after each epoch; None where it isn't.
+        loss: the scalar loss of logits and labels, a mean over the batch: see :mod:`sca.training.losses`.
+        epochs: length of the run.
+        validation: gives batches that each epoch is measured on as ``validation_accuracy``; ``test`` is then looked at
+            once, after the last epoch.
+        scheduler: of the model and the optimizer; None where nothing is pruned.
+        lr_schedule: gives a factor on each learning rate of the optimizer at a (fractional) epoch, see
+            :mod:`sca.training.learning_rate`; or one of torch, whose ``step()`` follows each optimizer step.
+        callbacks: see :class:`Callback`; called in this order.
+        precision: ``float32``, or ``bfloat16`` (autocast).
+        device: where batches are moved to; that of the model, which it has to be, when left out.
+        freeze: name patterns (fnmatch) of modules whose parameters are not trained and that stay in eval mode.
+        ema: decay of a running average of the weights, which is tested in place of the model; 0 for none.
+        compile: run training steps through torch.compile.
+        checkpoint_minutes: a long epoch has a checkpoint whenever so much time has passed since the last one.
+        ranks: the processes that train together.
 
     Attributes:
-        batch_size: images per step on this process, of the ``config.batch_size`` of all.
-        model, optimizer, scheduler: scheduler is None when nothing is pruned (density 1).
+        config: None but in a trainer made from one.
+        dataset: None but where ``train`` is a loader of ours, whose it is.
+        batch_size: images per step on this process; None where ``train`` says nothing of it.
         groups: the model's channel groups by name.
+        average: the running average as a :class:`torch.optim.swa_utils.AveragedModel`; None where there is none.
         epoch: number of finished epochs.
+        steps_per_epoch: batches in an epoch.
         sums: of the running epoch.
         history: one row per finished epoch, as in the log.
+        former_epochs: the length of the run whose state was loaded; None where none was.
 
     Raises:
-        ValueError: an argument of the model is out of range; the batch is no multiple of the processes.
+        TypeError, ValueError: an argument is of another kind or out of range; the message names it.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, ranks: Ranks | None = None) -> None:
-        torch.manual_seed(config.seed)
-        self.config = config
+    @_or_config
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        train: Iterable[Batch],
+        test: Iterable[Batch] | None = None,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        epochs: int,
+        validation: Iterable[Batch] | None = None,
+        scheduler: SCAScheduler | None = None,
+        lr_schedule: Callable[[float], float] | LRScheduler | None = None,
+        callbacks: Sequence[Callback | Observer] = (),
+        precision: str = "float32",
+        device: torch.device | str | None = None,
+        freeze: Sequence[str] = (),
+        ema: float = 0.0,
+        compile: bool = False,
+        checkpoint_minutes: float = 10.0,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.config: TrainConfig | None = None
         self.ranks = ranks or Ranks()
-        self.ranks.check_batches(config.batch_size, len(dataset.train))
-        self.batch_size = config.batch_size // self.ranks.size
-        self.dataset = dataset.to(config.device)
-        self.model = build(
-            config.model,
-            num_classes=dataset.num_classes,
-            in_channels=dataset.in_channels,
-            image_size=dataset.image_size,
-            **config.model_arguments,
-        ).to(config.device)
-        self.groups = {name: members.group for name, members in find_groups(self.model).items()}
-        layers = [module for module in self.model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-        decayed = [layer.weight for layer in layers]
-        others = [p for p in self.model.parameters() if all(p is not weight for weight in decayed)]
-        self._l1_weights = [layer.weight for layer in layers if config.l1 and isinstance(layer, nn.Conv2d)]
-        self.optimizer = torch.optim.SGD(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=config.lr,
-            momentum=config.momentum,
-            # On CPUs torch's fused step copies what is channels_last, and is slower for it.
-            fused=torch.device(config.device).type == "cuda",
-        )
-        self.steps_per_epoch = math.ceil(len(dataset.train) / config.batch_size)
-        self.scheduler = self._new_scheduler() if config.density < 1 else None
-        self._firing = FiringRate(self.model)
-        self._check_last_batch()
-        if config.compile:
-            check_compile(config.device)
+        self.model = checks.instance("model", model, nn.Module, "a torch.nn.Module")
+        self.optimizer = checks.instance("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer")
+        self.device = _device_of(model, device)
+        self.train = require_loader("train", train, needs_length=True)
+        self.test = test if test is None else require_loader("test", test)
+        self.validation = validation if validation is None else require_loader("validation", validation)
+        if not callable(loss):
+            raise TypeError(f"loss: expected a function of logits and labels, got {type(loss).__name__}")
+        self.criterion = loss
+        self.epochs = checks.integer("epochs", epochs)
+        if scheduler is not None and not isinstance(scheduler, SCAScheduler):
+            raise TypeError(f"scheduler: expected an sca.SCAScheduler, got {type(scheduler).__name__}")
+        self.scheduler = scheduler
+        self._lr_schedule = _checked_schedule(lr_schedule)
+        self._rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        self.callbacks = [as_callback(callback) for callback in callbacks]
+        self._told = self.callbacks
+        self.precision = checks.one_of("precision", precision, PRECISIONS)
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema: expected a decay in [0, 1), got {ema!r}")
+        check_number("checkpoint_minutes", checkpoint_minutes, above=0)
+        self.checkpoint_minutes = checkpoint_minutes
+        if compile:
+            check_compile(str(self.device))
+
+        self.dataset: Dataset | None = train.dataset if is_resident(train) else None
+        size = getattr(train, "batch_size", None)
+        self.batch_size = size // self.ranks.size if size and is_resident(train) else size
+        self.steps_per_epoch = len(train)
+        self.groups = {n: m.group for n, m in find_groups(model).items()} if has_groups(model) else {}
+        self._frozen = frozen_modules(model, freeze)
+        self._firing = FiringRate(model)
+        if self._frozen and scheduler is None:  # which records them otherwise
+            record_in_training(model, (m.activity for m in model.modules() if hasattr(m, "activity")))
+        self.average = averaged(model, ema) if ema else None
+        if self.average is not None and scheduler is not None:
+            scheduler.follow(self.average.module)
+        self._compiles = compile
         self._network = self._new_network()
+        self.data_seed = torch.initial_seed()
         self.epoch = 0
         self.sums = EpochSums()
         self.history: list[dict[str, Any]] = []
+        self.former_epochs: int | None = None
 
-    def _check_last_batch(self) -> None:
-        """ValueError if an epoch has a batch of one image, of one time step, in which some batch norm would have a
-        single value for each channel, and no variance."""
-        size, samples = self.config.batch_size, len(self.dataset.train)
-        last = samples % size or size
-        if last * self.config.time_steps > 1:
-            return
-        image = next(self.dataset.train_batches(1, seed=0, epoch=0, augment=False))[0]
-        try:
-            copy.deepcopy(self.model).train()(image)
-        except ValueError as error:
-            raise ValueError(
-                f"batch_size: expected no batch of one image at time_steps = 1, where a batch norm has one value for "
-                f"each channel; {samples} images in batches of {size} leave one: take another size, or limit_train"
-            ) from error
+    @classmethod
+    def from_config(
+        cls, config: TrainConfig, dataset: Dataset, ranks: Ranks | None = None, *, weights: bool = True
+    ) -> Trainer:
+        """The trainer of a configuration.
 
-    def _new_scheduler(self) -> SCAScheduler:
-        config = self.config
-        total = config.epochs * self.steps_per_epoch
-        first, last = config.prune_start * total, config.prune_stop * total
-        interval = min(config.prune_interval * self.steps_per_epoch, (last - first) / MIN_UPDATES)
-        scheduler = SCAScheduler(
-            self.model,
-            self.optimizer,
-            start=max(1, round(first)),
-            stop=max(1, round(last)),
-            interval=max(1, round(interval)),
-            **config.plan_arguments,
-        )
-        least = scheduler.least_share
-        if least is not None and least > config.density + 1e-6:
-            raise ValueError(
-                f"density: expected at least {least:.4f} of {config.target}, which min_channels and round_to keep, "
-                f"got {config.density}"
-            )
-        return scheduler
+        Args:
+            config: what to do.
+            dataset: moved to ``config.device``.
+            ranks: the processes that train together. Each has a part of every batch, of the same batches that one
+                process alone would see; history and states are those of the whole.
+            weights: whether to start from ``config.weights``; False where a state is to be loaded.
+
+        Raises:
+            ValueError: an argument of the model is out of range; the batch is no multiple of the processes; the
+                weights are of another network.
+            ImportError: ``config.policy`` needs a package that is missing.
+            OSError: ``config.weights`` can't be read.
+        """
+        trainer = cls(**assembled(config, dataset, ranks or Ranks(), weights))
+        trainer.config = config
+        return trainer
 
     @property
     def step(self) -> int:
@@ -192,14 +220,20 @@ class Trainer:
 
     @property
     def density(self) -> float:
-        """Active / all channels."""
-        groups = self.groups.values()
-        return sum(group.num_active for group in groups) / sum(group.num_channels for group in groups)
+        """Active / all channels of the prunable groups, as :attr:`sca.SCAScheduler.density`; 1 where there are none."""
+        groups = [group for group in self.groups.values() if group.prunable]
+        channels = sum(group.num_channels for group in groups)
+        return sum(group.num_active for group in groups) / channels if channels else 1.0
 
     @property
     def updates(self) -> list[dict[str, Any]]:
         """What every pruning update did: :meth:`sca.pruning.PruneEvent.record`."""
         return [] if self.scheduler is None else self.scheduler.history
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that is tested: the running average of the model if there is one, else the model."""
+        return self.model if self.average is None else self.average.module
 
     def leave_ranks(self) -> None:
         """Go on alone: :meth:`train_step` takes whole batches of ``batch_size``."""
@@ -211,135 +245,188 @@ class Trainer:
     def _new_network(self) -> nn.Module:
         """What a training step calls."""
         network = self.ranks.wrap(self.model)
-        return torch.compile(network) if self.config.compile else network
+        return torch.compile(network) if self._compiles else network
 
     def loss(self, network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Forward pass: the loss, and logits ``[T, N, classes]``."""
-        with autocast(self.config.precision, self.config.device):
+        with autocast(self.precision, self.device.type):
             logits = network(images)
-            return LOSSES[self.config.loss](logits, labels, self.config.label_smoothing), logits
+            return self.criterion(logits, labels), logits
 
     def train_step(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
         """One optimizer step.
 
         Args:
-            images, labels: the batch of all processes.
+            images, labels: the batch of all processes; this process's part where ``train`` is no loader of ours.
 
         Returns:
             The loss, and how many of the batch were predicted: this process's summands.
         """
-        images, labels, part = self.ranks.share(images, labels)
-        rate = learning_rate(self.config, self.step / self.steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        images, labels, part = self._own(images, labels)
+        self._set_learning_rates()
+        for module in self._frozen:
+            module.eval()
         self.optimizer.zero_grad(set_to_none=True)
         loss, logits = self.loss(self._network, images, labels)
         (loss * part).backward()  # and a mean over the processes
-        for weight in self._l1_weights:
-            weight.grad.add_(weight.detach().sign(), alpha=self.config.l1)
+        for callback in self._told:
+            callback.on_backward(self)
         self.optimizer.step()
+        if isinstance(self._lr_schedule, LRScheduler):
+            self._lr_schedule.step()
         return loss.item() * part / self.ranks.size, correct(logits.detach(), labels)
 
-    def prune_step(self, images: Tensor, labels: Tensor) -> None:
-        """Tell the pruning schedule that an optimizer step is done; at an update it probes on this batch."""
-        if self.scheduler is not None:
-            if self.scheduler.wants_probe:
-                images, labels, part = self.ranks.share(images, labels)
-                self.scheduler.probe(lambda: self.loss(self.model, images, labels)[0] * (part / self.ranks.size))
-            self.scheduler.step()
+    def prune_step(self, images: Tensor, labels: Tensor) -> PruneEvent | None:
+        """Tell the pruning schedule that an optimizer step is done; at an update it probes on this batch.
+
+        Returns:
+            What an update did.
+        """
+        if self.scheduler is None:
+            return None
+        if self.scheduler.wants_probe:
+            images, labels, part = self._own(images, labels)
+            self.scheduler.probe(lambda: self.loss(self.model, images, labels)[0] * (part / self.ranks.size))
+        return self.scheduler.step()
+
+    def _own(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
+        """This process's part of a batch, and the weight with which the mean over it goes into a mean over the
+        processes."""
+        if is_resident(self.train):
+            return self.ranks.share(images, labels)
+        (samples,) = self.ranks.sum(len(labels))
+        return images, labels, len(labels) * self.ranks.size / samples
+
+    def _set_learning_rates(self) -> None:
+        if self._lr_schedule is None or isinstance(self._lr_schedule, LRScheduler):
+            return
+        factor = self._lr_schedule(self.step / self.steps_per_epoch)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
 
     def fit(
-        self, observer: Observer, save: Callable[[dict[str, Any]], None], log: Callable[[dict[str, Any]], None]
+        self,
+        observer: Callback | Observer | None = None,
+        save: Callable[[dict[str, Any]], None] | None = None,
+        log: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         """Train to the end of the run.
 
         Args:
-            observer: told about batches and epochs; asked after each batch whether to stop.
-            save: given :meth:`state` after each epoch, whenever ``checkpoint_minutes`` have passed, and before an
-                interrupt.
-            log: given each epoch's row, when that epoch has been saved.
+            observer: one more callback, after the trainer's own.
+            save: given each checkpoint's state, as :meth:`Callback.on_checkpoint`.
+            log: given each epoch's row, as :meth:`Callback.on_epoch`.
 
         Raises:
-            Interrupted: the observer asked to stop; the state has been saved.
-            Diverged: the loss, a potential, a score or a parameter is not finite; no such state has been saved.
+            Interrupted: a callback asked to stop; there was a checkpoint.
+            Diverged: the loss, a potential, a score or a parameter is not finite; there was no checkpoint of that.
         """
+        self._told = [*self.callbacks, Calls(save, log), *([] if observer is None else [as_callback(observer)])]
+        started = []
         try:
-            self._fit(observer, save, log)
+            for callback in self._told:
+                callback.on_start(self)
+                started.append(callback)
+            self._fit(self._told)
         except NotANumber as error:
             raise Diverged(f"a membrane potential is NaN at step {self.step + 1}") from error
         except NotFinite as error:
             raise Diverged(f"{error} (step {self.step + 1})") from error
+        finally:
+            self._told = self.callbacks
+            for callback in started:
+                callback.on_end(self)
 
-    def _fit(
-        self, observer: Observer, save: Callable[[dict[str, Any]], None], log: Callable[[dict[str, Any]], None]
-    ) -> None:
-        config = self.config
+    def _fit(self, callbacks: Sequence[Callback]) -> None:
         saved = time.monotonic()
-        observer.on_start(self)
         self.model.train()
-        while self.epoch < config.epochs:
-            batches = self.dataset.train_batches(
-                config.batch_size,
-                seed=config.seed,
-                epoch=self.epoch,
-                start=self.sums.batches,
-                augment=config.augment,
-                flip=config.flip,
-                cutout=config.cutout,
-            )
+        while self.epoch < self.epochs:
             begin = time.perf_counter()
-            for images, labels in batches:
-                self._firing.mark()
-                loss, hits = self.train_step(images, labels)
-                counts = self._firing.layers_since_mark()
-                loss, hits, *fired = self.ranks.sum(loss, hits, *itertools.chain(*counts.values()))
-                if not math.isfinite(loss):
-                    raise Diverged(f"the loss is {loss} at step {self.step + 1}")
-                self.prune_step(images, labels)
-                sums = self.sums
-                sums.batches += 1
-                sums.samples += len(labels)
-                sums.loss += loss * len(labels)
-                sums.correct += int(hits)
-                sums.fired(counts, fired)
-                sums.seconds += time.perf_counter() - begin
-                observer.on_batch(self)
-                due = self.ranks.is_first and time.monotonic() - saved >= 60 * config.checkpoint_minutes
+            for images, labels in epoch_of(self.train, self.epoch, self.sums.batches, self.data_seed, self.device):
+                self._step(images, labels, begin, callbacks)
                 # asked once, since a signal may set it at any time, and agreed upon by all processes
-                stop, due = self.ranks.sum(observer.stop_requested, due)
+                stop, due = self.ranks.sum(any(c.stop_requested for c in callbacks), self._is_due(saved, callbacks))
                 if stop or due:
                     self._require_finite()
-                    save(self.state())
+                    self._save(callbacks)
                     saved = time.monotonic()
                 if stop:
                     raise Interrupted
                 begin = time.perf_counter()
             self._require_finite()
             row = self._finish_epoch()
-            save(self.state())
+            self._save(callbacks)
             saved = time.monotonic()
-            log(row)
-            observer.on_epoch(row)
+            for callback in callbacks:
+                callback.on_epoch(row)
+
+    def _step(self, images: Tensor, labels: Tensor, begin: float, callbacks: Sequence[Callback]) -> None:
+        """A batch, from the optimizer's step to the callbacks; ``begin`` is when it was asked for."""
+        self._firing.mark()
+        loss, hits = self.train_step(images, labels)
+        counts = self._firing.layers_since_mark()
+        summands = (loss, hits, len(labels), *itertools.chain(*counts.values()))
+        loss, hits, samples, *fired = self.ranks.sum(*summands)
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss} at step {self.step + 1}")
+        event = self.prune_step(images, labels)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        # of a resident batch every process has seen all labels
+        samples = int(samples) // (self.ranks.size if is_resident(self.train) else 1)
+        self.sums.add(samples, loss, int(hits), counts, fired)
+        self.sums.seconds += time.perf_counter() - begin
+        for callback in callbacks:
+            if event is not None:
+                callback.on_update(event)
+            callback.on_batch(self)
+
+    def _is_due(self, saved: float, callbacks: Sequence[Callback]) -> bool:
+        """Whether this process asks for a checkpoint, the last one having been at ``saved``."""
+        asking = [callback for callback in callbacks if callback.checkpoint_requested]
+        for callback in asking:  # before the state is taken: what is asked for from here on is another one
+            callback.checkpoint_requested = False
+        return bool(asking) or (self.ranks.is_first and time.monotonic() - saved >= 60 * self.checkpoint_minutes)
+
+    def _save(self, callbacks: Sequence[Callback]) -> None:
+        state = self.state()
+        for callback in callbacks:
+            callback.on_checkpoint(state)
 
     def _require_finite(self) -> None:
         """Diverged if a parameter or running statistic is not: the loss may be, since NaN silences neurons."""
         for name, value in self.model.state_dict().items():
-            if not value.isfinite().all():
+            if isinstance(value, Tensor) and not value.isfinite().all():
                 raise Diverged(f"{name} is not finite after step {self.step}")
+
+    def evaluate(self, name: str = "test") -> float:
+        """Accuracy of :attr:`result` on ``test``, or on ``validation``, in [0, 1].
+
+        Raises:
+            ValueError: the trainer was given no such loader.
+        """
+        loader = {"test": self.test, "validation": self.validation}.get(name)
+        if loader is None:
+            raise ValueError(f"name: expected test or validation, of which the trainer has a loader, got {name!r}")
+        own = test_batches(name, loader, self.device, self.ranks)
+        hits, seen = self.ranks.sum(*hits_and_seen(self.result, own, self.precision))
+        return hits / seen
 
     def _finish_epoch(self) -> dict[str, Any]:
         """Test what there is now, after the epoch's cuts, and close the epoch's sums."""
-        batches = self.dataset.test_batches(4 * self.batch_size)
-        own = itertools.islice(batches, self.ranks.rank, None, self.ranks.size)
-        hits, seen = self.ranks.sum(*hits_and_seen(self.model, own, self.config.precision))
+        measured = {}
+        if self.validation is not None:
+            measured["validation_accuracy"] = self.evaluate("validation")
+        if self.test is not None and (self.validation is None or self.epoch + 1 == self.epochs):
+            measured["test_accuracy"] = self.evaluate()
         before = self.history[-1]["seconds"] if self.history else 0.0
         row = {
             "epoch": self.epoch + 1,
             "step": self.step,
             **self.sums.averages,
-            "test_accuracy": hits / seen,
+            **measured,
             "density": self.density,
-            "connectivity": connectivity(self.model),
+            "connectivity": connectivity(self.model) if self.groups else 1.0,
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": before + self.sums.seconds,
             "active": {name: group.num_active for name, group in self.groups.items()},
@@ -353,70 +440,64 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything the rest of the run depends on, as :mod:`sca.checkpoint` stores it; that of all
         processes, which have to call this together."""
-        is_cuda = torch.device(self.config.device).type == "cuda"
-        return {
-            "config": self.config.to_dict(),
-            "data": self.data_digest,
-            "architecture": self.model.config,
-            "active": {name: group.active for name, group in self.groups.items()},
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.ranks.joint_state(self.scheduler.state_dict()),
-            "epoch": self.epoch,
-            "sums": asdict(self.sums),
-            "history": list(self.history),
-            "random_state": torch.get_rng_state(),
-            "cuda_random_state": torch.cuda.get_rng_state(self.config.device) if is_cuda else None,
-        }
-
-    @functools.cached_property
-    def data_digest(self) -> str:
-        """Digest of the data set's images and labels."""
-        splits = {"train": self.dataset.train, "test": self.dataset.test}
-        tensors = {
-            f"{name}.{kind}": getattr(s, kind).cpu() for name, s in splits.items() for kind in ("images", "labels")
-        }
-        return checkpoint.digest(tensors, self.dataset.name)
+        return states.state_of(self)
 
     def check_state(self, state: Any) -> None:
-        """ValueError unless this is the :meth:`state` of a run with this config (but for what may move) and data."""
-        if not isinstance(state, dict) or not {"config", "data", "epoch"} <= state.keys():
-            raise ValueError("expected the state of a run, got something else")
-        epoch, history = state["epoch"], state.get("history")
-        if type(epoch) is not int or not isinstance(history, list) or not 0 <= epoch == len(history):
-            raise ValueError("expected as many rows of history as epochs")
-        held, own = state["config"], self.config.to_dict()
-        differing = [f"{name} {held[name]!r}, not {own[name]!r}" for name in self.config.differing(held)]
-        if differing:
-            raise ValueError(f"it is of a run with {', '.join(differing)}")
-        if state["data"] != self.data_digest:
-            raise ValueError(f"data: it is of a run on other images or labels than these of {self.dataset.name}")
+        """ValueError unless this is the :meth:`state` of a run with this config (but for what may move, and fewer
+        epochs), network and data."""
+        states.check_state(self, state)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state` of a trainer with the same config and data.
+        """Continue from :meth:`state` of a trainer with the same config, network and data. Where this one has more
+        epochs, its learning rates and its pruning plan hold from here on.
 
         Raises:
             ValueError: the state is that of another run; the message says where it differs, and nothing was changed.
         """
-        self.check_state(state)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(self.ranks.own_state(state["scheduler"]))
-        self.epoch = state["epoch"]
-        self.sums = EpochSums(**state["sums"])
-        self.history = state["history"]
-        torch.set_rng_state(state["random_state"])
-        if state["cuda_random_state"] is not None and torch.device(self.config.device).type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_random_state"], self.config.device)
+        states.load_state(self, state)
+
+    def schedule_state(self) -> dict[str, Any] | None:
+        """That of torch's learning-rate schedule, if there is one."""
+        return self._lr_schedule.state_dict() if isinstance(self._lr_schedule, LRScheduler) else None
+
+    def load_schedule_state(self, state: dict[str, Any] | None) -> None:
+        """Give torch's learning-rate schedule its :meth:`schedule_state`."""
+        if isinstance(self._lr_schedule, LRScheduler):
+            self._lr_schedule.load_state_dict(state)
+
+    def end_with(self, weights: dict[str, Tensor], active: dict[str, Tensor]) -> None:
+        """Give the model, at the end of the run, other weights and active channels: those of the average, or of the
+        best epoch. The average is let go."""
+        states.set_active(self.model, active)
+        self.model.load_state_dict(weights)
+        self.average = None
+
+    @functools.cached_property
+    def data_digest(self) -> str | None:
+        """Digest of the data set's images and labels; None where ``train`` is no loader of ours."""
+        return None if self.dataset is None else self.dataset.digest
 
 
-def learning_rate(config: TrainConfig, epoch: float) -> float:
-    """Learning rate at a (fractional) epoch: linear warm-up, then cosine to 0 or division by 10 every ``lr_step``
-    epochs."""
-    if epoch < config.warmup:
-        return config.lr * min(1.0, (epoch + 1e-3) / config.warmup)
-    if config.lr_schedule == "step":
-        return config.lr * 0.1 ** math.floor(min(400.0, epoch / config.lr_step))  # 0.1 ** 400 is 0
-    progress = (epoch - config.warmup) / max(1e-9, config.epochs - config.warmup)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+def _device_of(model: nn.Module, told: torch.device | str | None) -> torch.device:
+    """The model's device; ValueError where another one was told."""
+    own = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if told is None:
+        return own
+    device = torch.device(told)
+    if device.type != own.type or device.index not in (None, own.index):
+        raise ValueError(f"device: expected {own}, where the model is, got {str(told)!r}")
+    return own
+
+
+def _checked_schedule(schedule: Any) -> Callable[[float], float] | LRScheduler | None:
+    """TypeError unless a learning-rate schedule is one that can be followed."""
+    if isinstance(schedule, ReduceLROnPlateau):
+        raise TypeError(
+            "lr_schedule: expected one that depends on the step alone, got ReduceLROnPlateau; a callback's on_epoch "
+            "can step it with a figure of the row"
+        )
+    if schedule is not None and not callable(schedule) and not isinstance(schedule, LRScheduler):
+        raise TypeError(
+            f"lr_schedule: expected a function of the epoch or a schedule of torch, got {type(schedule).__name__}"
+        )
+    return schedule

@@ -1,4 +1,5 @@
-"""What a run minimises: a loss takes logits ``[T, N, classes]``, labels int64 ``[N]`` and the label smoothing."""
+"""What a run minimises: a loss takes logits ``[T, N, classes]``, labels int64 ``[N]`` and the label smoothing; it is a
+mean over the batch."""
 
 from __future__ import annotations
 
@@ -8,14 +9,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 
-def each_step(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+def each_step(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean over time of the cross-entropy of each step (TET: Deng et al., ICLR 2022, equation 8 without its
     regulariser)."""
     repeated = labels.expand(len(logits), -1).flatten()
     return cross_entropy(logits.flatten(0, 1), repeated, label_smoothing=label_smoothing)
 
 
-def mean(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+def mean(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of the logits' mean over time."""
     return cross_entropy(logits.mean(0), labels, label_smoothing=label_smoothing)
 

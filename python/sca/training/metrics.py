@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sca_kernels import nn as snn
 
 from ..cost.layers import connections, total
+from ..structure.attach import has_groups
 from ..structure.groups import find_groups
 
 
@@ -25,8 +26,10 @@ def autocast(precision: str, device: str) -> AbstractContextManager:
 
 
 def correct(logits: Tensor, labels: Tensor) -> int:
-    """How many of ``labels`` ``[N]`` the time mean of ``logits`` ``[T, N, classes]`` predicts."""
-    return int((logits.mean(0).argmax(1) == labels).sum())
+    """How many of ``labels`` ``[N]`` are predicted by ``logits`` ``[N, classes]``, or the time mean of
+    ``[T, N, classes]``."""
+    mean = logits.mean(0) if logits.dim() == 3 else logits
+    return int((mean.argmax(1) == labels).sum())
 
 
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str = "float32") -> float:
@@ -66,7 +69,7 @@ class FiringRate:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        groups = find_groups(model).items()
+        groups = find_groups(model).items() if has_groups(model) else ()
         alone = {next(iter(members.neurons)): name for name, members in groups if len(members.neurons) == 1}
         self._neurons = {alone.get(name, name): m for name, m in model.named_modules() if hasattr(m, "activity")}
         for neuron in self._neurons.values():

@@ -48,19 +48,21 @@ def _drawn(new_figure: type[Figure], history: Rows, dense: Rows, config: TrainCo
     def at_end(rows: Rows, field: str) -> str:
         return f"{rows[-1][field]:.2%} at the end"
 
+    split = "test" if "test_accuracy" in history[0] else "validation"
+    field = f"{split}_accuracy"
     if dense:
-        curve(accuracy, dense, "test_accuracy", f"test, dense reference: {at_end(dense, 'test_accuracy')}", _DENSE)
+        curve(accuracy, dense, field, f"{split}, dense reference: {at_end(dense, field)}", _DENSE)
         curve(speed, dense, "samples_per_second", "dense reference", _DENSE)
     curve(accuracy, history, "train_accuracy", f"train: {at_end(history, 'train_accuracy')}", _RUN, ":")
-    curve(accuracy, history, "test_accuracy", f"test: {at_end(history, 'test_accuracy')}", _RUN)
+    curve(accuracy, history, field, f"{split}: {at_end(history, field)}", _RUN)
     curve(density, history, "density", "density: active channels", _RUN)
     curve(density, history, "connectivity", "connectivity: active weights", _SECOND)
     curve(speed, history, "samples_per_second", "this run", _RUN)
 
     accuracy.set_ylabel("accuracy")
     # the first epochs may fall below the picture: the ends are what is compared
-    best = max(row["test_accuracy"] for row in [*history, *dense])
-    lowest = min(history[-1]["train_accuracy"], *(rows[-1]["test_accuracy"] for rows in (history, dense) if rows))
+    best = max(row[field] for row in [*history, *dense])
+    lowest = min(history[-1]["train_accuracy"], *(rows[-1][field] for rows in (history, dense) if rows))
     accuracy.set_ylim(max(0.0, min(best - 0.25, lowest - 0.05)), min(1.01, best + 0.1))
     density.set_ylabel("share of the dense network")
     density.set_ylim(0, 1.05)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from .. import checkpoint
 from ..data import Dataset, load
 from ..files import write_json
-from ..models import build
 from ..pruning import compact
-from ..structure.groups import find_groups
+from . import checkpoints, environment
+from .callbacks import Callback, Observer
 from .config import TrainConfig
 from .distributed import Ranks
 from .folder import RunFolder
-from .loop import Interrupted, Observer, Trainer
+from .loop import Interrupted, Trainer
 from .plot import plot
+from .state import unresumable
 from .summary import Summary, summarise
+from .weights import end_with_result, load_model, load_pruned
+
+__all__ = ["load_data", "load_model", "load_pruned", "run"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _SHARED_WITH_REFERENCE = ("data", "limit_test", "model", "width", "stem", "time_
 
 
 def run(
-    config: TrainConfig, folder: RunFolder | None, observer: Observer, ranks: Ranks | None = None
+    config: TrainConfig, folder: RunFolder | None, observer: Callback | Observer, ranks: Ranks | None = None
 ) -> Summary | None:
     """Train in ``folder``, going on from its checkpoint if there is one; then write the compacted model, the summary
     and the plot.
@@ -67,7 +67,7 @@ def run(
     if folder is None:
         return None
     if dense is None:
-        dense = Trainer(dense_config, dataset)
+        dense = Trainer.from_config(dense_config, dataset, weights=False)
 
     small = compact(trainer.model)
     checkpoint.save(folder.model, {"architecture": small.config, "model": small.state_dict()})
@@ -87,102 +87,33 @@ def load_data(config: TrainConfig) -> Dataset:
     return load(config.data, config.data_dir).limited(config.limit_train, config.limit_test)
 
 
-def load_model(path: Path) -> nn.Module:
-    """The model in a checkpoint or in a run's compacted model, physically small.
-
-    Args:
-        path: the file, or the folder of a run (its compacted model, or its checkpoint while it is not finished).
-
-    Raises:
-        CheckpointError: the file is damaged or something else.
-        OSError: there is none.
-    """
-    if path.is_dir():
-        finished = path / "model.safetensors"
-        path = finished if finished.exists() else path / "checkpoint.safetensors"
-    return compact(load_pruned(path)).eval()
-
-
-def load_pruned(path: Path) -> nn.Module:
-    """The model in a checkpoint at its full size, its dormant channels among the others: what shares of the dense
-    network are counted on.
-
-    Args:
-        path: the file, or the folder of a run.
-
-    Raises:
-        CheckpointError: the file is damaged or something else.
-        OSError: there is none.
-    """
-    if path.is_dir():
-        path = path / "checkpoint.safetensors"
-    state = checkpoint.load(path)
-    try:
-        _check_sizes(state)
-        model = build(**state["architecture"])
-        groups = find_groups(model)
-        for name, active in state.get("active", {}).items():
-            if not isinstance(active, Tensor) or active.dtype != torch.int64 or active.dim() != 1:
-                raise TypeError(f"{name}: expected the indices of channels")
-            groups[name].group.set_active(active)
-        model.load_state_dict(state["model"])
-    except checkpoint.MALFORMED as error:
-        raise checkpoint.CheckpointError(f"{path}: not a model of this version ({checkpoint.told(error)})") from error
-    return model.eval()
-
-
-def _check_sizes(state: Any) -> None:
-    """ValueError unless the architecture is as large as the tensors that are to fill it: it may ask for any size."""
-    with torch.device("meta"):
-        expected = build(**state["architecture"]).state_dict()
-    for name, value in state["model"].items():
-        if name not in expected or expected[name].shape != value.shape:
-            raise ValueError(f"{name}: {list(value.shape)} does not fit the architecture")
-    if missing := expected.keys() - state["model"].keys():
-        raise ValueError(f"{min(missing)}: missing")
-
-
 def _train(
-    config: TrainConfig, dataset: Dataset, folder: RunFolder | None, observer: Observer, ranks: Ranks
+    config: TrainConfig, dataset: Dataset, folder: RunFolder | None, observer: Callback | Observer, ranks: Ranks
 ) -> Trainer:
     """Train to the end, from the folder's newest checkpoint if there is one."""
-    trainer = Trainer(config, dataset, ranks)
-    state = ranks.from_first(lambda: folder.load_checkpoint(trainer.check_state))
-    if state is not None:
-        try:
-            trainer.load_state(state)
-        except checkpoint.MALFORMED as error:  # its digest is right, and it is of this run: somebody has made it up
-            place = "what the first process sent" if folder is None else folder.path
-            raise checkpoint.CheckpointError(
-                f"{place}: not the state of this run ({checkpoint.told(error)})"
-            ) from error
-    if folder is None:
-        trainer.fit(observer, lambda state: None, lambda row: None)
-        return trainer
-
-    def log(_: object = None) -> None:
-        folder.write_log(trainer.history)  # anew, so that it never holds half a line, or an epoch that was lost
-
-    folder.write_config(config)
-    log()
-    folder.write_updates(trainer.updates)
-
-    def save(state: dict[str, Any]) -> None:
-        folder.save_checkpoint(state)
-        folder.write_updates(trainer.updates)
-
-    trainer.fit(observer, save, log)
+    begun = ranks.from_first(lambda: folder.checkpoint.exists() or folder.previous.exists())
+    trainer = Trainer.from_config(config, dataset, ranks, weights=not begun)
+    checkpoints.resume(trainer, None if folder is None else folder.checkpoints)
+    if folder is not None:
+        trainer.callbacks += folder.callbacks(config)
+        if trainer.former_epochs not in (None, config.epochs):
+            folder.forget_results()
+        folder.write_config(config)
+        environment.record_start(folder.environment, config.device, ranks.size)
+    trainer.fit(observer)
+    if folder is not None:
+        end_with_result(trainer, folder.path)
     return trainer
 
 
 def _train_reference(
-    config: TrainConfig, dataset: Dataset, path: Path | None, observer: Observer, ranks: Ranks
+    config: TrainConfig, dataset: Dataset, path: Path | None, observer: Callback | Observer, ranks: Ranks
 ) -> Trainer:
     """Train the dense twin in its own folder; what lies there is continued if it is the same run."""
     if path is None:
         return _train(config, dataset, None, observer, ranks)
     held = RunFolder.stored_config(path)
-    is_same = held is not None and not config.differing(held.to_dict())
+    is_same = held is not None and not unresumable(config, held.to_dict())
     with RunFolder(path, "resume" if is_same else "overwrite") as folder:
         return _train(config, dataset, folder, observer, ranks)
 
@@ -201,11 +132,13 @@ def _finished_reference(config: TrainConfig, dataset: Dataset) -> Trainer | None
             f"reference: expected a dense run of the same network, {path} differs in {differing or 'density'}"
         )
     held = held.changed(device=config.device, data_dir=config.data_dir)
-    trainer = Trainer(held, dataset if held.limit_train == config.limit_train else load_data(held))
+    data = dataset if held.limit_train == config.limit_train else load_data(held)
+    trainer = Trainer.from_config(held, data, weights=False)
     try:
         trainer.load_state(checkpoint.load(path / "checkpoint.safetensors"))
     except ValueError as error:
         raise ValueError(f"reference: {path} is not usable ({error})") from error
     if trainer.epoch < held.epochs:
         raise ValueError(f"reference: expected a finished run, {path} is at epoch {trainer.epoch} of {held.epochs}")
+    end_with_result(trainer, path)
     return trainer

@@ -1,0 +1,138 @@
+"""What a training loop calls: the hooks that logging, checkpoints and users' own code hang on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import nn
+
+from ..pruning import PruneEvent
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+__all__ = ["Callback", "L1Penalty", "Observer", "as_callback"]
+
+
+class Callback:
+    """Base of what is told about a run; a subclass overrides the hooks that it wants.
+
+    All processes of a run call their callbacks. Those that write files do so where ``trainer.ranks.is_first``.
+
+    Attributes:
+        stop_requested: set it at any time, from a signal handler too: the run ends after the step, with a checkpoint.
+        checkpoint_requested: set it likewise: a checkpoint follows the step. It is cleared when it is granted.
+    """
+
+    stop_requested = False
+    checkpoint_requested = False
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Called before the first batch of a run or of its resumption."""
+
+    def on_backward(self, trainer: Trainer) -> None:
+        """Called between the backward pass and the optimizer's step: gradients may be clipped or added to."""
+
+    def on_batch(self, trainer: Trainer) -> None:
+        """Called after each optimizer step, and the pruning that follows it."""
+
+    def on_update(self, event: PruneEvent) -> None:
+        """Called after each pruning update."""
+
+    def on_checkpoint(self, state: dict[str, Any]) -> None:
+        """Called with :meth:`Trainer.state` after each epoch, whenever ``checkpoint_minutes`` have passed, when a
+        callback asked for it, and before the run ends early."""
+
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        """Called after each epoch, and its checkpoint, with its row of the log."""
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Called last, however the run ends."""
+
+
+class Observer(Protocol):
+    """What watches a run and is no :class:`Callback`: these names are enough."""
+
+    stop_requested: bool
+
+    def on_start(self, trainer: Trainer) -> None:
+        """See :class:`Callback`, as for the others."""
+
+    def on_batch(self, trainer: Trainer) -> None: ...
+
+    def on_epoch(self, row: dict[str, Any]) -> None: ...
+
+
+class _Observed(Callback):
+    """An observer as a callback."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    @property
+    def stop_requested(self) -> bool:
+        return self._observer.stop_requested
+
+    def on_start(self, trainer: Trainer) -> None:
+        self._observer.on_start(trainer)
+
+    def on_batch(self, trainer: Trainer) -> None:
+        self._observer.on_batch(trainer)
+
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        self._observer.on_epoch(row)
+
+
+def as_callback(observer: Callback | Observer) -> Callback:
+    """The callback itself, or one that tells an observer.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(observer, Callback):
+        return observer
+    missing = [name for name in ("stop_requested", "on_start", "on_batch", "on_epoch") if not hasattr(observer, name)]
+    if missing or isinstance(observer, type):
+        raise TypeError(
+            "callbacks: expected objects of sca.training.Callback, or with stop_requested, on_start, on_batch and "
+            f"on_epoch, got {observer!r:.100}"
+        )
+    return _Observed(observer)
+
+
+class L1Penalty(Callback):
+    """Adds the subgradient of an L1 norm to gradients (the sparsity term of Li et al., ICML 2024).
+
+    Args:
+        parameters: those that are pulled towards zero.
+        factor: of their signs.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], factor: float) -> None:
+        self._parameters, self._factor = list(parameters), factor
+
+    def on_backward(self, trainer: Trainer) -> None:
+        """Nothing is added where there is no gradient."""
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach().sign(), alpha=self._factor)
+
+
+class Calls(Callback):
+    """Functions in place of a callback's hooks."""
+
+    def __init__(
+        self, save: Callable[[dict[str, Any]], None] | None, log: Callable[[dict[str, Any]], None] | None
+    ) -> None:
+        self._save, self._log = save, log
+
+    def on_checkpoint(self, state: dict[str, Any]) -> None:
+        """``save`` it."""
+        if self._save is not None:
+            self._save(state)
+
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        """``log`` it."""
+        if self._log is not None:
+            self._log(row)
