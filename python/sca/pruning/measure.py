@@ -92,7 +92,7 @@ class Meter:
         self._gradients: dict[str, Tensor] = {}
         self._observed: dict[str, Tensor] = {}
         self._observing: list[torch.utils.hooks.RemovableHandle] = []
-        self._stance: Any = None
+        self._eagerly: weakref.finalize | None = None
         for neuron in self.neurons.values():
             neuron.activity = neuron.activity or Activity(training_only=True)
         # torch.compile runs the hooks of the module that it returned, whenever they came; those inside, not always
@@ -296,12 +296,33 @@ class Meter:
     def _run_eagerly(self, eagerly: bool) -> None:
         """Have compiled models run as they stand, or compiled again: a compiler's code passes by hooks that came after
         it. Where no compiler was loaded, nothing was compiled; loading it takes seconds."""
-        if eagerly and self._stance is None and "torch._dynamo" in sys.modules:
-            stance = torch.compiler.set_stance("force_eager")
-            self._stance = weakref.finalize(self, stance.__exit__, None, None, None)
-        elif not eagerly and self._stance is not None:
-            self._stance()
-            self._stance = None
+        if eagerly and self._eagerly is None and "torch._dynamo" in sys.modules:
+            _Eagerly.begin()
+            self._eagerly = weakref.finalize(self, _Eagerly.end)
+        elif not eagerly and self._eagerly is not None:
+            self._eagerly()
+            self._eagerly = None
+
+
+class _Eagerly:
+    """The compiler's stance belongs to the process, and several meters may want it at once."""
+
+    wanted = 0
+    stance: Any = None
+
+    @classmethod
+    def begin(cls) -> None:
+        """Have everything run as it stands."""
+        cls.wanted += 1
+        if cls.wanted == 1:
+            cls.stance = torch.compiler.set_stance("force_eager")
+
+    @classmethod
+    def end(cls) -> None:
+        """One meter less wants that; behind the last one all is as it was."""
+        cls.wanted -= 1
+        if not cls.wanted:
+            cls.stance.__exit__(None, None, None)
 
 
 def _places_in(module: nn.Module, members: Members, spikes: Tensor) -> Tensor:
