@@ -1,4 +1,4 @@
-"""What the tests of training runs share: an observer, and equality of states."""
+"""What the tests of training runs share: a run of seconds, an observer, and equality of states."""
 
 from __future__ import annotations
 
@@ -7,22 +7,54 @@ from typing import Any
 
 import torch
 
-from sca.training import Trainer
+from sca import training
+from sca.training import TrainConfig, Trainer
+
+#: Fields of a run of 16 steps.
+TINY = {
+    "data": "digits",
+    "model": "vgg5",
+    "width": 0.125,
+    "time_steps": 2,
+    "epochs": 4,
+    "batch_size": 32,
+    "limit_train": 128,
+    "limit_test": 64,
+    "density": 0.5,
+    "min_channels": 2,
+    "reference": None,
+}
+
+
+def tiny(**changes: Any) -> TrainConfig:
+    """The configuration of a run of seconds."""
+    return TrainConfig.from_preset(**{**TINY, **changes})
+
+
+def trainer_of(config: TrainConfig) -> Trainer:
+    """The trainer of a configuration, on its data."""
+    return Trainer.from_config(config, training.load_data(config))
 
 
 class Watch:
-    """An observer that calls a function after each step, and never asks to stop."""
+    """An observer, no callback: it remembers rows, calls a function after each step, and may ask to stop after one."""
 
-    stop_requested = False
-
-    def __init__(self, on_batch: Callable[[Trainer], None] = lambda trainer: None) -> None:
-        self.on_batch = on_batch
+    def __init__(
+        self, on_batch: Callable[[Trainer], None] = lambda trainer: None, stop_after: int | None = None
+    ) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.stop_requested = False
+        self._on_batch, self._stop_after = on_batch, stop_after
 
     def on_start(self, trainer: Trainer) -> None:
         pass
 
+    def on_batch(self, trainer: Trainer) -> None:
+        self.stop_requested = trainer.step == self._stop_after
+        self._on_batch(trainer)
+
     def on_epoch(self, row: dict[str, Any]) -> None:
-        pass
+        self.rows.append(row)
 
 
 def assert_equal_state(a: Any, b: Any, path: str = "state") -> None:

@@ -468,8 +468,7 @@ class Trainer:
     def end_with(self, weights: dict[str, Tensor], active: dict[str, Tensor]) -> None:
         """Give the model, at the end of the run, other weights and active channels: those of the average, or of the
         best epoch. The average is let go."""
-        states.set_active(self.model, active)
-        self.model.load_state_dict(weights)
+        states.adopt(self.model, weights, active)
         self.average = None
 
     @functools.cached_property

@@ -15,10 +15,9 @@ from .config import TrainConfig
 from .sums import EpochSums
 
 if TYPE_CHECKING:
-    from ..pruning import SCAScheduler
     from .loop import Trainer
 
-__all__ = ["check_state", "differing_tensor", "load_state", "set_active", "state_of", "unresumable"]
+__all__ = ["adopt", "check_state", "differing_tensor", "load_state", "state_of", "unresumable"]
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
@@ -112,35 +111,32 @@ def differing_tensor(model: nn.Module, held: Any, ignored: Mapping[str, Any] | N
 def load_state(trainer: Trainer, state: dict[str, Any]) -> None:
     """:meth:`Trainer.load_state`."""
     check_state(trainer, state)
-    trainer.model.load_state_dict(state["model"])
+    trainer.former_epochs = state.get("epochs", trainer.epochs if trainer.config is None else state["config"]["epochs"])
+    adopt(trainer.model, state["model"], state["active"])
     trainer.optimizer.load_state_dict(state["optimizer"])
-    if trainer.scheduler is None:
-        set_active(trainer.model, state["active"])
-    else:
-        _load_scheduler(trainer.scheduler, trainer.ranks.own_state(state["scheduler"]))
+    if trainer.scheduler is not None:
+        # a longer run has another plan, which holds from here on
+        same_plan = trainer.former_epochs == trainer.epochs
+        trainer.scheduler.load_state_dict(trainer.ranks.own_state(state["scheduler"]), strict=same_plan)
     if trainer.average is not None:
-        set_active(trainer.average.module, state["active"])
-        trainer.average.module.load_state_dict(state["average"]["model"])
+        adopt(trainer.average.module, state["average"]["model"], state["active"])
         trainer.average.n_averaged.copy_(state["average"]["steps"])
     trainer.load_schedule_state(state.get("lr_schedule"))
     trainer.epoch = state["epoch"]
     trainer.sums = EpochSums(**state["sums"])
     trainer.history = state["history"]
     trainer.data_seed = state.get("data_seed", trainer.data_seed)
-    held = state["config"]
-    trainer.former_epochs = state.get("epochs", trainer.epochs if held is None else held["epochs"])
     torch.set_rng_state(state["random_state"])
     if state["cuda_random_state"] is not None and trainer.device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda_random_state"], trainer.device)
 
 
-def set_active(model: nn.Module, active: Mapping[str, Tensor]) -> None:
-    """Give a model's channel groups, by name, these active channels."""
-    groups = find_groups(model) if has_groups(model) else {}
+def adopt(model: nn.Module, weights: Mapping[str, Any], active: Mapping[str, Tensor]) -> None:
+    """Give a model a ``state_dict``, and its channel groups, by name, these active channels; of groups that ``active``
+    does not name, all."""
+    groups = {name: m.group for name, m in find_groups(model).items()} if has_groups(model) else {}
+    for group in groups.values():  # those of the weights may be others than are active now
+        group.set_active(range(group.num_channels))
+    model.load_state_dict(weights)
     for name, channels in active.items():
-        groups[name].group.set_active(channels)
-
-
-def _load_scheduler(scheduler: SCAScheduler, state: Mapping[str, Any]) -> None:
-    """The plan stays the scheduler's own: that of a longer run, perhaps."""
-    scheduler.load_state_dict(state)
+        groups[name].set_active(channels)

@@ -17,7 +17,7 @@ from ..pruning import compact
 from ..structure.groups import find_groups
 from .checkpoints import BestWeights, result_weights
 from .distributed import Ranks
-from .state import differing_tensor, set_active
+from .state import adopt, differing_tensor
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -59,8 +59,7 @@ def load_pruned(path: Path) -> nn.Module:
         weights, active = _contents(state)
         _check_sizes(state["architecture"], weights)
         model = build(**state["architecture"])
-        set_active(model, active)
-        model.load_state_dict(weights)
+        adopt(model, weights, active)
     except checkpoint.MALFORMED as error:
         raise checkpoint.CheckpointError(f"{path}: not a model of this version ({checkpoint.told(error)})") from error
     return model.eval()
@@ -103,8 +102,7 @@ def start_from(model: nn.Module, source: str | Path, ranks: Ranks | None = None)
             ChannelGroup(groups[name].num_channels, name=name).set_active(channels)
     except ValueError as error:
         raise ValueError(f"weights: {path}: {error}") from error
-    set_active(model, active)
-    model.load_state_dict({**weights, **begun_anew})
+    adopt(model, {**weights, **begun_anew}, active)
 
 
 def end_with_result(trainer: Trainer, folder: Path) -> None:
