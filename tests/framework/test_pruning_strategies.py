@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib.metadata
 import sys
 import types
+import weakref
 from typing import Any
 
 import pytest
@@ -210,6 +212,17 @@ def test_copies_of_model_optimizer_and_scheduler_observe_for_themselves() -> Non
     train_step(*whole[:2])
     whole[2].step()
     assert whole[2].history == scheduler.history
+
+
+def test_observed_passes_leave_nothing_alive() -> None:
+    model, _, _ = make(criterion="taylor")
+    spikes = []
+    model.norm1.register_forward_hook(lambda module, inputs, output: spikes.append(weakref.ref(output)))
+    loss_of(model).backward()
+    loss_of(model)  # and one without its backward pass
+    gc.collect()
+    assert len(spikes) == 2
+    assert not any(ref() is not None for ref in spikes)
 
 
 def test_criterion_that_saw_no_pass_says_what_is_missing() -> None:

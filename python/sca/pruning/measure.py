@@ -265,10 +265,12 @@ class Meter:
         """A hook on the neurons of a group."""
         if not (module.training or self.model.training) or is_recomputing():
             return
+        # detached: a hook that held its own tensor would keep the graph of the pass for ever
+        shown = (name, module, tuple(x.detach() for x in inputs), named, spikes.detach())
         if self.criterion.observes != "gradients":
-            self._add(name, module, inputs, named, spikes, None)
+            self._add(*shown, None)
         elif spikes.requires_grad:
-            spikes.register_hook(functools.partial(self._add, name, module, inputs, named, spikes))
+            spikes.register_hook(functools.partial(self._add, *shown))
 
     @torch.no_grad()
     def _add(
@@ -282,7 +284,7 @@ class Meter:
     ) -> None:
         place = _places_in(module, self.prunable[name], spikes)
         seen = Observation(
-            spikes.detach().index_select(2, place),
+            spikes.index_select(2, place),
             None if gradient is None else gradient.index_select(2, place),
             lambda: module.potentials(*inputs, **named).index_select(2, place),
         )
