@@ -8,7 +8,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """One thread: on busy cores, two of them wait for each other 50 times longer than such networks compute."""
     threads = torch.get_num_threads()

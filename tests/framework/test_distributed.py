@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 import socket
 import subprocess
@@ -18,12 +19,13 @@ import torch
 from sca import checkpoint, training
 from sca.pruning.ranks import RanksDiffer, require_same_masks
 from sca.training import Ranks, RunFolder, TrainConfig
-from tests.framework import doomed_run
+from tests.framework import doomed_run, own_training
 from tests.framework.watched import Watch
 
 if not torch.distributed.is_available():
     pytest.skip("torch without distributed", allow_module_level=True)
 
+ROOT = Path(__file__).parents[2]
 OPTIONS = {
     "model": "vgg5",
     "width": 0.125,
@@ -152,6 +154,38 @@ def test_train_goes_on_after_a_signal_and_a_killed_process_with_any_number_of_th
     assert_same_run(folder, alone)
 
 
+def test_train_by_two_processes_writes_a_checkpoint_when_either_is_asked_for_one_and_goes_on(tmp_path):
+    pair = Pair(tmp_path / "run", *ARGUMENTS, "--reference", "none", "--checkpoint-minutes", "60", "--epochs", "3000")
+    pair.wait_for_a_new_checkpoint()
+    within = False
+    while not within:  # each epoch ends with a checkpoint anyway: until one lies between
+        os.kill(pair.processes[1].pid, signal.SIGUSR1)
+        pair.wait_for_a_new_checkpoint()
+        within = checkpoint.load(tmp_path / "run" / "checkpoint.safetensors")["sums"]["batches"] in (1, 2, 3)
+    assert all(process.is_alive() for process in pair.processes)
+    os.kill(pair.processes[1].pid, signal.SIGHUP)
+    assert pair.end() == [130, 130], pair.output(0) + pair.output(1)
+
+
+def test_trainer_of_two_processes_on_parts_of_a_dataloader_is_the_run_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    numbers = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+    command = [sys.executable, "-m", "tests.framework.own_training", str(tmp_path / "both")]
+    processes = []
+    for rank in "01":
+        environment = {**os.environ, **numbers, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": paths}
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    own_training.train(tmp_path / "one", Ranks())
+    assert_same_run(tmp_path / "both", tmp_path / "one")
+    assert log_of(tmp_path / "both")[-1]["density"] < 0.6
+
+
 def test_train_by_two_processes_in_the_folder_of_a_run_ends_both(tmp_path, alone):
     pair = Pair(alone, *ARGUMENTS)
     assert pair.end() == [2, 1]
@@ -176,12 +210,12 @@ def test_ranks_share_every_image_once():
 
 
 def test_require_same_masks_names_the_rank_that_differs(monkeypatch):
-    def gather(gathered: list[torch.Tensor], own: torch.Tensor) -> None:
+    def gather(gathered: list[torch.Tensor], own: torch.Tensor, group: None) -> None:
         for rank, digest in enumerate(gathered):
             digest.copy_(own + (rank == 1))
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 3)
     monkeypatch.setattr(torch.distributed, "all_gather", gather)
     with pytest.raises(RanksDiffer, match="rank 1 chose other channels than rank 0"):
         require_same_masks({"conv1": torch.tensor([True, False])}, torch.device("cpu"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import types
 
 import pytest
 import torch
@@ -42,18 +43,34 @@ def lightning():
     return pytest.importorskip("lightning.pytorch", reason="no lightning")
 
 
-def fit(lightning, tmp_path, epochs: int, resumed=None):
+def optimizers_of(net: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """Two that share the parameters."""
+    hidden, head = net.features.parameters(), [*net.hidden.parameters(), *net.classifier.parameters()]
+    return [torch.optim.SGD(hidden, lr=0.1, momentum=0.9), torch.optim.AdamW(head, lr=0.01)]
+
+
+def fit(lightning, tmp_path, epochs: int, resumed=None, several: bool = False):
     from sca.training.lightning import SCACallback
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.net = new_model()
+            self.automatic_optimization = not several
 
         def training_step(self, batch, batch_idx):
-            return loss_of(self.net, batch)
+            loss = loss_of(self.net, batch)
+            if several:
+                for optimizer in self.optimizers():
+                    optimizer.zero_grad()
+                self.manual_backward(loss)
+                for optimizer in self.optimizers():
+                    optimizer.step()
+            return loss
 
         def configure_optimizers(self):
+            if several:
+                return optimizers_of(self.net)
             return torch.optim.SGD(self.net.parameters(), lr=0.1, momentum=0.9)
 
     module, callback = Module(), SCACallback(lambda module, batch: loss_of(module.net, batch), **SETTINGS)
@@ -72,15 +89,19 @@ def fit(lightning, tmp_path, epochs: int, resumed=None):
     return trainer, module.net, callback.scheduler
 
 
-def test_callback_prunes_as_ones_own_loop_does(lightning, tmp_path):
-    _, net, scheduler = fit(lightning, tmp_path, 2)
+@pytest.mark.parametrize("several", [False, True], ids=["one-optimizer", "two-optimizers"])
+def test_callback_prunes_as_ones_own_loop_does(lightning, tmp_path, several):
+    _, net, scheduler = fit(lightning, tmp_path, 2, several=several)
     model = new_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    own = sca.SCAScheduler(model, optimizer, **SETTINGS)
+    one = [torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)]
+    optimizers = optimizers_of(model) if several else one
+    own = sca.SCAScheduler(model, optimizers, **SETTINGS)
     for batch in batches() * 2:
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         loss_of(model, batch).backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         if own.wants_probe:
             own.probe(lambda batch=batch: loss_of(model, batch))
         own.step()
@@ -89,10 +110,19 @@ def test_callback_prunes_as_ones_own_loop_does(lightning, tmp_path):
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_callback_resumes_from_lightnings_checkpoint(lightning, tmp_path):
-    _, whole, scheduler = fit(lightning, tmp_path, 2)
-    trainer, _, _ = fit(lightning, tmp_path, 1)
+@pytest.mark.parametrize("several", [False, True], ids=["one-optimizer", "two-optimizers"])
+def test_callback_resumes_from_lightnings_checkpoint(lightning, tmp_path, several):
+    _, whole, scheduler = fit(lightning, tmp_path, 2, several=several)
+    trainer, _, _ = fit(lightning, tmp_path, 1, several=several)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    _, resumed, after = fit(lightning, tmp_path, 2, tmp_path / "half.ckpt")
+    _, resumed, after = fit(lightning, tmp_path, 2, tmp_path / "half.ckpt", several)
     assert after.history == scheduler.history
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def test_callback_without_an_optimizer_is_refused(lightning):
+    from sca.training.lightning import SCACallback
+
+    trainer = types.SimpleNamespace(optimizers=[], world_size=1)
+    with pytest.raises(ValueError, match="optimizers: expected at least one, got none from configure_optimizers"):
+        SCACallback(loss_of, **SETTINGS).on_fit_start(trainer, lightning.LightningModule())

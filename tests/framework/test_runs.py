@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -11,8 +12,10 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,10 @@ from typer.testing import CliRunner
 
 from sca import checkpoint, training
 from sca.cli import app
+from sca.cli.display import Display
+from sca.cli.terminal import terminal
 from sca.training import Diverged, RunFolder, TrainConfig
-from sca.training.loop import Trainer
+from sca.training.loop import Trainer, learning_rate
 from tests.framework import doomed_run
 from tests.framework.watched import Watch, assert_equal_state
 
@@ -70,9 +75,10 @@ def processes() -> Iterator[Any]:
     return context
 
 
-def start(processes: Any, folder: Path, **death: Any) -> multiprocessing.Process:
+def start(processes: Any, folder: Path, options: dict[str, str] | None = None, **death: Any) -> multiprocessing.Process:
     begun = (folder / "config.json").exists()
     arguments = ["train", *(["--resume"] if begun else [*ARGUMENTS, "--reference", "none"]), "--out", str(folder)]
+    arguments += [word for option in (options or {}).items() for word in option]
     process = processes.Process(target=doomed_run.main, args=(arguments, str(folder)), kwargs=death)
     process.start()
     return process
@@ -108,6 +114,153 @@ def test_train_asked_to_end_by_sigterm_saves_and_exits_130(tmp_path, processes):
     assert process.exitcode == 130
     before = checkpoint.load(tmp_path / "run" / "checkpoint.safetensors")
     new_trainer().load_state(before)
+
+
+def test_train_asked_for_a_checkpoint_by_sigusr1_goes_on_and_by_sighup_stops(tmp_path, processes):
+    folder = tmp_path / "run"
+    file = folder / "checkpoint.safetensors"
+    process = start(processes, folder, options={"--checkpoint-minutes": "60", "--epochs": "2000"})
+
+    def wait_for(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert process.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    wait_for(file.exists)
+    before = checkpoint.load(file)
+    steps = before["steps_per_epoch"]
+    # every epoch of three steps ends with a checkpoint: ask until one lies between
+    while before["sums"]["batches"] in (0, steps):
+        os.kill(process.pid, signal.SIGUSR1)
+        stamp = file.stat().st_mtime_ns
+        wait_for(lambda stamp=stamp: file.stat().st_mtime_ns != stamp)
+        before = checkpoint.load(file)
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGHUP)
+    process.join(60)
+    assert process.exitcode == 130
+    after = checkpoint.load(file)
+    assert (after["epoch"], after["sums"]["batches"]) > (before["epoch"], before["sums"]["batches"])
+
+
+def test_display_leaves_a_hangup_alone_that_the_process_was_told_to_ignore():
+    held = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Display(terminal(quiet=True)) as display:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert (display.stop_requested, display.checkpoint_requested) == (False, True)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, held)
+
+
+# --- longer --------------------------------------------------------------------------------------------------------
+
+
+def resumed(folder: Path, *arguments: object):
+    return sca("train", "--resume", "--out", folder, *arguments)
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["finished", "running"])
+def test_train_resumed_with_more_epochs_goes_on_by_the_plan_and_the_rates_of_the_longer_run(tmp_path, stopped):
+    folder, short, long = tmp_path / "run", config_of(epochs=2), config_of(epochs=5)
+    with RunFolder(folder) as held, contextlib.suppress(training.Interrupted):
+        training.run(short, held, Watch(stop_after=4) if stopped else Watch())
+    before = checkpoint.load(folder / "checkpoint.safetensors")
+    assert (folder / "summary.json").exists() is not stopped
+
+    seen: list[float] = []
+    with RunFolder(folder, "resume") as held:
+        RunFolder.check_resumption(folder, short, long)
+        training.run(long, held, Watch(lambda trainer: seen.append(trainer.optimizer.param_groups[0]["lr"])))
+    steps = [before["epoch"] * 3 + before["sums"]["batches"] + n for n in range(len(seen))]
+    assert seen == [learning_rate(long, step / 3) for step in steps]
+    assert len(seen) == 15 - steps[0]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
+    assert_equal_state(rows[: len(before["history"])], before["history"])
+    assert RunFolder.stored_config(folder) == long
+    updates = [json.loads(line)["step"] for line in (folder / "updates.jsonl").read_text().splitlines()]
+    plan = Trainer.from_config(long, training.load_data(long)).scheduler.plan
+    assert [step for step in updates if step > steps[0]] == [n for n in range(steps[0] + 1, 16) if plan.is_update(n)]
+    assert rows[-1]["density"] == pytest.approx(0.5, abs=0.02)
+    assert (folder / "summary.json").exists()
+
+
+def test_train_forgets_the_results_of_a_run_that_goes_on(tmp_path):
+    folder = tmp_path / "run"
+    with RunFolder(folder) as held:
+        training.run(config_of(epochs=1), held, Watch())
+        (folder / "report.html").write_text("of one epoch")
+    with RunFolder(folder, "resume") as held, pytest.raises(training.Interrupted):
+        training.run(config_of(epochs=3), held, Watch(stop_after=4))
+    assert not {"model.safetensors", "summary.json", "curves.png", "report.html"} & {f.name for f in folder.iterdir()}
+    assert "test accuracy" in plain(sca("eval", folder).output)
+
+
+def test_train_resume_takes_more_epochs_says_so_and_refuses_fewer(tmp_path):
+    folder = tmp_path / "run"
+    few = [*ARGUMENTS, "--epochs", "2", "--set", "reference=train", "--checkpoint-minutes", "10"]
+    assert sca("train", *few, "--out", folder).exit_code == 0
+    fewer = resumed(folder, "--epochs", "1")
+    assert fewer.exit_code == 2
+    assert f"epochs: expected at least the 2 of the run in {folder}, got 1" in plain(fewer.output)
+    other = resumed(folder, "--epochs", "3", "--lr", "0.3")
+    assert f"error: lr: the run in {folder} has another value" in plain(other.output)
+    longer = resumed(folder, "--epochs", "3")
+    assert longer.exit_code == 0, longer.output
+    said = (
+        "3 epochs, from epoch 3; it was to have 2: learning rate and pruning plan are those of the longer run from here"
+    )
+    assert plain(longer.output).count(said) == 2  # the dense twin goes on, too
+    assert plain(longer.output).count("epoch 3/3") == 2
+    assert "epoch 2/3" not in plain(longer.output)
+    again = resumed(folder)
+    assert again.exit_code == 0
+    assert "it was to have" not in plain(again.output)
+
+
+# --- what it ran on ------------------------------------------------------------------------------------------------
+
+
+def test_train_stores_what_each_of_its_starts_ran_on(tmp_path, monkeypatch, caplog):
+    project = tmp_path / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    subprocess.run(["git", "init", "-q"], check=True)
+    (project / "script.py").write_text("1")
+    subprocess.run(["git", "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "-qm", "x"], check=True)
+    folder = tmp_path / "run"
+    monkeypatch.setattr(sys, "argv", ["sca", "train", "--out", "a b"])
+    with RunFolder(folder) as held, pytest.raises(training.Interrupted):
+        training.run(config_of(), held, Watch(stop_after=2))
+    (project / "script.py").write_text("2")
+    with RunFolder(folder, "resume") as held, pytest.raises(training.Interrupted):
+        training.run(config_of(), held, Watch(stop_after=4))
+    first, second = json.loads((folder / "environment.json").read_text())
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert (first["commit"], first["dirty"], second["dirty"]) == (head, False, True)
+    assert first["command"] == "sca train --out 'a b'"
+    assert first["versions"].keys() == {"python", "sca_kernels", "torch", "triton", "numpy"}
+    assert first["versions"]["torch"] == torch.__version__
+    assert (first["threads"], first["processes"], first["gpu"]) == (torch.get_num_threads(), 1, None)
+    assert re.fullmatch(r"[a-z0-9-]+-cores", first["processor"])
+    assert first["started"] <= second["started"]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    (folder / "environment.json").write_text("{")
+    with RunFolder(folder, "resume") as held, pytest.raises(training.Interrupted):
+        training.run(config_of(), held, Watch(stop_after=6))
+    (last,) = json.loads((folder / "environment.json").read_text())
+    assert (last["commit"], last["dirty"]) == (None, None)
+    assert "environment.json: what earlier starts ran on is lost" in caplog.text
 
 
 # --- diverged ------------------------------------------------------------------------------------------------------

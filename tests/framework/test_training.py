@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,16 +13,6 @@ from sca.training import RunFolder
 from sca.training.loop import Interrupted
 from sca.training.metrics import accuracy
 from tests.framework.watched import Watch, assert_equal_state, tiny, trainer_of
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from threads, and lose a lot where the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 # --- the loop ------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,16 +17,6 @@ from sca import checkpoint, training
 from sca.files import write_whole
 from sca.training import RunFolder
 from tests.framework.watched import Watch, assert_equal_state, tiny, trainer_of
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small gain nothing from threads, and lose a lot where the machine is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 TREE = {
     "weights": torch.randn(3, 4),

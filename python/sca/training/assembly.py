@@ -38,7 +38,6 @@ def assembled(config: TrainConfig, dataset: Dataset, ranks: Ranks, weights: bool
     """
     torch.manual_seed(config.seed)
     dataset = dataset.held_out(config.validation, config.seed)
-    ranks.check_batches(config.batch_size, len(dataset.train))
     if config.policy is not None:
         require_policy(config.policy, dataset.in_channels)
     dataset = dataset.to(config.device)

@@ -20,13 +20,14 @@ except ImportError as error:
 
 
 class SCACallback(Callback):
-    """Runs a :class:`sca.SCAScheduler` on the module's one optimizer: a step of it follows each optimizer step.
+    """Runs a :class:`sca.SCAScheduler` on the module's optimizer, or on several that share its parameters: a step of it
+    follows each batch in which one of them has stepped.
 
     With several processes, batch norms take their statistics over all of them, and all prune alike.
 
     Args:
         loss: gives the scalar loss of (module, batch) for a probe; it should log nothing.
-        settings: of the scheduler; ``start``, ``stop`` and ``interval`` count optimizer steps.
+        settings: of the scheduler; ``start``, ``stop`` and ``interval`` count such batches.
 
     Attributes:
         scheduler: None until fitting starts. Its state is part of Lightning's checkpoints.
@@ -39,12 +40,12 @@ class SCACallback(Callback):
         self._step = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """ValueError where there is not exactly one optimizer."""
-        if len(trainer.optimizers) != 1:
-            raise ValueError(f"optimizers: expected one, got {len(trainer.optimizers)}")
+        """ValueError where there is no optimizer."""
+        if not trainer.optimizers:
+            raise ValueError("optimizers: expected at least one, got none from configure_optimizers")
         if trainer.world_size > 1:
             set_norm_group(pl_module, True)
-        self.scheduler = SCAScheduler(pl_module, trainer.optimizers[0], **self._settings)
+        self.scheduler = SCAScheduler(pl_module, trainer.optimizers, **self._settings)
         if self._loaded is not None:
             self.scheduler.load_state_dict(self._loaded)
 

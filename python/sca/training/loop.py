@@ -171,8 +171,10 @@ class Trainer:
             check_compile(str(self.device))
 
         self.dataset: Dataset | None = train.dataset if is_resident(train) else None
-        size = getattr(train, "batch_size", None)
-        self.batch_size = size // self.ranks.size if size and is_resident(train) else size
+        self.batch_size = getattr(train, "batch_size", None)
+        if self.dataset is not None:
+            self.ranks.check_batches(self.batch_size, len(self.dataset.train))
+            self.batch_size //= self.ranks.size
         self.steps_per_epoch = len(train)
         self.groups = {n: m.group for n, m in find_groups(model).items()} if has_groups(model) else {}
         self._frozen = frozen_modules(model, freeze)
@@ -353,6 +355,11 @@ class Trainer:
                 if stop:
                     raise Interrupted
                 begin = time.perf_counter()
+            if self.sums.batches != self.steps_per_epoch:
+                raise ValueError(
+                    f"train: expected {self.steps_per_epoch} batches in an epoch, as its length says, "
+                    f"got {self.sums.batches}"
+                )
             self._require_finite()
             row = self._finish_epoch()
             self._save(callbacks)
@@ -403,13 +410,15 @@ class Trainer:
         """Accuracy of :attr:`result` on ``test``, or on ``validation``, in [0, 1].
 
         Raises:
-            ValueError: the trainer was given no such loader.
+            ValueError: the trainer was given no such loader, or it gives no batches.
         """
         loader = {"test": self.test, "validation": self.validation}.get(name)
         if loader is None:
             raise ValueError(f"name: expected test or validation, of which the trainer has a loader, got {name!r}")
         own = test_batches(name, loader, self.device, self.ranks)
         hits, seen = self.ranks.sum(*hits_and_seen(self.result, own, self.precision))
+        if not seen:
+            raise ValueError(f"{name}: expected batches, got none")
         return hits / seen
 
     def _finish_epoch(self) -> dict[str, Any]:

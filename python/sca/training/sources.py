@@ -56,7 +56,8 @@ def epoch_of(loader: Any, epoch: int, start: int, seed: int, device: torch.devic
         TypeError, ValueError: a batch is no pair of images and labels ``[N]``.
     """
     if isinstance(loader, ShuffledLoader):
-        yield from loader.batches(epoch, start)
+        for images, labels in loader.batches(epoch, start):
+            yield images.to(device), labels.to(device)
         return
     for part in _told_of_epochs(loader):
         part.set_epoch(epoch)
@@ -71,10 +72,8 @@ def test_batches(name: str, loader: Any, device: torch.device, ranks: Ranks) -> 
     Raises:
         TypeError, ValueError: a batch is no pair of images and labels ``[N]``.
     """
-    if is_resident(loader):
-        yield from itertools.islice(loader, ranks.rank, None, ranks.size)
-        return
-    for batch in loader:
+    own = itertools.islice(loader, ranks.rank, None, ranks.size) if is_resident(loader) else loader
+    for batch in own:
         yield _on_device(name, batch, device)
 
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sca_kernels.nn import ChannelGroup
 
-from .. import checkpoint
+from .. import checkpoint, saving
 from ..models import build
 from ..pruning import compact
+from ..structure.attach import has_groups
 from ..structure.groups import find_groups
 from .checkpoints import BestWeights, result_weights
 from .distributed import Ranks
@@ -72,7 +73,8 @@ def start_from(model: nn.Module, source: str | Path, ranks: Ranks | None = None)
 
     Args:
         model: made by :func:`sca.models.build`.
-        source: the folder of a run, or one of its files (``checkpoint.safetensors``, ``best.safetensors``).
+        source: the folder of a run, one of its files (``checkpoint.safetensors``, ``best.safetensors``), or a file of
+            :func:`sca.save`.
         ranks: the processes that do so together; the first one reads.
 
     Raises:
@@ -81,7 +83,7 @@ def start_from(model: nn.Module, source: str | Path, ranks: Ranks | None = None)
         OSError: there is no such file.
     """
     path = _full_size(Path(source))
-    state = (ranks or Ranks()).from_first(lambda: checkpoint.load(path))
+    state = (ranks or Ranks()).from_first(lambda: _read(path))
     try:
         weights, active = _contents(state)
         begun_anew = _of_classes(model, state.get("architecture"), weights)
@@ -103,6 +105,20 @@ def start_from(model: nn.Module, source: str | Path, ranks: Ranks | None = None)
     except ValueError as error:
         raise ValueError(f"weights: {path}: {error}") from error
     adopt(model, {**weights, **begun_anew}, active)
+
+
+def _read(path: Path) -> Any:
+    """What a checkpoint holds, or the same of a network that :func:`sca.save` wrote."""
+    try:
+        return checkpoint.load(path)
+    except checkpoint.CheckpointError as error:
+        try:
+            model = saving.load(path)
+        except ValueError:
+            raise error from None
+    groups = find_groups(model) if has_groups(model) else {}
+    active = {name: members.group.active for name, members in groups.items()}
+    return {"architecture": model.config, "active": active, "model": dict(model.state_dict())}
 
 
 def end_with_result(trainer: Trainer, folder: Path) -> None:

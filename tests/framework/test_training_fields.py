@@ -1,0 +1,422 @@
+"""What a configuration can ask of a run: held-out images, the best epoch, other weights, frozen parts, an average."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import sca
+from sca import checkpoint, training
+from sca.data import POLICIES, policies
+from sca.training import Interrupted, RunFolder, TrainConfig, Trainer
+from sca.training.metrics import accuracy
+from tests.framework.watched import Watch, assert_equal_state, tiny, trainer_of
+
+
+def run_in(path: Path, config: TrainConfig, observer: Any = None) -> training.Summary:
+    with RunFolder(path) as folder:
+        return training.run(config, folder, observer or Watch())
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policy": "augmix"}, "policy: expected one of autoaugment, randaugment, trivialaugment, got 'augmix'"),
+        ({"validation": -1}, "validation: expected at least 0"),
+        ({"keep_best": True}, "keep_best: expected false where validation is 0, got True"),
+        ({"freeze": [1]}, "freeze: expected name patterns"),
+        ({"freeze": "features.0"}, "freeze: expected list"),
+        ({"ema": 1.0}, r"ema: expected a decay in \[0, 1\)"),
+        ({"weights": 3}, "weights: expected str or none"),
+    ],
+    ids=str,
+)
+def test_train_config_names_the_field_that_is_off(changes, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        tiny(**changes)
+
+
+# --- validation ----------------------------------------------------------------------------------------------------
+
+
+def test_validation_images_are_held_out_by_seed_and_measured_in_place_of_the_test_images(tmp_path, monkeypatch):
+    data = training.load_data(tiny())
+    trainer = trainer_of(tiny(validation=40))
+    held = trainer.dataset
+    assert (len(held.train), len(held.validation), len(held.test)) == (88, 40, 64)
+    together = {image.numpy().tobytes() for split in (held.train, held.validation) for image in split.images}
+    assert together == {image.numpy().tobytes() for image in data.train.images}
+    assert torch.equal(held.validation.images, trainer_of(tiny(validation=40, lr=0.1)).dataset.validation.images)
+    assert not torch.equal(held.validation.images, trainer_of(tiny(validation=40, seed=1)).dataset.validation.images)
+    with pytest.raises(ValueError, match="validation: expected fewer than the 128 training images, got 128"):
+        trainer_of(tiny(validation=128))
+
+    looked = []
+    batches = sca.data.Dataset.batches
+    monkeypatch.setattr(
+        sca.data.Dataset, "batches", lambda self, split, size: looked.append(split) or batches(self, split, size)
+    )
+    summary = run_in(tmp_path, tiny(validation=40))
+    assert looked[:5] == ["validation"] * 4 + ["test"]
+    assert "validation" not in looked[5:]
+    rows = rows_of(tmp_path)
+    assert all(0 <= row["validation_accuracy"] <= 1 for row in rows)
+    assert ["test_accuracy" in row for row in rows] == [False, False, False, True]
+    assert rows[-1]["test_accuracy"] == summary.compacted.accuracy
+
+
+def test_state_of_a_run_with_other_held_out_images_is_refused():
+    state = trainer_of(tiny(validation=40)).state()
+    with pytest.raises(ValueError, match="it is of a run with validation 40, not 0"):
+        trainer_of(tiny()).load_state(state)
+
+
+# --- the best epoch ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_keep_best_ends_the_run_with_the_best_epoch_however_often_it_was_stopped(tmp_path, ema):
+    config = tiny(validation=40, keep_best=True, lr=1.0, density=1.0 if ema else 0.5, ema=ema)
+    summary = run_in(tmp_path / "whole", config)
+    rows = rows_of(tmp_path / "whole")
+    accuracies = [row["validation_accuracy"] for row in rows]
+    assert not any("test_accuracy" in row for row in rows)
+    best = checkpoint.load(tmp_path / "whole" / "best.safetensors")
+    assert best["epoch"] == 1 + accuracies.index(max(accuracies))
+    model = training.load_model(tmp_path / "whole")
+    test = training.load_data(config).test_batches(64)
+    assert accuracy(model, test) == summary.compacted.accuracy
+    held = trainer_of(config).dataset
+    full = training.load_pruned(tmp_path / "whole")
+    assert accuracy(full, held.batches("validation", 40)) == max(accuracies)
+
+    for step in (2, 5, 9):
+        mode = "resume" if step > 2 else "new"
+        with RunFolder(tmp_path / "stopped", mode) as folder, pytest.raises(Interrupted):
+            training.run(config, folder, Watch(stop_after=step))
+    with RunFolder(tmp_path / "stopped", "resume") as folder:
+        again = training.run(config, folder, Watch())
+    assert_equal_state(checkpoint.load(tmp_path / "stopped" / "best.safetensors"), best)
+    assert again.compacted.accuracy == summary.compacted.accuracy
+
+
+def test_a_reference_that_kept_its_best_epoch_is_compared_by_it(tmp_path):
+    config = tiny(validation=40, keep_best=True, epochs=2, density=1.0)
+    dense = run_in(tmp_path / "dense", config)
+    summary = run_in(tmp_path / "run", config.changed(density=0.5, reference=str(tmp_path / "dense")))
+    assert summary.dense.accuracy == dense.compacted.accuracy
+    checkpoint.save(tmp_path / "dense" / "best.safetensors", {"validation_accuracy": 1.0, "model": 3})
+    with pytest.raises(checkpoint.CheckpointError, match=r"best\.safetensors: not the best weights of this run"):
+        run_in(tmp_path / "other", config.changed(density=0.5, reference=str(tmp_path / "dense")))
+
+
+# --- weights of another run ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """The folder of a pruned run of two epochs."""
+    path = tmp_path_factory.mktemp("source") / "run"
+    run_in(path, tiny(epochs=2))
+    return path
+
+
+@pytest.mark.parametrize("place", ["folder", "checkpoint", "sca.save"])
+def test_weights_start_a_run_with_those_and_the_active_channels_of_another(source, tmp_path, place):
+    file = {"folder": source, "checkpoint": source / "checkpoint.safetensors", "sca.save": tmp_path / "saved"}[place]
+    held = training.load_pruned(source)
+    sca.save(held, tmp_path / "saved")
+    trainer = trainer_of(tiny(weights=str(file), seed=3, density=0.3))
+    assert_equal_state(dict(trainer.model.state_dict()), dict(held.state_dict()))
+    groups = {name: members.group for name, members in sca.structure.groups.find_groups(held).items()}
+    assert all(torch.equal(group.active, groups[name].active) for name, group in trainer.groups.items())
+    assert trainer.density == pytest.approx(0.5, abs=0.05)
+    assert trainer.evaluate() == accuracy(held, trainer.test)
+    trainer.fit()
+    assert trainer.density < 0.35
+
+
+def test_a_run_with_weights_resumes_bit_for_bit_and_needs_them_no_more(source, tmp_path):
+    moved = tmp_path / "source"
+    moved.mkdir()
+    (moved / "checkpoint.safetensors").write_bytes((source / "checkpoint.safetensors").read_bytes())
+    config = tiny(weights=str(moved), epochs=2, density=1.0, lr=0.01)
+    run_in(tmp_path / "whole", config)
+    with RunFolder(tmp_path / "run") as folder, pytest.raises(Interrupted):
+        training.run(config, folder, Watch(stop_after=3))
+    (moved / "checkpoint.safetensors").unlink()
+    with RunFolder(tmp_path / "run", "resume") as folder:
+        training.run(config, folder, Watch())
+    whole, resumed = (checkpoint.load(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "run"))
+    assert_equal_state(resumed, whole)
+    assert rows_of(tmp_path / "run")[-1]["density"] == pytest.approx(0.5, abs=0.05)  # nothing was pruned, or came back
+    with pytest.raises(FileNotFoundError):
+        run_in(tmp_path / "other", config)
+
+
+def test_weights_of_another_number_of_classes_leave_the_classifier_as_it_was(source, tmp_path):
+    model = sca.models.build(**{**training.load_pruned(source).config, "num_classes": 7})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training.weights.start_from(model, source)
+    held = training.load_pruned(source).state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name] if name.startswith("classifier") else held[name]), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 0.25}, r"features\.0\.conv\.weight: expected \[16, 1, 3, 3\], got \[8, 1, 3, 3\]"),
+        ({"model": "vgg9"}, r"features\.1\.conv\.weight: expected \[8, 8, 3, 3\], got \[16, 8, 3, 3\]"),
+        ({"neuron": "plif"}, r"features\.0\.neuron\.w: expected, got nothing"),
+    ],
+    ids=str,
+)
+def test_weights_of_another_network_are_refused_by_the_name_of_a_tensor(source, changes, message):
+    with pytest.raises(ValueError, match=rf"^weights: .*checkpoint\.safetensors: {message}"):
+        trainer_of(tiny(weights=str(source), **changes))
+
+
+def test_weights_that_are_none_are_refused_by_the_name_of_their_file_and_change_nothing(source, tmp_path):
+    with pytest.raises(ValueError, match=r"weights: .*model\.safetensors: .*it is a compacted network: name the run's"):
+        trainer_of(tiny(weights=str(source / "model.safetensors")))
+    with pytest.raises(checkpoint.CheckpointError, match=r"config\.json: not a checkpoint"):
+        trainer_of(tiny(weights=str(source / "config.json")))
+    state = checkpoint.load(source / "checkpoint.safetensors")
+    model = sca.models.build(**state["architecture"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    file = tmp_path / "odd.safetensors"
+    for part, value, message in (
+        ("model", 3, "not the weights of a run"),
+        ("model", {"a": 3}, "not the weights of a run"),
+        ("active", {"conv1": torch.tensor([0.5])}, "not the weights of a run"),
+        ("active", {**state["active"], "conv9": torch.tensor([1])}, "channel groups of the network, which differ in"),
+        ("active", {**state["active"], "fc1": torch.tensor([99])}, r"indices: expected unique channels in \[0, 64\)"),
+    ):
+        checkpoint.save(file, {**state, part: value})
+        with pytest.raises(ValueError, match=rf"odd\.safetensors: .*{message}"):
+            training.weights.start_from(model, file)
+        assert_equal_state(dict(model.state_dict()), before)
+    assert all(members.group.all_active for members in sca.structure.groups.find_groups(model).values())
+
+
+# --- frozen parts --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("density", [0.5, 1.0])
+def test_frozen_modules_keep_weights_and_statistics_and_their_activity_is_recorded(density):
+    config = tiny(freeze=["features.0", "features.1.neuron"], density=density, epochs=2)
+    trainer = trainer_of(config)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.fit()
+    regrown = {"features.0.conv.weight"} if density < 1 else set()  # a channel that returns may begin anew
+    for name, value in trainer.model.state_dict().items():
+        kept = name.startswith(("features.0.", "features.1.neuron."))
+        assert kept == torch.equal(value, before[name]) or name in regrown, name
+    assert trainer.history[-1]["firing_rates"].keys() == trainer.groups.keys()
+    held = {p for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert len(held) == sum(p.requires_grad for p in trainer.model.parameters())
+    assert trainer.density == pytest.approx(density, abs=0.05)
+
+
+def test_frozen_runs_resume_bit_for_bit(tmp_path):
+    config = tiny(freeze=["features.[01]"], epochs=2)
+    whole = trainer_of(config)
+    whole.fit()
+    stopped = trainer_of(config)
+    states = []
+    with pytest.raises(Interrupted):
+        stopped.fit(Watch(stop_after=3), states.append)
+    checkpoint.save(tmp_path / "state", states[-1])
+    resumed = trainer_of(config)
+    resumed.load_state(checkpoint.load(tmp_path / "state"))
+    resumed.fit()
+    assert_equal_state(resumed.state(), whole.state())
+
+
+def test_freeze_names_a_pattern_that_fits_nothing():
+    with pytest.raises(ValueError, match=r"freeze: expected patterns of the network's modules \(features, features.0,"):
+        trainer_of(tiny(freeze=["layer1.*"]))
+
+
+# --- the average ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("density", [0.5, 1.0])
+def test_average_is_torchs_and_what_is_tested_saved_and_resumed(tmp_path, density):
+    config = tiny(ema=0.8, density=density)
+    trainer = trainer_of(config)
+    average = AveragedModel(trainer.model, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=True)
+    trainer.fit(Watch(lambda trainer: average.update_parameters(trainer.model)))
+    dormant = density < 1
+    if not dormant:  # torch's own copy does not begin anew what an update regrows
+        assert_equal_state(dict(trainer.average.module.state_dict()), dict(average.module.state_dict()))
+    assert trainer.history[-1]["test_accuracy"] == accuracy(trainer.average.module, trainer.test)
+    assert trainer.history[-1]["test_accuracy"] != accuracy(trainer.model, trainer.test)
+    assert training.metrics.connectivity(trainer.average.module) == trainer.history[-1]["connectivity"]
+    assert all(getattr(module, "activity", None) is None for module in trainer.average.modules())
+
+    with RunFolder(tmp_path) as folder, pytest.raises(Interrupted):
+        training.run(config, folder, Watch(stop_after=11))
+    with RunFolder(tmp_path, "resume") as folder:
+        summary = training.run(config, folder, Watch())
+    assert_equal_state(checkpoint.load(tmp_path / "checkpoint.safetensors"), checkpoint_of(trainer, tmp_path))
+    assert summary.compacted.accuracy == trainer.history[-1]["test_accuracy"]
+    (tmp_path / "model.safetensors").unlink()
+    test = training.load_data(config).test_batches(64)
+    assert accuracy(training.load_model(tmp_path), test) == summary.compacted.accuracy
+
+
+def checkpoint_of(trainer: Trainer, folder: Path) -> Any:
+    """The trainer's state as a file gives it back."""
+    checkpoint.save(folder / "state", trainer.state())
+    return checkpoint.load(folder / "state")
+
+
+def test_average_of_a_frozen_or_fine_tuned_run_is_that_of_its_structure(tmp_path):
+    run_in(tmp_path / "source", tiny(epochs=1))
+    trainer = trainer_of(tiny(weights=str(tmp_path / "source"), ema=0.5, density=1.0, freeze=["features.0"], epochs=1))
+    assert training.metrics.connectivity(trainer.average.module) < 0.9
+    trainer.fit()
+    assert trainer.history[-1]["test_accuracy"] == trainer.evaluate()
+
+
+# --- augmentation policies -----------------------------------------------------------------------------------------
+
+
+def stand_in(monkeypatch) -> None:
+    """A kornia whose policies draw as kornia's do: from torch's global generator."""
+
+    class Shift:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            pass
+
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            assert images.shape[1] == 3
+            assert images.min() >= 0
+            assert images.max() <= 1
+            return (images * torch.rand(len(images), 1, 1, 1)).clamp(0, 1)
+
+    augmentation = types.ModuleType("kornia.augmentation")
+    augmentation.auto = types.SimpleNamespace(AutoAugment=Shift, RandAugment=Shift, TrivialAugment=Shift)
+    monkeypatch.setitem(sys.modules, "kornia", types.ModuleType("kornia"))
+    monkeypatch.setitem(sys.modules, "kornia.augmentation", augmentation)
+    policies._policy.cache_clear()
+
+
+@pytest.fixture(params=["kornia", "stand-in"])
+def kornia(request, monkeypatch) -> Any:
+    """The library, or what stands in for it where it is missing."""
+    policies._policy.cache_clear()
+    if request.param == "stand-in":
+        stand_in(monkeypatch)
+    elif importlib.util.find_spec("kornia") is None:
+        pytest.skip("no kornia")
+    yield
+    policies._policy.cache_clear()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_policy_changes_images_by_seed_epoch_and_position_alone(kornia, policy):
+    data = sca.data.load("digits")
+
+    def draw(start: int = 0, **changes: Any) -> list[torch.Tensor]:
+        arguments = {"seed": 3, "epoch": 1, "policy": policy, **changes}
+        return [images for images, _ in data.train_batches(64, start=start, **arguments)]
+
+    state = torch.get_rng_state()
+    whole = draw()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(9)
+    assert all(torch.equal(a, b) for a, b in zip(whole[4:], draw(4), strict=True))
+    for other in (draw(policy=None), draw(seed=4), draw(epoch=2)):
+        assert not all(torch.equal(a, b) for a, b in zip(whole, other, strict=True))
+    assert whole[0].dtype == torch.float32
+    assert all(images.is_contiguous(memory_format=torch.channels_last) for images in whole)
+    lowest, highest = (0 - 0.3053) / 0.3760, (1 - 0.3053) / 0.3760
+    assert min(images.min() for images in whole) >= lowest - 1e-5
+    assert max(images.max() for images in whole) <= highest + 1e-5
+
+
+def test_policy_on_coloured_images(kornia):
+    images = torch.rand(8, 3, 16, 16)
+    changed = policies.augmented(images, "trivialaugment", torch.Generator().manual_seed(1))
+    assert changed.shape == images.shape
+    assert not torch.equal(changed, images)
+    again = policies.augmented(images, "trivialaugment", torch.Generator().manual_seed(1))
+    assert torch.equal(changed, again)
+
+
+def test_policy_of_a_run_is_resumed_bit_for_bit(kornia, tmp_path):
+    config = tiny(policy="randaugment", epochs=2)
+    whole = trainer_of(config)
+    whole.fit()
+    stopped, states = trainer_of(config), []
+    with pytest.raises(Interrupted):
+        stopped.fit(Watch(stop_after=3), states.append)
+    checkpoint.save(tmp_path / "state", states[-1])
+    resumed = trainer_of(config)
+    resumed.load_state(checkpoint.load(tmp_path / "state"))
+    resumed.fit()
+    assert_equal_state(resumed.state(), whole.state())
+    plain = trainer_of(config.changed(policy=None))
+    plain.fit()
+    assert plain.history[0]["loss"] != whole.history[0]["loss"]
+
+
+def test_policy_without_kornia_is_refused_in_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kornia.augmentation", None)
+    policies._policy.cache_clear()
+    with pytest.raises(ImportError, match=r"policy: randaugment needs kornia: pip install 'sca_kernels\[augment\]'"):
+        trainer_of(tiny(policy="randaugment"))
+
+
+def test_policy_refuses_images_of_other_channels(monkeypatch):
+    stand_in(monkeypatch)
+    with pytest.raises(ValueError, match="policy: expected images of 1 or 3 channels, got 2"):
+        policies.require_policy("autoaugment", 2)
+    policies._policy.cache_clear()
+
+
+# --- TensorBoard ---------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_shows_epochs_and_updates_once_after_a_resumption(tmp_path):
+    pytest.importorskip("tensorboard", reason="no tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = tiny(tensorboard=True)
+    with RunFolder(tmp_path) as folder, pytest.raises(Interrupted):
+        training.run(config, folder, Watch(stop_after=6))
+    with RunFolder(tmp_path, "resume") as folder:
+        training.run(config, folder, Watch())
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    rows = rows_of(tmp_path)
+    shown = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    for name, key in ("epoch/loss", "loss"), ("epoch/test_accuracy", "test_accuracy"):
+        assert shown[name] == [(row["step"], pytest.approx(row[key])) for row in rows]
+    assert [step for step, _ in shown["active/conv1"]] == [4, 8, 12, 16]
+    updates = [json.loads(line) for line in (tmp_path / "updates.jsonl").read_text().splitlines()]
+    assert [step for step, _ in shown["update/density"]] == [update["step"] for update in updates]
+    with RunFolder(tmp_path, "overwrite"):
+        assert not (tmp_path / "tensorboard").exists()
+
+
+def test_tensorboard_that_is_missing_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match=r"tensorboard: pip install 'sca_kernels\[tensorboard\]'"):
+        run_in(tmp_path / "run", tiny(tensorboard=True))
+    assert not (tmp_path / "run").exists()
