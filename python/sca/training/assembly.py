@@ -34,7 +34,7 @@ def assembled(config: TrainConfig, dataset: Dataset, ranks: Ranks, weights: bool
         config, dataset, ranks, weights: see :meth:`Trainer.from_config`.
 
     Raises:
-        ValueError, ImportError, OSError: see there.
+        ValueError, ImportError: see there.
     """
     torch.manual_seed(config.seed)
     dataset = dataset.held_out(config.validation, config.seed)

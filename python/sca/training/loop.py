@@ -207,9 +207,8 @@ class Trainer:
 
         Raises:
             ValueError: an argument of the model is out of range; the batch is no multiple of the processes; the
-                weights are of another network.
+                weights can't be read, or are of another network.
             ImportError: ``config.policy`` needs a package that is missing.
-            OSError: ``config.weights`` can't be read.
         """
         trainer = cls(**assembled(config, dataset, ranks or Ranks(), weights))
         trainer.config = config

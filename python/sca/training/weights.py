@@ -79,16 +79,23 @@ def start_from(model: nn.Module, source: str | Path, ranks: Ranks | None = None)
 
     Raises:
         ValueError: a tensor or a channel group is not that of the model; the message names it, and the model is as it
-            was.
-        OSError: there is no such file.
+            was. Or there is no such file, or it is damaged.
     """
     path = _full_size(Path(source))
-    state = (ranks or Ranks()).from_first(lambda: _read(path))
+    try:
+        state = (ranks or Ranks()).from_first(lambda: _read(path))
+    except OSError as error:
+        raise ValueError(
+            f"weights: expected the folder of a run, or a file of its weights, got {source} ({error.strerror})"
+        ) from error
+    except checkpoint.CheckpointError as error:
+        raise checkpoint.CheckpointError(f"weights: {error}") from error
     try:
         weights, active = _contents(state)
         begun_anew = _of_classes(model, state.get("architecture"), weights)
     except checkpoint.MALFORMED as error:
-        raise checkpoint.CheckpointError(f"{path}: not the weights of a run ({checkpoint.told(error)})") from error
+        told = checkpoint.told(error)
+        raise checkpoint.CheckpointError(f"weights: {path}: not the weights of a run ({told})") from error
     differing = differing_tensor(model, weights, begun_anew)
     if differing is not None:
         compacted = (state.get("architecture") or {}).get("widths")
