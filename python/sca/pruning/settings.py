@@ -48,7 +48,7 @@ class PruneSettings:
     """Share of channels that are regrown instead of kept, in [0, 1), 0 for none; see ``regrow_schedule``."""
 
     regrow_schedule: str = "cosine"
-    """``cosine`` to 0, a share of the active channels; or ``constant`` (the paper's q), a share of all channels."""
+    """Way of the regrown share: ``cosine`` to 0, of the active channels; or ``constant`` (the paper's q), of all."""
 
     regrow_pruned: bool = False
     """Whether channels cut by an update may be regrown by the same update."""
@@ -81,9 +81,9 @@ class PruneSettings:
         checks.integer("seed", self.seed, -(2**63), 2**64 - 1)  # what torch's generators take
         checks.boolean("regrow_pruned", self.regrow_pruned)
         if not 0 < checks.number("density", self.density) <= 1:
-            raise ValueError(f"density: expected a number in (0, 1], got {self.density}")
+            raise ValueError(f"density: expected a share in (0, 1], got {self.density}")
         if not 0 <= checks.number("regrow_fraction", self.regrow_fraction) < 1:
-            raise ValueError(f"regrow_fraction: expected a number in [0, 1), got {self.regrow_fraction}")
+            raise ValueError(f"regrow_fraction: expected a share in [0, 1), got {self.regrow_fraction}")
         for name, known in (
             ("target", TARGETS),
             ("schedule", DENSITY_CURVES),
