@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+import copy
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..pruning.settings import PruneSettings
@@ -273,8 +274,8 @@ class TrainConfig(PruningSettings, TrainingSettings, NetworkSettings, DataSettin
         return [name for name in fixed if name in held and held[name] != own[name]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON: data, network, training, pruning, and what a run is besides."""
-        values = asdict(self)
+        """Plain values, for JSON, strategies by name: data, network, training, pruning, and what a run is besides."""
+        values = copy.deepcopy(self.record())
         return {name: values[name] for name in settings(type(self))}
 
 
