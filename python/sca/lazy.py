@@ -16,7 +16,7 @@ def export(package: str, homes: Mapping[str, str]) -> list[str]:
 
     Args:
         package: its ``__name__``; to be called by the package itself.
-        homes: public name -> module of the package that defines it.
+        homes: public name -> module that defines it; with a dot in front, one of the package.
 
     Returns:
         The names: its ``__all__``.
@@ -26,7 +26,7 @@ def export(package: str, homes: Mapping[str, str]) -> list[str]:
         def __getattr__(self, name: str) -> Any:
             if name not in homes:
                 raise AttributeError(f"module {package!r} has no attribute {name!r}; it has {', '.join(homes)}")
-            value = getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+            value = getattr(importlib.import_module(homes[name], package), name)
             setattr(self, name, value)
             return value
 

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sca.cli import app
+from sca.pruning import PruneSettings
 from sca.training import Recipe, TrainConfig
 
 TOML = """\
@@ -74,6 +75,44 @@ def test_recipe_of_a_stored_configuration_is_that_configuration(tmp_path):
     assert Recipe(file=file, options={"seed": 4}).config() == config.changed(seed=4)
     with pytest.raises(ValueError, match="preset: expected none beside"):
         Recipe("fast", file)
+
+
+def test_recipe_of_an_earlier_versions_configuration_has_defaults_for_what_that_lacks(tmp_path):
+    kept = (
+        "data",
+        "model",
+        "width",
+        "time_steps",
+        "neuron",
+        "neuron_arguments",
+        "epochs",
+        "batch_size",
+        "density",
+        "lr",
+    )
+    config = TrainConfig.from_preset("paper", data="digits", density=0.4)
+    file = written(tmp_path, json.dumps({name: config.to_dict()[name] for name in kept}), "config.json")
+    assert Recipe(file=file).config() == TrainConfig(**{name: getattr(config, name) for name in kept})
+
+
+def test_configuration_is_told_in_order_data_network_training_pruning_run():
+    order = [*TrainConfig.from_preset("paper").to_dict()]
+    places = [
+        order.index(name) for name in ("data", "model", "epochs", "density", "prune_interval", "reference", "seed")
+    ]
+    assert places == sorted(places)
+    assert order[0] == "data"
+    assert len(order) == len(set(order)) == len(TrainConfig.__dataclass_fields__)
+
+
+def test_configuration_hands_all_settings_of_pruning_to_the_schedule_and_tells_objects_by_name():
+    def by_luck(group):
+        """A criterion of the user's own."""
+
+    config = TrainConfig.from_preset("digits", criterion=by_luck, seed=7)
+    assert set(config.plan_arguments) == set(PruneSettings.__dataclass_fields__)
+    assert (config.plan_arguments["criterion"], config.plan_arguments["seed"]) == (by_luck, 7)
+    assert json.loads(json.dumps(config.to_dict()))["criterion"].endswith("by_luck")
 
 
 @pytest.mark.parametrize(

@@ -2,4 +2,4 @@
 
 from ..lazy import export
 
-__all__ = export(__name__, {"BenchConfig": "config", "measure": "measure", "plot": "report", "table": "report"})
+__all__ = export(__name__, {"BenchConfig": ".config", "measure": ".measure", "plot": ".report", "table": ".report"})

@@ -5,11 +5,11 @@ from ...lazy import export
 __all__ = export(
     __name__,
     {
-        "Cell": "cells",
-        "Table1Config": "config",
-        "plot": "report",
-        "results": "report",
-        "run_cell": "cells",
-        "tables": "report",
+        "Cell": ".cells",
+        "Table1Config": ".config",
+        "plot": ".report",
+        "results": ".report",
+        "run_cell": ".cells",
+        "tables": ".report",
     },
 )
