@@ -87,7 +87,7 @@ class Setting:
         return dict(known)
 
     def parsed(self, text: str) -> Any:
-        """The value that a text means; the text itself where it means none, for :meth:`typed` to refuse.
+        """The value that a text means; the text itself where it is no value of that type, for :meth:`typed` to refuse.
 
         Raises:
             ValueError: in place of a list of numbers.

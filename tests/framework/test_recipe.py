@@ -126,8 +126,9 @@ def test_configuration_hands_all_settings_of_pruning_to_the_schedule_and_tells_o
         ('\nmodel = "vgg6"\n', "line 2: model: expected one of preresnet18"),
         ("[neuron_arguments]\n# too short\ntau = 0.5\n", "line 3: tau: expected a time constant > 1"),
         ("[lr]\nvalue = 1\n", "line 1: lr: expected float"),
+        ("epochs = 1\ndata = ['digits']\n", "line 2: data: expected str, got ['digits']"),
     ],
-    ids=["field", "syntax", "type", "range", "preset", "model", "neuron", "table"],
+    ids=["field", "syntax", "type", "range", "preset", "model", "neuron", "table", "list"],
 )
 def test_train_tells_the_line_of_what_is_wrong_in_a_recipe(tmp_path, text, message):
     file = written(tmp_path, text)

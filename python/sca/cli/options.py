@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import NoneType
 from typing import Annotated, Any
 
@@ -16,9 +16,9 @@ from ..settings import Setting, settings, summary
 Command = Callable[..., None]
 
 
-def option(help_text: str, *names: str, **constraints: Any) -> Any:
-    """An option whose default is not shown: left out, it is told elsewhere."""
-    return typer.Option(*names, help=help_text, show_default=False, **constraints)
+def option(help_text: str, *names: str, show_default: str | bool = False, **shown: Any) -> Any:
+    """An option whose default is not shown, if nothing is said: where it is left out, others decide."""
+    return typer.Option(*names, help=help_text, show_default=show_default, **shown)
 
 
 def options_of(
@@ -46,13 +46,16 @@ def options_of(
     }
 
     def declared(each: Setting) -> inspect.Parameter:
-        names = (_flag(each), *filter(None, [(old_names or {}).get(each.name)]))
-        panel = next((title for title, part in (panels or {}).items() if issubclass(part, each.owner)), None)
-        told = option(summary(each.doc), *names, metavar=_metavar(each), rich_help_panel=panel)
-        if shows_defaults and each.default is not dataclasses.MISSING:
-            told.show_default = _shown(each.default)
-        kind = bool if bool in each.kinds else str
-        annotation = Annotated[kind | None, told]
+        told = option(
+            summary(each.doc),
+            *_flags(each, old_names or {}),
+            metavar=_metavar(each),
+            rich_help_panel=next(
+                (title for title, part in (panels or {}).items() if issubclass(part, each.owner)), None
+            ),
+            show_default=shows_defaults and _default(each),
+        )
+        annotation = Annotated[(bool if bool in each.kinds else str) | None, told]
         return inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
     def decorate(command: Command) -> Command:
@@ -74,10 +77,12 @@ def options_of(
     return decorate
 
 
-def _flag(each: Setting) -> str:
-    """``--name``; of what is true by default, also its contrary."""
+def _flags(each: Setting, old_names: Mapping[str, str]) -> Iterator[str]:
+    """``--name``; of what is true by default, with its contrary."""
     name = each.name.replace("_", "-")
-    return f"--{name}/--no-{name}" if each.default is True else f"--{name}"
+    yield f"--{name}/--no-{name}" if each.default is True else f"--{name}"
+    if each.name in old_names:
+        yield old_names[each.name]
 
 
 def _metavar(each: Setting) -> str | None:
@@ -89,5 +94,8 @@ def _metavar(each: Setting) -> str | None:
     return next(f"<{kind.__name__}>" for kind in each.kinds if kind is not NoneType)
 
 
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+def _default(each: Setting) -> str | bool:
+    """As one would write it; False where each instance makes its own."""
+    if each.default is dataclasses.MISSING:
+        return False
+    return ",".join(map(str, each.default)) if isinstance(each.default, tuple) else str(each.default)

@@ -217,7 +217,7 @@ class TrainConfig(PruningSettings, TrainingSettings, NetworkSettings, DataSettin
             ValueError: unknown preset or field, or a value out of range.
         """
         data = changes.get("data", "digits")
-        name = preset or (data if data in PRESETS else "fast")
+        name = preset or (data if isinstance(data, str) and data in PRESETS else "fast")
         _refuse_unknown(changes)
         return cls(**{"data": data} | lookup(PRESETS, name, "preset") | changes)
 
