@@ -210,7 +210,7 @@ def test_ranks_share_every_image_once():
 
 
 def test_require_same_masks_names_the_rank_that_differs(monkeypatch):
-    def gather(gathered: list[torch.Tensor], own: torch.Tensor, group: None) -> None:
+    def gather(gathered: list[torch.Tensor], own: torch.Tensor, group: object) -> None:
         for rank, digest in enumerate(gathered):
             digest.copy_(own + (rank == 1))
 

@@ -170,6 +170,7 @@ def test_observed_gradients_are_those_of_the_spikes() -> None:
     assert torch.equal(first.gradient, kept[0].grad)
     assert torch.equal(first.spikes, kept[0])
     assert not first.spikes.requires_grad
+    kept.clear()  # which the model's hook holds, and which, by its own hook, holds the model
 
 
 def test_observed_passes_are_those_of_training_alone() -> None:

@@ -24,8 +24,9 @@ KERNEL_LAYERS = [
 ]
 COMPILED = {"sca_kernels._cpu": "sca_kernels.backends.cpu", "sca_kernels._cuda": "sca_kernels.backends.cuda"}
 
-# What each room of sca may use of its neighbours; python/sca/__init__.py only names what it loads lazily.
-COMMON = {"registry", "files", "checkpoint", "machine", "packed", "pictures", "units"}  # open to every room
+# What each room of sca may use of its neighbours; python/sca/__init__.py only names what it loads lazily. The first are
+# open to every room.
+COMMON = {"registry", "files", "checkpoint", "machine", "packed", "pictures", "settings", "units", "lazy"}
 SCA_ROOMS = {
     "structure": set(),
     "models": set(),

@@ -1,9 +1,6 @@
 """Augmentation policies by name, as kornia computes them (the extra ``augment``): on the images' device, in batches.
 
-``autoaugment``: Cubuk et al., "AutoAugment: Learning augmentation policies from data" (CVPR 2019), that of CIFAR-10.
-``randaugment``: Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space" (2020),
-two operations of magnitude 9. ``trivialaugment``: Müller & Hutter, "TrivialAugment: Tuning-free yet state-of-the-art
-data augmentation" (ICCV 2021). Kornia draws the operations once for a batch, and how strong they are for each image.
+Kornia draws the operations once for a batch, and how strong they are for each image; the papers draw both for each.
 """
 
 from __future__ import annotations
@@ -17,11 +14,27 @@ from torch import Tensor
 
 __all__ = ["POLICIES", "augmented", "require_policy"]
 
-#: name -> the policy, made of ``kornia.augmentation.auto``
-POLICIES: dict[str, Callable[[Any], Callable[[Tensor], Tensor]]] = {
-    "autoaugment": lambda auto: auto.AutoAugment("cifar10"),
-    "randaugment": lambda auto: auto.RandAugment(n=2, m=9),
-    "trivialaugment": lambda auto: auto.TrivialAugment(),
+Policy = Callable[[Tensor], Tensor]
+
+
+def autoaugment(auto: Any) -> Policy:
+    """AutoAugment with the policy that was found for CIFAR-10 (Cubuk et al., CVPR 2019)."""
+    return auto.AutoAugment("cifar10")
+
+
+def randaugment(auto: Any) -> Policy:
+    """RandAugment with two operations of magnitude 9 (Cubuk et al., 2020)."""
+    return auto.RandAugment(n=2, m=9)
+
+
+def trivialaugment(auto: Any) -> Policy:
+    """TrivialAugment: one operation of any magnitude (Müller & Hutter, ICCV 2021)."""
+    return auto.TrivialAugment()
+
+
+#: name -> what makes the policy of the module ``kornia.augmentation.auto``
+POLICIES: dict[str, Callable[[Any], Policy]] = {
+    make.__name__: make for make in (autoaugment, randaugment, trivialaugment)
 }
 
 
@@ -60,7 +73,7 @@ def augmented(images: Tensor, name: str, generator: torch.Generator) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)
-def _policy(name: str) -> Callable[[Tensor], Tensor]:
+def _policy(name: str) -> Policy:
     try:
         from kornia.augmentation import auto
     except ImportError as error:

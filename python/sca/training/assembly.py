@@ -23,7 +23,8 @@ from .weights import start_from
 
 __all__ = ["assembled"]
 
-# A run too short for so many updates prunes more often than told: a single cut to the final density is no schedule.
+# A run too short for so many updates prunes more often than told: a single cut is no way to the final density. (The
+# constant schedule is there from the first.)
 MIN_UPDATES = 8
 
 
@@ -62,7 +63,7 @@ def assembled(config: TrainConfig, dataset: Dataset, ranks: Ranks, weights: bool
     )
     scheduler = _scheduler(model, optimizer, config, len(train)) if config.density < 1 else None
     _check_last_batch(model, dataset, config)
-    convolutions = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
+    pulled = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     test_size = 4 * (config.batch_size // ranks.size)
     return {
         "model": model,
@@ -75,7 +76,7 @@ def assembled(config: TrainConfig, dataset: Dataset, ranks: Ranks, weights: bool
         "scheduler": scheduler,
         "epochs": config.epochs,
         "lr_schedule": schedule_of(config),
-        "callbacks": [L1Penalty(convolutions, config.l1)] if config.l1 else [],
+        "callbacks": [L1Penalty(pulled, config.l1)] if config.l1 else [],
         "precision": config.precision,
         "freeze": config.freeze,
         "ema": config.ema,
@@ -86,8 +87,8 @@ def assembled(config: TrainConfig, dataset: Dataset, ranks: Ranks, weights: bool
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD that lets the weights of convolutions and linear layers decay, and nothing else."""
-    weights = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    """SGD that lets the weights of convolutions decay, and nothing else."""
+    weights = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
     decayed = [weight for weight in weights if weight.requires_grad]
     others = [p for p in model.parameters() if p.requires_grad and all(p is not weight for weight in weights)]
     return torch.optim.SGD(
@@ -102,15 +103,17 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
 def _scheduler(
     model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int
 ) -> SCAScheduler:
-    total = config.epochs * steps_per_epoch
-    first, last = config.prune_start * total, config.prune_stop * total
-    interval = min(config.prune_interval * steps_per_epoch, (last - first) / MIN_UPDATES)
+    first, last = config.prune_start * config.epochs, config.prune_stop * config.epochs
+    longest = float(config.epochs) if config.schedule == "constant" else (last - first) / MIN_UPDATES
+    interval = min(config.prune_interval, longest)
+    if interval.is_integer():  # in whole epochs, at their ends
+        first = max(1, round(first))
+        last = max(first, round(last))
+    steps = {"start": first, "stop": last, "interval": interval}
     scheduler = SCAScheduler(
         model,
         optimizer,
-        start=max(1, round(first)),
-        stop=max(1, round(last)),
-        interval=max(1, round(interval)),
+        **{name: max(1, round(epochs * steps_per_epoch)) for name, epochs in steps.items()},
         **config.plan_arguments,
     )
     least = scheduler.least_share

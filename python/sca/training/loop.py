@@ -22,13 +22,14 @@ from ..data import Dataset
 from ..data.dataset import Batch
 from ..pruning import NotFinite, PruneEvent, SCAScheduler
 from ..pruning.recording import record_in_training
+from ..settings import check_number
 from ..structure.attach import has_groups
 from ..structure.groups import find_groups
 from . import state as states
 from .assembly import assembled
 from .average import averaged
 from .callbacks import Callback, Calls, Observer, as_callback
-from .config import PRECISIONS, TrainConfig, check_compile, check_number
+from .config import PRECISIONS, TrainConfig, check_compile
 from .distributed import Ranks, set_norm_group
 from .freezing import frozen_modules
 from .learning_rate import learning_rate
