@@ -28,6 +28,7 @@ class Own(nn.Module):
         super().__init__()
         self.conv, self.neuron = snn.ChannelConv2d(1, 12, 3, padding=1, bias=False), snn.BatchNormLIF(12)
         self.second, self.second_neuron = snn.ChannelConv2d(12, 8, 3, stride=2, bias=False), snn.BatchNormLIF(8)
+        self.config = {"name": "own", "activation": torch.relu}  # which no checkpoint can hold
         self.head = snn.ChannelLinear(8 * 9, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

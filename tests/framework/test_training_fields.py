@@ -415,6 +415,16 @@ def test_tensorboard_shows_epochs_and_updates_once_after_a_resumption(tmp_path):
         assert not (tmp_path / "tensorboard").exists()
 
 
+def test_tensorboard_follows_no_link(tmp_path):
+    pytest.importorskip("tensorboard", reason="no tensorboard")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").symlink_to(tmp_path / "mine")
+    with RunFolder(tmp_path / "run", "overwrite") as folder, pytest.raises(ValueError, match="is a symbolic link"):
+        training.run(tiny(tensorboard=True), folder, Watch())
+    assert not list((tmp_path / "mine").iterdir())
+
+
 def test_tensorboard_that_is_missing_is_told_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match=r"tensorboard: pip install 'sca_kernels\[tensorboard\]'"):

@@ -114,9 +114,10 @@ class RunFolder:
 
         Raises:
             ImportError: ``config.tensorboard`` needs a package that is missing.
+            ValueError: its folder is a symbolic link.
         """
         best = [BestWeights(self.path)] if config.keep_best else []
-        board = [TensorBoard(self.tensorboard)] if config.tensorboard else []
+        board = [TensorBoard(self.inside(self.path, self.tensorboard.name))] if config.tensorboard else []
         return [*best, self.checkpoints, JSONLog(self.path), CSVLog(self.path), *board]
 
     def close(self) -> None:
