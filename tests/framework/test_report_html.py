@@ -176,7 +176,10 @@ def test_page_shows_what_the_files_say(folder):
     for row in table:
         assert " ".join(row) in text
     assert f"{summary['compacted']['accuracy']:.2%}" in conclusion(told)
-    assert f"{summary['compacted']['synops'] / summary['dense']['synops']:.1%} of its SynOps" in conclusion(told)
+    assert (
+        f"{summary['compacted']['synops'] / summary['dense']['synops']:.1%} of the dense network's SynOps"
+        in conclusion(told)
+    )
     assert conclusion(told) in text
     assert "No layer is dead" in text
     for layer in told.cost.cells():
@@ -270,7 +273,7 @@ def test_report_compares_several_runs(folder, copy, tmp_path, monkeypatch):
     assert "Cost per sample" not in outcome.output
     shown = Page((tmp_path / "report.html").read_text())
     assert "2 runs compared" in shown.text
-    assert "A pruned : With" in shown.text
+    assert "A pruned : At a connectivity of" in shown.text
     assert "B copy : Unfinished, 2 of 3 epochs" in shown.text
     assert "Settings that differ setting A B density 0.5 0.25" in shown.text
     assert {"run-A", "run-B"} <= set(shown.ids)

@@ -22,7 +22,8 @@ from sca.files import write_whole
 from sca.training import RunFolder, TrainConfig
 from sca.training.loop import Interrupted, Trainer, learning_rate
 from sca.training.losses import LOSSES
-from sca.training.metrics import accuracy, compare_speed
+from sca.training.metrics import accuracy
+from sca.training.speed import compare_speed
 from tests.framework.watched import assert_equal_state
 
 TINY = {

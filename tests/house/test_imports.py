@@ -34,7 +34,7 @@ SCA_ROOMS = {
     "pruning": {"structure", "cost"},
     "report": {"cost"},
     "training": {"structure", "cost", "pruning", "models", "data", "report"},
-    "bench": {"structure", "pruning", "models", "training"},
+    "bench": {"structure", "cost", "pruning", "models", "training"},
     "experiments": {"pruning", "training", "bench"},
     "convert": {"structure", "models"},
     "export": {"structure", "models"},

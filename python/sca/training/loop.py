@@ -17,14 +17,17 @@ from torch import Tensor, nn
 from sca_kernels.functional import NotANumber
 
 from .. import checkpoint
+from ..cost import connectivity, density
 from ..data import Dataset
 from ..models import build
 from ..pruning import NotFinite, SCAScheduler
 from ..structure.groups import find_groups
 from .config import TrainConfig, check_compile
 from .distributed import Ranks, set_norm_group
+from .firing import FiringRate
 from .losses import LOSSES
-from .metrics import FiringRate, autocast, connectivity, correct, hits_and_seen
+from .metrics import correct, hits_and_seen
+from .precision import autocast
 
 # A run too short for so many updates prunes more often than told: a single cut to the final density is no schedule.
 MIN_UPDATES = 8
@@ -192,9 +195,8 @@ class Trainer:
 
     @property
     def density(self) -> float:
-        """Active / all channels."""
-        groups = self.groups.values()
-        return sum(group.num_active for group in groups) / sum(group.num_channels for group in groups)
+        """Active / all channels of the prunable groups."""
+        return density(self.groups.values())
 
     @property
     def updates(self) -> list[dict[str, Any]]:
