@@ -11,14 +11,14 @@ from torch import nn as tnn
 
 from .. import checks
 from .. import functional as F
-from .group import ChannelGroup, check_group, check_time_major, gathered
+from .group import CarriesGroups, ChannelGroup, check_group, check_time_major, gathered
 from .neuron import NeuronModule, ParametricLeak, is_recomputing
 
 # Functions of torch (and libraries that follow it) and of apex that put a synchronised batch norm in place of others.
 _CONVERSIONS = ("convert_sync_batchnorm", "convert_syncbn_model")
 
 
-class Normalisation(tnn.modules.batchnorm._BatchNorm):
+class Normalisation(CarriesGroups, tnn.modules.batchnorm._BatchNorm):
     """Mixin that owns a batch norm's parameters and running statistics, full size, and uses those of a group's active
     channels. torch's own base, by which tools such as ``torch.optim.swa_utils.update_bn`` find batch norms."""
 
@@ -187,6 +187,12 @@ class BatchNormNeuron(Normalisation, NeuronModule):
         self.init_norm(num_features, eps, momentum, affine, track_running_stats, process_group)
 
     forward = NeuronModule.forward  # torch's batch norm, a base of the first base, has one, too
+
+    def current(self, x: Tensor) -> Tensor:
+        uses_batch = self.training or not self.track_running_stats
+        statistics = (None, None) if uses_batch else (self.running_mean, self.running_var)
+        vectors = (gathered(p, self.group) for p in (self.weight, self.bias, *statistics))
+        return F.batch_norm(super().current(x), *vectors, uses_batch, 0.0, self.eps, self.process_group)
 
     def integrate(self, x: Tensor, time_steps: int | None) -> F.NeuronOutput:
         group = self.group

@@ -14,7 +14,7 @@ from .. import checks, paths
 from .. import functional as F
 from ..channels import Geometry
 from ..torch_private import tracing_state
-from .group import ChannelGroup, check_group
+from .group import CarriesGroups, ChannelGroup, check_group
 
 
 def _naming_itself(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -58,7 +58,7 @@ def _check_arguments(
     checks.elements("in_channels, out_channels", (out_channels, in_channels // groups, *kernel))
 
 
-class ChannelConv2d(tnn.Conv2d):
+class ChannelConv2d(CarriesGroups, tnn.Conv2d):
     """torch.nn.Conv2d that computes the active channels of its groups alone; same parameters, same state_dict, full
     size.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -203,6 +204,93 @@ class _Concatenation(ChannelGroup):
 
     def __hash__(self) -> int:
         return hash(self._parts)
+
+
+STRUCTURE = "channels"
+"""Where a module's part of a state_dict's metadata says which channels are active."""
+
+
+class CarriesGroups:
+    """Mixin of the modules that carry channel groups: which channels are active travels with the state_dict.
+
+    It stands in the state_dict's ``_metadata``, beside each module's version, as plain lists: no key is added,
+    ``torch.save`` keeps it and ``torch.load(weights_only=True)`` reads it. Where it is lost (safetensors, a dict made
+    by a comprehension), or nothing here can take it, one warning for the whole ``load_state_dict`` says what to do.
+    """
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", None)
+        listed = {role: group for role in ROLES if (group := getattr(self, role, None)) is not None}
+        if metadata is not None and listed:
+            known = metadata.setdefault(prefix[:-1], {})
+            known[STRUCTURE] = {role: [_described(part) for part in group.parts] for role, group in listed.items()}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        arguments = state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        super()._load_from_state_dict(*arguments)
+        stored = local_metadata.get(STRUCTURE, {})
+        for role in ROLES:
+            group, parts = getattr(self, role, None), stored.get(role)
+            if group is None:
+                if parts is not None and any(active is not None for _, _, active in parts):
+                    _warn(_NOT_TAKEN, missing_keys)
+            elif parts is None:
+                if not group.all_active:
+                    _warn(_LOST, missing_keys)
+            elif [part.num_channels for part in group.parts] != [channels for _, channels, _ in parts]:
+                expected = [part.num_channels for part in group.parts]
+                error_msgs.append(f"{prefix}{role}: expected {expected} channels, got {[n for _, n, _ in parts]}.")
+            else:
+                for part, (_, channels, active) in zip(group.parts, parts, strict=True):
+                    _take(part, range(channels) if active is None else active, f"{prefix}{role}", error_msgs)
+
+
+ROLES = ("group", "in_group", "out_group")
+
+_LOST = (
+    "load_state_dict: some channels of this model are dormant, and the state does not say which of its own are (it "
+    "has lost its metadata, as in safetensors or a dict made by a comprehension, or is of an earlier version). The "
+    "model keeps its structure; was another one saved, or all channels, call set_active of its groups, or save by "
+    "sca.save and load by sca.load"
+)
+_NOT_TAKEN = (
+    "load_state_dict: this is the state of a network with dormant channels, and the model has no channel groups to "
+    "keep them so: it runs all, and gives other outputs. Call sca.attach_groups(model, example_input) before "
+    "load_state_dict, or save by sca.save(model, path) and load by sca.load(path, model)"
+)
+_last_load: list[Any] = [None]
+"""What one call of load_state_dict hands to all modules: held, so that no other call's list gets its identity."""
+
+
+def _described(part: ChannelGroup) -> list[Any]:
+    """Name, number of channels and active ones (None: all) of a group, as plain values."""
+    return [part.name, part.num_channels, None if part.all_active else part.active.tolist()]
+
+
+def _take(part: ChannelGroup, active: Iterable[int], place: str, errors: list[str]) -> None:
+    """Make these channels of a group active, as a state says; an error is added to those of the load."""
+    try:
+        if list(active) != part.active.tolist():
+            part.set_active(active)
+    except (TypeError, ValueError) as error:
+        errors.append(f"{place}: {error}.")
+
+
+def _warn(text: str, call: list[str]) -> None:
+    """A warning for a whole load_state_dict, of which every module here learns."""
+    if _last_load[0] is not call:
+        _last_load[0] = call
+        warnings.warn(text, stacklevel=2)
 
 
 @contextlib.contextmanager

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch import nn as tnn
 
 from .. import checks
-from .group import ChannelGroup, check_group
+from .group import CarriesGroups, ChannelGroup, check_group
 
 
-class ChannelLinear(tnn.Linear):
+class ChannelLinear(CarriesGroups, tnn.Linear):
     """torch.nn.Linear that computes the active channels of its groups alone; same parameters, same state_dict, full
     size.
 

@@ -14,7 +14,10 @@ from .. import functional as F
 from ..surrogates import Surrogate
 from ..torch_private import graph_task
 from .activity import Activity
-from .group import ChannelGroup, check_group, check_time_major, gathered
+from .group import CarriesGroups, ChannelGroup, check_group, check_time_major, gathered
+
+_NEVER = 1e30
+"""A threshold that no potential reaches: the potential after a step is then the one before its reset."""
 
 
 def is_recomputing() -> bool:
@@ -22,7 +25,7 @@ def is_recomputing() -> bool:
     return not torch.compiler.is_compiling() and graph_task() != -1
 
 
-class NeuronModule(tnn.Module):
+class NeuronModule(CarriesGroups, tnn.Module):
     """Base of all neuron modules: arguments, membrane state, activity. See :func:`sca_kernels.functional.neuron` for
     the arguments.
 
@@ -56,7 +59,7 @@ class NeuronModule(tnn.Module):
         stateful: bool = False,
         backend: str | None = None,
     ) -> None:
-        super().__init__()
+        tnn.Module.__init__(self)  # of a fused batch norm, whose class comes next, init_norm makes what its own would
         F.check_neuron(self.neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
         self.arguments = {
             "v_threshold": v_threshold,
@@ -113,6 +116,32 @@ class NeuronModule(tnn.Module):
         if self.is_recording():
             self.activity.record(out, self.group)
         return out.spikes
+
+    def current(self, x: Tensor) -> Tensor:
+        """What the neuron integrates, float32 (float64 for float64 x): x itself, or a batch norm of it in the mode that
+        the module is in, whose running statistics stay."""
+        return x.to(torch.promote_types(x.dtype, torch.float32))
+
+    @torch.no_grad()
+    def potentials(self, x: Tensor, time_steps: int | None = None) -> Tensor:
+        """Membrane potentials before the reset, h[t] of the equations: [T, N, C, *S], float32 (float64 for float64 x).
+
+        :meth:`forward` never writes them; here they are computed step by step, for analysis. Nothing is recorded, and
+        the state is neither read nor changed: they start as those of a fresh module do.
+
+        Args:
+            x, time_steps: as for :meth:`forward`.
+        """
+        check_time_major(x, self.width(), self.group or "its parameters")
+        y = self.current(x)
+        threshold, reset = self.arguments["v_threshold"], self.arguments["v_reset"]
+        arguments = {**self.arguments, "v_threshold": _NEVER, "w": self.leak_parameter()}
+        found, v = [], None
+        for t in range(len(x) if time_steps is None else time_steps):
+            h = F.neuron(y[t : t + 1] if len(y) > 1 else y, self.neuron, v_init=v, **arguments).v
+            v = torch.where(h >= threshold, h - threshold if reset is None else reset, h)
+            found.append(h)
+        return torch.stack(found)
 
     def is_recording(self) -> bool:
         """Whether this forward pass adds to the activity: not while probing, nor when activation checkpointing repeats

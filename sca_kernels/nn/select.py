@@ -8,10 +8,10 @@ from torch import nn as tnn
 
 from .. import checks
 from ..layout import is_channels_last
-from .group import ChannelGroup, check_time_major, gathered
+from .group import CarriesGroups, ChannelGroup, check_time_major, gathered
 
 
-class ChannelSelect(tnn.Module):
+class ChannelSelect(CarriesGroups, tnn.Module):
     """Takes the active channels of a group from an activation that holds all of them, as branches off a residual stream
     do (Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017, section 4.1).
 

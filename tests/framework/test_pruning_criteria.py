@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sca.pruning.criteria import CRITERIA, GroupContext
+from sca.pruning.criteria import CRITERIA, Criterion, GroupContext, Observation
 from sca_kernels import nn as snn
 
 C = 6
@@ -31,17 +31,33 @@ def context(seed: int = 0, **changes) -> GroupContext:
         "norms": (norm,),
         "generator": torch.Generator().manual_seed(seed),
     }
+    criterion = CRITERIA[changes.pop("observer", "sca")]
+    if isinstance(criterion, Criterion):
+        fields["observed"] = criterion.observe(observation())
     return GroupContext(**{**fields, **changes})
 
 
+def observation() -> Observation:
+    """Four active channels, of which the second fires whenever the first does, and the last never."""
+    generator = torch.Generator().manual_seed(2)
+    spikes = (torch.rand(3, 5, 4, 2, 2, generator=generator) < 0.4).float()
+    spikes[:, :, 1] = torch.maximum(spikes[:, :, 0], spikes[:, :, 1])
+    spikes[:, :, 3] = 0
+    gradient = torch.randn(spikes.shape, generator=generator)
+    return Observation(spikes, gradient, lambda: 2 * spikes - 0.5)
+
+
 def test_criteria_are_found_by_file() -> None:
-    assert set(CRITERIA) == {"sca", "rate", "weight_l1", "bn_gamma", "random"}
+    assert set(CRITERIA) == {
+        *("sca", "sca_unclipped", "rate", "weight_l1", "bn_gamma", "random"),
+        *("taylor", "redundancy"),
+    }
 
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_criterion_gives_each_active_channel_a_finite_reproducible_score(name: str) -> None:
     torch.manual_seed(0)
-    group = context()
+    group = context(observer=name)
     score = CRITERIA[name](group)
     assert score.dtype == torch.float64
     assert score.shape == (C,)
@@ -50,7 +66,7 @@ def test_criterion_gives_each_active_channel_a_finite_reproducible_score(name: s
     assert score[group.active].isfinite().all()
     assert (score[group.active] >= 0).all()
     torch.manual_seed(0)
-    assert torch.equal(score, CRITERIA[name](context()))
+    assert torch.equal(score, CRITERIA[name](context(observer=name)))
 
 
 def test_criterion_sca_is_the_mean_of_spike_plus_potential() -> None:
@@ -107,3 +123,34 @@ def test_criterion_weight_l1_ranks_a_selected_group_by_the_weights_that_read_it(
     torch.testing.assert_close(score, conv.weight.detach()[[0, 2]].abs().sum((0, 2, 3)).double())
     with pytest.raises(ValueError, match="group 'g' has no layer"):
         CRITERIA["weight_l1"](context(producers=()))
+
+
+def test_criterion_taylor_is_the_mean_change_of_each_sample_in_units_of_its_layer() -> None:
+    seen = observation()
+    by_hand = (seen.spikes * seen.gradient).sum((0, 3, 4)).abs().sum(0).double()
+    score = CRITERIA["taylor"](context(observer="taylor"))[[0, 1, 3, 5]]
+    torch.testing.assert_close(score, by_hand / by_hand.norm())
+    assert score[3] == 0  # what never fires changes nothing
+
+
+def test_criterion_redundancy_is_one_minus_the_correlation_with_a_busier_channel() -> None:
+    trains = observation().spikes.transpose(0, 2).flatten(1).double()
+    correlation = torch.corrcoef(trains[:3]).abs()
+    score = CRITERIA["redundancy"](context(observer="redundancy"))[[0, 1, 3, 5]]
+    assert trains.sum(1).argmax() == 1
+    assert score[1] == 1  # the busiest has nobody to repeat
+    assert score[0].item() == pytest.approx(1 - correlation[0, trains[:3].sum(1) > trains[0].sum()].max().item())
+    assert score[3] == 0
+
+
+def test_criterion_redundancy_keeps_one_of_two_that_fire_alike() -> None:
+    spikes = (torch.rand(2, 8, 1, 3, generator=torch.Generator().manual_seed(0)) < 0.5).float().expand(2, 8, 4, 3)
+    observed = CRITERIA["redundancy"].observe(Observation(spikes, None, lambda: spikes))
+    score = CRITERIA["redundancy"](context(observed=observed))[[0, 1, 3, 5]]
+    assert score.tolist() == pytest.approx([1, 0, 0, 0], abs=1e-12)
+
+
+def test_criterion_sca_unclipped_is_the_mean_potential_before_the_reset() -> None:
+    score = CRITERIA["sca_unclipped"](context(observer="sca_unclipped"))[[0, 1, 3, 5]]
+    potentials = 2 * observation().spikes - 0.5
+    torch.testing.assert_close(score, potentials.abs().double().mean((0, 1, 3, 4)))

@@ -410,7 +410,7 @@ def regrow(kind: str) -> tuple[nn.Module, Optimizer, dict[str, Tensor]]:
     channels = {members.group: members.group.dormant for members in scheduler.groups.values()}
     for group in channels:
         group.set_active(range(group.num_channels))
-    scheduler._optimizer.clear(channels)
+    scheduler._surgery.optimizer.clear(channels)
     return model, optimizer, {group.name: dormant for group, dormant in channels.items()}
 
 
@@ -490,7 +490,7 @@ def test_asking_for_a_start_changes_nothing_else() -> None:
     before = copy.deepcopy((optimizer.state, optimizer.fast_state, [dict(g, params=0) for g in optimizer.param_groups]))
     calls = []
     optimizer.optimizer.register_step_pre_hook(lambda *_: calls.append(1))
-    scheduler._optimizer.clear({model.norm1.group: model.norm1.group.dormant[:0]})
+    scheduler._surgery.optimizer.clear({model.norm1.group: model.norm1.group.dormant[:0]})
     after = (optimizer.state, optimizer.fast_state, [dict(g, params=0) for g in optimizer.param_groups])
     for old, new in zip(before[:2], after[:2], strict=True):
         for a, b in zip(old.values(), new.values(), strict=True):
@@ -591,15 +591,19 @@ def test_scheduler_refuses_lbfgs() -> None:
         sca.SCAScheduler(model, torch.optim.LBFGS(model.parameters()), **SETTINGS)
 
 
-def test_scheduler_takes_several_optimizers_and_warns_of_weights_in_none(caplog) -> None:
+def test_scheduler_takes_several_optimizers_and_refuses_trainable_weights_in_none(caplog) -> None:
     torch.manual_seed(0)
     model = ConvNet()
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     both = [MuonLike(matrices, weight_decay=0.1), _adamw(vectors)]
-    scheduler = sca.SCAScheduler(model, both[0], **SETTINGS)
-    assert "optimizer: does not hold norm1.weight" in caplog.text
-    scheduler.detach()
+    with pytest.raises(ValueError, match=r"optimizer: expected every trainable .* got none that holds norm1\.weight"):
+        sca.SCAScheduler(model, both[0], **SETTINGS)
+    for p in vectors:
+        p.requires_grad_(False)
+    sca.SCAScheduler(model, both[0], **SETTINGS).detach()  # what nobody trains needs no optimizer
+    for p in vectors:
+        p.requires_grad_(True)
     caplog.clear()
     scheduler = sca.SCAScheduler(model, both, **SETTINGS)
     assert not caplog.text

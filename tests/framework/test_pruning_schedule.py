@@ -75,7 +75,7 @@ def test_plan_floor_defaults_to_eight_or_a_sixteenth_clipped_to_the_group() -> N
         ("round_to", 0, ValueError, "at least 1"),
         ("target", "flops", ValueError, "channels, parameters, synops"),
         ("schedule", "step", ValueError, "constant, cubic, linear, cosine"),
-        ("criterion", "taylor", ValueError, "weight_l1"),
+        ("criterion", "wanda", ValueError, "weight_l1"),
         ("allocation", "uniform", ValueError, "global, layer, synops"),
         ("regrow", "momentum", ValueError, "bn_gamma, random"),
         ("regrow_schedule", "linear", ValueError, "cosine, constant"),

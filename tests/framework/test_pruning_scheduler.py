@@ -680,7 +680,9 @@ def test_layers_that_compute_their_weight_are_refused_by_name(how: str) -> None:
 
 
 def test_step_without_training_passes_says_what_is_missing() -> None:
-    _, _, scheduler = make(start=1)
+    model, optimizer, scheduler = make(start=1)
+    loss_of(model.eval()).backward()
+    optimizer.step()
     with pytest.raises(RuntimeError, match="group 'first': no activity was recorded"):
         scheduler.step()
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sca.pruning.allocation import by_place, by_value
 from sca.pruning.select import Candidates, choose, largest_count
 
 
@@ -32,11 +33,17 @@ def groups(draw, growing: bool = True) -> list[Candidates]:
     return made
 
 
-@given(made=groups(), share=st.floats(0, 1), regrow=st.integers(0, 20), by_layer=st.booleans(), pruned=st.booleans())
-def test_choose_takes_exactly_the_count_where_floors_permit(made, share, regrow, by_layer, pruned) -> None:
+@given(
+    made=groups(),
+    share=st.floats(0, 1),
+    regrow=st.integers(0, 20),
+    allocation=st.sampled_from([by_value, by_place]),
+    pruned=st.booleans(),
+)
+def test_choose_takes_exactly_the_count_where_floors_permit(made, share, regrow, allocation, pruned) -> None:
     total = sum(g.active.numel() for g in made)
     count = max(1, round(share * total))
-    chosen = choose(made, count, min(regrow, count - 1), by_layer=by_layer, regrow_pruned=pruned)
+    chosen = choose(made, count, min(regrow, count - 1), allocation=allocation, regrow_pruned=pruned)
     floors = sum(min(g.floor, int(g.active.sum())) for g in made)
     assert sum(int(mask.sum()) for mask in chosen) == max(count, floors)
     for group, mask in zip(made, chosen, strict=True):
@@ -65,11 +72,11 @@ def test_choose_rounds_every_group_to_the_nearest_multiple_or_its_size(made, reg
         assert bool((mask | ~exact).all()) if n >= m else bool((exact | ~mask).all())  # no more changes than that
 
 
-@given(made=groups(), share=st.floats(0, 1), by_layer=st.booleans())
-def test_choose_is_nested_in_the_count(made, share, by_layer) -> None:
+@given(made=groups(), share=st.floats(0, 1), allocation=st.sampled_from([by_value, by_place]))
+def test_choose_is_nested_in_the_count(made, share, allocation) -> None:
     total = sum(g.active.numel() for g in made)
     count = max(1, round(share * (total - 1)))
-    smaller, larger = (choose(made, k, by_layer=by_layer) for k in (count, count + 1))
+    smaller, larger = (choose(made, k, allocation=allocation) for k in (count, count + 1))
     assert all(bool((b | ~a).all()) for a, b in zip(smaller, larger, strict=True))
 
 
@@ -92,7 +99,7 @@ def test_choose_honours_floors_before_the_ranking() -> None:
 def test_choose_by_layer_gives_all_groups_the_same_density_to_within_a_channel(sizes: tuple[int, ...]) -> None:
     made = [candidates((torch.rand(c) * 10**i).tolist()) for i, c in enumerate(sizes)]
     for count in range(len(sizes), sum(sizes) + 1):
-        chosen = choose(made, count, by_layer=True)
+        chosen = choose(made, count, allocation=by_place)
         for size, mask in zip(sizes, chosen, strict=True):
             assert abs(int(mask.sum()) - size * count / sum(sizes)) <= 1
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..pruning.allocation import by_place
 from ..pruning.select import Candidates, choose
 from ..structure.groups import find_groups
 from ..training.precision import autocast
@@ -51,7 +52,7 @@ def prune_evenly(model: nn.Module, density: float, round_to: int) -> None:
         for g in groups
     ]
     count = round(density * sum(g.num_channels for g in groups))
-    for group, mask in zip(groups, choose(candidates, count, by_layer=True, round_to=round_to), strict=True):
+    for group, mask in zip(groups, choose(candidates, count, allocation=by_place, round_to=round_to), strict=True):
         group.set_active(mask.nonzero().flatten())
 
 

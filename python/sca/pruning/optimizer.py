@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -130,8 +131,16 @@ class ActiveOptimizer:
                 sums[p] = block.versions, _sum_of_bits(p) - _sum_of_bits(block.read(p.data))
         return sums
 
+    def took_step(self) -> bool:
+        """Whether any optimizer has stepped since the last time that this was asked. One that a
+        ``torch.amp.GradScaler`` skipped is none: it calls no step, or tells a fused one to do nothing."""
+        taken = list(self._taken)
+        self._taken.clear()
+        return any(found_inf is None or not found_inf.any() for found_inf in taken)
+
     def _wrap_all(self) -> None:
         self._blocks: dict[nn.Parameter, _Block] = {}
+        self._taken: deque[Tensor | None] = deque(maxlen=64)  # nobody may ever ask
         self._steps = 0  # that run now, one inside another
         self._hooks = [
             optimizer.register_step_pre_hook(_Guard(self))
@@ -147,9 +156,9 @@ class ActiveOptimizer:
                     vars(optimizer).pop(name, None)
             for name in _MOVING:
                 if callable(getattr(optimizer, name, None)):
-                    setattr(optimizer, name, self._wrapped(optimizer, getattr(optimizer, name)))
+                    setattr(optimizer, name, self._wrapped(optimizer, getattr(optimizer, name), name == "step"))
 
-    def _wrapped(self, optimizer: Optimizer, method: Callable[..., Any]) -> types.MethodType:
+    def _wrapped(self, optimizer: Optimizer, method: Callable[..., Any], is_step: bool) -> types.MethodType:
         steps_another = bool(within(optimizer))
 
         @functools.wraps(method)
@@ -165,19 +174,26 @@ class ActiveOptimizer:
                 ]
                 if callable(named.get("closure")):
                     named["closure"] = functools.partial(_on_full_tensors, named["closure"], aside)
-                return method(*closures, **named)
+                found_inf = getattr(optimizer, "found_inf", None)
+                result = method(*closures, **named)
+                if is_step:
+                    self._taken.append(found_inf)
+                return result
 
         active = disable_dynamo(active)  # tensors change their sizes here, which a compiled step can't follow
         active._active_optimizer = self
         return types.MethodType(active, optimizer)
 
     def require_wrapped(self, optimizer: Optimizer) -> None:
-        """ValueError where a step would move dormant entries."""
-        if not self._steps and self._sparse(optimizer):
+        """ValueError where a step goes past the wrapper and would move dormant entries; one that moves none counts."""
+        if self._steps:
+            return
+        if self._sparse(optimizer):
             raise ValueError(
                 "optimizer: this step goes past the scheduler, by a reference to optimizer.step from before the"
                 " scheduler was made, as torch.compile(optimizer.step) may hold; take it anew"
             )
+        self._taken.append(None)
 
     def _sparse(self, optimizer: Optimizer) -> list[nn.Parameter]:
         """The optimizer's parameters that have dormant entries, but for frozen ones, which no step touches."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +44,9 @@ def constant_regrowth(progress: float, fraction: float) -> float:
     return fraction
 
 
+constant_regrowth.of_all = True
+
+
 #: name -> density in (0, 1] for a progress in [0, 1] and the final density
 DENSITY_CURVES: dict[str, Callable[[float, float], float]] = {
     "constant": constant_density,
@@ -51,8 +55,8 @@ DENSITY_CURVES: dict[str, Callable[[float, float], float]] = {
     "cosine": cosine_density,
 }
 
-# name -> regrown share for a progress in [0, 1] and ``regrow_fraction``; of the active channels, or of all for
-# "constant"
+#: name -> regrown share for a progress in [0, 1] and ``regrow_fraction``; of the active channels, or, where the
+#: function has a true attribute ``of_all``, of all
 REGROW_CURVES: dict[str, Callable[[float, float], float]] = {"cosine": cosine_regrowth, "constant": constant_regrowth}
 
 
@@ -95,20 +99,26 @@ class Plan(PruneSettings):
 
     def density_at(self, step: int) -> float:
         """Share of ``target`` that the update at ``step`` leaves."""
-        return DENSITY_CURVES[self.schedule](self.progress(step), self.density)
+        return self._density_curve(self.progress(step), self.density)
+
+    def steps_to_update(self, step: int) -> int | None:
+        """How many steps there are from ``step``, the one that comes, to the next that an update follows: 1 where it is
+        this one; None where there is none."""
+        if step > self.last:
+            return None
+        return 1 + (self.start - step if step < self.start else -(step - self.start) % self.interval)
 
     def regrows_at(self, step: int) -> bool:
         """Whether ``step`` is an update that is to regrow channels."""
-        return (
-            self.is_update(step) and REGROW_CURVES[self.regrow_schedule](self.progress(step), self.regrow_fraction) > 0
-        )
+        return self.is_update(step) and self._regrow_curve(self.progress(step), self.regrow_fraction) > 0
 
     def regrow_count(self, step: int, active: int, total: int) -> int:
         """Channels to regrow at ``step`` where ``active`` of ``total`` are to be active after it; fewer than
         ``active``.
         """
-        share = REGROW_CURVES[self.regrow_schedule](self.progress(step), self.regrow_fraction)
-        return min(nearest(share * (total if self.regrow_schedule == "constant" else active)), active - 1)
+        share = self._regrow_curve(self.progress(step), self.regrow_fraction)
+        of_all = getattr(self._regrow_curve, "of_all", False)
+        return min(nearest(share * (total if of_all else active)), active - 1)
 
     def floor(self, channels: int) -> int:
         """Least number of active channels in a group of ``channels``."""
@@ -118,3 +128,11 @@ class Plan(PruneSettings):
     def least(self, channels: int) -> int:
         """The same after rounding to a multiple of ``round_to``."""
         return min(channels, -(-self.floor(channels) // self.round_to) * self.round_to)
+
+    @functools.cached_property
+    def _density_curve(self) -> Callable[[float, float], float]:
+        return self.strategy("schedule")
+
+    @functools.cached_property
+    def _regrow_curve(self) -> Callable[[float, float], float]:
+        return self.strategy("regrow_schedule")

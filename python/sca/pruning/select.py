@@ -2,8 +2,8 @@
 randomness).
 
 Everything is a stable sort, so that the number asked for is the number chosen: among equal scores the channel of the
-    earlier
-group, then the one of lower index, wins. A threshold on the score would cut another number wherever there are ties.
+earlier group, then the one of lower index, wins. A threshold on the score would cut another number wherever there are
+ties.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .allocation import Allocation, by_value
 
 __all__ = ["Candidates", "choose", "largest_count"]
 
@@ -40,7 +42,8 @@ def choose(
     count: int,
     regrow: int = 0,
     *,
-    by_layer: bool = False,
+    allocation: Allocation = by_value,
+    prices: Sequence[Tensor] | None = None,
     regrow_pruned: bool = False,
     round_to: int = 1,
 ) -> list[Tensor]:
@@ -54,8 +57,7 @@ def choose(
         groups: the candidates, in an order that is the same in every run.
         count: channels to be active over all groups.
         regrow: how many of them are to come from the dormant ones.
-        by_layer: rank channels by their place within their group in place of by value: all groups get the same
-            density, to within a channel.
+        allocation, prices: how channels of different groups are compared, see :mod:`sca.pruning.allocation`.
         regrow_pruned: whether an active channel that is not kept is a candidate for regrowth (its ``growth`` is read).
         round_to: every group's count is rounded to the nearest multiple that its floor allows (or to its size), at
             least one.
@@ -63,20 +65,19 @@ def choose(
     Returns:
         One bool mask [C] for each group.
     """
-    ranked = _by_place if by_layer else _by_value
     active = [g.active for g in groups]
     growing = all(g.growth is not None for g in groups)
     regrow = max(regrow, count - _total(active)) if growing else 0
     if not regrow_pruned:
         regrow = min(regrow, _total([~a for a in active]))
 
-    score = ranked([g.score for g in groups], active)
+    score = list(allocation([g.score for g in groups], active, prices))
     floors = [_best([s], [a], g.floor)[0] for g, s, a in zip(groups, score, active, strict=True)]
     spare = [a & ~f for a, f in zip(active, floors, strict=True)]
     kept = _union(floors, _best(score, spare, count - regrow - _total(floors)))
 
     promised = [~k & growing & (~a | regrow_pruned) for a, k in zip(active, kept, strict=True)]
-    growth = ranked([g.growth if growing else g.score for g in groups], promised)
+    growth = list(allocation([g.growth if growing else g.score for g in groups], promised, prices))
     chosen = _union(kept, _best(growth, promised, min(regrow, count - _total(kept))))
     least = [g.floor for g in groups]
     return [_rounded(*group, round_to) for group in zip(chosen, score, active, growth, promised, least, strict=True)]
@@ -101,23 +102,6 @@ def _best(values: Sequence[Tensor], eligible: Sequence[Tensor], count: int) -> l
     chosen = torch.zeros_like(mask)
     chosen[where[order[: max(count, 0)]]] = True
     return list(chosen.split([v.numel() for v in values]))
-
-
-def _by_value(values: Sequence[Tensor], eligible: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The values themselves: one ranking of all channels."""
-    return values
-
-
-def _by_place(values: Sequence[Tensor], eligible: Sequence[Tensor]) -> list[Tensor]:
-    """Values replaced by minus the share of the group that precedes them: comparable between groups of any size."""
-    places = []
-    for value, mask in zip(values, eligible, strict=True):
-        where = mask.nonzero().flatten()
-        order = where[value[where].argsort(descending=True, stable=True)]
-        place = torch.zeros(value.numel(), dtype=torch.float64)
-        place[order] = -(torch.arange(order.numel(), dtype=torch.float64) + 0.5) / value.numel()
-        places.append(place)
-    return places
 
 
 def _rounded(

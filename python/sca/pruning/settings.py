@@ -3,18 +3,35 @@ for their sake, so that a command's help can be made of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
 
-from ..registry import lookup
+from ..registry import find, lookup, name_of
 
-__all__ = ["PruneSettings"]
+__all__ = ["EXTENSIONS", "TARGETS", "PruneSettings"]
 
 TARGETS = ("channels", "parameters", "synops")
+
+#: setting -> group of entry points in which installed packages name strategies of their own
+EXTENSIONS = {
+    "schedule": "sca.schedules",
+    "criterion": "sca.criteria",
+    "allocation": "sca.allocations",
+    "regrow": "sca.regrowth",
+    "regrow_schedule": "sca.regrow_schedules",
+    "regrow_init": "sca.regrow_inits",
+}
+
+Strategy = str | Callable[..., Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneSettings:
-    """How far, by what and at whose expense a network is pruned; :class:`Plan` adds when.
+    """How far, by what and at whose expense a network is pruned; :class:`sca.pruning.Plan` adds when.
+
+    Strategies (schedule, criterion, allocation, regrow and what belongs to it) are names, of this package or of an
+    entry point of an installed one (groups: :data:`EXTENSIONS`), or functions and objects themselves.
 
     Raises:
         TypeError, ValueError: naming the field, what was expected and what came.
@@ -28,32 +45,32 @@ class PruneSettings:
     convolutions and linear layers: the connectivity) or ``synops`` (of the dense network's, as measured at the first
     update). The last two take the most channels whose share does not exceed the density."""
 
-    schedule: str = "cubic"
+    schedule: Strategy = "cubic"
     """Way to the final density over the updates: ``constant`` (the paper's: the final density from the first update
     on), ``cubic``, ``linear`` or ``cosine``. All but the first start at 1, so that the first update cuts nothing."""
 
-    criterion: str = "sca"
+    criterion: Strategy = "sca"
     """What active channels are ranked by: a name in ``sca.pruning.criteria``."""
 
-    allocation: str = "global"
+    allocation: Strategy = "global"
     """How channels are ranked: ``global`` (one ranking of all channels, the paper's), ``layer`` (every group to the
     same density, to within a channel) or ``synops`` (global, by score per synaptic operation that the channel
     costs)."""
 
-    regrow: str = "bn_gamma"
+    regrow: Strategy = "bn_gamma"
     """How dormant channels are ranked: ``bn_gamma`` (gradient of the batch-norm weight, needs a probe) or
     ``random``."""
 
     regrow_fraction: float = 0.3
     """Share of channels that are regrown instead of kept, in [0, 1), 0 for none; see ``regrow_schedule``."""
 
-    regrow_schedule: str = "cosine"
+    regrow_schedule: Strategy = "cosine"
     """``cosine`` to 0, a share of the active channels; or ``constant`` (the paper's q), a share of all channels."""
 
     regrow_pruned: bool = False
     """Whether channels cut by an update may be regrown by the same update."""
 
-    regrow_init: str = "keep"
+    regrow_init: Strategy = "keep"
     """What a regrown channel starts with: ``keep`` (what it had when it was cut), ``zero`` (its outgoing weights are
     zero, so that its return changes no output) or ``reinit`` (drawn afresh)."""
 
@@ -71,10 +88,6 @@ class PruneSettings:
     def __post_init__(self) -> None:
         from sca_kernels import checks
 
-        from .criteria import CRITERIA
-        from .regrow import REGROW_INITS
-        from .schedule import DENSITY_CURVES, REGROW_CURVES
-
         checks.integer("round_to", self.round_to, 1, 2**63 - 1)
         if self.min_channels is not None:
             checks.integer("min_channels", self.min_channels, 0, 2**63 - 1)
@@ -84,13 +97,37 @@ class PruneSettings:
             raise ValueError(f"density: expected a number in (0, 1], got {self.density}")
         if not 0 <= checks.number("regrow_fraction", self.regrow_fraction) < 1:
             raise ValueError(f"regrow_fraction: expected a number in [0, 1), got {self.regrow_fraction}")
-        for name, known in (
-            ("target", TARGETS),
-            ("schedule", DENSITY_CURVES),
-            ("criterion", CRITERIA),
-            ("allocation", ("global", "layer", "synops")),
-            ("regrow", ("bn_gamma", "random")),
-            ("regrow_schedule", REGROW_CURVES),
-            ("regrow_init", REGROW_INITS),
-        ):
-            lookup(dict.fromkeys(known), getattr(self, name), name)
+        lookup(dict.fromkeys(TARGETS), self.target, "target")
+        for setting in EXTENSIONS:
+            self.strategy(setting)
+
+    def strategy(self, setting: str) -> Callable[..., Any]:
+        """The function or object that a setting names, or is.
+
+        Raises:
+            ValueError, TypeError: there is none of that name; it is neither a name nor callable.
+        """
+        return find(_entries(setting), getattr(self, setting), setting, EXTENSIONS[setting])
+
+    def record(self) -> dict[str, Any]:
+        """The settings as plain values, strategies by name."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: name_of(value) if name in EXTENSIONS else value for name, value in plain.items()}
+
+
+def _entries(setting: str) -> dict[str, Callable[..., Any]]:
+    """The strategies of this package, by name."""
+    from .allocation import ALLOCATIONS
+    from .criteria import CRITERIA
+    from .growth import REGROWTH
+    from .regrow import REGROW_INITS
+    from .schedule import DENSITY_CURVES, REGROW_CURVES
+
+    return {
+        "schedule": DENSITY_CURVES,
+        "criterion": CRITERIA,
+        "allocation": ALLOCATIONS,
+        "regrow": REGROWTH,
+        "regrow_schedule": REGROW_CURVES,
+        "regrow_init": REGROW_INITS,
+    }[setting]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,18 +17,21 @@ __all__ = ["untouched"]
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back, at exit, what forward passes change: buffers, activity sums, neuron states, torch's random state, and
-    what else modules hold (see :class:`Snapshot`).
+    """Put back, at exit, what forward passes change: buffers, activity sums, neuron states, the random states of torch,
+    NumPy and Python, and what else modules hold (see :class:`Snapshot`).
 
     Within, no activity is recorded and stateful neurons start afresh.
     """
     held = Snapshot(model.modules())
     neurons = [module for module in model.modules() if {"activity", "stateful", "v"} <= vars(module).keys()]
     gpus = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    others = np.random.get_state(legacy=False), random.getstate()  # noqa: NPY002  the state that code may draw from
     try:
         for neuron in neurons:
             neuron.activity = neuron.v = None
         with torch.random.fork_rng(devices=gpus):
             yield
     finally:
+        np.random.set_state(others[0])  # noqa: NPY002
+        random.setstate(others[1])
         held.restore()

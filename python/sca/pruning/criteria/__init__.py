@@ -1,14 +1,17 @@
 """How important an active channel is: one file each, found by its ``CRITERIA`` entry.
 
 A criterion is a function of a :class:`GroupContext` that returns a float64 tensor [C] on the CPU: higher is more
-important. What it says of dormant channels is never read.
+important. What it says of dormant channels is never read. One that needs more than activity is a :class:`Criterion`,
+which sees single passes of the neurons: their spikes, and the gradients of these.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +20,23 @@ from sca_kernels.nn import ChannelGroup
 
 from ...registry import collect
 
-__all__ = ["CRITERIA", "Criterion", "GroupContext"]
+__all__ = ["CRITERIA", "Criterion", "GroupContext", "Observation", "as_criterion"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one pass showed of one group: A active channels of one neuron layer, on the layer's device.
+
+    Attributes:
+        spikes: [T, N, A, *S], zeros and ones; detached.
+        gradient: dL/dspikes, of the same shape; None where the criterion observes spikes alone.
+        potentials: gives the membrane potentials before the reset, [T, N, A, *S] float32; they are computed anew, step
+            by step, which takes about as long as the layer's pass.
+    """
+
+    spikes: Tensor
+    gradient: Tensor | None
+    potentials: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,6 +54,10 @@ class GroupContext:
         consumers: those whose input channels it is.
         norms: batch norms of the group, with a ``weight`` ([C], or of a concatenation of groups).
         generator: of the scheduler, for criteria that draw.
+        gradient: float64 [C], sum over the group's batch norms of |dL/dgamma| in the probes that were taken; None where
+            there were none.
+        observed: what :meth:`Criterion.observe` returned, by name, summed over the passes that it saw, over the group's
+            neuron layers and over all ranks; the active channels alone.
     """
 
     group: ChannelGroup
@@ -47,6 +70,13 @@ class GroupContext:
     consumers: tuple[nn.Module, ...]
     norms: tuple[nn.Module, ...]
     generator: torch.Generator
+    gradient: Tensor | None = None
+    observed: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Values of the active channels, [A], as float64 [C] with zeros for the dormant ones."""
+        full = torch.zeros(self.group.num_channels, dtype=torch.float64)
+        return full.index_copy_(0, self.active, values.double())
 
     def mean(self, total: Tensor) -> Tensor:
         """Mean per position of a sum over them, float64 [C]; 0 where there is none (a channel that is dormant).
@@ -62,6 +92,43 @@ class GroupContext:
         return total.double() / self.positions.clamp(min=1)
 
 
-Criterion = Callable[[GroupContext], Tensor]
+class Criterion(ABC):
+    """A criterion that looks at single passes: its objects are entries of ``CRITERIA``, or what a scheduler is given.
 
-CRITERIA: dict[str, Criterion] = collect(sys.modules[__name__], "CRITERIA")
+    Attributes:
+        name: how errors and logs call it.
+        observes: ``"spikes"`` or ``"gradients"`` (of the spikes: the backward pass is waited for); None for nothing but
+            the activity that is recorded all the time.
+        observed_steps: how many steps before each update are looked at. All other steps cost nothing.
+    """
+
+    name: str = ""
+    observes: ClassVar[str | None] = None
+    observed_steps: int = 1
+
+    def observe(self, seen: Observation) -> Mapping[str, Tensor]:
+        """Sums over one pass, by name: tensors whose shapes depend on the number of active channels alone, int64 or
+        floating-point (added up in float64)."""
+        raise NotImplementedError(f"criterion {self.name!r} observes {self.observes}, and has no method observe")
+
+    @abstractmethod
+    def __call__(self, group: GroupContext) -> Tensor:
+        """Importance of the group's channels: float64 [C] on the CPU."""
+
+
+class _Function(Criterion):
+    """A plain function as a criterion."""
+
+    def __init__(self, function: Callable[[GroupContext], Tensor], name: str) -> None:
+        self.function, self.name = function, name
+
+    def __call__(self, group: GroupContext) -> Tensor:
+        return self.function(group)
+
+
+def as_criterion(function: Callable[[GroupContext], Tensor], name: str) -> Criterion:
+    """The criterion that an entry is: itself, or a function that observes nothing."""
+    return function if isinstance(function, Criterion) else _Function(function, name)
+
+
+CRITERIA: dict[str, Callable[[GroupContext], Tensor]] = collect(sys.modules[__name__], "CRITERIA")

@@ -1,0 +1,46 @@
+"""How little of a channel's spike train a busier channel says already (after Wang et al., "COP: Customized Deep Model
+Compression via Regularized Correlation-Based Filter-Level Pruning", IJCAI 2019, whose filters are compared by
+correlation)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from . import Criterion, GroupContext, Observation
+
+
+class Redundancy(Criterion):
+    """One minus the largest absolute correlation of a channel's spikes with those of any channel of the group that
+    fires more often (of equals, the one of lower index): of two alike the busier one stays. A channel that fires never,
+    or always, says nothing and scores 0.
+    """
+
+    name = "redundancy"
+    observes = "spikes"
+
+    def observe(self, seen: Observation) -> Mapping[str, Tensor]:
+        together, channels = 0, seen.spikes.shape[2]
+        for (
+            step
+        ) in seen.spikes:  # sums of zeros and ones are exact in float32 up to 2**24, a step's positions are fewer
+            trains = step.transpose(0, 1).reshape(channels, -1).float()
+            together = together + (trains @ trains.T).double()
+        positions = seen.spikes.numel() // channels
+        return {"together": together, "positions": torch.full_like(together[:1, 0], positions)}
+
+    def __call__(self, group: GroupContext) -> Tensor:
+        joint = group.observed["together"] / group.observed["positions"]
+        rate = joint.diagonal()
+        spread = (rate * (1 - rate)).clamp(min=0).sqrt()
+        correlation = ((joint - rate[:, None] * rate) / (spread[:, None] * spread)).abs().nan_to_num(0.0, 0.0, 0.0)
+        order = rate.argsort(descending=True, stable=True)
+        place = torch.empty_like(order).index_copy_(0, order, torch.arange(order.numel()))
+        busier = place[None, :] < place[:, None]
+        score = 1 - torch.where(busier, correlation, 0.0).amax(1).clamp(max=1)
+        return group.spread(torch.where(spread > 0, score, 0.0))
+
+
+CRITERIA = {"redundancy": Redundancy()}

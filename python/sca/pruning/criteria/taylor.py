@@ -1,0 +1,32 @@
+"""What the loss would change by, to first order, without a channel (Molchanov et al., "Pruning Convolutional Neural
+Networks for Resource Efficient Inference", ICLR 2017, equations 8 and 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from . import Criterion, GroupContext, Observation
+
+
+class Taylor(Criterion):
+    """For each sample the absolute sum over time and space of ``s * dL/ds``, added up over samples; divided by the L2
+    norm over the group's active channels, without which layers could not be compared.
+    """
+
+    name = "taylor"
+    observes = "gradients"
+    observed_steps = 4
+
+    def observe(self, seen: Observation) -> Mapping[str, Tensor]:
+        product = (seen.spikes * seen.gradient).float()
+        by_sample = product.sum(dim=[0, *range(3, product.dim())])
+        return {"change": by_sample.abs().sum(0)}
+
+    def __call__(self, group: GroupContext) -> Tensor:
+        change = group.observed["change"]
+        return group.spread(change / change.norm().clamp(min=1e-300))
+
+
+CRITERIA = {"taylor": Taylor()}

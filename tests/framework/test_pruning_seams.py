@@ -1,0 +1,372 @@
+"""The scheduler beside what training loops do: averages, skipped and accumulated steps, compilers, other plans."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+
+import sca
+from sca.structure.groups import channel_axes, find_groups
+from tests.framework.pruning_nets import (
+    SETTINGS,
+    ConcatNet,
+    ConvNet,
+    DepthwiseNet,
+    ResidualNet,
+    batch,
+    loss_of,
+    train_step,
+)
+
+
+def make(net=ConvNet, **changes: Any):
+    torch.manual_seed(0)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return model, optimizer, sca.SCAScheduler(model, optimizer, **{**SETTINGS, **changes})
+
+
+def active(model: nn.Module) -> dict[str, list[int]]:
+    return {name: members.group.active.tolist() for name, members in find_groups(model).items()}
+
+
+def ema(model: nn.Module, decay: float = 0.5) -> AveragedModel:
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+# --- averages of the weights ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", [ConvNet, ResidualNet, DepthwiseNet, ConcatNet])
+def test_average_made_before_pruning_follows_the_structure(net) -> None:
+    model, optimizer, scheduler = make(net)
+    average = ema(model)
+    scheduler.follow(average)
+    for _ in range(4):
+        train_step(model, optimizer)
+        average.update_parameters(model)
+        if scheduler.wants_probe:
+            scheduler.probe(lambda: loss_of(model))
+        scheduler.step()
+        assert active(average.module) == active(model)
+    x, _ = batch()
+    torch.testing.assert_close(sca.compact(average.module.eval())(x), average.eval()(x), atol=1e-6, rtol=0)
+
+
+def test_average_made_before_the_scheduler_found_groups_follows() -> None:
+    class Plain(ConvNet):
+        def __init__(self) -> None:
+            super().__init__()
+            for module in self.modules():
+                for role in ("group", "in_group", "out_group"):
+                    if getattr(module, role, None) is not None:
+                        setattr(module, role, None)
+
+    model = Plain()
+    average = ema(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    scheduler = sca.SCAScheduler(model, optimizer, example_input=batch()[0], **{**SETTINGS, "regrow_fraction": 0})
+    scheduler.follow(average)
+    train_step(model, optimizer)
+    scheduler.step()
+    train_step(model, optimizer)
+    scheduler.step()
+    assert scheduler.density < 1
+    assert active(average.module) == active(model)
+
+
+def test_average_of_a_regrown_channel_begins_anew() -> None:
+    model, optimizer, scheduler = make(regrow_init="reinit", regrow="random")
+    average = ema(model, decay=0.9)
+    scheduler.follow(average)
+    came = False
+    for _ in range(4):
+        train_step(model, optimizer)
+        average.update_parameters(model)
+        event = scheduler.step()
+        for name, change in event.groups.items():
+            theirs = dict(average.module.named_modules())
+            for module_name, module in model.named_modules():
+                for key, axes in channel_axes(module).items():
+                    for axis in axes:
+                        entries = axis.of(scheduler.groups[name].group, change.regrown)
+                        came |= bool(entries.numel())
+                        mine, its = (
+                            getattr(m, key).index_select(axis.dim, entries) for m in (module, theirs[module_name])
+                        )
+                        assert torch.equal(mine, its), (module_name, key)
+    assert came
+
+
+def test_follow_brings_a_late_average_up_to_date_and_refuses_another_architecture() -> None:
+    model, optimizer, scheduler = make(regrow_fraction=0)
+    late = copy.deepcopy(model)
+    for _ in range(3):
+        train_step(model, optimizer)
+        scheduler.step()
+    scheduler.follow(late)
+    assert active(late) == active(model)
+    other = ConvNet(first=7)
+    with pytest.raises(ValueError, match="structure: group 'first': expected 7 channels, as in the model, got 6"):
+        scheduler.follow(other)
+    assert all(members.group.all_active for members in find_groups(other).values())
+    with pytest.raises(ValueError, match="model: expected another one than that of the scheduler"):
+        scheduler.follow(model)
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module"):
+        scheduler.follow("model")
+
+
+def test_follower_takes_the_structure_of_a_loaded_state() -> None:
+    model, optimizer, scheduler = make(regrow_fraction=0)
+    for _ in range(2):
+        train_step(model, optimizer)
+        scheduler.step()
+    fresh, _, resumed = make(regrow_fraction=0)
+    average = ema(fresh)
+    resumed.follow(average)
+    resumed.load_state_dict(scheduler.state_dict())
+    assert active(average.module) == active(fresh) == active(model)
+
+
+def test_users_loop_validates_in_inference_mode_swaps_averages_in_and_updates_batch_norms() -> None:
+    model, optimizer, scheduler = make(regrow="random")
+    average = ema(model)
+    scheduler.follow(average)
+    x, _ = batch()
+    for _ in range(5):
+        train_step(model, optimizer)
+        average.update_parameters(model)
+        scheduler.step()
+        own = [p.data for p in model.parameters()]
+        for p, q in zip(model.parameters(), average.module.parameters(), strict=True):
+            p.data = q.data
+        with torch.inference_mode():
+            swapped = model.eval()(x)
+        for p, data in zip(model.parameters(), own, strict=True):
+            p.data = data
+        model.train()
+        assert swapped.isfinite().all()
+    running = average.module.norm1.running_mean.clone()
+    dormant = average.module.norm1.group.dormant
+    update_bn([x, x], average)
+    assert not torch.equal(average.module.norm1.running_mean, running)
+    assert torch.equal(average.module.norm1.running_mean[dormant], running[dormant])
+
+
+# --- optimizer steps -----------------------------------------------------------------------
+
+
+def test_step_that_a_grad_scaler_skipped_is_no_step() -> None:
+    model, optimizer, scheduler = make(start=3, stop=3, interval=1, regrow_fraction=0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    counted = []
+    for number in range(5):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(model)).backward()
+        if number in (0, 2):
+            model.conv1.weight.grad[0] = torch.inf
+        scaler.step(optimizer)
+        scaler.update()
+        event = scheduler.step()
+        counted.append((scheduler.steps, event is not None))
+    assert counted == [(0, False), (1, False), (1, False), (2, False), (3, True)]
+
+
+def test_fused_step_that_a_grad_scaler_has_do_nothing_is_no_step() -> None:
+    """A scaler hands a fused optimizer what it found, and the kernel does nothing."""
+    torch.manual_seed(0)
+    model = ConvNet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, fused=True)
+    scheduler = sca.SCAScheduler(model, optimizer, **SETTINGS)
+    for found, steps in ((1.0, 0), (0.0, 1)):
+        optimizer.found_inf = torch.tensor(found)
+        before = model.linear.weight.clone()
+        train_step(model, optimizer)
+        del optimizer.found_inf
+        scheduler.step()
+        assert scheduler.steps == steps
+        assert torch.equal(model.linear.weight, before) == (not steps)
+
+
+def test_gradients_that_are_added_up_make_one_step() -> None:
+    model, optimizer, scheduler = make(start=2, stop=4, interval=2, regrow_fraction=0)
+    for number in range(1, 9):
+        loss_of(model).backward()
+        if number % 2 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+        scheduler.step()
+        assert scheduler.steps == number // 2
+    assert [event["step"] for event in scheduler.history] == [2, 4]
+
+
+def test_a_scheduler_that_no_step_comes_to_says_so(caplog, monkeypatch) -> None:
+    monkeypatch.setattr("sca.pruning.scheduler._SUSPICIOUS", 3)
+    _, _, scheduler = make()
+    for _ in range(5):
+        scheduler.step()
+    assert caplog.text.count("was called 3 times without a step of its optimizers") == 1
+
+
+def test_closures_and_parameter_groups_added_later() -> None:
+    model, optimizer, scheduler = make(regrow_fraction=0)
+    head = nn.Linear(4, 4)
+    optimizer.add_param_group({"params": head.parameters(), "lr": 0.01})
+    before = head.weight.clone()
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = head(model(batch()[0])).square().mean()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        assert optimizer.step(closure).requires_grad
+        scheduler.step()
+    assert scheduler.density < 1
+    assert not torch.equal(head.weight, before)
+    dormant = model.conv1.weight[model.norm1.group.dormant].clone()
+    optimizer.step(closure)
+    assert torch.equal(model.conv1.weight[model.norm1.group.dormant], dormant)
+
+
+# --- states and random numbers -----------------------------------------------------------------
+
+
+def test_state_of_another_plan_is_refused_by_what_differs() -> None:
+    model, optimizer, scheduler = make(regrow_fraction=0)
+    train_step(model, optimizer)
+    scheduler.step()
+    fresh, _, other = make(regrow_fraction=0, density=0.4, stop=6)
+    with pytest.raises(ValueError, match=r"state: plan: it is of one with density 0\.5, not 0\.4, stop 4, not 6"):
+        other.load_state_dict(scheduler.state_dict())
+    assert other.steps == 0
+    assert all(members.group.all_active for members in find_groups(fresh).values())
+    other.load_state_dict(scheduler.state_dict(), strict=False)
+    assert other.steps == 1
+    assert active(fresh) == active(model)
+
+
+def test_state_without_a_plan_is_taken_as_that_of_this_one() -> None:
+    _, _, scheduler = make()
+    state = scheduler.state_dict()
+    del state["plan"], state["observed"]
+    make()[2].load_state_dict(state)
+
+
+def test_probe_leaves_the_random_states_of_torch_numpy_and_python() -> None:
+    model, optimizer, scheduler = make(start=2, stop=2, interval=1)
+    train_step(model, optimizer)
+    scheduler.step()
+
+    def drawing() -> torch.Tensor:
+        torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
+        return loss_of(model)
+
+    def drawn() -> tuple[float, float, float]:
+        return torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
+
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)  # noqa: NPY002
+    expected = drawn()
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)  # noqa: NPY002
+    scheduler.probe(drawing)
+    assert drawn() == expected
+
+
+# --- compilers -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiler():
+    torch.compiler.reset()
+    yield lambda model: torch.compile(model, backend="eager")
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("settings", [{"target": "synops"}, {"criterion": "redundancy"}, {"criterion": "taylor"}])
+@pytest.mark.parametrize("compiled_in_place", [False, True])
+def test_hooks_work_after_compilation(settings, compiled_in_place, compiler) -> None:
+    """The network was compiled, and has run, long before the scheduler looks at single layers."""
+    settings = {**settings, "start": 2, "stop": 4, "interval": 2, "regrow": "random", "density": 0.6}
+    plain, plain_optimizer, plain_scheduler = make(**settings)
+    torch.manual_seed(0)
+    model = ConvNet()
+    if compiled_in_place:
+        model.compile(backend="eager")
+    network = model if compiled_in_place else compiler(model)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    loss_of(network)
+    model.load_state_dict(plain.state_dict())
+    scheduler = sca.SCAScheduler(network, optimizer, **{**SETTINGS, **settings})
+    for _ in range(4):
+        train_step(plain, plain_optimizer)
+        plain_scheduler.step()
+        train_step(network, optimizer)
+        scheduler.step()
+    assert scheduler.history == plain_scheduler.history
+    assert active(model) == active(plain)
+
+
+def test_compiled_code_runs_again_after_the_observed_step(compiler) -> None:
+    counter = []
+
+    def backend(graph, inputs):
+        def run(*arguments):
+            counter.append(1)
+            return graph(*arguments)
+
+        return run
+
+    torch.manual_seed(0)
+    model = torch.compile(ConvNet(), backend=backend)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    settings = {**SETTINGS, "start": 3, "stop": 3, "criterion": "redundancy", "regrow_fraction": 0}
+    scheduler = sca.SCAScheduler(model, optimizer, **settings)
+    ran = []
+    for _ in range(5):
+        train_step(model, optimizer)
+        ran.append(bool(counter))
+        counter.clear()
+        scheduler.step()
+    assert ran == [True, True, False, True, True]
+
+
+def test_observation_of_several_models_and_of_one_that_goes_leaves_the_compiler_as_it_was(compiler) -> None:
+    compiler(nn.Linear(2, 2))(torch.rand(1, 2))
+    stance = torch._dynamo.eval_frame._stance
+    one, other = (make(target="synops", start=1, stop=1) for _ in range(2))
+    assert torch._dynamo.eval_frame._stance.stance == "force_eager"
+    train_step(*one[:2])
+    one[2].step()
+    assert torch._dynamo.eval_frame._stance.stance == "force_eager"
+    del other
+    gc.collect()
+    assert torch._dynamo.eval_frame._stance == stance
+
+
+def test_compact_and_costs_look_into_compiled_models(compiler) -> None:
+    model, optimizer, scheduler = make(regrow_fraction=0)
+    for _ in range(2):
+        train_step(model, optimizer)
+        scheduler.step()
+    network = compiler(model.eval())
+    x, labels = batch()
+    small = sca.compact(network)
+    torch.testing.assert_close(small(x), model(x), atol=1e-6, rtol=0)
+    assert sca.report_cost(network, [(x, labels)]).connectivity == sca.report_cost(model, [(x, labels)]).connectivity
+
+
+# --- processes -------------------------------------------------------------------------------------
+
+
+def test_process_group_is_checked() -> None:
+    with pytest.raises(TypeError, match=r"process_group: expected a torch\.distributed group or None, got str"):
+        make(process_group="gloo")

@@ -1,0 +1,242 @@
+"""Strategies as names, objects and entry points; criteria that look at single passes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import types
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sca
+from sca.pruning.allocation import by_value
+from sca.pruning.criteria import CRITERIA, Criterion, GroupContext, Observation
+from sca.pruning.schedule import Plan
+from sca_kernels import nn as snn
+from tests.framework.pruning_nets import SETTINGS, ConcatNet, ConvNet, DepthwiseNet, ResidualNet, loss_of, train_step
+
+
+def make(net=ConvNet, model=None, **changes: Any):
+    torch.manual_seed(0)
+    model = net() if model is None else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return model, optimizer, sca.SCAScheduler(model, optimizer, **{**SETTINGS, **changes})
+
+
+def run(model, optimizer, scheduler, steps: int = 4) -> list[dict[str, Any]]:
+    for _ in range(steps):
+        train_step(model, optimizer)
+        if scheduler.wants_probe:
+            scheduler.probe(lambda: loss_of(model))
+        scheduler.step()
+    return scheduler.history
+
+
+def first_channels(group: GroupContext) -> Tensor:
+    """Earlier channels are more important."""
+    return -torch.arange(group.group.num_channels, dtype=torch.float64)
+
+
+class Spy(Criterion):
+    """Counts what it is shown; ranks by spikes."""
+
+    name = "spy"
+    observes = "spikes"
+
+    def __init__(self, observes: str = "spikes", steps: int = 1) -> None:
+        self.observes, self.observed_steps = observes, steps
+        self.seen: list[Observation] = []
+
+    def observe(self, seen: Observation) -> dict[str, Tensor]:
+        self.seen.append(seen)
+        return {"count": seen.spikes.sum([0, 1, *range(3, seen.spikes.dim())]).long()}
+
+    def __call__(self, group: GroupContext) -> Tensor:
+        return group.spread(group.observed["count"])
+
+
+def test_scheduler_takes_functions_of_the_users_own_for_every_strategy() -> None:
+    def halfway(progress: float, final: float) -> float:
+        return 1 - progress * (1 - final)
+
+    def later_channels(group: GroupContext) -> Tensor:
+        return torch.arange(group.group.num_channels, dtype=torch.float64)
+
+    def untouched_start(members, channels, generator) -> None:
+        started.append(channels.tolist())
+
+    started: list[list[int]] = []
+    own = {
+        "criterion": first_channels,
+        "regrow": later_channels,
+        "allocation": lambda values, eligible, prices: by_value(values, eligible, prices),
+        "schedule": halfway,
+        "regrow_schedule": lambda progress, fraction: fraction,
+        "regrow_init": untouched_start,
+    }
+    model, optimizer, scheduler = make(**own)
+    history = run(model, optimizer, scheduler)
+    assert not any(event["probed"] for event in history)
+    assert history[-1]["density"] == 0.5
+    assert 0 in model.norm1.group.active  # kept by the criterion
+    assert 5 in model.norm1.group.active  # regrown by the promise
+    assert started
+    record = scheduler.plan.record()
+    assert record["criterion"] == f"{__name__}.first_channels"
+    assert all(isinstance(value, str | int | float | bool | None) for value in record.values())
+
+
+def test_plan_refuses_what_is_neither_a_name_nor_callable() -> None:
+    for setting in ("criterion", "regrow", "allocation", "schedule", "regrow_schedule", "regrow_init"):
+        with pytest.raises(TypeError, match=f"{setting}: expected a name or a callable, got int"):
+            Plan(**{**SETTINGS, setting: 3})
+
+
+@pytest.mark.parametrize("returned", [None, 1.0, torch.zeros(2), torch.zeros(6, 1)])
+def test_a_criterion_that_returns_something_else_is_told_so(returned: Any) -> None:
+    model, optimizer, scheduler = make(criterion=lambda group: returned, regrow_fraction=0)
+    train_step(model, optimizer)
+    before = model.norm1.group.active.clone()
+    with pytest.raises(ValueError, match=r"criterion .*: expected a tensor \[6\] for group 'first', got"):
+        scheduler.step()
+    assert torch.equal(model.norm1.group.active, before)
+
+
+@pytest.fixture
+def extension(monkeypatch):
+    """An installed package with a criterion, and one whose import fails."""
+    module = types.ModuleType("their_criteria")
+    module.first_channels = first_channels
+    monkeypatch.setitem(sys.modules, "their_criteria", module)
+    points = [
+        importlib.metadata.EntryPoint("theirs", "their_criteria:first_channels", "sca.criteria"),
+        importlib.metadata.EntryPoint("broken", "their_criteria:absent", "sca.criteria"),
+    ]
+    monkeypatch.setattr("sca.registry.entry_points", lambda group: [p for p in points if p.group == group])
+
+
+def test_criterion_of_an_entry_point_is_found_by_name(extension) -> None:
+    model, optimizer, scheduler = make(criterion="theirs", regrow_fraction=0)
+    assert run(model, optimizer, scheduler)[-1]["density"] == 0.5
+    assert scheduler.plan.record()["criterion"] == "theirs"
+
+
+def test_entry_point_that_fails_or_is_unknown_says_so(extension) -> None:
+    with pytest.raises(ValueError, match=r"criterion: 'broken' \(their_criteria:absent\) can't be loaded"):
+        make(criterion="broken")
+    with pytest.raises(ValueError, match=r"criterion: expected one of .*weight_l1.*theirs.*did you mean theirs"):
+        make(criterion="their")
+
+
+@pytest.mark.parametrize("net", [ConvNet, ResidualNet, DepthwiseNet, ConcatNet])
+@pytest.mark.parametrize("name", [name for name in CRITERIA if isinstance(CRITERIA[name], Criterion)])
+def test_every_criterion_that_observes_prunes_every_network(net, name: str) -> None:
+    history = run(*make(net, criterion=name))
+    assert history[-1]["density"] <= 0.6
+
+
+@pytest.mark.parametrize("observes", ["spikes", "gradients"])
+def test_only_the_steps_before_an_update_are_observed(observes: str) -> None:
+    spy = Spy(observes, steps=2)
+    model, optimizer, scheduler = make(criterion=spy, start=4, stop=8, interval=4)
+    seen = []
+    for _ in range(10):
+        train_step(model, optimizer)
+        seen.append(len(spy.seen))
+        spy.seen.clear()
+        scheduler.step()
+    assert seen == [0, 0, 2, 2, 0, 0, 2, 2, 0, 0]  # two neuron layers
+    assert not any(module._forward_hooks for name, module in model.named_modules() if name)
+
+
+def test_observed_gradients_are_those_of_the_spikes() -> None:
+    spy = Spy("gradients")
+    model, optimizer, _ = make(criterion=spy)
+    kept = []
+
+    def keep(module, inputs, spikes) -> None:
+        spikes.retain_grad()
+        kept.append(spikes)
+
+    model.norm1.register_forward_hook(keep)
+    train_step(model, optimizer)
+    first = next(seen for seen in spy.seen if seen.spikes.shape == kept[0].shape)
+    assert torch.equal(first.gradient, kept[0].grad)
+    assert torch.equal(first.spikes, kept[0])
+    assert not first.spikes.requires_grad
+
+
+def test_observed_passes_are_those_of_training_alone() -> None:
+    spy = Spy()
+    model, _, scheduler = make(criterion=spy)
+    with torch.no_grad():
+        loss_of(model.eval())
+    model.train()
+    scheduler.probe(lambda: loss_of(model))
+    assert not spy.seen
+    with torch.inference_mode():
+        loss_of(model)
+    assert len(spy.seen) == 2
+
+
+def test_observed_sums_of_several_passes_add_up_and_survive_a_resumption() -> None:
+    spy = Spy(steps=2)
+    model, optimizer, scheduler = make(criterion=spy, start=2, stop=4, interval=2)
+    train_step(model, optimizer)
+    scheduler.step()
+    state = scheduler.state_dict()
+    assert set(state["observed"]) == {"count@first", "count@second"}
+    other, other_optimizer, resumed = make(criterion=Spy(steps=2), start=2, stop=4, interval=2)
+    other.load_state_dict(model.state_dict())
+    other_optimizer.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(state)
+    for one, its_optimizer, its_scheduler in ((model, optimizer, scheduler), (other, other_optimizer, resumed)):
+        train_step(one, its_optimizer)
+        its_scheduler.step()
+    assert scheduler.history == resumed.history
+
+
+def test_criterion_that_saw_no_pass_says_what_is_missing() -> None:
+    model, optimizer, scheduler = make(criterion=Spy("gradients"))
+    optimizer.step()
+    with torch.no_grad():
+        loss_of(model)
+    with pytest.raises(RuntimeError, match="group 'first': no pass was observed, which criterion 'spy' asks for"):
+        scheduler.step()
+
+
+def test_unclipped_score_equals_the_clipped_one_where_nothing_exceeds_the_threshold() -> None:
+    model = ConvNet(v_threshold=1e6)
+    _, optimizer, scheduler = make(model=model, criterion="sca_unclipped", regrow_fraction=0)
+    clipped = {}
+    train_step(model, optimizer)
+    for name in ("norm1", "norm2"):
+        activity = getattr(model, name).activity
+        clipped[name] = (activity.spike_count + activity.membrane_l1) / activity.positions
+    scheduler.step()
+    unclipped = sca.packed.unpack(scheduler.history[0]["groups"]["first"]["all_scores"])
+    torch.testing.assert_close(torch.tensor(unclipped.copy()), clipped["norm1"].float())
+
+
+@pytest.mark.parametrize("arguments", [{}, {"v_reset": None}, {"v_reset": 0.25, "tau": 3.0}, {"decay_input": False}])
+@pytest.mark.parametrize("training", [True, False])
+def test_potentials_are_those_that_spikes_and_activity_come_from(arguments: dict[str, Any], training: bool) -> None:
+    torch.manual_seed(0)
+    module = snn.BatchNormLIF(5, group=snn.ChannelGroup(5, "g"), **arguments).train(training)
+    module.group.set_active([0, 2, 3])
+    module.activity = snn.Activity(training_only=False)
+    x = torch.randn(4, 3, 3, 6, 6) * 1.5 + 0.3
+    h = module.potentials(x)
+    before = module.running_mean.clone()
+    spikes = module(x)
+    assert torch.equal((h >= 1.0).float(), spikes)
+    reset = arguments.get("v_reset", 0.0)
+    v = torch.where(h >= 1.0, h - 1.0 if reset is None else reset, h)
+    expected = (v - (reset or 0.0)).abs().sum((0, 1, 3, 4))
+    torch.testing.assert_close(module.activity.membrane_l1[[0, 2, 3]].float(), expected)
+    module.running_mean.copy_(before)
+    module.potentials(x)
+    assert torch.equal(module.running_mean, before)
