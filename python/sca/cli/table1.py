@@ -43,7 +43,7 @@ def table1(
     limit_train: Annotated[int | None, _option("Use the first training images only.")] = None,
     limit_test: Annotated[int | None, _option("Use the first test images only.")] = None,
     out: Annotated[
-        Path | None, _option("Folder of all runs, table1.json and table1.png; runs/table1-<data>-<number>.")
+        Path | None, _option("Folder of all runs, table1.json, .csv, .tex and .png; runs/table1-<data>-<number>.")
     ] = None,
 ) -> None:
     """Accuracy against connectivity: what each criterion prunes, beside the dense network and published numbers.
@@ -92,7 +92,7 @@ def _filled(table: Table1Config, folder: Path, named: bool) -> None:
     import sca_kernels
 
     from ..bench.peers import installed
-    from ..experiments.table1 import plot, results, run_cell, tables
+    from ..experiments.table1 import plot, results, run_cell, tables, write_tables
     from ..files import write_json
     from ..training import Interrupted
     from .cells import CellsDisplay
@@ -125,8 +125,9 @@ def _filled(table: Table1Config, folder: Path, named: bool) -> None:
     result = results(table, finished, command)
     write_json(folder / "table1.json", result)
     console.print(tables(result))
+    files = ", ".join(["table1.json", *write_tables(folder, result)])
     picture = "no picture: matplotlib is not installed (pip install 'sca_kernels[train]')"
     if installed("matplotlib"):
         plot(folder / "table1.png", result)
         picture = "table1.png"
-    say(f"in {folder}: table1.json, {picture}, a folder for each run")
+    say(f"in {folder}: {files}, {picture}, a folder for each run")

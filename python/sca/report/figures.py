@@ -49,7 +49,7 @@ class Point:
 def trade_off(points: Sequence[Point], title: str, percent: bool) -> str:
     """Accuracy against what it costs: a disc for each run, a ring while it is not finished, a square where dense."""
     with style(title):
-        figure, (axes,) = blank(180)
+        figure, (axes,) = blank(180, right=16)
         for point in points:
             colour = COLOURS["dense" if point.dense else "kept"]
             axes.plot(
@@ -114,7 +114,7 @@ def training(run: Run, title: str) -> str:
         speed.set_ylim(bottom=0)
         speed.yaxis.set_major_locator(few(4))
         speed.set_xlabel("epoch")
-        speed.set_xlim(0.5, max(2, len(run.epochs), len(run.dense)))
+        speed.set_xlim(0.5, 1.02 * max(2, len(run.epochs), len(run.dense)))
         speed.xaxis.set_major_locator(few(8, integer=True))
         for axes in (accuracy, share, speed):
             label_ends(axes)

@@ -77,8 +77,8 @@ def churn_words(moves: Sequence[Churn]) -> str:
     pruned, regrown, returned = (sum(getattr(one, what) for one in moves) for what in ("pruned", "regrown", "returned"))
     share = f", {returned / pruned:.0%}" if pruned else ""
     return (
-        f"Of {pruned:,} channels pruned, {returned:,} came back at a later update{share}; {regrown:,} were regrown in"
-        " all. What the last updates pruned had the least time to."
+        f"Of {pruned:,} channels pruned, {returned:,} came back at a later update{share} (paler); {regrown:,} were"
+        " regrown in all. What the last updates pruned had the least time to."
     )
 
 

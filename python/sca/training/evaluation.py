@@ -48,7 +48,8 @@ def counted_on(images: int, cost: CostReport | None) -> str:
     told = f"accuracy on {images:,} test images"
     if cost is None:
         return told
-    return f"{told}; SynOps and energy on the first {cost.samples:,} of them, the first convolution once per image"
+    counted = "all" if cost.samples == images else f"the first {cost.samples:,}"
+    return f"{told}; SynOps and energy on {counted} of them, the first convolution once per image"
 
 
 def _batch_size(config: TrainConfig) -> int:
