@@ -105,6 +105,8 @@ def folder(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     path = train(tmp_path_factory.mktemp("report") / "pruned", CONFIG)
     torch.set_num_threads(threads)
+    start = {"command": "sca train", "versions": {"torch": "2.9"}, "commit": None, "processor": "a-processor"}
+    (path / "environment.json").write_text(json.dumps([start]))
     return path
 
 
@@ -369,7 +371,7 @@ def test_report_names_the_damaged_file_and_writes_nothing(copy, file, content, m
     assert not list(copy.glob("page*"))
 
 
-FILES = ("config.json", "metrics.jsonl", "updates.jsonl", "summary.json")
+FILES = ("config.json", "metrics.jsonl", "updates.jsonl", "summary.json", "environment.json")
 ODD = [
     *(..., None, True, "x", "", [], {}, [[]], {"a": 1}, ["a"], math.nan, math.inf, -1, 0, 1, 2, 0.5, 5e-324),
     *(1e308, -1e308, 10**30, 10**400, "<b>$\\frac$", "\ud800", "\x00\n", "x" * 3000),

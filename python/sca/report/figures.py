@@ -91,16 +91,17 @@ def training(run: Run, title: str) -> str:
     """Over the epochs: accuracy, the share that is left, and throughput."""
     runs = [("dense", run.dense, COLOURS["dense"]), ("this run", run.epochs, COLOURS["kept"])]
     known = {label: accuracies(rows) for label, rows, _ in runs}
-    splits = list(dict.fromkeys(told.split for told in known.values() if told.values))
+    splits = list(dict.fromkeys(told.split for told in reversed(known.values()) if told.values))
     with style(f"{run.name} {title}"):
-        figure, (accuracy, share, speed) = blank(310, rows=(1, 1, 1), right=84)
+        figure, (accuracy, share, speed) = blank(310, rows=(1, 1, 1), right=84 if len(splits) < 2 else 96)
         for label, rows, colour in runs:
             told = known[label]
-            name = f"{label}, {told.split}" if len(splits) > 1 else label
+            name = label if len(splits) < 2 else told.split if label == "this run" else f"{label}, {told.split}"
             _curve(accuracy, told.rows, told.values, name, colour, 100, "{:.2f}%")
             _curve(speed, rows, [row["samples_per_second"] for row in rows], label, colour, 1, "{:,.0f}")
-        if splits == ["validation"] and "test_accuracy" in run.epochs[-1]:
-            _curve(accuracy, run.epochs[-1:], [run.epochs[-1]["test_accuracy"]], "test", COLOURS["ink"], 100, "{:.2f}%")
+        last = run.epochs[-1]
+        if known["this run"].split == "validation" and "test_accuracy" in last:
+            _curve(accuracy, [last], [last["test_accuracy"]], "test", COLOURS["ink"], 100, "{:.2f}%")
         for field, colour in ("density", COLOURS["kept"]), ("connectivity", COLOURS["cut"]):
             _curve(share, run.epochs, [row[field] for row in run.epochs], field, colour, 100, "{:.0f}%")
         accuracy.set_title(f"{' or '.join(splits) or 'test'} accuracy (%)")
