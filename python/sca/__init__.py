@@ -15,8 +15,10 @@ _EXPORTS = {
     "attach_groups": "sca.structure",
     "compact": "sca.structure",
     "report_cost": "sca.cost",
+    "save": "sca.saving",
+    "load": "sca.saving",
 }
-_MODULES = ("bench", "cost", "data", "experiments", "models", "pruning", "report", "structure", "training")
+_MODULES = ("bench", "cost", "data", "experiments", "models", "pruning", "report", "saving", "structure", "training")
 
 __all__ = [*_EXPORTS, *_MODULES]
 

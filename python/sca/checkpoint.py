@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,27 +68,42 @@ def to_bytes(tree: Any) -> bytes:
     """What :func:`save` writes."""
     tensors: dict[str, Tensor] = {}
     description = json.dumps(_describe(tree, "", tensors))
-    metadata = {"format": FORMAT, "tree": description, "digest": digest(tensors, description)}
-    return serialise(tensors, metadata)
+    return sealed(tensors, description, FORMAT)
 
 
 def from_bytes(content: bytes, source: object) -> Any:
     """The tree of :func:`to_bytes`; errors name ``source``."""
+    tensors, description = unsealed(content, source, FORMAT)
+    try:
+        return _rebuild(json.loads(description), tensors)
+    except MALFORMED as error:
+        raise CheckpointError(f"{source}: not the tree of a checkpoint ({told(error)})") from error
+
+
+def sealed(tensors: Mapping[str, Tensor], description: str, form: str) -> bytes:
+    """A safetensors file with these tensors (dense, contiguous, on the CPU, no two in the same memory), a text beside
+    them, the name of its format, and a digest over tensors and text."""
+    return serialise(dict(tensors), {"format": form, "tree": description, "digest": digest(tensors, description)})
+
+
+def unsealed(content: bytes, source: object, form: str) -> tuple[dict[str, Tensor], str]:
+    """Tensors and text of :func:`sealed`.
+
+    Raises:
+        CheckpointError: naming ``source``: it is truncated, damaged, or of another format.
+    """
     try:
         tensors = deserialise(content)
         length = int.from_bytes(content[:8], "little")  # of the header, which deserialise has found to be sound
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     except (SafetensorError, *MALFORMED) as error:  # a KeyError: a dtype that torch does not have
         raise CheckpointError(f"{source}: not a checkpoint, truncated or damaged ({told(error)})") from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{source}: expected format {FORMAT}, got {metadata.get('format')!r:.80}")
+    if metadata.get("format") != form:
+        raise CheckpointError(f"{source}: expected format {form}, got {metadata.get('format')!r:.80}")
     description = metadata.get("tree", "")
     if metadata.get("digest") != digest(tensors, description):
         raise CheckpointError(f"{source}: damaged (its content does not match its digest)")
-    try:
-        return _rebuild(json.loads(description), tensors)
-    except MALFORMED as error:
-        raise CheckpointError(f"{source}: not the tree of a checkpoint ({told(error)})") from error
+    return tensors, description
 
 
 def told(error: BaseException) -> str:
@@ -97,7 +113,7 @@ def told(error: BaseException) -> str:
     return text if isinstance(error, ValueError | RuntimeError) and text else f"{type(error).__name__}: {text}"
 
 
-def digest(tensors: dict[str, Tensor], description: str) -> str:
+def digest(tensors: Mapping[str, Tensor], description: str) -> str:
     """Hexadecimal digest of dense tensors on the CPU, by name, and of a text."""
     content = hashlib.blake2b(description.encode())
     for name in sorted(tensors):

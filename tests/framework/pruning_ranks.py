@@ -21,9 +21,17 @@ def main(rank: int, ranks: int, folder: Path) -> None:
     torch.manual_seed(0)
     model = nn.parallel.DistributedDataParallel(ConvNet())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    alone, both = dist.new_group([0]), dist.new_group([0, 1])
+    refused = ""
+    if rank == 1:
+        try:
+            sca.SCAScheduler(model, optimizer, process_group=alone, start=1, stop=1, interval=1)
+        except ValueError as error:
+            refused = str(error)
     scheduler = sca.SCAScheduler(
         model,
         optimizer,
+        process_group=both,
         start=2,
         stop=8,
         interval=2,
@@ -49,7 +57,7 @@ def main(rank: int, ranks: int, folder: Path) -> None:
         scheduler.step()
         active = {name: members.group.active.clone() for name, members in scheduler.groups.items()}
         seen.append({"activity": before["activity"], "gradients": before["gradients"], "active": active})
-    torch.save({"steps": seen, "model": model.module.state_dict()}, folder / f"{rank}.pt")
+    torch.save({"steps": seen, "refused": refused, "model": model.module.state_dict()}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -162,7 +162,7 @@ def test_still_image_is_a_constant_sequence_whose_first_convolution_runs_once(na
     loss_of(model)
     model.eval()
     frames = []
-    model.stem.conv.register_forward_hook(lambda _, inputs, output: frames.append(output.shape[:2].numel()))
+    model.stem.conv.register_forward_hook(lambda _, inputs, output: frames.append(len(output)))
     x = images()
     torch.testing.assert_close(model(x), model(x.expand(T, *x.shape)), atol=1e-5, rtol=0)
     assert frames == [N, T * N]
@@ -176,7 +176,7 @@ def test_build_keeps_channels_last_throughout(name: str) -> None:
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(lambda _, inputs, layer=layer: layouts.update({layer: inputs[0]}))
     model(images().contiguous(memory_format=torch.channels_last))
-    assert all(x.flatten(0, 1).is_contiguous(memory_format=torch.channels_last) for x in layouts.values())
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in layouts.values())
 
 
 @each_model
@@ -256,7 +256,7 @@ def test_preresnet_selects_channels_for_each_reader_of_the_stream() -> None:
     first.neuron1.group.set_active([0, 5])
     seen = {}
     for name, block in ("first", first), ("second", second):
-        block.conv1.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0].shape[2]}))
+        block.conv1.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0].shape[1]}))
     model(images())
     assert seen == {"first": 2, "second": 8}
 

@@ -48,6 +48,10 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+def test_scheduler_refuses_a_process_group_that_its_process_is_not_in(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[1]["refused"] == "process_group: expected a group that this process is in"
+
+
 def test_scheduler_decides_alike_on_every_rank_though_their_data_differ(ranks: list[dict[str, Any]]) -> None:
     first, second = ranks
     assert not torch.equal(

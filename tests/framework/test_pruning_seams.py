@@ -286,6 +286,7 @@ def test_probe_leaves_the_random_states_of_torch_numpy_and_python() -> None:
 
 @pytest.fixture
 def compiler():
+    gc.collect()  # schedulers of earlier tests, which may have been about to observe a step
     torch.compiler.reset()
     yield lambda model: torch.compile(model, backend="eager")
     torch.compiler.reset()

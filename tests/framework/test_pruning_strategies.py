@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import importlib.metadata
 import sys
 import types
+import weakref
 from typing import Any
 
 import pytest
@@ -167,6 +170,7 @@ def test_observed_gradients_are_those_of_the_spikes() -> None:
     assert torch.equal(first.gradient, kept[0].grad)
     assert torch.equal(first.spikes, kept[0])
     assert not first.spikes.requires_grad
+    kept.clear()  # which the model's hook holds, and which, by its own hook, holds the model
 
 
 def test_observed_passes_are_those_of_training_alone() -> None:
@@ -197,6 +201,29 @@ def test_observed_sums_of_several_passes_add_up_and_survive_a_resumption() -> No
         train_step(one, its_optimizer)
         its_scheduler.step()
     assert scheduler.history == resumed.history
+
+
+def test_copies_of_model_optimizer_and_scheduler_observe_for_themselves() -> None:
+    whole = make(criterion=Spy())  # the first update comes next, so that hooks are on the model
+    model, optimizer, scheduler = copy.deepcopy(whole)
+    train_step(model, optimizer)
+    scheduler.step()
+    assert scheduler.plan.criterion.seen
+    assert not whole[2].plan.criterion.seen
+    train_step(*whole[:2])
+    whole[2].step()
+    assert whole[2].history == scheduler.history
+
+
+def test_observed_passes_leave_nothing_alive() -> None:
+    model, _, _ = make(criterion="taylor")
+    spikes = []
+    model.norm1.register_forward_hook(lambda module, inputs, output: spikes.append(weakref.ref(output)))
+    loss_of(model).backward()
+    loss_of(model)  # and one without its backward pass
+    gc.collect()
+    assert len(spikes) == 2
+    assert not any(ref() is not None for ref in spikes)
 
 
 def test_criterion_that_saw_no_pass_says_what_is_missing() -> None:

@@ -50,9 +50,14 @@ NAMES = {
     "sca_kernels.reuse_host_memory": "",
     "sca_kernels.doctor.report": "",
     "sca.models.build": "num_classes in_channels time_steps neuron",
-    "sca.SCAScheduler": "model optimizer density start stop interval criterion regrow allocation regrow_fraction",
+    "sca.SCAScheduler.follow": "model",
+    "sca.SCAScheduler": (
+        "model optimizer process_group density start stop interval criterion regrow allocation regrow_fraction"
+    ),
     "sca.attach_groups": "model example_input prune_stream",
-    "sca.compact": "model",
+    "sca.compact": "model plain fold_batch_norm example_input",
+    "sca.save": "model path plan",
+    "sca.load": "path model",
     "sca.report_cost": "model loader",
 }
 

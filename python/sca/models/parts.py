@@ -15,7 +15,7 @@ from sca_kernels import nn as snn
 
 from ..registry import nearest
 
-__all__ = ["HiddenBlock", "Layers", "check_neuron", "check_positive", "initialise", "sides_of"]
+__all__ = ["HiddenBlock", "Layers", "by_frames", "check_neuron", "check_positive", "initialise", "sides_of"]
 
 # Channels of a layer, at most: a convolution 3x3 between two such has 150 GB of weights.
 _WIDEST = 2**16
@@ -134,6 +134,11 @@ class Layers:
         if own.pop("per_channel", False):
             own["channels"] = group.num_channels
         return self._plain(group=group, **own)
+
+
+def by_frames(layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer that reads frames [M, C, H, W], as torch's own convolutions do, on a sequence [T, N, C, H, W]."""
+    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 class HiddenBlock(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sca_kernels import nn as snn
 
-from .parts import Layers
+from .parts import Layers, by_frames
 from .residual import Layout, ResidualNetwork, Stream
 
 
@@ -36,8 +36,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, time_steps: int | None) -> Tensor:
         """Currents ``[T, N, C, H, W]``, or one step to be presented ``time_steps`` times -> ``[T, N, C', H', W']``."""
         spikes = self.neuron1(self.select(x), time_steps=time_steps)
-        current = self.conv2(self.neuron2(self.conv1(spikes)))
-        return current + (x if self.shortcut is None else self.shortcut(spikes))
+        current = by_frames(self.conv2, self.neuron2(by_frames(self.conv1, spikes)))
+        return current + (x if self.shortcut is None else by_frames(self.shortcut, spikes))
 
 
 class PreResNet(ResidualNetwork):

@@ -18,9 +18,9 @@ from sca_kernels import checks
 from sca_kernels import nn as snn
 
 from .network import Network
-from .parts import HiddenBlock, Layers, check_positive, initialise, sides_of
+from .parts import HiddenBlock, Layers, by_frames, check_positive, initialise, sides_of
 
-__all__ = ["Layout", "ResidualNetwork", "Stem", "Stream"]
+__all__ = ["Layout", "Projection", "ResidualNetwork", "Stem", "Stream"]
 
 #: A residual stream: its group, or its number of channels where they have none.
 Stream = snn.ChannelGroup | int
@@ -58,10 +58,19 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor, time_steps: int | None) -> Tensor:
         """``[T, N, C, H, W]`` -> ``[T, N, C', H', W']``; a neuron presents one step ``time_steps`` times."""
-        z = self.conv(x)
+        z = by_frames(self.conv, x)
         if self.neuron is not None:
             z = self.neuron(z, time_steps=time_steps)
         return self.pool(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+
+
+class Projection(nn.Sequential):
+    """A convolution on a shortcut, and what stands behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, N, C, H, W]`` -> ``[T, N, C', H', W']``."""
+        conv, behind = self
+        return behind(by_frames(conv, x))
 
 
 class ResidualNetwork(Network):

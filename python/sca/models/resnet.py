@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .parts import Layers
-from .residual import Layout, ResidualNetwork, Stream
+from .parts import Layers, by_frames
+from .residual import Layout, Projection, ResidualNetwork, Stream
 
 
 class Block(nn.Module):
@@ -30,13 +30,13 @@ class Block(nn.Module):
         self.conv2 = layers.conv(between, stream, 3)
         self.norm2 = layers.norm(stream)
         self.shortcut = (
-            nn.Sequential(layers.conv(source, stream, 1, stride), layers.norm(stream)) if halves else nn.Identity()
+            Projection(layers.conv(source, stream, 1, stride), layers.norm(stream)) if halves else nn.Identity()
         )
         self.neuron2 = layers.neuron(stream)
 
     def forward(self, x: Tensor) -> Tensor:
         """Spikes ``[T, N, C, H, W]`` -> spikes ``[T, N, C', H', W']``."""
-        current = self.norm2(self.conv2(self.neuron1(self.conv1(x))))
+        current = self.norm2(by_frames(self.conv2, self.neuron1(by_frames(self.conv1, x))))
         return self.neuron2(current + self.shortcut(x))
 
     @torch.no_grad()

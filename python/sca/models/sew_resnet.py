@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from .parts import Layers
-from .residual import Layout, ResidualNetwork, Stream
+from .parts import Layers, by_frames
+from .residual import Layout, Projection, ResidualNetwork, Stream
 
 
 class Block(nn.Module):
@@ -26,14 +26,14 @@ class Block(nn.Module):
         self.conv2 = layers.conv(between, stream, 3)
         self.neuron2 = layers.norm_neuron(stream)
         self.shortcut = (
-            nn.Sequential(layers.conv(source, stream, 1, stride, spike_input=False), layers.norm_neuron(stream))
+            Projection(layers.conv(source, stream, 1, stride, spike_input=False), layers.norm_neuron(stream))
             if halves
             else nn.Identity()
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Counts ``[T, N, C, H, W]`` -> counts ``[T, N, C', H', W']``."""
-        return self.neuron2(self.conv2(self.neuron1(self.conv1(x)))) + self.shortcut(x)
+        return self.neuron2(by_frames(self.conv2, self.neuron1(by_frames(self.conv1, x)))) + self.shortcut(x)
 
 
 class SEWResNet(ResidualNetwork):

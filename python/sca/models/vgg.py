@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sca_kernels import nn as snn
 
 from .network import Network
-from .parts import HiddenBlock, Layers, check_positive, initialise, sides_of
+from .parts import HiddenBlock, Layers, by_frames, check_positive, initialise, sides_of
 
 HIDDEN_WIDTH = 512
 
@@ -38,7 +38,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """``[T, N, C, H, W]`` -> spikes ``[T, N, C', H', W']``; with ``time_steps``, one step in and that many out."""
-        current = self.conv(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        current = by_frames(self.conv, x)
         spikes = self.neuron(current, time_steps=time_steps)
         return self.pool(spikes.flatten(0, 1)).unflatten(0, spikes.shape[:2])
 

@@ -4,6 +4,7 @@ over the passes since the last update and over all ranks."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import sys
 import weakref
@@ -253,20 +254,23 @@ class Meter:
 
     def _observe(self, name: str) -> Iterator[torch.utils.hooks.RemovableHandle]:
         """Have the criterion see the passes of a group's neurons."""
-        members = self.prunable[name]
-        for neuron in members.neurons.values():
+        for neuron in self.prunable[name].neurons.values():
+            # a partial of a method, unlike a closure, is copied with what it belongs to
+            yield neuron.register_forward_hook(functools.partial(self._see, name), with_kwargs=True)
 
-            @own
-            def seen(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], spikes: Tensor) -> None:
-                if not (module.training or self.model.training) or is_recomputing():
-                    return
-                if self.criterion.observes == "gradients":
-                    if spikes.requires_grad:
-                        spikes.register_hook(lambda gradient: self._add(name, module, inputs, named, spikes, gradient))
-                else:
-                    self._add(name, module, inputs, named, spikes, None)
-
-            yield neuron.register_forward_hook(seen, with_kwargs=True)
+    @own
+    def _see(
+        self, name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], spikes: Tensor
+    ) -> None:
+        """A hook on the neurons of a group."""
+        if not (module.training or self.model.training) or is_recomputing():
+            return
+        # detached: a hook that held its own tensor would keep the graph of the pass for ever
+        shown = (name, module, tuple(x.detach() for x in inputs), named, spikes.detach())
+        if self.criterion.observes != "gradients":
+            self._add(*shown, None)
+        elif spikes.requires_grad:
+            spikes.register_hook(functools.partial(self._add, *shown))
 
     @torch.no_grad()
     def _add(
@@ -280,7 +284,7 @@ class Meter:
     ) -> None:
         place = _places_in(module, self.prunable[name], spikes)
         seen = Observation(
-            spikes.detach().index_select(2, place),
+            spikes.index_select(2, place),
             None if gradient is None else gradient.index_select(2, place),
             lambda: module.potentials(*inputs, **named).index_select(2, place),
         )

@@ -22,7 +22,7 @@ from .streams import Channels, Label, Stream, Streams
 from .tracing import OUTPUT, leaves, require_none_left, trace, user_line
 from .untouched import untouched
 
-__all__ = ["AttachReport", "GroupRow", "attach_groups", "has_groups"]
+__all__ = ["AttachReport", "GroupRow", "attach_groups", "example_inputs", "has_groups"]
 
 logger = logging.getLogger(__name__)
 
@@ -200,6 +200,16 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], Stre
         return min(runs, key=lambda run: len(run[1].mixed))
     reason = reason or "it has no convolutions or linear layers"
     raise ValueError(f"example_input: expected one batch, for none of the usual sizes fits the model; {reason}")
+
+
+def example_inputs(model: nn.Module, example_input: Any) -> Iterator[tuple[Any, ...]]:
+    """What a model may be tried on: the example that was given, or random batches of usual sizes."""
+    if example_input is not None:
+        yield example_input if isinstance(example_input, tuple) else (example_input,)
+        return
+    generator = torch.Generator().manual_seed(0)
+    for (x,) in _guesses(model):
+        yield (torch.rand(x.shape, generator=generator).to(x),)
 
 
 def _guesses(model: nn.Module) -> Iterator[tuple[Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ from sca_kernels.nn import reset
 
 from .groups import Axis, Members, carried, channel_axes, find_groups, is_depthwise, require_parameters
 from .hooks import forget_hooks
+from .plain import make_plain
 from .snapshot import Snapshot
+from .wrappers import unwrapped
 
 __all__ = ["compact"]
 
@@ -21,7 +24,9 @@ __all__ = ["compact"]
 _WIDTHS = {"in_channels": "in_group", "out_channels": "out_group", "out_features": "out_group", "num_features": "group"}
 
 
-def compact(model: nn.Module) -> nn.Module:
+def compact(
+    model: nn.Module, *, plain: bool = False, fold_batch_norm: bool = False, example_input: Any = None
+) -> nn.Module:
     """A copy of the model in which every grouped layer has its active channels only, and no group.
 
     Same outputs as the model, had it been reset (up to the summation order of convolutions of another width), same
@@ -31,18 +36,28 @@ def compact(model: nn.Module) -> nn.Module:
     It can be pruned again: :func:`sca.attach_groups` then calls groups as they were called here.
 
     Args:
-        model: has channel groups; unwrapped (no DistributedDataParallel).
+        model: has channel groups; as it is, or in a wrapper of torch.compile or DistributedDataParallel.
+        plain: have torch's own ``Conv2d`` and ``Linear`` in place of ours where they compute the same: a convolution
+            that reads frames [M, C, H, W], every linear layer. For tools that know layers by their type; on a CPU our
+            own convolutions, which are subclasses, are faster, and only they can be pruned again.
+        fold_batch_norm: put batch norms into the convolution or linear layer in front of them, where nothing else reads
+            its output, so that neurons alone remain. Takes eval mode. Rounding differs, so that single spikes may.
+        example_input: for ``plain`` and ``fold_batch_norm``, which watch a pass: as for :func:`sca.attach_groups`.
 
     Returns:
         The copy, with ``widths``, a dict that gives each group's number of channels by name, and ``group_names``, which
         gives the name by module and role (``"conv1.out_group"``). Where the model has a dict ``config``, the copy's has
-        the widths under ``"widths"``, so that ``sca.models.build(**config)`` rebuilds it.
+        the widths under ``"widths"``, so that ``sca.models.build(**config)`` rebuilds it (but not with batch norms
+        folded: that copy has no config).
 
     Raises:
         ValueError: the model has no channel group, or a layer with one computes its weight in each pass, as under
-            weight norm.
+            weight norm; no example fits the model; or a batch norm can't be folded.
     """
-    require_parameters(checks.instance("model", model, nn.Module, "a torch.nn.Module"))
+    model = unwrapped(checks.instance("model", model, nn.Module, "a torch.nn.Module"))
+    checks.boolean("plain", plain)
+    checks.boolean("fold_batch_norm", fold_batch_norm)
+    require_parameters(model)
     kept = Snapshot(model.modules()).tensors
     small = copy.deepcopy(model, {id(x): x.detach().clone() for x in kept if x.grad_fn is not None})
     reset(small)
@@ -62,6 +77,10 @@ def compact(model: nn.Module) -> nn.Module:
     small.group_names = names
     if isinstance(getattr(small, "config", None), dict):
         small.config = {**small.config, "widths": {**(small.config.get("widths") or {}), **small.widths}}
+        if fold_batch_norm:
+            small.config = None
+    if plain or fold_batch_norm:
+        make_plain(small, example_input, plain, fold_batch_norm)
     return small
 
 

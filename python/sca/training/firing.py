@@ -7,6 +7,7 @@ from torch import nn
 
 from sca_kernels import nn as snn
 
+from ..structure.attach import has_groups
 from ..structure.groups import find_groups
 
 __all__ = ["FiringRate"]
@@ -21,7 +22,7 @@ class FiringRate:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        groups = find_groups(model).items()
+        groups = find_groups(model).items() if has_groups(model) else ()
         alone = {next(iter(members.neurons)): name for name, members in groups if len(members.neurons) == 1}
         self._neurons = {alone.get(name, name): m for name, m in model.named_modules() if hasattr(m, "activity")}
         for neuron in self._neurons.values():

@@ -24,8 +24,10 @@ _MOVED = {
 
 
 def correct(logits: Tensor, labels: Tensor) -> int:
-    """How many of ``labels`` ``[N]`` the time mean of ``logits`` ``[T, N, classes]`` predicts."""
-    return int((logits.mean(0).argmax(1) == labels).sum())
+    """How many of ``labels`` ``[N]`` are predicted by ``logits`` ``[N, classes]``, or the time mean of
+    ``[T, N, classes]``."""
+    mean = logits.mean(0) if logits.dim() == 3 else logits
+    return int((mean.argmax(1) == labels).sum())
 
 
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str = "float32") -> float:
