@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from sca.cli import app
 from sca.cli.cells import CellsDisplay
 from sca.experiments import table1
+from sca.experiments.table1.export import as_latex
+from sca.experiments.table1.report import blocks
 from sca.training import TrainConfig
 
 TINY = [
@@ -122,7 +124,7 @@ def test_table1_as_latex_is_balanced_escaped_and_tells_what_the_terminal_tells(m
     result = json.loads((folder / "table1.json").read_text())
     head, *rows = latex_rows((folder / "table1.tex").read_text())
     assert head[0] == "criterion"
-    told = [row for rows in table1.report.blocks(result) for row in rows]
+    told = [row for rows in blocks(result) for row in rows]
     assert [[cell.replace(r"$\pm$", "±").replace(r"\%", "%") for cell in row] for row in rows] == told
 
 
@@ -132,7 +134,7 @@ def test_table1_as_latex_takes_any_name(made):
     odd = r"[a]_b & 100% #1 $x^2$ ~{c} <\input{d}>" + "\n\\end{tabular}"
     result["rows"][1]["criterion"] = result["config"]["recipe"]["model"] = odd
     result["published"] = [row._asdict() for row in table1.published.PUBLISHED if row.data == "cifar10"]
-    rows = latex_rows(table1.export.as_latex(result))
+    rows = latex_rows(as_latex(result))
     assert rows[2][0].startswith(r"{[}a]\_b \& 100\% \#1 \$x\textasciicircum{}2\$ \textasciitilde{}\{c\}")
     assert rows[-1] == ["VGG-16, T = 5, LTH-IMP, unstructured", "", "4.30", "92.38", "not told", ""]
 

@@ -43,7 +43,7 @@ def table1(
     limit_train: Annotated[int | None, _option("Use the first training images only.")] = None,
     limit_test: Annotated[int | None, _option("Use the first test images only.")] = None,
     out: Annotated[
-        Path | None, _option("Folder of all runs, table1.json, .csv, .tex and .png; runs/table1-<data>-<number>.")
+        Path | None, _option("Folder of all runs, table1.json and table1.png; runs/table1-<data>-<number>.")
     ] = None,
 ) -> None:
     """Accuracy against connectivity: what each criterion prunes, beside the dense network and published numbers.
@@ -92,7 +92,8 @@ def _filled(table: Table1Config, folder: Path, named: bool) -> None:
     import sca_kernels
 
     from ..bench.peers import installed
-    from ..experiments.table1 import plot, results, run_cell, tables, write_tables
+    from ..experiments.table1 import plot, results, run_cell, tables
+    from ..experiments.table1.export import write_tables
     from ..files import write_json
     from ..training import Interrupted
     from .cells import CellsDisplay

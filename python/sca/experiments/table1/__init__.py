@@ -2,7 +2,6 @@
 
 from .cells import Cell, run_cell
 from .config import Table1Config
-from .export import write_tables
 from .report import plot, results, tables
 
-__all__ = ["Cell", "Table1Config", "plot", "results", "run_cell", "tables", "write_tables"]
+__all__ = ["Cell", "Table1Config", "plot", "results", "run_cell", "tables"]
