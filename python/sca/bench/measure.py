@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sca_kernels import doctor
 
-from ..cost import density as active_share
+from ..cost import density as density_of
 from ..models import build
 from ..models.vgg import VGG
 from ..pruning import compact
@@ -160,7 +160,7 @@ def _parties(config: BenchConfig, time_steps: int, images: Tensor, labels: Tenso
         rate = FiringRate(counted := copy.deepcopy(net))
         first_loss(counted)
         spikes, positions = rate.since_mark()
-        active = active_share(members.group for members in find_groups(net).values())
+        active = density_of(members.group for members in find_groups(net).values())
         party = Party(OURS, density, active, net, firing_rate=spikes / positions)
         # the same channels, physically alone: what skipping the others must equal
         parties.append(checked(party, first_loss(compact(net))))
