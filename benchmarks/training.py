@@ -64,8 +64,8 @@ def cifar10(density: float) -> Run | None:
     """Three epochs of VGG-16 on real images, at one density from the second step on; None where there are no images."""
     if CIFAR10 is None:
         return None
-    constant = ("--schedule", "constant", "--prune-start", "0", "--allocation", "layer", "--round-to", "16")
-    constant += ("--density", str(density))
+    constant = ("--schedule", "constant", "--prune-start", "0", "--prune-interval", "0.2")
+    constant += ("--allocation", "layer", "--round-to", "16", "--density", str(density))
     network = ("--model", "vgg16", "--epochs", "3", "--batch-size", str(BATCH), "--reference", "none")
     return Run("--data", "cifar10", "--data-dir", CIFAR10, *network, *(constant if density < 1 else ("--density", "1")))
 

@@ -32,6 +32,18 @@ checkpointing repeats are counted again."""
 tracing_state: Callable[[], Any] = _known("_C._get_tracing_state", lambda: torch.jit.is_tracing() or None)
 """What ``torch.jit.trace`` has recorded, None where it does not: ``torch.jit.is_tracing`` at a third of the time."""
 
+
+def compiled_call(module: torch.nn.Module) -> Callable[..., Any] | None:
+    """What ``module.compile()`` has it run in place of its own code; None where it was not called, or torch does not
+    tell: hooks on what is in it are then not run."""
+    return getattr(module, "_compiled_call_impl", None)
+
+
+def set_compiled_call(module: torch.nn.Module, compiled: Callable[..., Any] | None) -> None:
+    """Put back, or take away for a while, what :func:`compiled_call` gives."""
+    module._compiled_call_impl = compiled
+
+
 below_autograd: Callable[[], contextlib.AbstractContextManager] = torch._C._AutoDispatchBelowAutograd
 """A context in which operators skip their autograd. Nothing stands in for it; torch.library's own gradients need it,
 too."""

@@ -7,6 +7,7 @@ gets the weights; a JSON text in its metadata says the rest, and a digest over b
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,7 @@ def save(model: nn.Module, path: str | Path, *, plan: Any = None) -> None:
         TypeError: the model is none, its state_dict holds something else than dense tensors, or the plan is none.
         OSError: the file cannot be written.
     """
+    file = _file(path)
     model = unwrapped(checks.instance("model", model, nn.Module, "a torch.nn.Module"))
     if plan is not None and not callable(getattr(plan, "record", None)):
         raise TypeError(f"plan: expected what scheduler.plan is, or None, got {type(plan).__name__}")
@@ -64,7 +66,7 @@ def save(model: nn.Module, path: str | Path, *, plan: Any = None) -> None:
             "python": platform.python_version(),
         },
     }
-    write_whole(Path(path), checkpoint.sealed(tensors, json.dumps(description), FORMAT))
+    write_whole(file, checkpoint.sealed(tensors, json.dumps(description), FORMAT))
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -113,8 +115,16 @@ def describe(path: str | Path) -> dict[str, Any]:
     return _read(path)[1]
 
 
+def _file(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"path: expected the name of a file, got {checks.describe(path)}")
+    if not os.fspath(path) or "\0" in os.fspath(path):
+        raise ValueError(f"path: expected the name of a file, got {os.fspath(path)!r:.80}")
+    return Path(path)
+
+
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors, text = checkpoint.unsealed(read_whole(Path(path)), path, FORMAT)
+    tensors, text = checkpoint.unsealed(read_whole(_file(path)), path, FORMAT)
     description = json.loads(text)
     if not isinstance(description, dict):
         raise CheckpointError(f"{path}: expected the description of a model, got {type(description).__name__}")

@@ -4,6 +4,8 @@ TypeError or ValueError that names an argument."""
 from __future__ import annotations
 
 import random
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from tests.calls import Stage, run_calls
 
 FAMILIES = ("vgg5", "vgg9", "resnet20", "preresnet20", "sew_resnet18")
 SMALL = "sca.models.build('vgg5', width=0.05, image_size=8)"
+FILE = str(Path(tempfile.mkdtemp()) / "model.safetensors")
 BATCH = "[(torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64))]"
 
 
@@ -106,7 +109,24 @@ def compact(rng: random.Random):
         x = torch.rand(2, 3, 8, 8)
         assert torch.allclose(small.eval()(x), values["model"].eval()(x), 1e-4, 1e-5), "other outputs"
 
-    return (Stage("sca.compact", {"model": SMALL}),), check
+    named = {"model": f"{SMALL}.eval()"} | some(rng, plain=("True", "False"), fold_batch_norm="False")
+    return (Stage("sca.compact", named | some(rng, example_input="torch.rand(2, 3, 8, 8)")),), check
+
+
+def save(rng: random.Random):
+    def check(values, nothing, before):
+        assert sca.load(values["path"]).config == values["model"].config
+
+    return (Stage("sca.save", {"model": SMALL, "path": repr(FILE)} | some(rng, plan="None")),), check
+
+
+def load(rng: random.Random):
+    sca.save(eval(SMALL, {"sca": sca}), FILE)
+
+    def check(values, model, before):
+        assert model(torch.rand(2, 3, 8, 8)).shape == (4, 2, 10)
+
+    return (Stage("sca.load", {"path": repr(FILE)} | some(rng, model=(SMALL, "None"))),), check
 
 
 def report_cost(rng: random.Random):
@@ -119,7 +139,7 @@ def report_cost(rng: random.Random):
 
 
 def test_calls_end_well(api_calls, record_property):
-    targets = (plan, plan, plan, build, scheduler, attach, compact, report_cost)
+    targets = (plan, plan, plan, build, scheduler, attach, compact, save, load, report_cost)
     # the command line calls a network's name a model; a loader's batch is the network's x;
     # an example that was left out is looked for
     record_property("generated", run_calls(targets, api_calls, also=("model", "x", "example_input")))
@@ -132,4 +152,6 @@ def test_everything_exported_has_a_target():
         "attach_groups",
         "compact",
         "report_cost",
+        "save",
+        "load",
     }

@@ -18,13 +18,25 @@ import torch
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from sca.bench import BenchConfig
 from sca.cli import app
 from sca.cli.endings import told
 from sca.cli.errors import fail
 from sca.cli.terminal import use_any_encoding
+from sca.data import DATASETS
+from sca.experiments.table1 import Table1Config
 from sca.models import MODELS
-from sca.training import RunFolder
+from sca.models.parts import NEURONS
+from sca.pruning.allocation import ALLOCATIONS
+from sca.pruning.criteria import CRITERIA
+from sca.pruning.growth import REGROWTH
+from sca.pruning.schedule import DENSITY_CURVES
+from sca.pruning.settings import EXTENSIONS
+from sca.settings import settings, summary
+from sca.training import PRESETS, RunFolder, TrainConfig
+from sca.training.losses import LOSSES
 from sca_kernels import doctor
+from sca_kernels.surrogates import TABLE
 
 TINY = [
     *("--model", "vgg5", "--width", "0.125", "--time-steps", "2", "--epochs", "2", "--batch-size", "32"),
@@ -171,9 +183,75 @@ def test_eval_reports_a_damaged_model_by_name(finished, tmp_path):
     assert sca("eval", tmp_path).exit_code == 2
 
 
-def test_train_help_lists_every_model():
-    options = {option.name: option for option in get_command(app).commands["train"].params}
-    assert re.split(", | or ", options["model"].help.rstrip(".")) == list(MODELS)
+COMMANDS = get_command(app).commands
+FIELDS = settings(TrainConfig)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_train_has_an_option_for_every_field_and_its_help_is_the_fields_first_sentence(field):
+    assert FIELDS[field].doc, "a string below the field says what it is"
+    options = {option.name: option for option in COMMANDS["train"].params}
+    if FIELDS[field].kinds == (dict,):
+        assert field not in options  # --set field.key=value
+        return
+    flag = "--" + field.replace("_", "-")
+    assert options[field].opts == [flag]
+    assert options[field].secondary_opts == ([f"--no-{flag[2:]}"] if FIELDS[field].default is True else [])
+    assert options[field].help == summary(FIELDS[field].doc)
+    assert options[field].default is None
+
+
+@pytest.mark.parametrize(
+    ("path", "config", "others"),
+    [
+        (
+            "train",
+            TrainConfig,
+            {"preset", "config", "setting", "out", "resume", "overwrite", "show_config", "list_names"},
+        ),
+        ("bench", BenchConfig, {"out"}),
+        ("bench table1", Table1Config, {"preset", "config", "setting", "out"}),
+    ],
+)
+def test_options_that_are_no_field_are_few(path, config, others):
+    command = COMMANDS[path.split()[0]]
+    for name in path.split()[1:]:
+        command = command.commands[name]
+    fields = {*settings(config), *(FIELDS if config is Table1Config else ())}
+    assert {option.name for option in command.params} - fields == others
+
+
+def test_train_options_are_read_as_their_fields_ask():
+    arguments = ("--no-augment", "--min-channels", "none", "--lr", ".5", "--prune-start", "0", "--stem", "none")
+    shown = json.loads(sca("train", *arguments, "--compile", "--show-config").output)
+    assert [shown[name] for name in ("augment", "min_channels", "lr", "prune_start", "stem", "compile")] == [
+        *(False, None, 0.5, 0.0, None, True)
+    ]
+    refused = sca("train", "--epochs", "many")
+    assert (refused.exit_code, refused.output) == (2, "error: epochs: expected int, got 'many'\n")
+
+
+def test_train_list_prints_every_registered_name_with_a_sentence():
+    output = sca("train", "--list").output
+    for registry in (
+        MODELS,
+        DATASETS,
+        CRITERIA,
+        NEURONS,
+        TABLE,
+        LOSSES,
+        DENSITY_CURVES,
+        REGROWTH,
+        ALLOCATIONS,
+        PRESETS,
+    ):
+        for name in registry:
+            assert re.search(rf"^ .*\b{name}\b", output, re.M), name
+    for name in FIELDS:
+        assert (f"\n{name}: " in f"\n{output}") == (isinstance(FIELDS[name].source, str) or name in EXTENSIONS), name
+    lines = {tuple(line.split(maxsplit=1)) for line in output.splitlines() if line.startswith("  ")}
+    assert ("rate", "Spikes per neuron and time step.") in {(name, told.strip()) for name, told in lines}
+    assert ("paper", summary(PRESETS["paper"].__doc__)) in {(name, told.strip()) for name, told in lines}
 
 
 @pytest.mark.parametrize("model", ["preresnet20", "resnet19", "sew_resnet18"])

@@ -21,8 +21,8 @@ import sca.training
 from sca.bench import BenchConfig
 from sca.cli import app
 from sca.experiments.table1 import Table1Config
+from sca.settings import settings
 from sca.training import TrainConfig
-from sca.training.config import field_types
 
 #: Values of the command line that some option takes, and many do not.
 HOSTILE = [
@@ -33,7 +33,7 @@ HOSTILE = [
 #: Made once: typer takes as long for it as a command takes to refuse a value.
 ROOT = typer.main.get_command(app)
 NO_NUMBER = ("nan", "inf", "-inf", "x", "[]", "{}", "1979-05-27", "9" * 5000)
-FIELDS = TrainConfig.__dataclass_fields__
+FIELDS = settings(TrainConfig)
 NEURON_ARGUMENTS = (
     *("tau", "v_threshold", "v_reset", "decay_input", "detach_reset", "surrogate", "alpha", "beta", "backend"),
     *("eps", "momentum", "affine", "track_running_stats", "stateful", "process_group", "per_channel", "dtype", "width"),
@@ -76,7 +76,7 @@ def test_set_of_any_field_is_accepted_or_refused_by_its_name(field):
         if code:
             named = (field, "prune_start") if field == "prune_stop" else (field,)
             assert output.startswith(tuple(f"error: {name}: expected" for name in named)), (value, output)
-        if {int, float} & {*field_types(field)}:
+        if {int, float} & {*FIELDS[field].kinds}:
             assert code or value not in NO_NUMBER, value
 
 

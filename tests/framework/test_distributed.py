@@ -176,12 +176,12 @@ def test_ranks_share_every_image_once():
 
 
 def test_require_same_masks_names_the_rank_that_differs(monkeypatch):
-    def gather(gathered: list[torch.Tensor], own: torch.Tensor) -> None:
+    def gather(gathered: list[torch.Tensor], own: torch.Tensor, group: object) -> None:
         for rank, digest in enumerate(gathered):
             digest.copy_(own + (rank == 1))
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 3)
     monkeypatch.setattr(torch.distributed, "all_gather", gather)
     with pytest.raises(RanksDiffer, match="rank 1 chose other channels than rank 0"):
         require_same_masks({"conv1": torch.tensor([True, False])}, torch.device("cpu"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import random
 from typing import Any
 
@@ -286,7 +285,6 @@ def test_probe_leaves_the_random_states_of_torch_numpy_and_python() -> None:
 
 @pytest.fixture
 def compiler():
-    gc.collect()  # schedulers of earlier tests, which may have been about to observe a step
     torch.compiler.reset()
     yield lambda model: torch.compile(model, backend="eager")
     torch.compiler.reset()
@@ -340,17 +338,26 @@ def test_compiled_code_runs_again_after_the_observed_step(compiler) -> None:
     assert ran == [True, True, False, True, True]
 
 
-def test_observation_of_several_models_and_of_one_that_goes_leaves_the_compiler_as_it_was(compiler) -> None:
-    compiler(nn.Linear(2, 2))(torch.rand(1, 2))
-    stance = torch._dynamo.eval_frame._stance
+def test_observation_touches_no_other_compiled_model(compiler) -> None:
     one, other = (make(target="synops", start=1, stop=1) for _ in range(2))
-    assert torch._dynamo.eval_frame._stance.stance == "force_eager"
-    train_step(*one[:2])
-    one[2].step()
-    assert torch._dynamo.eval_frame._stance.stance == "force_eager"
-    del other
-    gc.collect()
-    assert torch._dynamo.eval_frame._stance == stance
+    ran = []
+    beside = torch.compile(nn.Linear(2, 2), backend=lambda graph, inputs: lambda *a: ran.append(1) or graph(*a))
+    beside(torch.rand(1, 2))
+    for model, optimizer, scheduler in (one, other):
+        train_step(model, optimizer)
+        beside(torch.rand(1, 2))
+        scheduler.step()
+    assert len(ran) == 3
+
+
+def test_observed_step_that_fails_leaves_the_compiler_as_it_was(compiler) -> None:
+    torch.manual_seed(0)
+    network = compiler(ConvNet())
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+    sca.SCAScheduler(network, optimizer, **{**SETTINGS, "target": "synops"})
+    with pytest.raises(ValueError, match="x: expected"):
+        network(torch.rand(2, 3, 6, 6))
+    assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
 def test_compact_and_costs_look_into_compiled_models(compiler) -> None:

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sca.cli import app
+from sca.pruning import PruneSettings
 from sca.training import Recipe, TrainConfig
 
 TOML = """\
@@ -76,6 +77,44 @@ def test_recipe_of_a_stored_configuration_is_that_configuration(tmp_path):
         Recipe("fast", file)
 
 
+def test_recipe_of_an_earlier_versions_configuration_has_defaults_for_what_that_lacks(tmp_path):
+    kept = (
+        "data",
+        "model",
+        "width",
+        "time_steps",
+        "neuron",
+        "neuron_arguments",
+        "epochs",
+        "batch_size",
+        "density",
+        "lr",
+    )
+    config = TrainConfig.from_preset("paper", data="digits", density=0.4)
+    file = written(tmp_path, json.dumps({name: config.to_dict()[name] for name in kept}), "config.json")
+    assert Recipe(file=file).config() == TrainConfig(**{name: getattr(config, name) for name in kept})
+
+
+def test_configuration_is_told_in_order_data_network_training_pruning_run():
+    order = [*TrainConfig.from_preset("paper").to_dict()]
+    places = [
+        order.index(name) for name in ("data", "model", "epochs", "density", "prune_interval", "reference", "seed")
+    ]
+    assert places == sorted(places)
+    assert order[0] == "data"
+    assert len(order) == len(set(order)) == len(TrainConfig.__dataclass_fields__)
+
+
+def test_configuration_hands_all_settings_of_pruning_to_the_schedule_and_tells_objects_by_name():
+    def by_luck(group):
+        """A criterion of the user's own."""
+
+    config = TrainConfig.from_preset("digits", criterion=by_luck, seed=7)
+    assert set(config.plan_arguments) == set(PruneSettings.__dataclass_fields__)
+    assert (config.plan_arguments["criterion"], config.plan_arguments["seed"]) == (by_luck, 7)
+    assert json.loads(json.dumps(config.to_dict()))["criterion"].endswith("by_luck")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -87,8 +126,9 @@ def test_recipe_of_a_stored_configuration_is_that_configuration(tmp_path):
         ('\nmodel = "vgg6"\n', "line 2: model: expected one of preresnet18"),
         ("[neuron_arguments]\n# too short\ntau = 0.5\n", "line 3: tau: expected a time constant > 1"),
         ("[lr]\nvalue = 1\n", "line 1: lr: expected float"),
+        ("epochs = 1\ndata = ['digits']\n", "line 2: data: expected str, got ['digits']"),
     ],
-    ids=["field", "syntax", "type", "range", "preset", "model", "neuron", "table"],
+    ids=["field", "syntax", "type", "range", "preset", "model", "neuron", "table", "list"],
 )
 def test_train_tells_the_line_of_what_is_wrong_in_a_recipe(tmp_path, text, message):
     file = written(tmp_path, text)

@@ -527,13 +527,13 @@ def test_trainer_another_seed_is_another_run(uninterrupted):
     assert trainer.history[0]["loss"] != uninterrupted["history"][0]["loss"]
 
 
-def test_trainer_decays_weights_of_convolutions_and_linear_layers_alone():
+def test_trainer_decays_weights_of_convolutions_alone():
     trainer = trainer_of(tiny())
     decayed, others = trainer.optimizer.param_groups
     assert decayed["weight_decay"] > 0
     assert others["weight_decay"] == 0
-    assert {p.dim() for p in decayed["params"]} == {2, 4}
-    assert {p.dim() for p in others["params"]} == {1}
+    assert {p.dim() for p in decayed["params"]} == {4}
+    assert {p.dim() for p in others["params"]} == {1, 2}
     total = sum(len(group["params"]) for group in trainer.optimizer.param_groups)
     assert total == len(list(trainer.model.parameters()))
 

@@ -25,7 +25,7 @@ KERNEL_LAYERS = [
 COMPILED = {"sca_kernels._cpu": "sca_kernels.backends.cpu", "sca_kernels._cuda": "sca_kernels.backends.cuda"}
 
 # What each room of sca may use of its neighbours; python/sca/__init__.py only names what it loads lazily.
-COMMON = {"registry", "files", "checkpoint", "packed", "pictures", "units"}  # open to every room
+COMMON = {"registry", "files", "checkpoint", "packed", "pictures", "settings", "units", "lazy"}  # open to every room
 SCA_ROOMS = {
     "structure": set(),
     "models": set(),

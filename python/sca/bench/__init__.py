@@ -1,7 +1,5 @@
 """Dense against channel-sparse networks, ours and the peers': throughput and memory (``sca bench``)."""
 
-from .config import BenchConfig
-from .measure import measure
-from .report import plot, table
+from ..lazy import export
 
-__all__ = ["BenchConfig", "measure", "plot", "table"]
+__all__ = export(__name__, {"BenchConfig": ".config", "measure": ".measure", "plot": ".report", "table": ".report"})

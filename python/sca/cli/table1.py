@@ -4,82 +4,64 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from .bench import _option, _split, writable
+from ..experiments.table1.config import Table1Config
+from ..training.config import TrainConfig
+from .bench import writable
 from .errors import reported
+from .options import option, options_of
 from .terminal import sentences, terminal
-from .train import free_folder
+from .train import Assignments, ConfigFile, PresetName, free_folder
 
-if TYPE_CHECKING:
-    from ..experiments.table1 import Table1Config
-
+# Fields of the recipe that have an option of their own here; --set reaches all.
+_RECIPE = ("data", "data_dir", "limit_train", "limit_test", "model", "width", "epochs", "device")
 # What makes a table in minutes on two cores, unless a preset or a file says what is trained.
 _SHORT = {"model": "vgg9", "width": 0.25, "epochs": 8, "allocation": "global"}
 
 
 @reported
+@options_of(TrainConfig, "changes", only=_RECIPE, panels={"Recipe": TrainConfig})
+@options_of(Table1Config, "compared", only=("connectivities", "criteria", "seeds"), shows_defaults=True)
 def table1(
-    data: Annotated[str | None, _option("digits (default), cifar10 (default with --data-dir) or cifar100.")] = None,
-    data_dir: Annotated[str | None, _option("Folder of the CIFAR files.")] = None,
-    model: Annotated[str | None, _option("vgg9 (default without --preset and --config), vgg16, resnet18, ...")] = None,
-    width: Annotated[float | None, _option("Factor on the model's hidden widths (0.25).")] = None,
-    epochs: Annotated[int | None, _option("Length of each run (8).")] = None,
-    connectivities: Annotated[str | None, _option("Shares of weights kept (0.2839,0.0931).")] = None,
-    criteria: Annotated[
-        str | None,
-        _option("Some of sca,rate,weight_l1,bn_gamma,random, also as sca-without-regrowth (these six)."),
-    ] = None,
-    seeds: Annotated[int | None, _option("Runs of each cell (3).")] = None,
-    preset: Annotated[str | None, _option("As in sca train.")] = None,
-    config: Annotated[Path | None, _option("As in sca train.")] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="field=value, as in sca train.", show_default=False)
-    ] = None,
-    device: Annotated[str | None, _option("Torch device (cpu).")] = None,
-    limit_train: Annotated[int | None, _option("Use the first training images only.")] = None,
-    limit_test: Annotated[int | None, _option("Use the first test images only.")] = None,
+    changes: dict[str, Any],
+    compared: dict[str, Any],
+    preset: PresetName = None,
+    config: ConfigFile = None,
+    setting: Assignments = None,
     out: Annotated[
-        Path | None, _option("Folder of all runs, table1.json and table1.png; runs/table1-<data>-<number>.")
+        Path | None, option("Folder of all runs, table1.json, .csv, .tex and .png; runs/table1-<data>-<number>.")
     ] = None,
 ) -> None:
     """Accuracy against connectivity: what each criterion prunes, beside the dense network and published numbers.
 
-    Model, width and length are those of a quick look, unless --preset or --config says what is trained.
-    Every cell is a training run in a folder of its own. Called again with the same --out, it goes on: finished cells
-    are not run again, the interrupted one resumes.
+    Model, width and length are those of a quick look, unless --preset or --config says what is trained; data is digits,
+    or cifar10 with --data-dir. Every cell is a training run in a folder of its own. Called again with the same --out,
+    it goes on: finished cells are not run again, the interrupted one resumes.
     """
-    if data is None and data_dir is not None:
-        data = "cifar10"
-    fields = ("data", "data_dir", "model", "width", "epochs", "device", "limit_train", "limit_test")
-    given = locals()
-    changes = {name: given[name] for name in fields if given[name] is not None}
-    lists = {
-        "connectivities": _split("connectivities", connectivities, float),
-        "criteria": _split("criteria", criteria, str),
-        "seeds": seeds,
-    }
-    _table1(changes, preset, config, setting, {name: v for name, v in lists.items() if v is not None}, out)
+    if "data" not in changes and "data_dir" in changes:
+        changes["data"] = "cifar10"
+    _table1(changes, preset, config, setting or (), compared, out)
 
 
 def _table1(
     changes: dict[str, Any],
     preset: str | None,
-    config: Path | None,
-    setting: list[str] | None,
-    options: dict[str, Any],
+    file: Path | None,
+    assignments: Sequence[str],
+    compared: dict[str, Any],
     out: Path | None,
 ) -> None:
-    from ..experiments.table1 import Table1Config
     from ..training import Recipe, Trainer, load_data
 
-    short = {} if preset or config else _SHORT
-    recipe = Recipe(preset, config, setting or (), changes)
+    short = {} if preset or file else _SHORT
+    recipe = Recipe(preset, file, assignments, changes)
     with recipe.located():
-        table = Table1Config(recipe.config(short), **options)
+        table = Table1Config(recipe.config(short), **compared)
         # the farthest cut, so that what is out of reach is told before hours of training
         farthest = min(table.cells(), key=lambda cell: cell.connectivity)
         Trainer(farthest.config, load_data(farthest.config))
@@ -92,8 +74,7 @@ def _filled(table: Table1Config, folder: Path, named: bool) -> None:
     import sca_kernels
 
     from ..bench.peers import installed
-    from ..experiments.table1 import plot, results, run_cell, tables
-    from ..experiments.table1.export import write_tables
+    from ..experiments.table1 import plot, results, run_cell, tables, write_tables
     from ..files import write_json
     from ..training import Interrupted
     from .cells import CellsDisplay

@@ -5,103 +5,92 @@ from __future__ import annotations
 import contextlib
 import logging
 import shlex
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..training.config import (
+    PRESETS,
+    DataSettings,
+    NetworkSettings,
+    PruningSettings,
+    TrainConfig,
+    TrainingSettings,
+)
 from .errors import reported
+from .options import option, options_of
 from .terminal import sentences, terminal
 
-# Help must not import torch, so it can't ask the registry; a test compares.
-_MODELS = "preresnet18, preresnet20, resnet18, resnet19, resnet20, sew_resnet18, vgg5, vgg9, vgg11, vgg16 or vgg19."
-
-# Every option that is a field of TrainConfig and was given overrides the preset; None = not given.
-
-
-def _option(help_text: str, **constraints: Any) -> Any:
-    return typer.Option(help=help_text, show_default=False, **constraints)
+PANELS = {
+    "Data": DataSettings,
+    "Network": NetworkSettings,
+    "Training": TrainingSettings,
+    "Pruning": PruningSettings,
+    "Run": TrainConfig,
+}
+PresetName = Annotated[
+    str | None, option(f"{', '.join(PRESETS)}; left out, that of the data if there is one, else fast.")
+]
+ConfigFile = Annotated[Path | None, option("TOML file with fields of the configuration, or the config.json of a run.")]
+Assignments = Annotated[
+    list[str] | None,
+    option("field=value: any field, also as neuron_arguments.tau=2.0; may be repeated.", "--set"),
+]
 
 
 @reported
+@options_of(TrainConfig, "changes", panels=PANELS)
 def train(
-    data: Annotated[str | None, _option("digits (default, embedded), cifar10 or cifar100.")] = None,
-    data_dir: Annotated[str | None, _option("Folder of the CIFAR files; downloaded when left out.")] = None,
-    preset: Annotated[str | None, _option("digits (default for that data), fast (default otherwise) or paper.")] = None,
-    config: Annotated[
-        Path | None, _option("TOML file with fields of the configuration, or the config.json of a run.")
-    ] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="field=value: any field; may be repeated.", show_default=False)
-    ] = None,
-    model: Annotated[str | None, _option(_MODELS)] = None,
-    width: Annotated[float | None, _option("Factor on the model's hidden widths.")] = None,
-    stem: Annotated[str | None, _option("First layers of a residual network: cifar or imagenet.")] = None,
-    prune_stream: Annotated[
-        bool | None,
-        typer.Option("--prune-stream", help="Prune the streams of a residual network as well.", show_default=False),
-    ] = None,
-    time_steps: Annotated[int | None, _option("Time steps that an image is presented for.")] = None,
-    neuron: Annotated[str | None, _option("if, lif or plif.")] = None,
-    epochs: Annotated[int | None, _option("Length of the run.")] = None,
-    batch_size: Annotated[int | None, _option("Images per step, of all processes.")] = None,
-    lr: Annotated[float | None, _option("Peak learning rate.")] = None,
-    density: Annotated[float | None, _option("Final density in (0, 1]; 1 prunes nothing.")] = None,
-    target: Annotated[str | None, _option("What density is a share of: channels, parameters or synops.")] = None,
-    schedule: Annotated[str | None, _option("Way to the final density: constant, cubic, linear or cosine.")] = None,
-    allocation: Annotated[str | None, _option("How channels are ranked: global, layer or synops.")] = None,
-    round_to: Annotated[int | None, _option("Round a layer's active channels to a multiple (16 is fast).")] = None,
-    criterion: Annotated[
-        str | None, _option("What they are ranked by: sca, rate, weight_l1, bn_gamma or random.")
-    ] = None,
-    regrow_fraction: Annotated[float | None, _option("Share of channels regrown instead of kept, at first.")] = None,
-    prune_start: Annotated[float | None, _option("First update, as a share of the run.")] = None,
-    prune_stop: Annotated[float | None, _option("Last update, as a share of the run.")] = None,
-    prune_interval: Annotated[float | None, _option("Epochs between updates.")] = None,
-    precision: Annotated[str | None, _option("float32, bfloat16 or auto.")] = None,
-    compile: Annotated[
-        bool | None, typer.Option("--compile", help="Run training steps through torch.compile.", show_default=False)
-    ] = None,
-    checkpointing: Annotated[
-        bool | None, typer.Option("--checkpointing", help="Save memory: compute activations twice.", show_default=False)
-    ] = None,
-    checkpoint_minutes: Annotated[
-        float | None, _option("Longest time without a checkpoint; every epoch ends with one (default 10).")
-    ] = None,
-    reference: Annotated[
-        str | None, _option("Dense twin to compare with: train (train it too), none, or the folder of a dense run.")
-    ] = None,
-    seed: Annotated[int | None, _option("Of everything random.")] = None,
-    device: Annotated[str | None, _option("Torch device.")] = None,
-    limit_train: Annotated[int | None, _option("Use the first training images only.")] = None,
-    limit_test: Annotated[int | None, _option("Use the first test images only.")] = None,
-    out: Annotated[Path | None, _option("Folder of the run; runs/<data>-<model>-<number> when left out.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    changes: dict[str, Any],
+    preset: PresetName = None,
+    config: ConfigFile = None,
+    setting: Assignments = None,
+    out: Annotated[Path | None, option("Folder of the run; runs/<data>-<model>-<number> when left out.")] = None,
+    resume: Annotated[bool, option("Go on with the run in --out.", "--resume")] = False,
+    overwrite: Annotated[bool, option("Replace the run in --out.", "--overwrite")] = False,
     show_config: Annotated[
-        bool, typer.Option("--show-config", help="Print the whole configuration as JSON, for --config, and end.")
+        bool, option("Print the whole configuration as JSON, for --config, and end.", "--show-config")
+    ] = False,
+    list_names: Annotated[
+        bool, option("Print the names of models, data sets, criteria, ..., and end.", "--list")
     ] = False,
 ) -> None:
     """Train a spiking network, prune it while it learns, and compare it with the dense one.
 
-    Options left out come from --config, and what that leaves out from the preset. Ctrl-C writes a checkpoint and ends;
-    --resume goes on from it.
+    Options left out come from --config, and what that leaves out from the preset. "none" stands for none where a value
+    may be left out. Ctrl-C writes a checkpoint and ends; --resume goes on from it.
     """
-    options = dict(locals())
-    steering = ("preset", "config", "setting", "out", "resume", "overwrite", "show_config")
-    steering = {name: options.pop(name) for name in steering}
-    changes = {name: value for name, value in options.items() if value is not None}
-    if reference == "none":
-        changes["reference"] = None
-    _train(changes, **steering)
+    if list_names:
+        _list()
+        return
+    if resume and (overwrite or preset or config or out is None):
+        raise ValueError("resume: expected --out and neither --overwrite, --preset nor --config beside it")
+    _train(changes, preset, config, setting or (), out, resume, overwrite, show_config)
+
+
+def _list() -> None:
+    from rich.table import Table
+
+    from .names import named_settings
+
+    console = terminal()
+    say = sentences(console)
+    for name, meaning, entries in named_settings():
+        say(f"{name}: {meaning}")
+        table = Table.grid(padding=(0, 2))
+        for told in dict.fromkeys(entries.values()):
+            table.add_row("", ", ".join(entry for entry in entries if entries[entry] == told), told)
+        console.print(table)
 
 
 def _train(
     changes: dict[str, Any],
     preset: str | None,
-    config: Path | None,
-    setting: list[str] | None,
+    file: Path | None,
+    assignments: Sequence[str],
     out: Path | None,
     resume: bool,
     overwrite: bool,
@@ -110,9 +99,7 @@ def _train(
     from ..files import as_json
     from ..training import Recipe, RunFolder
 
-    if resume and (overwrite or preset or config or out is None):
-        raise ValueError("resume: expected --out and neither --overwrite, --preset nor --config beside it")
-    recipe = Recipe(preset, config, setting or (), changes)
+    recipe = Recipe(preset, file, assignments, changes)
     with recipe.located():
         resolved = _resumed_config(RunFolder.stored_config(out), recipe, out) if resume else recipe.config()
         if show_config:

@@ -75,7 +75,8 @@ class RateRecorder:
             if name not in counts:
                 raise RuntimeError(
                     f"layer {name!r}: no input was counted, so its SynOps are unknown; "
-                    "run the model in training mode before scheduler.step()"
+                    "run the model in training mode before scheduler.step() (by itself, where it is compiled: a "
+                    "compiled function that calls it passes by hooks)"
                 )
             rates = counts[name][2:].double() / counts[name][1]
             group = carried(layer, "in_group")

@@ -63,7 +63,7 @@ CIFAR100 = Layout(
 
 
 def load(layout: Layout, data_dir: Path | None) -> Dataset:
-    """Read all records of the files of ``layout``; any number of records per file.
+    """10 or 100 classes, ``[N, 3, 32, 32]``; any number of records per file.
 
     Args:
         layout: CIFAR10 or CIFAR100.

@@ -8,13 +8,14 @@ from typing import Any
 from torch import nn
 
 from ..registry import collect, lookup
+from .parts import INITS
 
 __all__ = ["MODELS", "build"]
 
 MODELS = collect(sys.modules[__name__], "MODELS")
 
 
-def build(name: str, **arguments: Any) -> nn.Module:
+def build(name: str, init: str = "he", **arguments: Any) -> nn.Module:
     """Build a model by name; ``build(**model.config)`` rebuilds any of them (without its weights).
 
     Convolutions' weights are channels_last, which is fastest. Tools that want to see them as vectors without a copy
@@ -22,9 +23,13 @@ def build(name: str, **arguments: Any) -> nn.Module:
 
     Args:
         name: one of ``MODELS``.
+        init: what its weights begin with: ``he`` or ``dirac``, see :data:`sca.models.parts.INITS`.
         arguments: what the family takes; see its class, for example :class:`sca.models.vgg.VGG`.
 
     Raises:
         ValueError: unknown name (the message lists the known ones), or an argument that the family refuses.
     """
-    return lookup(MODELS, name, "model")(name=name, **arguments)
+    initialise = lookup(INITS, init, "init")
+    model = lookup(MODELS, name, "model")(name=name, **arguments)
+    initialise(model)
+    return model

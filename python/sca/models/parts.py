@@ -15,13 +15,23 @@ from sca_kernels import nn as snn
 
 from ..registry import nearest
 
-__all__ = ["HiddenBlock", "Layers", "by_frames", "check_neuron", "check_positive", "initialise", "sides_of"]
+__all__ = [
+    "INITS",
+    "NEURONS",
+    "HiddenBlock",
+    "Layers",
+    "by_frames",
+    "check_neuron",
+    "check_positive",
+    "initialise",
+    "sides_of",
+]
 
 # Channels of a layer, at most: a convolution 3x3 between two such has 150 GB of weights.
 _WIDEST = 2**16
 
 # name -> the neuron fused with a batch norm, and alone
-_NEURONS = {
+NEURONS = {
     "if": (snn.BatchNormIF, snn.IF),
     "lif": (snn.BatchNormLIF, snn.LIF),
     "plif": (snn.BatchNormPLIF, snn.PLIF),
@@ -56,10 +66,10 @@ class Layers:
     def __init__(
         self, neuron: str, width: float, widths: dict[str, int] | None, neuron_arguments: dict[str, Any]
     ) -> None:
-        checks.one_of("neuron", neuron, _NEURONS)
+        checks.one_of("neuron", neuron, NEURONS)
         if checks.number("width", width) <= 0:
             raise ValueError(f"width: expected a factor > 0, got {width}")
-        self._fused, self._plain = _NEURONS[neuron]
+        self._fused, self._plain = NEURONS[neuron]
         self._arguments = neuron_arguments
         accepted = _arguments(self._fused)
         for name in neuron_arguments:
@@ -214,3 +224,20 @@ def initialise(model: nn.Module) -> None:
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     model.to(memory_format=torch.channels_last)
+
+
+def he(model: nn.Module) -> None:
+    """Normal weights of variance 2 / fan-in (He et al., ICCV 2015), as :func:`initialise` draws them."""
+
+
+@torch.no_grad()
+def dirac(model: nn.Module) -> None:
+    """Convolutions pass their input on: filter i is the identity of channel i, those beyond the inputs stay as they are
+    ("identity initialization" of Jordan, arXiv 2404.00498)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.dirac_(module.weight[: module.weight.shape[1]])
+
+
+#: name -> function of a network that :func:`initialise` has initialised
+INITS: dict[str, Callable[[nn.Module], None]] = {"he": he, "dirac": dirac}

@@ -6,8 +6,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import sys
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +17,7 @@ from sca_kernels.nn import Activity, is_recomputing, probing
 
 from ..cost.layers import LayerCost
 from ..cost.rates import RateRecorder
+from ..structure.eager import run_eagerly
 from ..structure.groups import Members, places_of
 from ..structure.hooks import own
 from ..structure.untouched import untouched
@@ -93,7 +92,7 @@ class Meter:
         self._gradients: dict[str, Tensor] = {}
         self._observed: dict[str, Tensor] = {}
         self._observing: list[torch.utils.hooks.RemovableHandle] = []
-        self._eagerly: weakref.finalize | None = None
+        self._eager: list[Callable[[], None]] = []
         for neuron in self.neurons.values():
             neuron.activity = neuron.activity or Activity(training_only=True)
         # torch.compile runs the hooks of the module that it returned, whenever they came; those inside, not always
@@ -248,7 +247,8 @@ class Meter:
         if self.criterion.observes is not None and not found:
             raise RuntimeError(
                 f"group {name!r}: no pass was observed, which criterion {self.criterion.name!r} asks for; run the model"
-                " in training mode (and its backward pass) before scheduler.step()"
+                " in training mode (and its backward pass) before scheduler.step() (by itself, where it is compiled: a"
+                " compiled function that calls it passes by hooks)"
             )
         return found
 
@@ -298,35 +298,14 @@ class Meter:
         self._observing = []
 
     def _run_eagerly(self, eagerly: bool) -> None:
-        """Have compiled models run as they stand, or compiled again: a compiler's code passes by hooks that came after
-        it. Where no compiler was loaded, nothing was compiled; loading it takes seconds."""
-        if eagerly and self._eagerly is None and "torch._dynamo" in sys.modules:
-            _Eagerly.begin()
-            self._eagerly = weakref.finalize(self, _Eagerly.end)
-        elif not eagerly and self._eagerly is not None:
-            self._eagerly()
-            self._eagerly = None
-
-
-class _Eagerly:
-    """The compiler's stance belongs to the process, and several meters may want it at once."""
-
-    wanted = 0
-    stance: Any = None
-
-    @classmethod
-    def begin(cls) -> None:
-        """Have everything run as it stands."""
-        cls.wanted += 1
-        if cls.wanted == 1:
-            cls.stance = torch.compiler.set_stance("force_eager")
-
-    @classmethod
-    def end(cls) -> None:
-        """One meter less wants that; behind the last one all is as it was."""
-        cls.wanted -= 1
-        if not cls.wanted:
-            cls.stance.__exit__(None, None, None)
+        """Have the compiled parts of the model run as they stand, or compiled again: a compiler's code passes by hooks
+        that came after it."""
+        if eagerly and not self._eager:
+            self._eager = run_eagerly(self.wrapper)
+        elif not eagerly:
+            for undo in self._eager:
+                undo()
+            self._eager = []
 
 
 def _places_in(module: nn.Module, members: Members, spikes: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..registry import find, lookup, name_of
 
-__all__ = ["EXTENSIONS", "TARGETS", "PruneSettings"]
+__all__ = ["EXTENSIONS", "TARGETS", "PruneSettings", "entries"]
 
 TARGETS = ("channels", "parameters", "synops")
 
@@ -65,7 +65,7 @@ class PruneSettings:
     """Share of channels that are regrown instead of kept, in [0, 1), 0 for none; see ``regrow_schedule``."""
 
     regrow_schedule: Strategy = "cosine"
-    """``cosine`` to 0, a share of the active channels; or ``constant`` (the paper's q), a share of all channels."""
+    """Way of the regrown share: ``cosine`` to 0, of the active channels; or ``constant`` (the paper's q), of all."""
 
     regrow_pruned: bool = False
     """Whether channels cut by an update may be regrown by the same update."""
@@ -94,9 +94,9 @@ class PruneSettings:
         checks.integer("seed", self.seed, -(2**63), 2**64 - 1)  # what torch's generators take
         checks.boolean("regrow_pruned", self.regrow_pruned)
         if not 0 < checks.number("density", self.density) <= 1:
-            raise ValueError(f"density: expected a number in (0, 1], got {self.density}")
+            raise ValueError(f"density: expected a share in (0, 1], got {self.density}")
         if not 0 <= checks.number("regrow_fraction", self.regrow_fraction) < 1:
-            raise ValueError(f"regrow_fraction: expected a number in [0, 1), got {self.regrow_fraction}")
+            raise ValueError(f"regrow_fraction: expected a share in [0, 1), got {self.regrow_fraction}")
         lookup(dict.fromkeys(TARGETS), self.target, "target")
         for setting in EXTENSIONS:
             self.strategy(setting)
@@ -107,7 +107,7 @@ class PruneSettings:
         Raises:
             ValueError, TypeError: there is none of that name; it is neither a name nor callable.
         """
-        return find(_entries(setting), getattr(self, setting), setting, EXTENSIONS[setting])
+        return find(entries(setting), getattr(self, setting), setting, EXTENSIONS[setting])
 
     def record(self) -> dict[str, Any]:
         """The settings as plain values, strategies by name."""
@@ -115,7 +115,7 @@ class PruneSettings:
         return {name: name_of(value) if name in EXTENSIONS else value for name, value in plain.items()}
 
 
-def _entries(setting: str) -> dict[str, Callable[..., Any]]:
+def entries(setting: str) -> dict[str, Callable[..., Any]]:
     """The strategies of this package, by name."""
     from .allocation import ALLOCATIONS
     from .criteria import CRITERIA

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-__all__ = ["named_modules", "plain_name", "unwrapped"]
+__all__ = ["is_compiled", "named_modules", "plain_name", "unwrapped"]
 
 #: children that torch.compile and activation checkpointing put between a module and its parent
 _WITHIN = ("_orig_mod", "_checkpoint_wrapped_module")
@@ -33,6 +33,11 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def plain_name(name: str) -> str:
     """A module's name without those of wrappers."""
     return ".".join(part for part in name.split(".") if part not in _WITHIN)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether it is what torch.compile returned for a module."""
+    return "_orig_mod" in module._modules
 
 
 def _inner(module: nn.Module) -> nn.Module | None:

@@ -1,28 +1,28 @@
-"""Training: a configuration, a loop that can stop and resume at any step, and what a run leaves behind."""
+"""Training: a configuration, a loop that can stop and resume at any step, and what a run leaves behind.
 
-from .config import PRESETS, TrainConfig
-from .distributed import RankLost, Ranks, joined
-from .folder import RunFolder
-from .loop import Diverged, Interrupted, Observer, Trainer
-from .recipe import Recipe
-from .run import load_data, load_model, load_pruned, run
-from .summary import Summary
+Everything loads at its first use: a configuration's fields alone, of which help is made, need no torch.
+"""
 
-__all__ = [
-    "PRESETS",
-    "Diverged",
-    "Interrupted",
-    "Observer",
-    "RankLost",
-    "Ranks",
-    "Recipe",
-    "RunFolder",
-    "Summary",
-    "TrainConfig",
-    "Trainer",
-    "joined",
-    "load_data",
-    "load_model",
-    "load_pruned",
-    "run",
-]
+from ..lazy import export
+
+__all__ = export(
+    __name__,
+    {
+        "PRESETS": ".config",
+        "Diverged": ".loop",
+        "Interrupted": ".loop",
+        "Observer": ".loop",
+        "RankLost": ".distributed",
+        "Ranks": ".distributed",
+        "Recipe": ".recipe",
+        "RunFolder": ".folder",
+        "Summary": ".summary",
+        "TrainConfig": ".config",
+        "Trainer": ".loop",
+        "joined": ".distributed",
+        "load_data": ".run",
+        "load_model": ".run",
+        "load_pruned": ".run",
+        "run": ".run",
+    },
+)

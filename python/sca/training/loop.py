@@ -29,7 +29,8 @@ from .losses import LOSSES
 from .metrics import correct, hits_and_seen
 from .precision import autocast
 
-# A run too short for so many updates prunes more often than told: a single cut to the final density is no schedule.
+# A run too short for so many updates prunes more often than told: a single cut is no way to the final density. (The
+# constant schedule is there from the first.)
 MIN_UPDATES = 8
 
 
@@ -129,10 +130,10 @@ class Trainer:
             **config.model_arguments,
         ).to(config.device)
         self.groups = {name: members.group for name, members in find_groups(self.model).items()}
-        layers = [module for module in self.model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-        decayed = [layer.weight for layer in layers]
+        convolutions = [module for module in self.model.modules() if isinstance(module, nn.Conv2d)]
+        decayed = [layer.weight for layer in convolutions]
         others = [p for p in self.model.parameters() if all(p is not weight for weight in decayed)]
-        self._l1_weights = [layer.weight for layer in layers if config.l1 and isinstance(layer, nn.Conv2d)]
+        self._l1_weights = [layer.weight for layer in convolutions if config.l1 and layer.kernel_size == (3, 3)]
         self.optimizer = torch.optim.SGD(
             [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=config.lr,
@@ -169,15 +170,17 @@ class Trainer:
 
     def _new_scheduler(self) -> SCAScheduler:
         config = self.config
-        total = config.epochs * self.steps_per_epoch
-        first, last = config.prune_start * total, config.prune_stop * total
-        interval = min(config.prune_interval * self.steps_per_epoch, (last - first) / MIN_UPDATES)
+        first, last = config.prune_start * config.epochs, config.prune_stop * config.epochs
+        longest = float(config.epochs) if config.schedule == "constant" else (last - first) / MIN_UPDATES
+        interval = min(config.prune_interval, longest)
+        if interval.is_integer():  # in whole epochs, at their ends
+            first = max(1, round(first))
+            last = max(first, round(last))
+        steps = {"start": first, "stop": last, "interval": interval}
         scheduler = SCAScheduler(
             self.model,
             self.optimizer,
-            start=max(1, round(first)),
-            stop=max(1, round(last)),
-            interval=max(1, round(interval)),
+            **{name: max(1, round(epochs * self.steps_per_epoch)) for name, epochs in steps.items()},
             **config.plan_arguments,
         )
         least = scheduler.least_share

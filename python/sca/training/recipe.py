@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,16 +11,10 @@ from types import NoneType
 from typing import Any
 
 from ..files import read_whole
-from .config import TrainConfig, field_types
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from ..settings import NONE, literal, settings, tomllib
+from .config import TrainConfig
 
 __all__ = ["Recipe"]
-
-NONE = "none"  # what stands for None, which TOML lacks
 
 
 class Recipe:
@@ -105,10 +98,11 @@ class Recipe:
             raise ValueError(f"{name}: given twice")
         name, dot, key = name.partition(".")
         if dot:
-            value = _none_in_table(_literal(text))
+            value = _none_in_table(literal(text))
             self._given[name] = {**self._given.get(name, {}), key: value}
         else:
-            self._given[name] = _none(name, _value(name, text))
+            field = settings(TrainConfig).get(name)
+            self._given[name] = _none(name, text if field is None else field.parsed(text))
 
 
 def _over(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
@@ -149,23 +143,11 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, int]]:
     return values, lines
 
 
-def _value(name: str, text: str) -> Any:
-    """A setting's value: text as it stands for a field of text, else a TOML value."""
-    return text if str in field_types(name) else _literal(text)
-
-
-def _literal(text: str) -> Any:
-    """A TOML value, or the text itself where it is none."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except ValueError:  # TOMLDecodeError, and an integer of more digits than Python reads
-        return text
-
-
 def _none(name: str, value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _none_in_table(entry) for key, entry in value.items()}
-    return None if value == NONE and NoneType in field_types(name) else value
+    field = settings(TrainConfig).get(name)
+    return None if value == NONE and field is not None and NoneType in field.kinds else value
 
 
 def _none_in_table(value: Any) -> Any:

@@ -1,7 +1,16 @@
 """The comparison of Li et al. (ICML 2024), table 1, as one command: ``sca bench table1``."""
 
-from .cells import Cell, run_cell
-from .config import Table1Config
-from .report import plot, results, tables
+from ...lazy import export
 
-__all__ = ["Cell", "Table1Config", "plot", "results", "run_cell", "tables"]
+__all__ = export(
+    __name__,
+    {
+        "Cell": ".cells",
+        "Table1Config": ".config",
+        "plot": ".report",
+        "results": ".report",
+        "run_cell": ".cells",
+        "tables": ".report",
+        "write_tables": ".export",
+    },
+)
