@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sca.pictures import drawing, png
+from sca.pictures import LIGHT, drawing, png
 
 from . import results
 
@@ -52,21 +52,25 @@ def plot(path: Path) -> None:
     devices = shares()
     heights = [len(rows) for rows in devices.values()]
     with drawing() as figure_of:
-        figure = figure_of(figsize=(9, len(devices) + 0.28 * sum(heights)), layout="constrained", dpi=150)
+        figure = figure_of(figsize=(9, len(devices) + 0.24 * sum(heights)), layout="constrained")
         panels = figure.subplots(len(devices), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for axes, (device, rows) in zip(panels, devices.items(), strict=True):
             for at, (_, median, low, high) in enumerate(rows):
-                axes.barh(at, median, color="tab:green" if median >= 1 else "tab:red", alpha=0.7)
-                axes.plot([low, high], [at, at], color="black", linewidth=1)
-            axes.axvline(1, color="black", linestyle="--", linewidth=1)
-            axes.set_yticks(range(len(rows)), [label for label, *_ in rows], fontsize=8)
+                axes.barh(at, median - 1, left=1, color=LIGHT["kept" if median >= 1 else "cut"], alpha=0.8)
+                axes.plot([low, high], [at, at], color=LIGHT["ink"], linewidth=1)
+            axes.axvline(1, color=LIGHT["ink"], linewidth=0.8)
+            axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+            axes.tick_params("y", length=0)
+            axes.tick_params("x", labelbottom=True)
+            axes.grid(axis="x")
             axes.invert_yaxis()
             axes.set_xscale("log")
             axes.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
             axes.minorticks_off()
-            axes.set_title(device, fontsize=9)
+            axes.set_title(device)
+            axes.spines["left"].set_visible(False)
             axes.margins(y=0.01)
-        panels[-1].set_xlabel("speed-up / bar (median; line: p20 to p80)")
+        figure.suptitle("speed-up / bar: median, line from p20 to p80; blue where the bar is reached, orange elsewhere")
         path.write_bytes(png(figure))
 
 

@@ -101,7 +101,9 @@ def test_eval_computes_in_the_precision_of_the_run(finished, tmp_path, monkeypat
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "precision": "bfloat16", "device": "cuda"}))
     seen = []
-    monkeypatch.setattr("sca.training.metrics.accuracy", lambda model, batches, precision: seen.append(precision) or 1)
+    monkeypatch.setattr(
+        "sca.training.evaluation.accuracy", lambda model, batches, precision: seen.append(precision) or 1
+    )
     assert sca("eval", copy).exit_code == 0  # on the CPU, where there is no GPU
     assert seen == ["bfloat16"]
 

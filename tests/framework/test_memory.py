@@ -13,7 +13,8 @@ from sca import models
 from sca.bench.memory import allocated, saved_bytes
 from sca.models.vgg import ConvBlock
 from sca.structure.groups import find_groups
-from sca.training.metrics import FiringRate, autocast
+from sca.training.firing import FiringRate
+from sca.training.precision import autocast
 from sca_kernels import nn as snn
 
 T, N, SIZE = 3, 2, 8

@@ -12,8 +12,11 @@ from rich.console import Console
 from torch import nn
 
 import sca
+from sca.cost import connectivity, density
+from sca.cost.layers import active_share, connections
+from sca.structure.groups import find_groups
 from sca_kernels import nn as snn
-from tests.framework.pruning_nets import ConvNet, DepthwiseNet, T, batch, loss_of
+from tests.framework.pruning_nets import ConcatNet, ConvNet, DepthwiseNet, ResidualNet, T, TiedNet, batch, loss_of
 
 
 def pruned() -> ConvNet:
@@ -90,6 +93,58 @@ def test_report_cost_of_a_depthwise_network() -> None:
     assert depthwise.dense_macs == 8 * 9 * 36 * T
 
 
+@pytest.mark.parametrize("kind", [ConvNet, ResidualNet, DepthwiseNet, ConcatNet, TiedNet])
+def test_connectivity_is_one_figure_wherever_it_is_asked_for(kind) -> None:
+    """Of the model, of its cost report, of what the scheduler decides by, and by the sizes of the compact weights."""
+    model = kind().eval()
+    for members in find_groups(model).values():
+        members.group.set_active(range(0, members.group.num_channels, 2))
+    cost, groups = sca.report_cost(model, [batch()]), find_groups(model)
+    masks = {name: members.group.mask() for name, members in groups.items()}
+    expected = sum(layer.active_weights for layer in cost.layers) / sum(layer.weights for layer in cost.layers)
+    assert cost.connectivity == connectivity(model) == expected
+    assert active_share(connections(model, groups), masks) == expected
+    small = dict(sca.compact(model).named_modules())
+    assert [layer.active_weights for layer in cost.layers] == [
+        small[layer.name].weight.numel() for layer in cost.layers
+    ]
+
+
+def test_report_cost_needs_no_names_of_groups_and_no_groups() -> None:
+    model = pruned()
+    expected = sca.report_cost(model, [batch()])
+    for name in "", "same":
+        for norm in (model.norm1, model.norm2):
+            norm.group.name = name
+        assert sca.report_cost(model, [batch()]).connectivity == expected.connectivity == connectivity(model)
+    assert connectivity(sca.compact(pruned())) == 1
+
+
+def test_report_cost_of_a_transposed_convolution_counts_what_each_input_reaches() -> None:
+    """2 channels of 3 x 3 inputs, each sent to 2 x 2 outputs of 5 channels."""
+    model = nn.Sequential(nn.ConvTranspose2d(2, 5, 2, stride=2)).eval()
+    (layer,) = sca.report_cost(model, [torch.rand(4, 2, 3, 3)]).layers
+    assert (layer.weights, layer.active_weights, layer.presentations) == (2 * 5 * 4, 2 * 5 * 4, 1)
+    assert layer.macs == layer.dense_macs == 9 * 2 * 5 * 4
+
+
+def test_report_cost_of_a_grouped_convolution_with_a_channel_group() -> None:
+    group = snn.ChannelGroup(8, "wide", prunable=False)
+    grouped = snn.ChannelConv2d(8, 8, 3, padding=1, groups=2, bias=False, in_group=group, out_group=group)
+    model = nn.Sequential(snn.ChannelConv2d(2, 8, 1, bias=False, out_group=group), grouped).eval()
+    first, second = sca.report_cost(model, [torch.rand(4, 2, 3, 3)]).layers
+    assert (first.active_weights, second.active_weights) == (2 * 8, 8 * 4 * 9)
+    assert second.macs == second.dense_macs == 9 * 8 * 4 * 9
+    assert connectivity(model) == 1
+
+
+def test_density_is_that_of_the_groups_that_can_be_pruned() -> None:
+    free, fixed = snn.ChannelGroup(8), snn.ChannelGroup(100, prunable=False)
+    free.set_active(range(2))
+    assert density([free, fixed]) == 2 / 8
+    assert density([fixed]) == density([]) == 1
+
+
 def test_report_cost_means_are_over_all_samples_of_all_batches() -> None:
     model = pruned()
     x, labels = batch()
@@ -149,3 +204,13 @@ def test_report_cost_refuses_bad_input() -> None:
         sca.report_cost(pruned(), [("x", 1)])
     with pytest.raises(ValueError, match="max_batches: expected at least 1, got 0"):
         sca.report_cost(pruned(), [batch()], max_batches=0)
+
+
+def test_names_that_moved_out_of_training_metrics_say_where_they_are() -> None:
+    from sca.training import firing, metrics, speed
+
+    for name, home in ("FiringRate", firing), ("Speed", speed), ("compare_speed", speed), ("connectivity", sca.cost):
+        with pytest.warns(DeprecationWarning, match=rf"metrics\.{name} is deprecated: use {home.__name__}\.{name}"):
+            assert getattr(metrics, name) is getattr(home, name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = metrics.nothing

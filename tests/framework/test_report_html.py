@@ -105,6 +105,8 @@ def folder(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     path = train(tmp_path_factory.mktemp("report") / "pruned", CONFIG)
     torch.set_num_threads(threads)
+    start = {"command": "sca train", "versions": {"torch": "2.9"}, "commit": None, "processor": "a-processor"}
+    (path / "environment.json").write_text(json.dumps([start]))
     return path
 
 
@@ -176,7 +178,10 @@ def test_page_shows_what_the_files_say(folder):
     for row in table:
         assert " ".join(row) in text
     assert f"{summary['compacted']['accuracy']:.2%}" in conclusion(told)
-    assert f"{summary['compacted']['synops'] / summary['dense']['synops']:.1%} of its SynOps" in conclusion(told)
+    assert (
+        f"{summary['compacted']['synops'] / summary['dense']['synops']:.1%} of the dense network's SynOps"
+        in conclusion(told)
+    )
     assert conclusion(told) in text
     assert "No layer is dead" in text
     for layer in told.cost.cells():
@@ -270,7 +275,7 @@ def test_report_compares_several_runs(folder, copy, tmp_path, monkeypatch):
     assert "Cost per sample" not in outcome.output
     shown = Page((tmp_path / "report.html").read_text())
     assert "2 runs compared" in shown.text
-    assert "A pruned : With" in shown.text
+    assert "A pruned : At a connectivity of" in shown.text
     assert "B copy : Unfinished, 2 of 3 epochs" in shown.text
     assert "Settings that differ setting A B density 0.5 0.25" in shown.text
     assert {"run-A", "run-B"} <= set(shown.ids)
@@ -366,7 +371,7 @@ def test_report_names_the_damaged_file_and_writes_nothing(copy, file, content, m
     assert not list(copy.glob("page*"))
 
 
-FILES = ("config.json", "metrics.jsonl", "updates.jsonl", "summary.json")
+FILES = ("config.json", "metrics.jsonl", "updates.jsonl", "summary.json", "environment.json")
 ODD = [
     *(..., None, True, "x", "", [], {}, [[]], {"a": 1}, ["a"], math.nan, math.inf, -1, 0, 1, 2, 0.5, 5e-324),
     *(1e308, -1e308, 10**30, 10**400, "<b>$\\frac$", "\ud800", "\x00\n", "x" * 3000),

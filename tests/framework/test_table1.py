@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -13,6 +15,8 @@ from typer.testing import CliRunner
 from sca.cli import app
 from sca.cli.cells import CellsDisplay
 from sca.experiments import table1
+from sca.experiments.table1.export import as_latex
+from sca.experiments.table1.report import blocks
 from sca.training import TrainConfig
 
 TINY = [
@@ -82,6 +86,57 @@ def test_table1_stores_mean_and_spread_of_compacted_networks(made):
     assert json.loads((folder / "sca-40-seed0" / "config.json").read_text())["target"] == "parameters"
     assert result["conditions"]["command"]
     assert (folder / "table1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_table1_as_csv_holds_the_results_in_full_precision(made):
+    folder, _, _, output = made
+    assert f"in {folder}: table1.json, table1.csv, table1.tex, table1.png" in output
+    result = json.loads((folder / "table1.json").read_text())
+    lines = list(csv.DictReader(io.StringIO((folder / "table1.csv").read_text())))
+    assert [line["criterion"] for line in lines] == ["dense", "sca", "random"]
+    for line, row in zip(lines, result["rows"], strict=True):
+        assert (float(line["asked"]), int(line["seeds"])) == (row["asked"], len(row["seeds"]))
+        for name in ("accuracy", "connectivity", "synops_kept"):
+            assert float(line[f"{name}_mean"]) == row[name]["mean"]
+            assert float(line[f"{name}_std"]) == row[name]["std"]
+
+
+def latex_rows(text: str) -> list[list[str]]:
+    """Cells of the tabular's lines, after a look at what LaTeX would stumble over."""
+    lines = [line for line in text.splitlines() if not line.startswith("%")]
+    assert re.findall(r"\\(begin|end)\{(\w+)\}", "\n".join(lines)) == [("begin", "tabular"), ("end", "tabular")]
+    columns = len(re.search(r"\{tabular\}\{(\w+)\}", lines[0])[1])
+    rows = []
+    for line in lines[1:-1]:
+        plain = line.replace(r"\\", "", 1) if line.endswith(r"\\") else line
+        assert line.endswith(r" \\") or line in (r"\toprule", r"\midrule", r"\bottomrule")
+        bare = re.sub(r"\\[a-z]+(\{\})?|\\[{}_%&#$]|\$\\pm\$|\{\[\}", "", plain)  # what is meant as a command
+        assert not re.search(r"[_%#$~^<>\\\[]", bare), line
+        assert bare.count("{") == bare.count("}")
+        if "&" in bare:
+            assert bare.count("&") == columns - 1, line
+            rows.append([cell.strip() for cell in re.split(r"(?<!\\)&", plain)])
+    return rows
+
+
+def test_table1_as_latex_is_balanced_escaped_and_tells_what_the_terminal_tells(made):
+    folder, *_ = made
+    result = json.loads((folder / "table1.json").read_text())
+    head, *rows = latex_rows((folder / "table1.tex").read_text())
+    assert head[0] == "criterion"
+    told = [row for rows in blocks(result) for row in rows]
+    assert [[cell.replace(r"$\pm$", "±").replace(r"\%", "%") for cell in row] for row in rows] == told
+
+
+def test_table1_as_latex_takes_any_name(made):
+    folder, *_ = made
+    result = json.loads((folder / "table1.json").read_text())
+    odd = r"[a]_b & 100% #1 $x^2$ ~{c} <\input{d}>" + "\n\\end{tabular}"
+    result["rows"][1]["criterion"] = result["config"]["recipe"]["model"] = odd
+    result["published"] = [row._asdict() for row in table1.published.PUBLISHED if row.data == "cifar10"]
+    rows = latex_rows(as_latex(result))
+    assert rows[2][0].startswith(r"{[}a]\_b \& 100\% \#1 \$x\textasciicircum{}2\$ \textasciitilde{}\{c\}")
+    assert rows[-1] == ["VGG-16, T = 5, LTH-IMP, unstructured", "", "4.30", "92.38", "not told", ""]
 
 
 def folders(row) -> list[str]:

@@ -11,7 +11,8 @@ import torch
 from sca.training import TrainConfig
 from sca.training.loop import learning_rate
 from sca.training.losses import LOSSES
-from sca.training.metrics import accuracy, compare_speed
+from sca.training.metrics import accuracy
+from sca.training.speed import compare_speed
 
 
 def test_train_config_from_preset_follows_the_data_set():

@@ -265,7 +265,7 @@ def test_average_is_torchs_and_what_is_tested_saved_and_resumed(tmp_path, densit
         assert_equal_state(dict(trainer.average.module.state_dict()), dict(average.module.state_dict()))
     assert trainer.history[-1]["test_accuracy"] == accuracy(trainer.average.module, trainer.test)
     assert trainer.history[-1]["test_accuracy"] != accuracy(trainer.model, trainer.test)
-    assert training.metrics.connectivity(trainer.average.module) == trainer.history[-1]["connectivity"]
+    assert sca.cost.connectivity(trainer.average.module) == trainer.history[-1]["connectivity"]
     assert all(getattr(module, "activity", None) is None for module in trainer.average.modules())
 
     with RunFolder(tmp_path) as folder, pytest.raises(Interrupted):
@@ -288,7 +288,7 @@ def checkpoint_of(trainer: Trainer, folder: Path) -> Any:
 def test_average_of_a_frozen_or_fine_tuned_run_is_that_of_its_structure(tmp_path):
     run_in(tmp_path / "source", tiny(epochs=1))
     trainer = trainer_of(tiny(weights=str(tmp_path / "source"), ema=0.5, density=1.0, freeze=["features.0"], epochs=1))
-    assert training.metrics.connectivity(trainer.average.module) < 0.9
+    assert sca.cost.connectivity(trainer.average.module) < 0.9
     trainer.fit()
     assert trainer.history[-1]["test_accuracy"] == trainer.evaluate()
 

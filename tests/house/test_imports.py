@@ -36,7 +36,7 @@ SCA_ROOMS = {
     "saving": {"structure", "models"},
     "report": {"cost"},
     "training": {"structure", "saving", "cost", "pruning", "models", "data", "report"},
-    "bench": {"structure", "saving", "pruning", "models", "training"},
+    "bench": {"structure", "saving", "cost", "pruning", "models", "training"},
     "experiments": {"pruning", "training", "bench"},
     "convert": {"structure", "models"},
     "export": {"structure", "models"},

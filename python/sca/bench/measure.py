@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from sca_kernels import doctor
 
+from ..cost import density as density_of
 from ..models import build
 from ..models.vgg import VGG
 from ..pruning import compact
 from ..structure.groups import find_groups
-from ..training.metrics import FiringRate, compare_speed
+from ..training.firing import FiringRate
+from ..training.speed import compare_speed
 from .conditions import conditions, version
 from .config import BenchConfig
 from .memory import allocated, saved_bytes
@@ -36,7 +38,7 @@ class Party:
     Attributes:
         label: whose it is.
         density: asked for, in (0, 1].
-        active: reached: active / all channels.
+        active: reached: active / all channels of the prunable groups.
         net: None where there is nothing to time.
         note: why not; empty otherwise.
         loss: of the first batch.
@@ -158,8 +160,7 @@ def _parties(config: BenchConfig, time_steps: int, images: Tensor, labels: Tenso
         rate = FiringRate(counted := copy.deepcopy(net))
         first_loss(counted)
         spikes, positions = rate.since_mark()
-        groups = [members.group for members in find_groups(net).values()]
-        active = sum(g.num_active for g in groups) / sum(g.num_channels for g in groups)
+        active = density_of(members.group for members in find_groups(net).values())
         party = Party(OURS, density, active, net, firing_rate=spikes / positions)
         # the same channels, physically alone: what skipping the others must equal
         parties.append(checked(party, first_loss(compact(net))))

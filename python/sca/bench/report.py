@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 
 from ..files import write_whole
-from ..pictures import drawing, png
+from ..pictures import LIGHT, MARKERS, SERIES, drawing, png
 from .measure import OURS
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 Figure = dict[str, Any]
 
-_COLOURS = ("#1b6ca8", "#e08a1e", "#2f9e60", "#8e5ba6", "#b23a48", "#7a7a7a")
-_AXES = {"densities": "active channels (share)", "time_steps": "time steps T", "batch_size": "batch size"}
+_DASHES = ("-.", "--", ":")
+_AXES = {"densities": "density (share of active channels)", "time_steps": "time steps T", "batch_size": "batch size"}
 
 
 def table(result: dict[str, Any]) -> Group:
@@ -84,7 +84,7 @@ def _drawn(new_picture: type[Picture], result: dict[str, Any]) -> Picture:
     config = result["config"]
     axis = next((name for name in ("time_steps", "batch_size") if len(config[name]) > 1), "densities")
     by_density = axis == "densities"
-    picture = new_picture(figsize=(10, 0.8 + 3.6 * len(config["modes"])), layout="constrained", dpi=120)
+    picture = new_picture(figsize=(8, 0.8 + 3 * len(config["modes"])), layout="constrained")
     rows = picture.subplots(len(config["modes"]), 2, squeeze=False)
     for mode, (time, memory) in zip(config["modes"], rows, strict=True):
         figures = [f for f in result["figures"] if f["mode"] == mode and f["samples_per_second"]]
@@ -96,21 +96,18 @@ def _drawn(new_picture: type[Picture], result: dict[str, Any]) -> Picture:
                 _over_density(axes, figures, value)
             else:
                 _over_setting(axes, figures, value, axis)
-            axes.set_title(mode)
+            axes.set_title(f"{mode}: {label}")
             axes.set_xlabel(_AXES[axis])
-            axes.set_ylabel(label)
-            axes.grid(alpha=0.3)
-            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid()
         if by_density:
             _ideal(time, figures)
-    picture.legend(*rows[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    picture.legend(*rows[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     told = result["conditions"]
     fixed = {"time_steps": "T = ", "batch_size": "batch "}
     settings = ", ".join(text + str(config[name][0]) for name, text in fixed.items() if name != axis)
     picture.suptitle(
         f"{config['model']}, {config['size']}x{config['size']}, {settings}, {config['precision']}\n{told['device']}, "
-        f"threads: {told['threads']}",
-        fontsize=10,
+        f"threads: {told['threads']}"
     )
     return picture
 
@@ -139,17 +136,21 @@ def _peak(figure: Figure) -> tuple[float, float, float]:
     return figure["peak_bytes"] / 2**20, 0.0, 0.0
 
 
-def _curve(axes: Any, x: list[float], figures: list[Figure], value: Any, label: str, colour: str) -> None:
+def _curve(axes: Any, x: list[float], figures: list[Figure], value: Any, label: str, **style: Any) -> None:
     middle, below, above = zip(*map(value, figures), strict=True)
-    axes.errorbar(x, middle, (below, above), marker="o", markersize=4, capsize=3, color=colour, label=label)
+    axes.errorbar(x, middle, (below, above), label=label, **style)
+
+
+def _peer_style(place: int) -> dict[str, Any]:
+    """How a peer is drawn in all pictures: those whose figures are alike show through each other's dashes."""
+    return {"color": SERIES[1 + place % (len(SERIES) - 1)], "linestyle": _DASHES[place % len(_DASHES)]}
 
 
 def _over_density(axes: Any, figures: list[Figure], value: Any) -> None:
     ours = [f for f in figures if f["party"] == OURS]
-    _curve(axes, [f["active"] for f in ours], ours, value, OURS, _COLOURS[0])
-    peers = [f for f in figures if f["party"] != OURS]
-    for peer, colour in zip(peers, _COLOURS[1:], strict=False):
-        axes.axhline(value(peer)[0], linestyle="-.", color=colour, label=f"{peer['party']}, dense")
+    _curve(axes, [f["active"] for f in ours], ours, value, OURS, color=LIGHT["kept"], marker="o")
+    for place, peer in enumerate(f for f in figures if f["party"] != OURS):
+        axes.axhline(value(peer)[0], label=f"{peer['party']}, dense", **_peer_style(place))
     axes.set_xlim(0, 1.03)
     axes.set_ylim(bottom=0)
 
@@ -158,15 +159,22 @@ def _ideal(axes: Any, figures: list[Figure]) -> None:
     """Our dense time, times d²."""
     dense = next(_milliseconds(f)[0] for f in figures if f["party"] == OURS and f["density"] == 1)
     shares = [step / 50 for step in range(51)]
-    axes.plot(shares, [dense * d**2 for d in shares], "--", color="#444444", linewidth=1, label="ideal: dense x d²")
+    axes.plot(shares, [dense * d**2 for d in shares], ":", color=LIGHT["muted"], label="ideal: dense x d²")
 
 
 def _over_setting(axes: Any, figures: list[Figure], value: Any, axis: str) -> None:
-    parties = dict.fromkeys((f["party"], f["density"]) for f in figures)
-    for (party, density), colour in zip(parties, _COLOURS * len(parties), strict=False):
+    parties = list(dict.fromkeys((f["party"], f["density"]) for f in figures))
+    densities = [density for party, density in parties if party == OURS]
+    peers = [party for party, _ in parties if party != OURS]
+    for party, density in parties:
         own = [f for f in figures if (f["party"], f["density"]) == (party, density)]
-        label = f"{party}, density {density:g}" if party == OURS else f"{party}, dense"
-        _curve(axes, [f[axis] for f in own], own, value, label, colour)
+        if party == OURS:  # the sparser the paler
+            place, label = densities.index(density), f"{party}, density {density:g}"
+            style = {"color": LIGHT["kept"], "alpha": 1 - 0.6 * place / max(1, len(densities) - 1)}
+            style["marker"] = MARKERS[place % len(MARKERS)]
+        else:
+            label, style = f"{party}, dense", _peer_style(peers.index(party))
+        _curve(axes, [f[axis] for f in own], own, value, label, **style)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from ..pruning.allocation import by_place
 from ..pruning.select import Candidates, choose
 from ..structure.groups import find_groups
-from ..training.metrics import autocast
+from ..training.precision import autocast
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:

@@ -34,7 +34,7 @@ def table1(
     config: ConfigFile = None,
     setting: Assignments = None,
     out: Annotated[
-        Path | None, option("Folder of all runs, table1.json and table1.png; runs/table1-<data>-<number>.")
+        Path | None, option("Folder of all runs, table1.json, .csv, .tex and .png; runs/table1-<data>-<number>.")
     ] = None,
 ) -> None:
     """Accuracy against connectivity: what each criterion prunes, beside the dense network and published numbers.
@@ -74,7 +74,7 @@ def _filled(table: Table1Config, folder: Path, named: bool) -> None:
     import sca_kernels
 
     from ..bench.peers import installed
-    from ..experiments.table1 import plot, results, run_cell, tables
+    from ..experiments.table1 import plot, results, run_cell, tables, write_tables
     from ..files import write_json
     from ..training import Interrupted
     from .cells import CellsDisplay
@@ -107,8 +107,9 @@ def _filled(table: Table1Config, folder: Path, named: bool) -> None:
     result = results(table, finished, command)
     write_json(folder / "table1.json", result)
     console.print(tables(result))
+    files = ", ".join(["table1.json", *write_tables(folder, result)])
     picture = "no picture: matplotlib is not installed (pip install 'sca_kernels[train]')"
     if installed("matplotlib"):
         plot(folder / "table1.png", result)
         picture = "table1.png"
-    say(f"in {folder}: table1.json, {picture}, a folder for each run")
+    say(f"in {folder}: {files}, {picture}, a folder for each run")

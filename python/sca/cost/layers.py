@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -13,19 +14,21 @@ from ..structure.wrappers import named_modules
 
 __all__ = [
     "LayerCost",
+    "active_share",
     "channel_costs",
     "channel_dim",
     "connections",
     "input_channels",
     "layer_cost",
     "nonzero_inputs",
-    "output_positions",
     "total",
     "weight_layers",
+    "weight_uses",
     "weights_per_pair",
 ]
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
 Masks = Mapping[str, Tensor]
 
@@ -43,8 +46,8 @@ class LayerCost:
         sources, sinks: names of the input's and the output's groups (several of a concatenation, side by side); none:
             all channels, always.
         rates: float64 [input channels].
-        outputs: output channels, full width.
-        unit: cost of one pair: weights per pair, or those times the output positions.
+        outputs: output channels that each input channel reaches, at full width: a part of them in a grouped layer.
+        unit: cost of one pair: weights per pair, or those times how often each is used.
         depthwise: each output channel reads the input channel of its index alone.
     """
 
@@ -63,23 +66,24 @@ class LayerCost:
         """Output channels that each input channel reaches."""
         if self.depthwise:
             return 1
-        return int(_joined(masks, self.sinks).sum()) if self.sinks else self.outputs
+        if not self.sinks:
+            return self.outputs
+        active = _joined(masks, self.sinks)
+        return self.outputs * int(active.sum()) // active.numel()
 
     def total(self, masks: Masks) -> float:
         """Cost of the layer with these channels (bool [C] for each group)."""
         return self.unit * self.inputs(masks) * self.active_outputs(masks)
 
 
-def layer_cost(layer: nn.Module, groups: Mapping[str, Members], rates: Tensor, positions: int) -> LayerCost:
-    """The cost of a layer whose input channels have these rates and whose output has so many positions."""
+def layer_cost(layer: nn.Module, groups: Mapping[str, Members], rates: Tensor, uses: int) -> LayerCost:
+    """The cost of a layer whose input channels have these rates and each of whose weights is used so often."""
     names = {id(members.group): name for name, members in groups.items()}
     sources, sinks = (
         () if group is None else tuple(names[id(part)] for part in group.parts)
         for group in (carried(layer, "in_group"), carried(layer, "out_group"))
     )
-    outputs = layer.weight.shape[0] // getattr(layer, "groups", 1)
-    depthwise = is_depthwise(layer)
-    return LayerCost(sources, sinks, rates, outputs, weights_per_pair(layer) * positions, depthwise)
+    return LayerCost(sources, sinks, rates, _reached(layer), weights_per_pair(layer) * uses, is_depthwise(layer))
 
 
 def channel_costs(layers: Iterable[LayerCost], masks: Masks) -> dict[str, Tensor]:
@@ -97,7 +101,7 @@ def channel_costs(layers: Iterable[LayerCost], masks: Masks) -> dict[str, Tensor
 
 
 def connections(model: nn.Module, groups: Mapping[str, Members]) -> list[LayerCost]:
-    """Weights of each layer: the cost whose share of the total is the connectivity."""
+    """Weights of each of the :func:`weight_layers`: the cost whose :func:`active_share` is the connectivity."""
     return [
         layer_cost(layer, groups, torch.ones(input_channels(layer), dtype=torch.float64), 1)
         for layer in weight_layers(model).values()
@@ -107,6 +111,12 @@ def connections(model: nn.Module, groups: Mapping[str, Members]) -> list[LayerCo
 def total(layers: Iterable[LayerCost], masks: Masks) -> float:
     """Cost of a network with these channels."""
     return sum(layer.total(masks) for layer in layers)
+
+
+def active_share(layers: Iterable[LayerCost], masks: Masks) -> float:
+    """Cost of a network with these channels / with all of them."""
+    layers = list(layers)
+    return total(layers, masks) / total(layers, {name: torch.ones_like(mask) for name, mask in masks.items()})
 
 
 def _joined(masks: Masks, names: tuple[str, ...]) -> Tensor:
@@ -123,12 +133,21 @@ def input_channels(layer: nn.Module) -> int:
 
 def weights_per_pair(layer: nn.Module) -> int:
     """Weights that connect one input channel with one output channel."""
-    return layer.weight[0].numel() * getattr(layer, "groups", 1) // input_channels(layer)
+    if isinstance(layer, _CONVOLUTIONS):
+        return math.prod(layer.kernel_size)
+    return layer.in_features // input_channels(layer)
 
 
-def output_positions(layer: nn.Module, output: Tensor) -> int:
-    """Values of ``output`` per channel: time x samples x space."""
-    return output.numel() // output.shape[channel_dim(layer)]
+def _reached(layer: nn.Module) -> int:
+    """Output channels that one input channel is connected with."""
+    return layer.out_channels // layer.groups if isinstance(layer, _CONVOLUTIONS) else layer.out_features
+
+
+def weight_uses(layer: nn.Module, x: Tensor, output: Tensor) -> int:
+    """How often a pass uses each weight: the output's values per channel (time x samples x space); those of the input
+    ``x`` where the layer is a transposed convolution, which sends each of its inputs to a whole kernel of outputs."""
+    z = x if isinstance(layer, _TRANSPOSED) else output
+    return z.numel() // z.shape[channel_dim(layer)]
 
 
 def nonzero_inputs(layer: nn.Module, x: Tensor) -> tuple[Tensor, int, bool]:

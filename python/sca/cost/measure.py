@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -17,8 +18,8 @@ from sca_kernels.nn import reset
 
 from ..structure.groups import Axis, carried, channel_axes, is_depthwise, parameter_axes
 from ..structure.untouched import untouched
-from ..units import count, energy
-from .layers import channel_dim, nonzero_inputs, output_positions, weight_layers, weights_per_pair
+from .layers import channel_dim, nonzero_inputs, weight_layers, weight_uses, weights_per_pair
+from .shares import weights_and_masks
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -142,50 +143,20 @@ class CostReport:
         )
         return cls(**{f.name: values[f.name] for f in fields(cls)} | {"layers": layers})
 
-    @property
-    def caption(self) -> str:
-        """What was counted, and against what."""
-        once = [layer.label for layer in self.layers if layer.presentations == 1 < self.time_steps]
-        return (
-            f"SynOps: {count(self.synops)} = ACs (spiking input: rate x T x connections) + MACs (analog input), per "
-            f"sample, over {self.samples} samples. That is {self.synops_share:.1%} of the {count(self.dense_macs)} "
-            f"MACs of the unpruned layers x T = {self.time_steps}."
-            + (f" Computed once, not T times: {', '.join(once)}." if once else "")
-            + f" Energy: {PJ_PER_MAC} pJ per MAC, {PJ_PER_AC} pJ per AC."
-        )
-
-    def cells(self) -> list[list[str]]:
-        """The table as text: headers, a row for each layer, totals."""
-        head = ["Layer", "Parameters", "Conn.", "Rate x T", "MACs", "ACs", "Energy"]
-        layers = [
-            _cells(
-                layer.label,
-                f"{f'{layer.input_rate:.3f}' if layer.spiking else 'analog'} x {layer.presentations:g}",
-                layer,
-            )
-            for layer in self.layers
-        ]
-        return [head, *layers, _cells("total", "", self)]
+    # How a report looks is for sca.report to say, which this package must not import: it is looked up when asked for.
 
     def table(self, title: str = "Cost per sample") -> Table:
-        """A table for the terminal."""
-        from rich import box
-        from rich.table import Table
+        """A table for the terminal, see :func:`sca.report.cost.table`."""
+        return importlib.import_module("sca.report.cost").table(self, title)
 
-        table = Table(title=title, caption=self.caption, caption_justify="left", show_footer=True, box=box.SIMPLE_HEAD)
-        head, *rows, total = self.cells()
-        for column, footer in zip(head, total, strict=True):
-            first = column == head[0]
-            table.add_column(
-                column,
-                footer,
-                justify="left" if first else "right",
-                no_wrap=not first,
-                overflow="fold" if first else "ellipsis",
-            )
-        for row in rows:
-            table.add_row(*row)
-        return table
+    @property
+    def caption(self) -> str:
+        """What was counted, and against what, see :func:`sca.report.cost.caption`."""
+        return importlib.import_module("sca.report.cost").caption(self)
+
+    def cells(self) -> list[list[str]]:
+        """The table as text, see :func:`sca.report.cost.cells`."""
+        return importlib.import_module("sca.report.cost").cells(self)
 
 
 def report_cost(
@@ -239,13 +210,17 @@ def report_cost(
     if time_steps is None:
         time_steps = math.ceil(max(c.passes for c in counts.values()) / samples)
     axes = parameter_axes(model)
+    weights, masks = weights_and_masks(model)
     sinks = [carried(layer, "out_group") for layer in layers.values()]
     labels = {
         name: sink.name if sink is not None and sink.name and sinks.count(sink) == 1 else name
         for name, sink in zip(layers, sinks, strict=True)
     }
     return CostReport(
-        tuple(_report(name, labels[name], layer, counts[name], samples, time_steps) for name, layer in layers.items()),
+        tuple(
+            _report(name, labels[name], layer, int(weights[name].total(masks)), counts[name], samples, time_steps)
+            for name, layer in layers.items()
+        ),
         samples,
         time_steps,
         sum(p.numel() for p in model.parameters()),
@@ -270,14 +245,16 @@ def _count_pass(counts: _Counts, layer: nn.Module, inputs: tuple[Tensor, ...], o
     counts.nonzero += int(nonzero.sum())
     counts.inputs += positions * nonzero.numel()
     counts.spiking &= spiking
-    where = output_positions(layer, output)
-    counts.passes += where // math.prod(output.shape[channel_dim(layer) :][1:])
-    readers = 1 if is_depthwise(layer) else output.shape[channel_dim(layer)] // getattr(layer, "groups", 1)
-    counts.connections += where * weights_per_pair(layer) * nonzero.numel() * readers
-    counts.dense_connections += where * layer.weight.numel()
+    uses, dim = weight_uses(layer, inputs[0], output), channel_dim(layer)
+    counts.passes += output.numel() // math.prod(output.shape[dim:])
+    readers = 1 if is_depthwise(layer) else output.shape[dim] // getattr(layer, "groups", 1)
+    counts.connections += uses * weights_per_pair(layer) * nonzero.numel() * readers
+    counts.dense_connections += uses * layer.weight.numel()
 
 
-def _report(name: str, label: str, layer: nn.Module, counts: _Counts, samples: int, time_steps: int) -> LayerReport:
+def _report(
+    name: str, label: str, layer: nn.Module, active_weights: int, counts: _Counts, samples: int, time_steps: int
+) -> LayerReport:
     axes = channel_axes(layer)
     own = dict(layer.named_parameters(recurse=False))
     rate = counts.nonzero / max(counts.inputs, 1)
@@ -287,7 +264,7 @@ def _report(name: str, label: str, layer: nn.Module, counts: _Counts, samples: i
         parameters=sum(p.numel() for p in own.values()),
         active_parameters=sum(_active(p, axes.get(key, ())) for key, p in own.items()),
         weights=layer.weight.numel(),
-        active_weights=_active(layer.weight, axes.get("weight", ())),
+        active_weights=active_weights,
         presentations=counts.passes / samples,
         spiking=counts.spiking,
         input_rate=rate,
@@ -313,15 +290,3 @@ def _inputs(batch: Any) -> tuple[Tensor, int]:
     if others and isinstance(others[0], Tensor) and others[0].dim():
         return inputs, len(others[0])
     return inputs, inputs.shape[1 if inputs.dim() == 5 else 0]
-
-
-def _cells(label: str, rate: str, cost: LayerReport | CostReport) -> list[str]:
-    return [
-        label,
-        f"{count(cost.active_parameters)} / {count(cost.parameters)}",
-        f"{cost.connectivity:.1%}",
-        rate,
-        count(cost.macs),
-        count(cost.acs),
-        energy(cost.energy_pj),
-    ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..structure.groups import Members, carried
 from ..structure.hooks import own
-from .layers import LayerCost, layer_cost, nonzero_inputs, output_positions, weight_layers
+from .layers import LayerCost, layer_cost, nonzero_inputs, weight_layers, weight_uses
 
 __all__ = ["RateRecorder"]
 
@@ -19,7 +19,7 @@ class RateRecorder:
     """Counts the inputs of each layer, which decide on SynOps, in the training passes between start() and stop().
 
     Attributes:
-        counts: int64 [2 + input channels] by layer: output positions, positions per input channel, nonzero inputs of
+        counts: int64 [2 + input channels] by layer: uses of each weight, positions per input channel, nonzero inputs of
             each channel. Inputs that are not all 0 or 1 count as nonzero throughout: each of their values costs a
             multiplication.
         rates: nonzero share of each input channel, float64 [input channels] by layer; a dormant channel keeps its last.
@@ -58,7 +58,7 @@ class RateRecorder:
             nonzero = torch.full_like(nonzero, positions)
         if group is not None:
             nonzero = nonzero.new_zeros(group.num_channels).index_copy_(0, group.active.to(nonzero.device), nonzero)
-        counts = torch.cat([nonzero.new_tensor([output_positions(layer, output), positions]), nonzero])
+        counts = torch.cat([nonzero.new_tensor([weight_uses(layer, inputs[0], output), positions]), nonzero])
         self.counts[name] = self.counts[name] + counts if name in self.counts else counts
 
     def take(self, counts: Mapping[str, Tensor]) -> list[LayerCost]:

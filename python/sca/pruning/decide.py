@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..cost.layers import LayerCost, channel_costs, total
+from ..cost.layers import LayerCost, active_share, channel_costs, total
 from .allocation import Allocation, needs_prices
 from .schedule import Plan, nearest
 from .select import Candidates, choose, largest_count
@@ -41,8 +41,7 @@ class Budget:
         if self.target == "synops":
             return total(self.synops, masks) / self.dense_synops
         if self.target == "parameters":
-            dense = {name: torch.ones_like(mask) for name, mask in masks.items()}
-            return total(self.connections, masks) / total(self.connections, dense)
+            return active_share(self.connections, masks)
         prunable = [masks[name] for name in self.prunable]
         return sum(int(mask.sum()) for mask in prunable) / sum(mask.numel() for mask in prunable)
 

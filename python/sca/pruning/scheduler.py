@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from sca_kernels import checks
 
+from ..cost import density
 from ..cost.layers import connections
 from ..registry import name_of
 from ..structure.attach import attach_groups, has_groups, require_prunable
@@ -143,8 +144,7 @@ class SCAScheduler:
     @property
     def density(self) -> float:
         """Active / all channels of the prunable groups."""
-        groups = [members.group for members in self._prunable.values()]
-        return sum(g.num_active for g in groups) / sum(g.num_channels for g in groups)
+        return density(members.group for members in self._prunable.values())
 
     @property
     def least_share(self) -> float | None:

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..pictures import DARK, LIGHT
 from ..units import count
+from . import cost as costs
 from . import figures
+from .channels import active_sets, churn, jaccard, overlaps, rank_correlations, recorded
 from .comparison import NOT_MEASURED, comparison
-from .figures import SILENT, Point
-from .runs import Run
+from .figures import Point
+from .runs import Run, last_accuracy
+from .words import (
+    RANK_WORDS,
+    channel_words,
+    churn_words,
+    conclusion,
+    firing_words,
+    overlap_words,
+    score_words,
+    training_words,
+)
 
 __all__ = ["conclusion", "page"]
 
@@ -36,47 +52,12 @@ def page(runs: list[Run]) -> str:
     return environment.get_template("page.html").render(
         runs=[_section(run, key) for run, key in zip(runs, keys, strict=True)],
         trade_offs=_trade_offs(runs, keys),
+        overlaps=_overlaps(runs, keys),
         compared=_compared(runs, keys) if len(runs) > 1 else None,
         differences=_differences(runs, keys) if len(runs) > 1 else None,
+        light=LIGHT,
+        dark=DARK,
     )
-
-
-def conclusion(run: Run) -> str:
-    """The run in one sentence."""
-    config, summary = run.config, run.summary
-    what = f"{config['model']} on {config['data']} with T = {config['time_steps']}"
-    if summary is None:
-        done = f"Unfinished, {len(run.epochs)} of {config['epochs']} epochs: {what}"
-        if not run.epochs:
-            return f"{done} has not been tested yet."
-        last = run.epochs[-1]
-        return (
-            f"{done} so far reaches {last['test_accuracy']:.2%} test accuracy with {last['density']:.1%} of its"
-            f" channels and {last['connectivity']:.1%} of its weights."
-        )
-    dense, small = summary["dense"], summary["compacted"]
-    if dense is None:
-        cost = f"{count(small['synops'])} SynOps per image"
-        return f"The dense {what} reaches {small['accuracy']:.2%} test accuracy at {cost}."
-    speed = (
-        f"it trains {_times(dense, small, 'training')} and infers {_times(dense, small, 'inference')} as fast as"
-        " the dense network"
-    )
-    if dense["accuracy"] is None:
-        return (
-            f"With {small['connectivity']:.1%} of its weights, {what} reaches {small['accuracy']:.2%} test accuracy at"
-            f" {count(small['synops'])} SynOps per image; {speed}, whose accuracy was {NOT_MEASURED}."
-        )
-    points = round(100 * (small["accuracy"] - dense["accuracy"]), 2)
-    against = f"{abs(points):.2f} points {'above' if points > 0 else 'below'}" if points else "the same as"
-    return (
-        f"With {small['connectivity']:.1%} of its weights and {small['synops'] / dense['synops']:.1%} of its SynOps,"
-        f" {what} reaches {small['accuracy']:.2%} test accuracy, {against} the dense network; {speed}."
-    )
-
-
-def _times(dense: dict[str, Any], small: dict[str, Any], what: str) -> str:
-    return f"{small[what]['median'] / dense[what]['median']:.2f} times"
 
 
 def _letters(number: int) -> str:
@@ -95,21 +76,32 @@ def _section(run: Run, key: str) -> dict[str, Any]:
         "summary": None if summary is None else comparison(summary),
         "notes": [] if summary is None else summary["notes"],
         "figures": _figures(run) if run.epochs else [],
-        "cost": None if run.cost is None else run.cost.cells(),
-        "cost_caption": None if run.cost is None else run.cost.caption,
+        "cost": None if run.cost is None else costs.cells(run.cost),
+        "cost_caption": None if run.cost is None else costs.caption(run.cost),
         "config": [[name, _value(value)] for name, value in run.config.items()],
+        "environment": [[name, _value(value)] for name, value in (run.environment or [{}])[-1].items()],
+        "starts": len(run.environment),
     }
 
 
 def _figures(run: Run) -> list[dict[str, str]]:
     shown = [
-        ("Training", figures.training, _training_words(run)),
-        ("Channels kept", figures.channels, _channel_words(run)),
+        ("Training", figures.training, training_words(run)),
+        ("Channels kept", figures.channels, channel_words(run)),
     ]
     if run.epochs[-1]["firing_rates"]:
-        shown.append(("Firing rates", figures.firing, _firing_words(run)))
+        shown.append(("Firing rates", figures.firing, firing_words(run)))
+    if recorded(run.updates):
+        moves = churn(run.updates)
+        shown.append(("Churn", partial(figures.churned, churn=moves), churn_words(moves)))
+    correlations = {
+        name: rank_correlations(run.updates, name) for name in (run.updates or [{"groups": {}}])[0]["groups"]
+    }
+    correlations = {name: values for name, values in correlations.items() if any(v is not None for v in values)}
+    if correlations:
+        shown.append(("Ranks from update to update", partial(figures.ranks, correlations=correlations), RANK_WORDS))
     for title, update in _telling_updates(run).items():
-        shown.append((title, partial(figures.scores, update=update), _score_words(run, update)))
+        shown.append((title, partial(figures.scores, update=update), score_words(run, update)))
     return [{"title": title, "svg": draw(run, title), "words": words} for title, draw, words in shown]
 
 
@@ -122,46 +114,34 @@ def _telling_updates(run: Run) -> dict[str, dict[str, Any]]:
     return {**first, "Scores at the last update": run.updates[-1]}
 
 
-def _training_words(run: Run) -> str:
-    words = "Accuracy is tested after each epoch's cuts; throughput is that of the epoch's training steps."
-    return words + (" Grey: the dense run that this one is compared with." if run.dense else "")
+#: More runs than these would be a matrix that nobody reads.
+_MATRIX = 12
 
 
-def _channel_words(run: Run) -> str:
-    if not run.updates:
-        return "Nothing was pruned."
-    pruned, regrown = (
-        sum(g[what] for u in run.updates for g in u["groups"].values()) for what in ("pruned", "regrown")
-    )
-    words = (
-        f"Blue: the share of a layer's channels that is active; on the right, active / all channels after the last of"
-        f" {len(run.updates)} updates, which pruned {pruned:,} channels and regrew {regrown:,} in all."
-    )
-    fixed = [name for name in run.channels if name not in run.updates[-1]["groups"]]
-    return words + (f" Not prunable: {', '.join(fixed)}." if fixed else "")
-
-
-def _score_words(run: Run, update: dict[str, Any]) -> str:
-    per = " per SynOp" if run.config.get("allocation") == "synops" else ""
-    return (
-        f"Step {update['step']:,}, criterion {run.config.get('criterion')}{per}. Blue: channels kept; orange: channels"
-        " cut; tick: the lowest score kept, where any was cut. On the right, kept / ranked. Each layer's highest bar is"
-        " equally high."
-    )
-
-
-def _firing_words(run: Run) -> str:
-    rates = run.epochs[-1]["firing_rates"]
-    found = {state: [name for name, rate in rates.items() if figures.verdict(rate) == state] for state in _STATES}
-    flagged = [f"{words}: {', '.join(found[state])}." for state, words in _STATES.items() if found[state]]
-    fires = f"No layer is dead: each fires at {SILENT:.1%} or more."
-    return f"Epoch {run.epochs[-1]['epoch']}, over the active channels. " + (" ".join(flagged) or fires)
-
-
-_STATES = {
-    "dead": "Dead, without a single spike",
-    "nearly silent": f"Nearly silent, below {SILENT:.1%}",
-}
+def _overlaps(runs: list[Run], keys: list[str]) -> list[dict[str, str]]:
+    """How far the runs of each network that there are several of kept the same channels."""
+    families: dict[Any, dict[str, dict[str, np.ndarray]]] = {}
+    for run, key in zip(runs, keys, strict=True):
+        sets = active_sets(run.updates)
+        if sets:
+            widths = tuple((name, len(mask)) for name, mask in sets.items())
+            families.setdefault((run.config["model"], run.config["data"], widths), {})[key] = sets
+    shown = []
+    for (model, data, _), members in families.items():
+        pairs = list(combinations(members, 2))
+        if not pairs:
+            continue
+        told = [overlaps(members[a], members[b]) for a, b in pairs]
+        title = f"Channels shared by runs {', '.join(members)}"
+        words = overlap_words(f"{model} on {data}", len(pairs))
+        shown.append({"title": title, "svg": figures.overlap(title, told), "words": words})
+        if 2 < len(members) <= _MATRIX:
+            joined = {key: np.concatenate(list(sets.values())) for key, sets in members.items()}
+            matrix = {(a, b): jaccard(joined[a], joined[b]) for a, b in pairs}
+            title = f"Channels shared by each two of {', '.join(members)}"
+            words = "All layers together: shared channels / all that are active in either run."
+            shown.append({"title": title, "svg": figures.agreement(title, list(members), matrix), "words": words})
+    return shown
 
 
 def _trade_offs(runs: list[Run], keys: list[str]) -> list[dict[str, str]]:
@@ -176,10 +156,10 @@ def _trade_offs(runs: list[Run], keys: list[str]) -> list[dict[str, str]]:
             for column, label, is_dense in columns:
                 by_weights.append(Point(label, column["connectivity"], column["accuracy"], is_dense))
                 by_synops.append(Point(label, column["synops"], column["accuracy"], is_dense))
-        elif run.epochs:
-            last = run.epochs[-1]
-            label = f"{key} unfinished".strip()
-            by_weights.append(Point(label, last["connectivity"], last["test_accuracy"], finished=False))
+        elif known := last_accuracy(run.epochs):
+            split, accuracy = known
+            label = f"{key} unfinished".strip() + ("" if split == "test" else f", {split}")
+            by_weights.append(Point(label, run.epochs[-1]["connectivity"], accuracy, finished=False))
     shown = []
     for points, cost in (by_weights, "connectivity"), (by_synops, "SynOps"):
         if points:
@@ -217,8 +197,9 @@ def _result(run: Run) -> list[str]:
     if run.summary is None:
         if not run.epochs:
             return ["unfinished", *[""] * 6]
-        last = run.epochs[-1]
-        return [f"{last['test_accuracy']:.2%}", "unfinished", f"{last['connectivity']:.1%}", *[""] * 4]
+        split, accuracy = last_accuracy(run.epochs) or ("test", None)
+        told = "" if accuracy is None else f"{accuracy:.2%}" + ("" if split == "test" else f" ({split})")
+        return [told, "unfinished", f"{run.epochs[-1]['connectivity']:.1%}", *[""] * 4]
     small = run.summary["compacted"]
     told = {label: cells for label, *cells in comparison(run.summary)[1]}
     changed = "test accuracy", "SynOps per image", "training (samples/s)", "inference (samples/s)"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..cost import CostReport
 from ..files import read_whole
+from .channels import MOST_CHANNELS, check_channels
 
-__all__ = ["Run", "read_run", "read_runs"]
+__all__ = ["Accuracies", "Run", "accuracies", "last_accuracy", "read_run", "read_runs", "read_summary"]
 
 Rows = list[dict[str, Any]]
 
@@ -58,6 +59,13 @@ class _Maybe:
 
 
 @dataclass(frozen=True)
+class _Optional:
+    """Of a kind, or not there: logs of before lack it, or of runs that do otherwise."""
+
+    kind: Any
+
+
+@dataclass(frozen=True)
 class _Named:
     """An object of any names, whose values are of a kind; at least one."""
 
@@ -66,17 +74,19 @@ class _Named:
 
 @dataclass(frozen=True)
 class _Listed:
-    """A list of values of a kind; at least ``least``."""
+    """A list of values of a kind; at least ``least``, at most ``most``."""
 
     kind: Any
     least: int = 0
+    most: int = _MOST
 
 
 # The fields that a page needs, and what they are; a dict is an object with (at least) these.
 _CONFIG = {"model": _TEXT, "data": _TEXT, "epochs": _ONE_OR_MORE, "time_steps": _ONE_OR_MORE}
 _EPOCH = {
     **dict.fromkeys(("epoch", "step"), _ONE_OR_MORE),
-    **dict.fromkeys(("test_accuracy", "density", "connectivity"), _SHARE),
+    **dict.fromkeys(("test_accuracy", "validation_accuracy"), _Optional(_SHARE)),
+    **dict.fromkeys(("density", "connectivity"), _SHARE),
     "samples_per_second": _POSITIVE,
     "active": _Named(_ONE_OR_MORE),
     "firing_rates": _Named(_SHARE),
@@ -85,15 +95,27 @@ _SCORES = {
     **dict.fromkeys(("kept", "pruned"), _Listed(_NONE_OR_MORE, 1)),
     **dict.fromkeys(("low", "high", "cut"), _Maybe(_REAL)),
 }
-_CHANGE = {"before": _ONE_OR_MORE, "pruned": _NONE_OR_MORE, "regrown": _NONE_OR_MORE, "scores": _SCORES}
+_CHANGE = {
+    "before": _ONE_OR_MORE,
+    **dict.fromkeys(("pruned", "regrown"), _NONE_OR_MORE),
+    **dict.fromkeys(("pruned_channels", "regrown_channels"), _Optional(_Listed(_NONE_OR_MORE, most=MOST_CHANNELS))),
+    "all_scores": _Optional(_TEXT),
+    "scores": _SCORES,
+}
 _UPDATE = {"step": _ONE_OR_MORE, "active": _Named(_ONE_OR_MORE), "groups": _Named(_CHANGE)}
 _COLUMN = {
     "parameters": _ONE_OR_MORE,
+    "density": _Optional(_SHARE),
     "connectivity": _number("a number in (0, 1]", 1e-30, 1),
     "training": {"median": _POSITIVE},
     "inference": {"median": _POSITIVE},
 }
 _MEASURED = {"accuracy": _SHARE, "synops": _MEASURE, "energy_pj": _MEASURE}
+_START = {
+    **dict.fromkeys(("command", "processor"), _Optional(_TEXT)),
+    "commit": _Optional(_Maybe(_TEXT)),
+    "versions": _Optional(_Named(_Maybe(_TEXT))),
+}
 _DENSE = {"accuracy": _SHARE, "synops": _POSITIVE, "energy_pj": _POSITIVE}
 _LAYER = {
     **dict.fromkeys(("name", "label"), _TEXT),
@@ -125,8 +147,9 @@ class Run:
         config: as stored.
         epochs, updates: the rows of its logs; empty where there is none yet.
         summary: None while the run is not finished.
-        cost: its compacted network's; None like ``summary``.
+        cost: its compacted network's; None like ``summary``, unless it was counted since.
         dense: the log of the dense run that it is compared with; empty if there is none.
+        environment: what each of its starts ran in; empty where that was not stored.
     """
 
     name: str
@@ -136,6 +159,7 @@ class Run:
     summary: dict[str, Any] | None
     cost: CostReport | None
     dense: Rows
+    environment: Rows = field(default_factory=list)
 
     @property
     def channels(self) -> dict[str, int]:
@@ -173,23 +197,75 @@ def read_run(path: Path, name: str) -> Run:
     for number, update in enumerate(updates, 1):
         for group, change in update["groups"].items():
             _check_scores(change["scores"], f"{_place(file, number)}: groups.{group:.100}.scores")
+    try:
+        check_channels(updates)
+    except ValueError as error:
+        raise ValueError(f"{file}, {error}") from error
     dense = path / "dense" if reference == "train" else Path(reference) if reference else None
-    summary, cost = None, None
-    if (path / "summary.json").exists():
-        summary = _object(path / "summary.json", _SUMMARY)
-        twin = summary["dense"]
-        if twin is not None and len({twin[name] is None for name in _DENSE}) > 1:
-            raise ValueError(f"{path / 'summary.json'}: dense: expected {', '.join(_DENSE)}, or none of them")
-        cost = CostReport.from_dict(summary["cost"])
+    summary = read_summary(path)
+    starts = path / "environment.json"
     return Run(
         name=name,
         config=config,
         epochs=_rows(path / "metrics.jsonl", _EPOCH),
         updates=updates,
         summary=summary,
-        cost=cost,
+        cost=None if summary is None else CostReport.from_dict(summary["cost"]),
         dense=[] if dense is None or dense == path else _dense_rows(dense, path / "config.json"),
+        environment=_object(starts, _Listed(_START, 1)) if starts.exists() else [],
     )
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """What the run in the folder ``path`` measured at its end; None while it is not finished.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+        OSError: it cannot be read.
+    """
+    file = path / "summary.json"
+    if not file.exists():
+        return None
+    summary = _object(file, _SUMMARY)
+    twin = summary["dense"]
+    if twin is not None and len({twin[name] is None for name in _DENSE}) > 1:
+        raise ValueError(f"{file}: dense: expected {', '.join(_DENSE)}, or none of them")
+    return summary
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """A run's accuracy over its epochs, in [0, 1].
+
+    Attributes:
+        split: what it was measured on: ``validation`` images where the run set some aside, else those of the ``test``.
+        rows: of the epochs that it was measured after.
+        values: after each.
+    """
+
+    split: str
+    rows: Rows
+    values: list[float]
+
+
+def accuracies(rows: Rows) -> Accuracies:
+    """The accuracy that a log tells of most of its epochs."""
+    told = {split: [row for row in rows if f"{split}_accuracy" in row] for split in _SPLITS}
+    split = max(_SPLITS, key=lambda split: len(told[split]))
+    return Accuracies(split, told[split], [row[f"{split}_accuracy"] for row in told[split]])
+
+
+def last_accuracy(rows: Rows) -> tuple[str, float] | None:
+    """The newest accuracy of a log and what it was measured on; None where none was measured."""
+    for row in reversed(rows):
+        for split in _SPLITS:
+            if f"{split}_accuracy" in row:
+                return split, row[f"{split}_accuracy"]
+    return None
+
+
+#: Where a row has both, the first is told.
+_SPLITS = ("test", "validation")
 
 
 def _dense_rows(folder: Path, config: Path) -> Rows:
@@ -209,7 +285,7 @@ def _check_scores(scores: dict[str, Any], place: str) -> None:
         raise ValueError(f"{place}: expected low <= high, or neither, got {low} and {high}")
 
 
-def _object(file: Path, kind: Any) -> dict[str, Any]:
+def _object(file: Path, kind: Any) -> Any:
     value = _parsed(read_whole(file, MAX_BYTES), _place(file))
     _check(value, kind, _place(file), "")
     return value
@@ -244,8 +320,8 @@ def _check(value: Any, kind: Any, place: str, path: str) -> None:
             if value is not None:
                 _check(value, kind.kind, place, path)
         case _Listed():
-            if not isinstance(value, list) or not kind.least <= len(value) <= _MOST:
-                raise ValueError(f"{here}: expected a list of {kind.least} to {_MOST} values, got {value!r:.100}")
+            if not isinstance(value, list) or not kind.least <= len(value) <= kind.most:
+                raise ValueError(f"{here}: expected a list of {kind.least} to {kind.most} values, got {value!r:.100}")
             for number, part in enumerate(value):
                 _check(part, kind.kind, place, f"{path}[{number}]")
         case _:
@@ -257,6 +333,10 @@ def _check(value: Any, kind: Any, place: str, path: str) -> None:
                 kind = dict.fromkeys(value, kind.kind)
             for name, part in kind.items():
                 inner = f"{path}.{name:.100}" if path else f"{name:.100}"
+                if isinstance(part, _Optional):
+                    if name not in value:
+                        continue
+                    part = part.kind
                 if name not in value:
                     expected = part.expected if isinstance(part, _Kind) else "a value"
                     raise ValueError(f"{place}: {inner}: expected {expected}, got nothing")

@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from ..pictures import drawing
+from ..pictures import LIGHT, drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "WIDTH", "blank", "inline", "style"]
+__all__ = ["WIDTH", "blank", "inline", "style"]
 
-#: Role -> light colour. Blue and orange stay apart for every kind of colour vision (after Okabe and Ito). The page
-#: sets a variable of the role's name.
-COLOURS = {"ink": "#1b1f24", "muted": "#5d6670", "line": "#d8dde3", "kept": "#0072b2", "cut": "#b84a00"}
 #: Units of a figure's width. A phone shows them as about as many pixels.
 WIDTH = 320
-
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.edgecolor": COLOURS["line"],
-    "axes.labelcolor": COLOURS["muted"],
-    "axes.titlecolor": COLOURS["ink"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "grid.color": COLOURS["line"],
-    "grid.linewidth": 0.6,
-    "text.color": COLOURS["ink"],
-    "xtick.color": COLOURS["line"],
-    "ytick.color": COLOURS["line"],
-    "xtick.labelcolor": COLOURS["muted"],
-    "ytick.labelcolor": COLOURS["muted"],
-    "lines.linewidth": 1.5,
-    "svg.fonttype": "none",
-}
 
 
 def style(salt: str) -> AbstractContextManager[Any]:
@@ -52,7 +27,7 @@ def style(salt: str) -> AbstractContextManager[Any]:
     Raises:
         ImportError: matplotlib is missing.
     """
-    return drawing({**_STYLE, "svg.hashsalt": salt.encode(errors="replace").decode()})
+    return drawing({"svg.fonttype": "none", "svg.hashsalt": salt.encode(errors="replace").decode()})
 
 
 def blank(height: float, rows: Sequence[float] = (1,), left: float = 34, right: float = 8) -> tuple[Figure, list[Axes]]:
@@ -74,7 +49,8 @@ def blank(height: float, rows: Sequence[float] = (1,), left: float = 34, right: 
 
 
 def inline(figure: Figure, title: str) -> str:
-    """The ``<svg>`` element. ``title`` names it for those who cannot see it."""
+    """The ``<svg>`` element. ``title`` names it for those who cannot see it. The colours of :data:`sca.pictures.LIGHT`
+    become the page's variables of their roles' names."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=nothing)
@@ -82,9 +58,9 @@ def inline(figure: Figure, title: str) -> str:
     text = text[text.index("<g ") :]  # behind the declarations and the metadata
     # ids are numbered anew in each figure, and nothing refers to these; the page says what text is set in
     text = re.sub(r' id="[\w.]+_\d+"|font-family: [^;"]+; | transform="rotate\(-0 [^"]*"', "", text)
-    for role, colour in COLOURS.items():
+    for role, colour in LIGHT.items():
         text = text.replace(colour, f"var(--{role})")
     text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)  # coordinates, not what is said
     text = re.sub(r"\s+", " ", text).replace("> <", "><")
     width, height = (72 * size for size in figure.get_size_inches())
-    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{title}">{text.strip()}'
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(title)}">{text.strip()}'

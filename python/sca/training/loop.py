@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from sca_kernels import checks
 from sca_kernels.functional import NotANumber
 
+from ..cost import connectivity, density
 from ..data import Dataset
 from ..data.dataset import Batch
 from ..pruning import NotFinite, PruneEvent, SCAScheduler
@@ -31,9 +32,11 @@ from .average import averaged
 from .callbacks import Callback, Calls, Observer, as_callback
 from .config import PRECISIONS, TrainConfig, check_compile
 from .distributed import Ranks, set_norm_group
+from .firing import FiringRate
 from .freezing import frozen_modules
 from .learning_rate import learning_rate
-from .metrics import FiringRate, autocast, connectivity, correct, hits_and_seen
+from .metrics import correct, hits_and_seen
+from .precision import autocast
 from .sources import epoch_of, is_resident, require_loader, test_batches
 from .sums import EpochSums
 
@@ -223,9 +226,7 @@ class Trainer:
     @property
     def density(self) -> float:
         """Active / all channels of the prunable groups, as :attr:`sca.SCAScheduler.density`; 1 where there are none."""
-        groups = [group for group in self.groups.values() if group.prunable]
-        channels = sum(group.num_channels for group in groups)
-        return sum(group.num_active for group in groups) / channels if channels else 1.0
+        return density(self.groups.values())
 
     @property
     def updates(self) -> list[dict[str, Any]]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..files import write_whole
-from ..pictures import drawing, png
+from ..pictures import LIGHT, drawing, png
+from ..report.runs import Rows, accuracies
 from .config import TrainConfig
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Rows = list[dict[str, Any]]
-
-_RUN, _SECOND, _DENSE = "#1b6ca8", "#e08a1e", "#8a8a8a"
+_RUN, _SECOND, _DENSE, _TEST = LIGHT["kept"], LIGHT["cut"], LIGHT["dense"], LIGHT["ink"]
 
 
 def plot(path: Path, history: Rows, dense: Rows, config: TrainConfig) -> None:
@@ -36,44 +37,47 @@ def plot(path: Path, history: Rows, dense: Rows, config: TrainConfig) -> None:
 def _drawn(new_figure: type[Figure], history: Rows, dense: Rows, config: TrainConfig) -> Figure:
     from matplotlib.ticker import PercentFormatter
 
-    figure = new_figure(figsize=(8, 9), layout="constrained", dpi=120)
+    figure = new_figure(figsize=(8, 7), layout="constrained")
     figure.suptitle(f"{config.model} on {config.data}, T = {config.time_steps}, {len(history)} epochs")
-    accuracy, density, speed = figure.subplots(3, sharex=True)
+    accuracy, share, speed = figure.subplots(3, sharex=True)
 
-    def curve(axes, rows: Rows, field: str, label: str, color: str, style: str = "-") -> None:
-        seconds = [row["seconds"] for row in rows]
-        # markers: a run of one epoch is a curve of one point
-        axes.plot(seconds, [row[field] for row in rows], style, color=color, label=label, marker="o", markersize=3)
-
-    def at_end(rows: Rows, field: str) -> str:
-        return f"{rows[-1][field]:.2%} at the end"
-
-    split = "test" if "test_accuracy" in history[0] else "validation"
-    field = f"{split}_accuracy"
-    if dense:
-        curve(accuracy, dense, field, f"{split}, dense reference: {at_end(dense, field)}", _DENSE)
-        curve(speed, dense, "samples_per_second", "dense reference", _DENSE)
-    curve(accuracy, history, "train_accuracy", f"train: {at_end(history, 'train_accuracy')}", _RUN, ":")
-    curve(accuracy, history, field, f"{split}: {at_end(history, field)}", _RUN)
-    curve(density, history, "density", "density: active channels", _RUN)
-    curve(density, history, "connectivity", "connectivity: active weights", _SECOND)
-    curve(speed, history, "samples_per_second", "this run", _RUN)
-
-    accuracy.set_ylabel("accuracy")
+    trained = [row["train_accuracy"] for row in history]
+    tested, reference = accuracies(history), accuracies(dense)
+    curves = [(reference.split, reference.rows, reference.values, ", dense reference", _DENSE, "-")]
+    curves.append(("train", history, trained, "", _RUN, ":"))
+    curves.append((tested.split, tested.rows, tested.values, "", _RUN, "-"))
+    if tested.split == "validation" and "test_accuracy" in history[-1]:
+        curves.append(("test", history[-1:], [history[-1]["test_accuracy"]], "", _TEST, "-"))
+    curves = [curve for curve in curves if curve[1]]
+    for split, rows, values, of, colour, style in curves:
+        _curve(accuracy, rows, values, f"{split}{of}: {values[-1]:.2%} at the end", colour, style)
     # the first epochs may fall below the picture: the ends are what is compared
-    best = max(row[field] for row in [*history, *dense])
-    lowest = min(history[-1]["train_accuracy"], *(rows[-1][field] for rows in (history, dense) if rows))
-    accuracy.set_ylim(max(0.0, min(best - 0.25, lowest - 0.05)), min(1.01, best + 0.1))
-    density.set_ylabel("share of the dense network")
-    density.set_ylim(0, 1.05)
-    for axes in (accuracy, density):
+    ends = [values[-1] for _, _, values, *_ in curves]
+    best = max(value for split, _, values, *_ in curves if split != "train" or len(curves) == 1 for value in values)
+    accuracy.set_ylim(max(0.0, min(best - 0.25, min(ends) - 0.05)), min(1.01, max(best, *ends) + 0.1))
+    accuracy.set_title("accuracy")
+
+    for field, what, colour in ("density", "channels", _RUN), ("connectivity", "weights", _SECOND):
+        _curve(share, history, [row[field] for row in history], f"{field}: active {what}", colour)
+    share.set_title("share of the dense network")
+    share.set_ylim(0, 1.05)
+    for axes in (accuracy, share):
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    speed.set_ylabel("training speed (samples/s)")
+
+    for rows, label, colour in (dense, "dense reference", _DENSE), (history, "this run", _RUN):
+        if rows:
+            _curve(speed, rows, [row["samples_per_second"] for row in rows], label, colour)
+    speed.set_title("training speed (samples/s)")
     speed.set_ylim(bottom=0)
     speed.set_xlabel("training time (s)")
     speed.set_xlim(left=0)
-    for axes in (accuracy, density, speed):
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False, loc="best")
-        axes.spines[["top", "right"]].set_visible(False)
+    for axes in (accuracy, share, speed):
+        axes.grid()
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))  # beside the curves, wherever these go
     return figure
+
+
+def _curve(axes: Axes, rows: Rows, values: Sequence[float], label: str, colour: str, style: str = "-") -> None:
+    """Values over the rows' training time, each marked: a run of one epoch is a curve of one point."""
+    seconds = [row["seconds"] for row in rows]
+    axes.plot(seconds, values, style, color=colour, label=label, marker="o", markersize=3)

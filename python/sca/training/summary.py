@@ -10,13 +10,13 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from ..cost import CostReport, report_cost
-from ..report.comparison import NOT_MEASURED, comparison
+from ..cost import CostReport
+from ..report.comparison import MEANINGS, NOT_MEASURED
+from ..report.comparison import table as comparison_table
+from .evaluation import count_cost, counted_on, measure_accuracy
 from .loop import Trainer
-from .metrics import Speed, accuracy, autocast, compare_speed
-
-# Operations are counted on so many test images at most: their mean settles long before.
-COUNTED_SAMPLES = 1024
+from .precision import autocast
+from .speed import Speed, compare_speed
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,18 @@ class Column:
 
     Attributes:
         accuracy: on the test split, in [0, 1].
-        parameters: number of values of all its parameters.
+        density: active / all channels of the prunable groups.
         connectivity: its weights / weights of the dense network.
+        parameters: number of values of all its parameters.
         synops: synaptic operations per image (:class:`sca.cost.CostReport`).
         energy_pj: estimate per image, in pJ.
         training, inference: samples/s.
     """
 
     accuracy: float | None
-    parameters: int
+    density: float
     connectivity: float
+    parameters: int
     synops: float | None
     energy_pj: float | None
     training: Speed
@@ -59,14 +61,7 @@ class Summary:
 
     def table(self) -> Table:
         """The table that ends a run."""
-        (first, *columns), rows = comparison(self.to_dict())
-        title = " against ".join(column for column in columns if column != "change").capitalize()
-        table = Table(first, title=title, caption="\n".join(self.notes), caption_justify="left")
-        for name in columns:
-            table.add_column(name, justify="right")
-        for row in rows:
-            table.add_row(*row)
-        return table
+        return comparison_table(self.to_dict())
 
 
 def summarise(trainer: Trainer, small: nn.Module, dense: Trainer) -> Summary:
@@ -79,40 +74,42 @@ def summarise(trainer: Trainer, small: nn.Module, dense: Trainer) -> Summary:
             itself if that is dense.
     """
     config, data = trainer.config, trainer.dataset
-    batch_size = min(4 * trainer.batch_size, COUNTED_SAMPLES)
     is_dense, has_reference = dense is trainer, bool(dense.history)
-
-    def cost_of(model: nn.Module) -> CostReport:
-        return report_cost(model, data.test_batches(batch_size), config.time_steps, COUNTED_SAMPLES // batch_size)
 
     def measured(model: nn.Module, cost: CostReport) -> dict[str, Any]:
         return {
-            "accuracy": accuracy(model, data.test_batches(batch_size), config.precision),
+            "accuracy": measure_accuracy(model, data, config),
+            "connectivity": cost.connectivity,
             "synops": cost.synops,
             "energy_pj": cost.energy_pj,
-            "connectivity": cost.connectivity,
         }
 
-    cost = cost_of(trainer.model)
+    cost = count_cost(trainer.model, data, config)
     compacted = measured(small, cost)
     if is_dense:
         reference = compacted
     elif has_reference:
-        reference = measured(dense.model, cost_of(dense.model))
+        reference = measured(dense.model, count_cost(dense.model, data, config))
     else:
-        reference = {"accuracy": None, "synops": None, "energy_pj": None, "connectivity": 1.0}
+        reference = {"accuracy": None, "connectivity": 1.0, "synops": None, "energy_pj": None}
+    densities = {"dense": dense.density, "compacted": trainer.density}
     speeds = _speeds(trainer, small, dense)
     parameters = {"dense": _count(dense.model), "compacted": _count(small)}
     columns = {
-        name: Column(**values, parameters=parameters[name], training=speeds[name][0], inference=speeds[name][1])
+        name: Column(
+            **values,
+            density=densities[name],
+            parameters=parameters[name],
+            training=speeds[name][0],
+            inference=speeds[name][1],
+        )
         for name, values in (("dense", reference), ("compacted", compacted))
     }
 
     timed = columns["compacted"].training
-    counted = min(len(data.test), COUNTED_SAMPLES // batch_size * batch_size)
     notes = [
-        f"accuracy on {len(data.test):,} test images; SynOps and energy counted on {counted:,} of them, the first"
-        " convolution once per image",
+        counted_on(len(data.test), cost),
+        MEANINGS,
         f"speed at batch {trainer.batch_size}, {torch.get_num_threads()} threads, {config.precision}, networks in turn:"
         f" medians of {timed.rounds} rounds",
     ]

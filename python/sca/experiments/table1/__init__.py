@@ -11,5 +11,6 @@ __all__ = export(
         "results": ".report",
         "run_cell": ".cells",
         "tables": ".report",
+        "write_tables": ".export",
     },
 )

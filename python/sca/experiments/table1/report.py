@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ...bench.conditions import conditions
 from ...files import write_whole
-from ...pictures import drawing, png
+from ...pictures import LIGHT, MARKERS, SERIES, drawing, png
 from .cells import DENSE, Cell
 from .config import Table1Config
 from .published import PUBLISHED, Published
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
-
-_COLOURS = ("#1b6ca8", "#e08a1e", "#3c8d40", "#b03a2e", "#8e5ea2", "#8a8a8a")
 
 
 def results(config: Table1Config, finished: Iterable[tuple[Cell, dict[str, Any]]], command: str) -> dict[str, Any]:
@@ -73,55 +71,66 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 def tables(result: dict[str, Any]) -> Group:
     """Ours, and what was published on the same data set; at most 80 columns."""
-    recipe = result["config"]["recipe"]
     caption = (
         "compacted networks, in %: mean ± standard deviation over the seeds;\n"
         "connectivity and SynOps are shares of the same seed's dense network"
     )
     if any(abs(row["connectivity"]["mean"] - row["asked"]) > 0.01 for row in result["rows"]):
         caption += ";\nwhole channels are cut: so narrow, one more would be more than was asked"
-    ours = Table(
-        title=_title(recipe),
-        caption=caption,
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    ours.add_column("criterion")
-    for name in ("asked", "connectivity", "accuracy", "SynOps kept", "seeds"):
-        ours.add_column(name, justify="right")
-    last = None
-    for row in result["rows"]:
-        if last not in (None, row["asked"]):
+    ours = _table(title(result), caption, HEAD, left=1)
+    for number, rows in enumerate(blocks(result)):
+        if number:
             ours.add_section()
-        last = row["asked"]
-        figures = [_shown(row[key]) for key in ("connectivity", "accuracy", "synops_kept")]
-        ours.add_row(row["criterion"], f"{row['asked']:.2%}", *figures, str(len(row["seeds"])))
+        for row in rows:
+            ours.add_row(*row)
     if not result["published"]:
         return Group(ours)
-    published = Table(
-        title="published, at full width on all images",
-        caption="to compare: --preset paper, on all images",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for name in ("network", "T", "method"):
-        published.add_column(name)
-    for name in ("connectivity", "accuracy", "SynOps kept"):
-        published.add_column(name, justify="right")
-    for one in (Published(**row) for row in result["published"]):
-        synops = "not told" if one.synops is None else f"{one.synops:.1f}%"
-        published.add_row(
-            one.network,
-            str(one.time_steps),
-            one.method,
-            f"{one.connectivity:.2f}%",
-            f"{one.accuracy:.2f}%",
-            synops,
-        )
+    caption = "to compare: --preset paper, on all images"
+    published = _table("published, at full width on all images", caption, PUBLISHED_HEAD, left=3)
+    for row in published_cells(result):
+        published.add_row(*row)
     return Group(ours, published)
 
 
-def _title(recipe: dict[str, Any]) -> str:
+def _table(title: str, caption: str, head: Sequence[str], left: int) -> Table:
+    """A table whose first ``left`` columns are words and whose others are numbers."""
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False)
+    for place, name in enumerate(head):
+        table.add_column(name, justify="left" if place < left else "right")
+    return table
+
+
+#: Headers of :func:`blocks`, and of :func:`published_cells`.
+HEAD = ("criterion", "asked", "connectivity", "accuracy", "SynOps kept", "seeds")
+PUBLISHED_HEAD = ("network", "T", "method", "connectivity", "accuracy", "SynOps kept")
+
+
+def blocks(result: dict[str, Any]) -> list[list[list[str]]]:
+    """The table as text, in %: the rows of each connectivity that was asked for, one after the other."""
+    found: list[list[list[str]]] = []
+    last = None
+    for row in result["rows"]:
+        if last != row["asked"]:
+            found.append([])
+        last = row["asked"]
+        figures = [_shown(row[key]) for key in ("connectivity", "accuracy", "synops_kept")]
+        found[-1].append([row["criterion"], f"{row['asked']:.2%}", *figures, str(len(row["seeds"]))])
+    return found
+
+
+def published_cells(result: dict[str, Any]) -> list[list[str]]:
+    """What was published on the same data set, as text."""
+    rows = []
+    for one in (Published(**row) for row in result["published"]):
+        synops = "not told" if one.synops is None else f"{one.synops:.1f}%"
+        shares = [f"{one.connectivity:.2f}%", f"{one.accuracy:.2f}%", synops]
+        rows.append([one.network, str(one.time_steps), one.method, *shares])
+    return rows
+
+
+def title(result: dict[str, Any]) -> str:
+    """What was trained."""
+    recipe = result["config"]["recipe"]
     images = f"{recipe['limit_train']} images, " if recipe["limit_train"] else ""
     network = f"{recipe['model']} x {recipe['width']:g} on {recipe['data']}"
     return f"{network}, {images}T = {recipe['time_steps']}, {recipe['epochs']} epochs"
@@ -141,42 +150,36 @@ def plot(path: Path, result: dict[str, Any]) -> None:
 def _drawn(new_figure: type[Figure], result: dict[str, Any]) -> Figure:
     from matplotlib.ticker import PercentFormatter
 
-    recipe, rows = result["config"]["recipe"], result["rows"]
-    figure = new_figure(figsize=(8, 5), layout="constrained", dpi=120)
+    rows = result["rows"]
+    figure = new_figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for row in rows:
         if row["criterion"] == DENSE:
             middle, spread = row["accuracy"]["mean"], row["accuracy"]["std"] or 0.0
-            axes.axhline(middle, color="black", linewidth=1, linestyle="--", label="dense")
-            axes.axhspan(middle - spread, middle + spread, color="black", alpha=0.07, linewidth=0)
+            axes.axhline(middle, color=LIGHT["dense"], linestyle="--", label="dense")
+            axes.axhspan(middle - spread, middle + spread, color=LIGHT["dense"], alpha=0.12, linewidth=0)
     criteria = [name for name in dict.fromkeys(row["criterion"] for row in rows) if name != DENSE]
-    for position, (name, colour) in enumerate(zip(criteria, _COLOURS * len(criteria), strict=False)):
+    for position, name in enumerate(criteria):
         own = sorted((row for row in rows if row["criterion"] == name), key=lambda row: row["asked"])
         shift = 1 + 0.012 * (position - (len(criteria) - 1) / 2)  # error bars side by side
         axes.errorbar(
             [row["connectivity"]["mean"] * shift for row in own],
             [row["accuracy"]["mean"] for row in own],
             [row["accuracy"]["std"] or 0.0 for row in own],
-            marker="o",
-            markersize=4,
-            capsize=3,
-            linewidth=1.2,
-            color=colour,
+            marker=MARKERS[position % len(MARKERS)],
+            color=SERIES[position % len(SERIES)],
             label=name,
         )
     axes.set_xscale("log")
     asked = sorted(result["config"]["connectivities"])
     axes.set_xticks(asked, [f"{share:.4g}%" for share in (100 * value for value in asked)])
     axes.minorticks_off()
+    axes.margins(x=0.1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     axes.set_xlabel("connectivity: weights kept (logarithmic)")
     axes.set_ylabel("test accuracy of the compacted network")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="best")
+    axes.grid()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     seeds = max((len(row["seeds"]) for row in rows), default=0)
-    axes.set_title(
-        f"{_title(recipe)}; mean ± standard deviation of {seeds} seeds",
-        fontsize=10,
-    )
+    axes.set_title(f"{title(result)}; mean ± standard deviation of {seeds} seeds")
     return figure
