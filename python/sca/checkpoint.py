@@ -93,9 +93,7 @@ def unsealed(content: bytes, source: object, form: str) -> tuple[dict[str, Tenso
         CheckpointError: naming ``source``: it is truncated, damaged, or of another format.
     """
     try:
-        tensors = deserialise(content)
-        length = int.from_bytes(content[:8], "little")  # of the header, which deserialise has found to be sound
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        tensors, metadata = deserialise(content), _metadata(content)
     except (SafetensorError, *MALFORMED) as error:  # a KeyError: a dtype that torch does not have
         raise CheckpointError(f"{source}: not a checkpoint, truncated or damaged ({told(error)})") from error
     if metadata.get("format") != form:
@@ -104,6 +102,20 @@ def unsealed(content: bytes, source: object, form: str) -> tuple[dict[str, Tenso
     if metadata.get("digest") != digest(tensors, description):
         raise CheckpointError(f"{source}: damaged (its content does not match its digest)")
     return tensors, description
+
+
+def form_of(content: bytes) -> str | None:
+    """What a file calls its format; None where it is no safetensors file, or calls it nothing."""
+    try:
+        form = _metadata(content).get("format")
+    except MALFORMED:
+        return None
+    return form if isinstance(form, str) else None
+
+
+def _metadata(content: bytes) -> dict[str, Any]:
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]).get("__metadata__", {})
 
 
 def told(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from .models import MODELS, build
 from .structure import restore_structure, structure_of
 from .structure.wrappers import plain_name, unwrapped
 
-__all__ = ["FORMAT", "describe", "load", "save"]
+__all__ = ["FORMAT", "describe", "from_bytes", "load", "save"]
 
 FORMAT = "sca-model-1"
 
@@ -89,7 +89,12 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     if model is not None:
         checks.instance("model", model, nn.Module, "a torch.nn.Module")
-    tensors, description = _read(path)
+    return from_bytes(read_whole(_file(path)), path, model)
+
+
+def from_bytes(content: bytes, path: object, model: nn.Module | None = None) -> nn.Module:
+    """:func:`load` of a file's content; errors name ``path``."""
+    tensors, description = _opened(content, path)
     if model is None and description.get("architecture") is None:
         raise ValueError(
             f"model: expected an instance of {description.get('class')} for {path} to be loaded into, since it is none "
@@ -112,7 +117,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         CheckpointError: the file is damaged or of another format.
         OSError: there is no such file.
     """
-    return _read(path)[1]
+    return _opened(read_whole(_file(path)), path)[1]
 
 
 def _file(path: Any) -> Path:
@@ -123,8 +128,9 @@ def _file(path: Any) -> Path:
     return Path(path)
 
 
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors, text = checkpoint.unsealed(read_whole(_file(path)), path, FORMAT)
+def _opened(content: bytes, path: object) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description."""
+    tensors, text = checkpoint.unsealed(content, path, FORMAT)
     description = json.loads(text)
     if not isinstance(description, dict):
         raise CheckpointError(f"{path}: expected the description of a model, got {type(description).__name__}")

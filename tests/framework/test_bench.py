@@ -12,8 +12,9 @@ from rich.console import Console
 from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
+import sca
 from sca import models
-from sca.bench import peers, table
+from sca.bench import BenchConfig, measure, peers, table
 from sca.bench.work import prune_evenly
 from sca.cli import app
 from sca.structure.groups import find_groups
@@ -180,3 +181,28 @@ def test_twin_has_our_loss_and_gradients(name, model):
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-4)
     for (at, a), b in zip(ours.named_parameters(), twin.parameters(), strict=True):
         assert (a.grad - b.grad).norm() <= 1e-3 * a.grad.norm() + 1e-6, at
+
+
+def test_bench_measures_a_network_that_was_trained_dense_and_as_it_is(tmp_path):
+    model = sca.models.build("vgg5", in_channels=1, image_size=8, time_steps=2, num_classes=3)
+    for members in find_groups(model).values():
+        if members.group.prunable:
+            members.group.set_active(range(0, members.group.num_channels, 4))
+    file = tmp_path / "pruned.safetensors"
+    sca.save(model, file)
+    config = BenchConfig(network=str(file), peers=(), rounds=3, batch_size=(2,), modes=("inference",))
+    result = measure(config, "sca bench", lambda text: None)
+    assert [figure["density"] for figure in result["figures"]] == [1.0, 0.25]
+    assert {tuple(figure["input"]) for figure in result["figures"]} == {(2, 1, 8, 8)}
+    assert {figure["time_steps"] for figure in result["figures"]} == {2}
+    assert result["config"]["model"] == "vgg5"
+    assert all(figure["samples_per_second"] for figure in result["figures"])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"something else"])
+def test_bench_refuses_a_network_that_is_none(tmp_path, content):
+    file = tmp_path / "file"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"network: expected a run's folder|file: not a checkpoint"):
+        measure(BenchConfig(network=str(file), peers=(), rounds=3), "sca bench", lambda text: None)

@@ -29,6 +29,11 @@ class BenchConfig:
     model: str = setting("vgg9", names="sca.models:MODELS")
     """Network: a name in ``sca.models``."""
 
+    network: str | None = None
+    """Network that was trained, in place of a fresh one: a run's folder, or a file of ``sca.save``. It is measured
+    dense, and with the channels that it has active; model, width, images and densities are its own, and T where none
+    is given."""
+
     width: float = setting(1.0, above=0, high=MAX_WIDTH)
     """Factor on its hidden widths."""
 

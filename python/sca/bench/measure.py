@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ..pruning import compact
 from ..structure.groups import find_groups
 from ..training.firing import FiringRate
 from ..training.speed import compare_speed
+from ..training.weights import load_pruned
 from .conditions import conditions, version
 from .config import BenchConfig
 from .memory import allocated, saved_bytes
@@ -72,6 +74,7 @@ def measure(config: BenchConfig, command: str, progress: Callable[[str], None] =
     Raises:
         ValueError: a kernel failed, so that another backend took its place.
     """
+    config, trained = _resolved(config)
     told = conditions(command)
     if torch.device(config.device).type == "cuda":
         told["device"] = torch.cuda.get_device_name(config.device)
@@ -79,20 +82,50 @@ def measure(config: BenchConfig, command: str, progress: Callable[[str], None] =
     figures = []
     for time_steps in config.time_steps:
         for batch_size in config.batch_size:
-            figures += _setting(config, time_steps, batch_size, progress)
+            figures += _setting(config, trained, time_steps, batch_size, progress)
     return {"config": config.to_dict(), "conditions": told, "figures": figures}
 
 
+def _resolved(config: BenchConfig) -> tuple[BenchConfig, nn.Module | None]:
+    """The network that was trained, if one is to be measured, and the configuration with what it says of itself.
+
+    Raises:
+        ValueError: there is none, or its file is damaged.
+    """
+    if config.network is None:
+        return config, None
+    try:
+        trained = load_pruned(Path(config.network))
+    except OSError as error:
+        raise ValueError(
+            f"network: expected a run's folder or a file of sca.save, got {config.network} ({error.strerror})"
+        ) from error
+    own = trained.config
+    density = density_of(members.group for members in find_groups(trained).values())
+    is_default = config.time_steps == BenchConfig.time_steps
+    changes = {
+        "model": own["name"],
+        "width": own["width"],
+        "in_channels": own["in_channels"],
+        "size": own["image_size"][0],
+        "densities": (1.0, density) if density < 1 else (1.0,),
+        "time_steps": (own["time_steps"],) if is_default else config.time_steps,
+    }
+    return replace(config, **changes), trained
+
+
 def _setting(
-    config: BenchConfig, time_steps: int, batch_size: int, progress: Callable[[str], None]
+    config: BenchConfig, trained: nn.Module | None, time_steps: int, batch_size: int, progress: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """The figures at one T and N."""
     torch.manual_seed(config.seed)
-    shape = (batch_size, config.in_channels, config.size, config.size)
+    sides = [config.size] * 2 if trained is None else trained.config["image_size"]
+    shape = (batch_size, config.in_channels, *sides)
     images = torch.randn(shape, device=config.device).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (batch_size,), device=config.device)
+    classes = 10 if trained is None else trained.config["num_classes"]
+    labels = torch.randint(classes, (batch_size,), device=config.device)
     progress(f"T = {time_steps}, batch {batch_size}: networks")
-    parties = _parties(config, time_steps, images, labels)
+    parties = _parties(config, _networks(config, trained, time_steps), images, labels)
     figures = []
     for mode in config.modes:
         progress(f"T = {time_steps}, batch {batch_size}: {mode}")
@@ -130,8 +163,15 @@ def _setting(
     return figures
 
 
-def _parties(config: BenchConfig, time_steps: int, images: Tensor, labels: Tensor) -> list[Party]:
-    """Ours at every density, and the dense twin of each peer, their first losses compared."""
+def _networks(config: BenchConfig, trained: nn.Module | None, time_steps: int) -> list[tuple[float, nn.Module]]:
+    """Densities and our networks of them: the same weights, the dense one first."""
+    if trained is not None:
+        pruned = copy.deepcopy(trained).to(config.device)
+        pruned.time_steps = time_steps
+        dense = copy.deepcopy(pruned)
+        for members in find_groups(dense).values():
+            members.group.set_active(range(members.group.num_channels))
+        return list(zip(config.densities, (dense, pruned), strict=False))
     dense = build(
         config.model,
         in_channels=config.in_channels,
@@ -140,6 +180,18 @@ def _parties(config: BenchConfig, time_steps: int, images: Tensor, labels: Tenso
         width=config.width,
         detach_reset=True,
     ).to(config.device)
+    networks = [(density, copy.deepcopy(dense)) for density in config.densities]
+    for density, net in networks:
+        if density < 1:
+            prune_evenly(net, density, config.round_to)
+    return networks
+
+
+def _parties(
+    config: BenchConfig, networks: list[tuple[float, nn.Module]], images: Tensor, labels: Tensor
+) -> list[Party]:
+    """Ours at every density, and the dense twin of each peer, their first losses compared."""
+    dense = copy.deepcopy(networks[0][1])  # as it is before a pass
 
     def first_loss(net: nn.Module) -> float:
         with torch.no_grad():
@@ -153,10 +205,7 @@ def _parties(config: BenchConfig, time_steps: int, images: Tensor, labels: Tenso
         return party
 
     parties = []
-    for density in config.densities:
-        net = copy.deepcopy(dense)
-        if density < 1:
-            prune_evenly(net, density, config.round_to)
+    for density, net in networks:
         rate = FiringRate(counted := copy.deepcopy(net))
         first_loss(counted)
         spikes, positions = rate.since_mark()

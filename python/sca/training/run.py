@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from .. import checkpoint
+from .. import checkpoint, saving
 from ..data import Dataset, load
 from ..files import write_json
 from ..pruning import compact
@@ -70,7 +70,7 @@ def run(
         dense = Trainer.from_config(dense_config, dataset, weights=False)
 
     small = compact(trainer.model)
-    checkpoint.save(folder.model, {"architecture": small.config, "model": small.state_dict()})
+    saving.save(small, folder.model, plan=None if trainer.scheduler is None else trainer.scheduler.plan)
     if observer.stop_requested:
         raise Interrupted
     summary = summarise(trainer, small, dense)

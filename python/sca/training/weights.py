@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sca_kernels.nn import ChannelGroup
 
 from .. import checkpoint, saving
+from ..files import read_whole
 from ..models import build
 from ..pruning import compact
 from ..structure.attach import has_groups
@@ -27,7 +28,8 @@ __all__ = ["end_with_result", "load_model", "load_pruned", "start_from"]
 
 
 def load_model(path: Path) -> nn.Module:
-    """The model in a checkpoint or in a run's compacted model, physically small.
+    """The model in a file of :func:`sca.save`, as a run's ``model.safetensors`` is, or in a checkpoint, physically
+    small.
 
     Args:
         path: the file, or the folder of a run (its compacted model; while it is not finished, its best epoch if it
@@ -44,8 +46,8 @@ def load_model(path: Path) -> nn.Module:
 
 
 def load_pruned(path: Path) -> nn.Module:
-    """The model in a checkpoint at its full size, its dormant channels among the others: what shares of the dense
-    network are counted on.
+    """The model in a checkpoint, or in a file of :func:`sca.save`, at the size it has there, its dormant channels among
+    the others: what shares of the dense network are counted on.
 
     Args:
         path: the file, or the folder of a run.
@@ -55,7 +57,10 @@ def load_pruned(path: Path) -> nn.Module:
         OSError: there is none.
     """
     path = _full_size(path)
-    state = checkpoint.load(path)
+    content = read_whole(path)
+    if checkpoint.form_of(content) == saving.FORMAT:
+        return saving.from_bytes(content, path)
+    state = checkpoint.from_bytes(content, path)
     try:
         weights, active = _contents(state)
         _check_sizes(state["architecture"], weights)
@@ -116,13 +121,10 @@ def start_from(model: nn.Module, source: str | Path, ranks: Ranks | None = None)
 
 def _read(path: Path) -> Any:
     """What a checkpoint holds, or the same of a network that :func:`sca.save` wrote."""
-    try:
-        return checkpoint.load(path)
-    except checkpoint.CheckpointError as error:
-        try:
-            model = saving.load(path)
-        except ValueError:
-            raise error from None
+    content = read_whole(path)
+    if checkpoint.form_of(content) != saving.FORMAT:
+        return checkpoint.from_bytes(content, path)
+    model = saving.from_bytes(content, path)
     groups = find_groups(model) if has_groups(model) else {}
     active = {name: members.group.active for name, members in groups.items()}
     return {"architecture": model.config, "active": active, "model": dict(model.state_dict())}
