@@ -166,7 +166,7 @@ def _setting(
 def _networks(config: BenchConfig, trained: nn.Module | None, time_steps: int) -> list[tuple[float, nn.Module]]:
     """Densities and our networks of them: the same weights, the dense one first."""
     if trained is not None:
-        pruned = copy.deepcopy(trained).to(config.device)
+        pruned = copy.deepcopy(trained).to(config.device).train()
         pruned.time_steps = time_steps
         dense = copy.deepcopy(pruned)
         for members in find_groups(dense).values():
