@@ -7,7 +7,7 @@ from .conv import ChannelConv2d
 from .explain import explain
 from .group import ChannelGroup, probing
 from .linear import ChannelLinear
-from .neuron import IF, LIF, PLIF, detach, is_recomputing, reset
+from .neuron import IF, LIF, PLIF, detach, reset
 from .pool import MaxPool2d
 from .select import ChannelSelect
 
@@ -27,7 +27,6 @@ __all__ = [
     "MaxPool2d",
     "detach",
     "explain",
-    "is_recomputing",
     "probing",
     "reset",
 ]

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sca_kernels.nn import Activity, is_recomputing, probing
+from sca_kernels.nn import Activity, probing
+from sca_kernels.nn.neuron import is_recomputing
 
 from ..cost.layers import LayerCost
 from ..cost.rates import RateRecorder
