@@ -22,7 +22,7 @@ from ..torch_private import (
     in_transform,
     is_unwatched,
 )
-from .checks import check_tensors
+from .guards import guard_tensors
 
 
 class NotANumber(ValueError):
@@ -96,7 +96,7 @@ class Operator:
         names = tuple(inspect.signature(implementation).parameters)
 
         def filled(*arguments):
-            check_tensors(names, arguments)
+            guard_tensors(names, arguments)
             if self.guard is not None:
                 self.guard(*arguments)
             out = implementation(*arguments)
