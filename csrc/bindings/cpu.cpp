@@ -11,9 +11,9 @@
 #include <optional>
 
 #include "../cpu/bitpack.h"
-#include "../cpu/blocks.h"
 #include "../cpu/isa.h"
 #include "../cpu/neuron.h"
+#include "../cpu/weights.h"
 #include "../cpu/winograd.h"
 
 namespace py = pybind11;

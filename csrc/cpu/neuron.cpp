@@ -53,21 +53,21 @@ void clear(const BackwardOutput& out, int64_t channels) {
 void neuron_forward(const Neuron& neuron, const Input& in, const ForwardOutput& out) {
     clear(out, in.shape.c);
     if (empty(in.shape)) return;
-    Forward forward(neuron, in, out, Order::memory);
-    for_groups(forward.layout, useful_threads(in.shape, in.threads),
-               [&](const Group& group, int threads) { forward.run(group, threads); });
+    ForwardPass forward(neuron, in, out, Order::memory);
+    for_stripes(forward.tiling, useful_threads(in.shape, in.threads),
+                [&](const Stripe& stripe, int threads) { forward.run(stripe, threads); });
 }
 
 void neuron_backward(const Neuron& neuron, const Input& in, const BackwardInput& grad, const BackwardOutput& out) {
     clear(out, in.shape.c);
     if (empty(in.shape)) return;
-    Backward backward(neuron, in, grad, out, {in.scale, nullptr, nullptr, nullptr}, Order::memory);
-    for_groups(backward.layout, useful_threads(in.shape, in.threads),
-               [&](const Group& group, int threads) { backward.run(group, threads); });
+    BackwardPass backward(neuron, in, grad, out, {in.scale, nullptr, nullptr, nullptr}, Order::memory);
+    for_stripes(backward.tiling, useful_threads(in.shape, in.threads),
+                [&](const Stripe& stripe, int threads) { backward.run(stripe, threads); });
     for (int64_t c = 0; c < in.shape.c; ++c) {
-        if (out.scale != nullptr) out.scale[c] = static_cast<float>(backward.sum(Backward::kScale, c));
-        if (out.shift != nullptr) out.shift[c] = static_cast<float>(backward.sum(Backward::kShift, c));
-        if (out.rate != nullptr) out.rate[c] = static_cast<float>(backward.sum(Backward::kRate, c));
+        if (out.scale != nullptr) out.scale[c] = static_cast<float>(backward.sum(BackwardPass::kScale, c));
+        if (out.shift != nullptr) out.shift[c] = static_cast<float>(backward.sum(BackwardPass::kShift, c));
+        if (out.rate != nullptr) out.rate[c] = static_cast<float>(backward.sum(BackwardPass::kRate, c));
     }
 }
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "layout.h"
+#include "tiling.h"
 
 namespace sca {
 

@@ -37,11 +37,11 @@ SCA_DEVICE void with_surrogate(int64 row, const Body& body) {
 template <bool planes, int V>
 struct Cell {
     static constexpr int kVectors = 3;  // per channel
-    const Neuron& neuron;
+    const NeuronParameters& neuron;
     const float threshold, rest;
     PerChannel<planes, V> scale, shift, rate;
 
-    SCA_DEVICE Cell(const Neuron& given, const Prelude& prelude, const Place<planes, V>& place)
+    SCA_DEVICE Cell(const NeuronParameters& given, const PreludeParameters& prelude, const Place<planes, V>& place)
         : neuron(given),
           threshold(static_cast<float>(given.threshold)),
           rest(static_cast<float>(given.rest)),

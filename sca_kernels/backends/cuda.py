@@ -105,7 +105,7 @@ class RunTime:
 def program() -> tuple[str, tuple[str, ...]]:
     """Source text and options for NVRTC. It checks that structures have the size that they are packed in."""
     sizes = ",".join(map(str, SIZES.values()))
-    code = '#include "cuda/kernels.h"\n#include "cuda/channels.h"\n'
+    code = '#include "cuda/kernels.h"\n#include "cuda/sums.h"\n'
     return code, (*_OPTIONS, f"-I{sources()}", f"-DSCA_SIZES={sizes}")
 
 

@@ -237,7 +237,7 @@ def test_one_step_presented_many_times_sums_its_gradient_over_time(dtype, affine
 @LAYOUTS
 @pytest.mark.parametrize("size", [180, 190], ids=["parked", "computed twice"])
 def test_batch_norm_backward_agrees_on_both_sides_of_what_it_parks(size, channels_last):
-    """Up to 2^18 elements of a group (a channel; in channels_last, all) dL/dy is kept between the two passes."""
+    """Up to 2^18 elements of a stripe (a channel; in channels_last, all) dL/dy is kept between the two passes."""
     x = activation((4, 1 if channels_last else 2, 2, size, size), channels_last=channels_last)
     problem = {"grad": torch.randn_like(x), "affine": True}
     exact = run(REFERENCE, x.double(), config_of(), problem["grad"].double(), affine=True)
