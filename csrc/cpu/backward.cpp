@@ -17,8 +17,8 @@ View or_zero(const View& view, DType dtype) {
 
 }  // namespace
 
-BackwardPass::BackwardPass(const Neuron& neuron, const Input& in, const BackwardInput& grad, const BackwardOutput& out,
-                           PreludeAdjointVectors prelude, Order order)
+BackwardPass::BackwardPass(const NeuronConfig& neuron, const Input& in, const BackwardInput& grad,
+                           const BackwardOutput& out, PreludeAdjointVectors prelude, Order order)
     : tiling(in.shape, {&in.x, &out.x, &grad.spikes, &in.v_init, &grad.v, &out.v_init}, kMostLanes, order),
       neuron_(neuron),
       in_(in),

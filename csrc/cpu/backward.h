@@ -18,7 +18,7 @@ class BackwardPass {
     enum Sum { kScale, kShift, kRate, kKinds };
 
     // The arguments must outlive it; the vectors of `prelude` are read when they are needed.
-    BackwardPass(const Neuron& neuron, const Input& in, const BackwardInput& grad, const BackwardOutput& out,
+    BackwardPass(const NeuronConfig& neuron, const Input& in, const BackwardInput& grad, const BackwardOutput& out,
                  PreludeAdjointVectors prelude, Order order);
 
     const Tiling tiling;
@@ -45,7 +45,7 @@ class BackwardPass {
     // Floats of a task's dL/dy: the steps of a piece, padded, then those of the next.
     int64_t parked_task() const;
 
-    const Neuron& neuron_;
+    const NeuronConfig& neuron_;
     const Input& in_;
     const BackwardInput& grad_;
     const BackwardOutput& out_;

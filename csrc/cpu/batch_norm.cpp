@@ -57,7 +57,7 @@ void sum_moments(const Input& in, const Tiling& tiling, int64_t b, Sums& sums) {
 
 }  // namespace
 
-void batch_norm_forward(const Neuron& neuron, const BatchNorm& norm, const Input& given, const ForwardOutput& out,
+void batch_norm_forward(const NeuronConfig& neuron, const BatchNorm& norm, const Input& given, const ForwardOutput& out,
                         float* mean, float* var) {
     const int64_t channels = given.shape.c;
     clear(out, channels);
@@ -87,7 +87,7 @@ void batch_norm_forward(const Neuron& neuron, const BatchNorm& norm, const Input
     });
 }
 
-void batch_norm_backward(const Neuron& neuron, const BatchNorm& norm, const Input& given, const float* mean,
+void batch_norm_backward(const NeuronConfig& neuron, const BatchNorm& norm, const Input& given, const float* mean,
                          const float* var, const BackwardInput& grad, const BackwardOutput& out) {
     const int64_t channels = given.shape.c;
     clear(out, channels);

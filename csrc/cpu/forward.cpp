@@ -9,7 +9,7 @@ enum Sum { kCount, kL1, kKinds };
 
 }  // namespace
 
-ForwardPass::ForwardPass(const Neuron& neuron, const Input& in, const ForwardOutput& out, Order order)
+ForwardPass::ForwardPass(const NeuronConfig& neuron, const Input& in, const ForwardOutput& out, Order order)
     : tiling(in.shape, {&in.x, &out.spikes, &in.v_init, &out.v}, kMostLanes, order),
       neuron_(neuron),
       in_(in),

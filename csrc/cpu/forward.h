@@ -9,7 +9,7 @@ namespace sca {
 class ForwardPass {
   public:
     // The arguments must outlive it.
-    ForwardPass(const Neuron& neuron, const Input& in, const ForwardOutput& out, Order order);
+    ForwardPass(const NeuronConfig& neuron, const Input& in, const ForwardOutput& out, Order order);
 
     const Tiling tiling;
 
@@ -19,7 +19,7 @@ class ForwardPass {
   private:
     void run(int64_t task);
 
-    const Neuron& neuron_;
+    const NeuronConfig& neuron_;
     const Input& in_;
     const ForwardOutput& out_;
     const Kernels& kernels_;

@@ -286,7 +286,7 @@ void add_neuron(Kernels& k, int c, int r, DType dtype) {
     const int d = static_cast<int>(dtype);
     k.fire[c][r][d] = fire<Charge, Reset, T>;
     k.advance[c][r][d] = advance<Charge, Kind, T>;
-#define SCA_ROW(s, Surrogate, name) k.adjoint[s][c][r][d] = adjoint<Surrogate, Charge, Kind, T>;
+#define SCA_ROW(s, Surrogate) k.adjoint[s][c][r][d] = adjoint<Surrogate, Charge, Kind, T>;
     SCA_SURROGATES(SCA_ROW)
 #undef SCA_ROW
 }

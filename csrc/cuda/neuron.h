@@ -16,7 +16,6 @@ constexpr int kAhead = 4;  // steps whose loads are issued before the first is u
 #define SCA_CASE(index, ...) \
     case index:              \
         return body(__VA_ARGS__{});
-#define SCA_NAMED_CASE(index, Struct, name) SCA_CASE(index, Struct)
 
 template <class Body>
 SCA_DEVICE void with_charge(int64 row, const Body& body) {
@@ -28,10 +27,9 @@ SCA_DEVICE void with_reset(int64 row, const Body& body) {
 }
 template <class Body>
 SCA_DEVICE void with_surrogate(int64 row, const Body& body) {
-    switch (row) { SCA_SURROGATES(SCA_NAMED_CASE) }
+    switch (row) { SCA_SURROGATES(SCA_CASE) }
 }
 #undef SCA_CASE
-#undef SCA_NAMED_CASE
 
 // A neuron's numbers as a thread has them.
 template <bool planes, int V>

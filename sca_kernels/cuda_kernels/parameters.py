@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from typing import Protocol
 
 from torch import Tensor
 
-from ..neurons import NEURONS, NeuronConfig
-from ..surrogates import TABLE
+from .. import twins
+from ..neurons import NeuronConfig
 
 
 def _integers(*names: str) -> list[tuple[str, type]]:
@@ -41,15 +40,14 @@ class NeuronParameters(ctypes.Structure):
 
     @classmethod
     def of(cls, config: NeuronConfig) -> NeuronParameters:
-        """Rows of the lists at the foot of ``csrc/include/sca/{neurons,surrogates}.h``, and rounded once, numbers."""
-        learnable = NEURONS[config.neuron].learnable_leak
-        multiplies = learnable or math.frexp(config.tau)[0] == 0.5  # a power of two: the product is the quotient
-        charge = 0 if config.neuron == "if" else (1 if config.decay_input else 3) + multiplies
-        reset = 2 if config.v_reset is None else int(config.v_reset == 0)
-        rate = 1 / config.tau if multiplies else config.tau
-        surrogate = list(TABLE).index(config.surrogate)
-        numbers = rate, config.v_threshold, config.v_rest, config.alpha, config.beta
-        return cls(charge, reset, surrogate, config.detach_reset, *numbers)
+        """Rows of the lists at the foot of ``csrc/include/sca/{neurons,surrogates}.h``, and numbers."""
+        structs = {
+            "SCA_CHARGES": twins.charge(config),
+            "SCA_RESETS": twins.reset(config),
+            "SCA_SURROGATES": twins.surrogate(config),
+        }
+        numbers = config.leak, config.v_threshold, config.v_rest, config.alpha, config.beta
+        return cls(*(twins.row(*pair) for pair in structs.items()), config.detach_reset, *numbers)
 
 
 class PreludeParameters(ctypes.Structure):

@@ -5,7 +5,6 @@ Nothing but x is kept for the backward pass, which recomputes h: in registers wh
 after a first pass that writes v at the start of each chunk to a scratch buffer of the program.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from ..layout import dense_strides, empty_activation, empty_state, is_channels_last
 from ..neurons import NEURONS, NeuronConfig
-from .neurons import TWINS, leak_gradient
-from .surrogates import SURROGATES
+from ..twins import triton_of_neuron, triton_of_surrogate
+from . import neurons, surrogates
 from .tiling import (
     GEOMETRY,
     Steps,
@@ -225,6 +224,7 @@ def backward_kernel(
     REPEAT: tl.constexpr,
     CHARGE: tl.constexpr,
     ADJOINT: tl.constexpr,
+    LEAK_GRADIENT: tl.constexpr,
     SURROGATE: tl.constexpr,
     DECAY_INPUT: tl.constexpr,
     DIVIDE: tl.constexpr,
@@ -315,7 +315,7 @@ def backward_kernel(
                     v_before = v
                     if t > 0:
                         v_before = _after_spike(hs[t - 1], hs[t - 1] >= v_threshold, v_threshold, v_rest, SOFT)
-                    sum_rate += tl.where(is_step, leak_gradient(g_h, v_before, y, v_rest, DECAY_INPUT), 0.0)
+                    sum_rate += tl.where(is_step, LEAK_GRADIENT(g_h, v_before, y, v_rest, DECAY_INPUT), 0.0)
                 g_before, g = ADJOINT(g_h, rate_of_leak, DECAY_INPUT)
                 g_v = tl.where(is_step, g_before, g_v)
                 g = tl.where(is_step, g, 0.0)
@@ -352,19 +352,16 @@ class Dynamics(NamedTuple):
 
 
 def _dynamics(config: NeuronConfig, x: Tensor, time_steps: int) -> Dynamics:
-    learnable_leak = NEURONS[config.neuron].learnable_leak
-    exact_reciprocal = math.frexp(config.tau)[0] == 0.5  # a power of two
-    divide = not learnable_leak and not exact_reciprocal
     numbers = {
-        "leak": config.tau if divide else 1 / config.tau,
+        "leak": config.leak,
         "v_threshold": config.v_threshold,
         "v_rest": config.v_rest,
     }
     modes = {
         "REPEAT": x.shape[0] != time_steps,
-        "CHARGE": TWINS[config.neuron].charge,
+        "CHARGE": triton_of_neuron(neurons, config, "charge"),
         "DECAY_INPUT": config.decay_input,
-        "DIVIDE": divide,
+        "DIVIDE": config.divides_by_tau,
         "SOFT": config.v_reset is None,
     }
     return Dynamics(numbers, modes, steps_of(time_steps))
@@ -440,9 +437,11 @@ class Adjoint:
         self.grad_v = _dense_state(grad_v, x)
         self.tiling, (self.grad_spikes,) = tile(x, time_steps, grad_spikes)
         self.dynamics = _dynamics(config, x, time_steps)
+        learned = NEURONS[config.neuron].learnable_leak
         self.modes = {
-            "ADJOINT": TWINS[config.neuron].adjoint,
-            "SURROGATE": SURROGATES[config.surrogate],
+            "ADJOINT": triton_of_neuron(neurons, config, "adjoint"),
+            "LEAK_GRADIENT": triton_of_neuron(neurons, config, "leak_gradient") if learned else None,
+            "SURROGATE": triton_of_surrogate(surrogates, config),
             "DETACH_RESET": config.detach_reset,
         }
         self.slopes = {"alpha": config.alpha, "beta": config.beta}

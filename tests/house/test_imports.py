@@ -17,6 +17,7 @@ KERNEL_LAYERS = [
     {"ops"},
     {"backends"},
     {"reference", "triton_kernels", "cuda_kernels"},
+    {"twins"},
     {"neurons"},
     {"surrogates"},
     {"paths"},

@@ -20,7 +20,6 @@ from sca_kernels.backends import registry
 from sca_kernels.cuda_kernels import multistep, parameters, tiling
 from sca_kernels.cuda_kernels.multistep import Current
 from sca_kernels.cuda_kernels.tiling import Tiling
-from sca_kernels.surrogates import TABLE
 from sca_kernels.testing import activation, poisoned_memory, relative_l2
 from tests.kernels.problems import config_of, run, views
 
@@ -341,28 +340,6 @@ def test_no_kernel_indexes_in_32_bits():
             re.findall(r"static_cast<int(?:64)?>\(threadIdx\.x\)", text)
         ), path
         assert not re.search(r"\b(blockDim|gridDim|unsigned int|size_t|atomic)", text), path
-
-
-def test_rows_of_the_headers_are_those_that_the_host_side_names():
-    neurons = (CSRC / "include/sca/neurons.h").read_text()
-    surrogates = (CSRC / "include/sca/surrogates.h").read_text()
-    assert re.findall(r'row\(\d+, \w+, "(\w+)"\)', surrogates) == list(TABLE)
-    charges = {
-        "IntegrateAndFire": config_of("if"),
-        "Leaky<DivideByTau>": config_of(tau=3.0),
-        "Leaky<MultiplyByRate>": config_of(tau=4.0),
-        "LeakyFullInput<DivideByTau>": config_of(tau=3.0, decay_input=False),
-        "LeakyFullInput<MultiplyByRate>": config_of("plif", decay_input=False),
-    }
-    listed = re.findall(r"row\((\d), ([\w<>]+)\)", neurons[neurons.index("#define SCA_CHARGES") :])
-    found = {name: int(row) for row, name in listed}
-    assert {name: parameters.NeuronParameters.of(config).charge for name, config in charges.items()} == {
-        name: found[name] for name in charges
-    }
-    resets = {"HardReset": 0.5, "HardResetToZero": 0.0, "SoftReset": None}
-    assert {name: parameters.NeuronParameters.of(config_of(v_reset=value)).reset for name, value in resets.items()} == {
-        name: found[name] for name in resets
-    }
 
 
 @EMULATED

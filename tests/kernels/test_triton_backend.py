@@ -14,8 +14,6 @@ from sca_kernels import functional as F
 from sca_kernels.backends import choose, registry
 from sca_kernels.backends.base import BackendError
 from sca_kernels.channels import Bits
-from sca_kernels.neurons import NEURONS
-from sca_kernels.surrogates import TABLE
 
 CUDA = torch.device("cuda", 0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -67,15 +65,6 @@ class OnGpu:
     """As much of a CUDA tensor as the choice of a backend reads."""
 
     device, dtype = CUDA, torch.float32
-
-
-def test_every_neuron_and_surrogate_has_its_twin():
-    pytest.importorskip("triton", reason="needs Triton (pip install triton)")
-    from sca_kernels.triton_kernels.neurons import TWINS
-    from sca_kernels.triton_kernels.surrogates import SURROGATES
-
-    assert TWINS.keys() == NEURONS.keys()
-    assert SURROGATES.keys() == TABLE.keys()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
