@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,8 @@ _HEADERS = {
     "SCA_SURROGATES": "include/sca/surrogates.h",
 }
 """The lists of what is compiled, and where they stand in :func:`sources`."""
+_Free = dict[str, Iterator[int]]
+"""Indices that a list has left."""
 
 
 # ---- the twins of a configuration
@@ -52,7 +55,7 @@ def row(macro: str, struct: str) -> int:
     """The index of a struct in one of the lists of C++; ValueError where it is not there."""
     index = listed(macro).get(struct)
     if index is None:
-        raise ValueError(f"{struct}: {_missing_row(macro, struct)}")
+        raise ValueError(f"{struct}: {_missing_row(macro, struct, len(listed(macro)))}")
     return index
 
 
@@ -120,10 +123,11 @@ def triton_functions(module: str) -> set[str]:
 def missing() -> list[str]:
     """One sentence for each twin that a row does not name, or that is not there: the file, and what to add to it."""
     found = []
+    free = {macro: itertools.count(len(listed(macro))) for macro in _HEADERS}
     for name, neuron in NEURONS.items():
-        found += [f"neuron {name!r}: {what}" for what in _missing_of_neuron(neuron)]
+        found += [f"neuron {name!r}: {what}" for what in _missing_of_neuron(neuron, free)]
     for name, given in TABLE.items():
-        found += [f"surrogate {name!r}: {what}" for what in _missing_of_surrogate(given)]
+        found += [f"surrogate {name!r}: {what}" for what in _missing_of_surrogate(given, free)]
     for macro in _HEADERS:
         indices = list(listed(macro).values())
         if sorted(indices) != list(range(len(indices))):
@@ -131,14 +135,14 @@ def missing() -> list[str]:
     return found
 
 
-def _missing_of_neuron(neuron: Neuron) -> Iterable[str]:
+def _missing_of_neuron(neuron: Neuron, free: _Free) -> Iterable[str]:
     structs, prefix = _cpp(neuron), _triton(neuron)
     if not structs:
         yield _unnamed_cpp(neuron)
     leaks = ("MultiplyByRate",) if neuron.learnable_leak else ("DivideByTau", "MultiplyByRate")
     for struct in dict.fromkeys(structs or ()):
         rows = [struct.replace("<>", f"<{leak}>") for leak in leaks] if struct.endswith("<>") else [struct]
-        yield from _missing_struct("SCA_CHARGES", rows)
+        yield from _missing_struct("SCA_CHARGES", rows, free)
     if not prefix:
         yield _unnamed_triton(neuron)
         return
@@ -148,9 +152,9 @@ def _missing_of_neuron(neuron: Neuron) -> Iterable[str]:
             yield _missing_function("neurons", f"{prefix}_{part}")
 
 
-def _missing_of_surrogate(given: SurrogateRow) -> Iterable[str]:
+def _missing_of_surrogate(given: SurrogateRow, free: _Free) -> Iterable[str]:
     if given.cpp:
-        yield from _missing_struct("SCA_SURROGATES", [given.cpp])
+        yield from _missing_struct("SCA_SURROGATES", [given.cpp], free)
     else:
         yield _UNNAMED_STRUCT
     if not given.triton:
@@ -159,16 +163,16 @@ def _missing_of_surrogate(given: SurrogateRow) -> Iterable[str]:
         yield _missing_function("surrogates", given.triton)
 
 
-def _missing_struct(macro: str, rows: list[str]) -> Iterable[str]:
+def _missing_struct(macro: str, rows: list[str], free: _Free) -> Iterable[str]:
     """Of a struct, and its rows."""
     bare = rows[0].partition("<")[0]
     if bare not in _defined(macro):
         yield f"no C++ twin: add `struct {bare}` to csrc/{_HEADERS[macro]}"
-    yield from (_missing_row(macro, struct) for struct in rows if struct not in listed(macro))
+    yield from (_missing_row(macro, struct, next(free[macro])) for struct in rows if struct not in listed(macro))
 
 
-def _missing_row(macro: str, struct: str) -> str:
-    return f"no C++ row: add `row({len(listed(macro))}, {struct})` to {macro} at the foot of csrc/{_HEADERS[macro]}"
+def _missing_row(macro: str, struct: str, index: int) -> str:
+    return f"no C++ row: add `row({index}, {struct})` to {macro} at the foot of csrc/{_HEADERS[macro]}"
 
 
 def _missing_function(module: str, name: str) -> str:

@@ -89,7 +89,7 @@ MISSING = {
     ),
     "no template": (
         {"cpp": ("Leaky<>", "Nowhere<>")},
-        [f"`struct Nowhere` to {NEURONS_H}", "`row(5, Nowhere<DivideByTau>)`", "`row(5, Nowhere<MultiplyByRate>)`"],
+        [f"`struct Nowhere` to {NEURONS_H}", "`row(5, Nowhere<DivideByTau>)`", "`row(6, Nowhere<MultiplyByRate>)`"],
     ),
     "no name in C++": ({"cpp": None}, ["names no C++ twin: add `cpp = (<struct>, <without decay_input>)` to it in"]),
     "no functions": (
