@@ -23,6 +23,7 @@ from sca_kernels.testing import missing_twins
 from tests.kernels.problems import config_of
 
 NEURONS_H, SURROGATES_H = "csrc/include/sca/neurons.h", "csrc/include/sca/surrogates.h"
+CHARGES, SURROGATES = (len(twins.listed(macro)) for macro in ("SCA_CHARGES", "SCA_SURROGATES"))
 TRITON = "sca_kernels/triton_kernels"
 
 
@@ -85,11 +86,18 @@ def test_a_planted_neuron_and_surrogate_with_all_twins_are_complete(plant):
 MISSING = {
     "no struct": (
         {"cpp": ("Nowhere", "LeakyFullInput<>")},
-        [f"add `struct Nowhere` to {NEURONS_H}", f"add `row(5, Nowhere)` to SCA_CHARGES at the foot of {NEURONS_H}"],
+        [
+            f"add `struct Nowhere` to {NEURONS_H}",
+            f"add `row({CHARGES}, Nowhere)` to SCA_CHARGES at the foot of {NEURONS_H}",
+        ],
     ),
     "no template": (
         {"cpp": ("Leaky<>", "Nowhere<>")},
-        [f"`struct Nowhere` to {NEURONS_H}", "`row(5, Nowhere<DivideByTau>)`", "`row(6, Nowhere<MultiplyByRate>)`"],
+        [
+            f"`struct Nowhere` to {NEURONS_H}",
+            f"`row({CHARGES}, Nowhere<DivideByTau>)`",
+            f"`row({CHARGES + 1}, Nowhere<MultiplyByRate>)`",
+        ],
     ),
     "no name in C++": ({"cpp": None}, ["names no C++ twin: add `cpp = (<struct>, <without decay_input>)` to it in"]),
     "no functions": (
@@ -118,7 +126,7 @@ LACKING = {
         {"cpp": "Nowhere"},
         [
             f"add `struct Nowhere` to {SURROGATES_H}",
-            f"add `row(10, Nowhere)` to SCA_SURROGATES at the foot of {SURROGATES_H}",
+            f"add `row({SURROGATES}, Nowhere)` to SCA_SURROGATES at the foot of {SURROGATES_H}",
         ],
     ),
     "no name in C++": ({"cpp": ""}, ['names no C++ twin: add `cpp="<struct>"` to it in sca_kernels/surrogates.py']),
@@ -142,7 +150,8 @@ def test_a_struct_without_a_row_and_a_row_that_is_numbered_twice_are_named(heade
     edit(headers / "surrogates.h", "row(1, Atan)", "row(0, Atan)")
     told = missing_twins()
     assert (
-        f"neuron 'lif': no C++ row: add `row(4, Leaky<DivideByTau>)` to SCA_CHARGES at the foot of {NEURONS_H}" in told
+        f"neuron 'lif': no C++ row: add `row({CHARGES - 1}, Leaky<DivideByTau>)` to SCA_CHARGES at the foot of {NEURONS_H}"
+        in told
     )
     assert any(line.startswith("SCA_SURROGATES: expected the indices 0, 1, 2, ...") for line in told)
     assert any(line.startswith("SCA_CHARGES: expected the indices 0, 1, 2, ...") for line in told)
@@ -178,7 +187,7 @@ def test_the_cpu_backend_names_a_struct_that_is_not_compiled_in(plant):
 def test_the_cuda_backend_names_a_row_that_is_not_listed(plant):
     plant(cpp=("Nowhere", "Nowhere"))
     with pytest.raises(
-        ValueError, match=rf"Nowhere: .* add `row\(5, Nowhere\)` to SCA_CHARGES at the foot of {NEURONS_H}"
+        ValueError, match=rf"Nowhere: .* add `row\({CHARGES}, Nowhere\)` to SCA_CHARGES at the foot of {NEURONS_H}"
     ):
         NeuronParameters.of(config_of("planted"))
     plant(cpp="Nowhere")
@@ -203,21 +212,14 @@ def test_ids_are_those_of_the_list():
         surrogate = next(key for key, row in TABLE.items() if row.cpp == name)
         assert NeuronParameters.of(config_of(surrogate=surrogate)).surrogate == index
     charges = twins.listed("SCA_CHARGES")
-    assert charges == {  # written out, so that no list is compared with itself alone
-        "IntegrateAndFire": 0,
-        "Leaky<DivideByTau>": 1,
-        "Leaky<MultiplyByRate>": 2,
-        "LeakyFullInput<DivideByTau>": 3,
-        "LeakyFullInput<MultiplyByRate>": 4,
-    }
-    for config, charge in (
-        (config_of("if"), "IntegrateAndFire"),
-        (config_of(tau=3.0), "Leaky<DivideByTau>"),
-        (config_of(tau=4.0), "Leaky<MultiplyByRate>"),
-        (config_of(tau=3.0, decay_input=False), "LeakyFullInput<DivideByTau>"),
-        (config_of("plif", tau=3.0, decay_input=False), "LeakyFullInput<MultiplyByRate>"),
+    for config, charge, index in (  # written out, so that no list is compared with itself alone
+        (config_of("if"), "IntegrateAndFire", 0),
+        (config_of(tau=3.0), "Leaky<DivideByTau>", 1),
+        (config_of(tau=4.0), "Leaky<MultiplyByRate>", 2),
+        (config_of(tau=3.0, decay_input=False), "LeakyFullInput<DivideByTau>", 3),
+        (config_of("plif", tau=3.0, decay_input=False), "LeakyFullInput<MultiplyByRate>", 4),
     ):
-        assert NeuronParameters.of(config).charge == charges[charge]
+        assert NeuronParameters.of(config).charge == charges[charge] == index
 
 
 # ---- when tests are collected
