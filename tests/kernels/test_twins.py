@@ -149,10 +149,8 @@ def test_a_struct_without_a_row_and_a_row_that_is_numbered_twice_are_named(heade
     edit(headers / "neurons.h", " row(1, Leaky<DivideByTau>)", "")
     edit(headers / "surrogates.h", "row(1, Atan)", "row(0, Atan)")
     told = missing_twins()
-    assert (
-        f"neuron 'lif': no C++ row: add `row({CHARGES - 1}, Leaky<DivideByTau>)` to SCA_CHARGES at the foot of {NEURONS_H}"
-        in told
-    )
+    added = f"add `row({CHARGES - 1}, Leaky<DivideByTau>)` to SCA_CHARGES at the foot of {NEURONS_H}"
+    assert f"neuron 'lif': no C++ row: {added}" in told
     assert any(line.startswith("SCA_SURROGATES: expected the indices 0, 1, 2, ...") for line in told)
     assert any(line.startswith("SCA_CHARGES: expected the indices 0, 1, 2, ...") for line in told)
 
