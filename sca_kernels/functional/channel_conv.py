@@ -108,7 +108,7 @@ def channel_conv2d(
         kind = "" if full_input else "active "
         raise ValueError(f"x: expected {expected} {kind}input channels in dimension {x.dim() - 3}, got {describe(x)}")
     dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-    as_torch = ops.transformed()
+    as_torch = ops.transformed(x, weight, bias)
     if not as_torch:
         path = _path(path, backend, frames, dtype, weight, geometry, Channels(in_channels, out_channels))
         if path != "implicit":

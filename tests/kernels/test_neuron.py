@@ -322,6 +322,19 @@ def test_no_grad_runs_with_every_surrogate_and_gives_the_same_spikes(target):
             assert torch.equal(F.lif(x, surrogate=name, backend=backend).spikes, trained)
 
 
+@pytest.mark.parametrize("name", ["spikes", "v"])
+def test_what_comes_back_may_be_changed_in_place(target, name):
+    backend, device = target
+    x = activation((3, 2, 3, 5), device=device)
+    gradients = []
+    for in_place in (False, True):
+        z = x.clone().requires_grad_()
+        output = getattr(F.lif(z, backend=backend), name)
+        (output.mul_(3.0) if in_place else output * 3.0).square().sum().backward()
+        gradients.append(z.grad)
+    assert torch.equal(*gradients)
+
+
 def test_nothing_but_x_is_saved_for_the_backward(target):
     backend, device = target
     saved = []
