@@ -191,10 +191,38 @@ def widen(z: Tensor, index: Tensor | None, width: int) -> Tensor:
     return full.zero_().index_copy_(1, index, z)
 
 
+def is_depthwise(weight: Sequence[int], groups: int) -> bool:
+    """Whether a convolution by a weight of this shape has a group per channel; ValueError where its output channels are
+    not divided evenly among the groups."""
+    if weight[0] % groups:
+        raise ValueError(f"groups: expected a divisor of the {weight[0]} output channels, got {groups}")
+    return groups > 1 and weight[1] == 1 and weight[0] == groups
+
+
+def check_grouped_lists(channels: Channels, depthwise: bool) -> None:
+    """ValueError unless a convolution of several groups computes all channels or, depthwise, the same ones on both
+    sides. A compiler can't tell, nor can tensors without values."""
+    for name, index in zip(("in_channels", "out_channels"), channels, strict=True):
+        if index is not None and not depthwise:
+            raise ValueError(
+                f"{name}: expected None for a grouped, not depthwise convolution, got {index.numel()} indices"
+            )
+    listed = channels.input is not None and channels.output is not None
+    if listed and (torch.compiler.is_compiling() or channels.input.is_meta):
+        return
+    if not same(*channels):
+        raise ValueError("in_channels, out_channels: expected the same indices for a depthwise convolution")
+
+
 def output_size(x: Sequence[int], weight: Sequence[int], geometry: Geometry) -> list[int]:
     """Height and width of a convolution's output, from the shapes of its input and its weight."""
     sizes = zip(x[2:], weight[2:], *geometry[:3], strict=True)
     return [(size + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, padding, dilation in sizes]
+
+
+def no_room(x: Sequence[int], weight: Sequence[int], geometry: Geometry) -> ValueError:
+    """The error for an input whose output would be empty, see :func:`output_size`."""
+    return ValueError(f"x: expected room for a kernel of {tuple(weight[2:])}, {geometry}, got shape {tuple(x)}")
 
 
 def bias_gradient(grad: Tensor, channels: Channels, width: int) -> Tensor:

@@ -1,5 +1,8 @@
-"""Checks of single arguments, for everything that users call. Each returns the value, or raises a TypeError or
-ValueError that names the argument, what was expected and what came."""
+"""Checks of single values, for everything that users call. Each returns the value, or raises a TypeError or ValueError
+that names the argument, what was expected and what came.
+
+Nothing here knows an operator: what arguments must be to each other, :mod:`sca_kernels.functional.arguments` checks,
+and what kernels rely on, :mod:`sca_kernels.ops.guards`."""
 
 from __future__ import annotations
 
@@ -94,6 +97,12 @@ def instance(name: str, value: Any, kind: type | tuple[type, ...], what: str) ->
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected {what}, got {describe(value)}")
     return value
+
+
+def same_device(name: str, z: Tensor, other: Tensor, other_name: str = "x") -> None:
+    """ValueError unless z is where ``other`` is."""
+    if z.device != other.device:
+        raise ValueError(f"{name}: expected a tensor on {other.device}, where {other_name} is, got one on {z.device}")
 
 
 def device(name: str, value: Any) -> torch.device:

@@ -57,7 +57,8 @@ def empty_activation(x: Tensor, time_steps: int, dtype: torch.dtype | None = Non
 
 def empty_state(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Uninitialised dense [N, C, *S] in the memory layout of x [T, N, C, *S]."""
-    return empty_activation(x, 1, dtype)[0]
+    strides = dense_strides((1, *x.shape[1:]), is_channels_last(x))[1:]
+    return torch.empty_strided(x.shape[1:], strides, dtype=dtype, device=x.device)
 
 
 def collapse(x: Tensor) -> Strides | None:

@@ -96,6 +96,15 @@ def possible(weight: Sequence[int], geometry: Geometry, dtype: torch.dtype, chan
     return found
 
 
+def refusal(
+    path: str, weight: Sequence[int], geometry: Geometry, dtype: torch.dtype, channels_last: bool
+) -> ValueError:
+    """The error for a path that is not among the :func:`possible` ones."""
+    kernel, layout = "x".join(map(str, weight[2:])), "channels_last" if channels_last else "another layout"
+    needed = NEEDS.get(path, f"to be one of {', '.join(NEEDS)}")
+    return ValueError(f"path: {path!r} expected {needed}; got {dtype}, {layout}, a {kernel} kernel, {geometry}")
+
+
 def measured(
     device: torch.device,
     dtype: torch.dtype,

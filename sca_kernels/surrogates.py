@@ -2,12 +2,13 @@
 
 The names, formulas and default slopes are those of SpikingJelly 2.0, so that models carry over. One row of
 :data:`TABLE` is one surrogate: its derivative here, its primitive (whose finite difference the tests compare it with)
-and a struct of the same name in ``csrc/include/sca/surrogates.h``.
+and the names of its twins in C++ and Triton; :func:`sca_kernels.testing.missing_twins` says which are not there.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,14 +20,31 @@ from . import checks
 _Function = Callable[[Tensor, float, float], Tensor]
 
 
-class Row(NamedTuple):
-    """One surrogate: default slopes, ``derivative(u, alpha, beta)``, ``primitive(u, alpha, beta)``; u = h -
-    threshold."""
+class SurrogateRow(NamedTuple):
+    """One surrogate.
+
+    Attributes:
+        alpha, beta: default slopes.
+        derivative, primitive: ``f(u, alpha, beta)``, u = h - threshold.
+        cpp: the struct in ``csrc/include/sca/surrogates.h``.
+        triton: the function in ``triton_kernels/surrogates.py``.
+        least: alpha is larger.
+    """
 
     alpha: float
     beta: float
     derivative: _Function
     primitive: _Function
+    cpp: str = ""
+    triton: str = ""
+    least: float = 0.0
+
+
+def __getattr__(name: str) -> object:
+    if name == "Row":
+        warnings.warn("sca_kernels.surrogates.Row is called SurrogateRow", DeprecationWarning, stacklevel=2)
+        return SurrogateRow
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _sigmoid(u: Tensor, alpha: float, beta: float) -> Tensor:
@@ -112,17 +130,26 @@ def _q_pseudo_spike_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
     return torch.where(u < 0, tail, 1 - tail)
 
 
-TABLE: dict[str, Row] = {
-    "sigmoid": Row(4.0, 0.0, _sigmoid, lambda u, a, b: torch.sigmoid(a * u)),
-    "atan": Row(2.0, 0.0, _atan, _atan_primitive),
-    "piecewise_quadratic": Row(1.0, 0.0, _piecewise_quadratic, _piecewise_quadratic_primitive),
-    "rectangular": Row(1.0, 0.0, _rectangular, _rectangular_primitive),
-    "soft_sign": Row(2.0, 0.0, _soft_sign, _soft_sign_primitive),
-    "super_spike": Row(1.0, 0.0, _super_spike, _super_spike_primitive),
-    "erf": Row(2.0, 0.0, _erf, _erf_primitive),
-    "leaky_k_relu": Row(1.0, 0.0, _leaky_k_relu, _leaky_k_relu_primitive),
-    "s2nn": Row(4.0, 1.0, _s2nn, _s2nn_primitive),
-    "q_pseudo_spike": Row(2.0, 0.0, _q_pseudo_spike, _q_pseudo_spike_primitive),
+TABLE: dict[str, SurrogateRow] = {
+    "sigmoid": SurrogateRow(4.0, 0.0, _sigmoid, lambda u, a, b: torch.sigmoid(a * u), "Sigmoid", "sigmoid"),
+    "atan": SurrogateRow(2.0, 0.0, _atan, _atan_primitive, "Atan", "atan"),
+    "piecewise_quadratic": SurrogateRow(
+        1.0,
+        0.0,
+        _piecewise_quadratic,
+        _piecewise_quadratic_primitive,
+        "PiecewiseQuadratic",
+        "piecewise_quadratic",
+    ),
+    "rectangular": SurrogateRow(1.0, 0.0, _rectangular, _rectangular_primitive, "Rectangular", "rectangular"),
+    "soft_sign": SurrogateRow(2.0, 0.0, _soft_sign, _soft_sign_primitive, "SoftSign", "soft_sign"),
+    "super_spike": SurrogateRow(1.0, 0.0, _super_spike, _super_spike_primitive, "SuperSpike", "super_spike"),
+    "erf": SurrogateRow(2.0, 0.0, _erf, _erf_primitive, "Erf", "erf"),
+    "leaky_k_relu": SurrogateRow(1.0, 0.0, _leaky_k_relu, _leaky_k_relu_primitive, "LeakyKRelu", "leaky_k_relu"),
+    "s2nn": SurrogateRow(4.0, 1.0, _s2nn, _s2nn_primitive, "S2NN", "s2nn"),
+    "q_pseudo_spike": SurrogateRow(
+        2.0, 0.0, _q_pseudo_spike, _q_pseudo_spike_primitive, "QPseudoSpike", "q_pseudo_spike", least=1.0
+    ),
 }
 
 STEEPEST = 1e18
@@ -183,7 +210,6 @@ def resolve(surrogate: str | Surrogate, alpha: float | None = None) -> Surrogate
     row = TABLE[name]
     slope, beta = (given.alpha, given.beta) if given is not None else (row.alpha if alpha is None else alpha, row.beta)
     slope, beta = checks.number("alpha", slope), checks.number("beta", beta)
-    least = 1.0 if name == "q_pseudo_spike" else 0.0
-    if not least < slope <= STEEPEST or slope < 1 / STEEPEST:
-        raise ValueError(f"alpha: {name} expects a number > {least:g}, {_RANGE}, got {slope}")
+    if not row.least < slope <= STEEPEST or slope < 1 / STEEPEST:
+        raise ValueError(f"alpha: {name} expects a number > {row.least:g}, {_RANGE}, got {slope}")
     return Surrogate(name, float(slope), float(beta))

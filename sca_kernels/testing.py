@@ -1,5 +1,5 @@
 """Helpers for tests and benchmarks of anything built on this package: inputs in every layout, comparisons, poisoned
-memory."""
+memory, and which twins of a neuron or surrogate are missing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch import Tensor
 from .layout import dense_strides
 from .neurons import NEURONS, Leak, NeuronConfig
 from .surrogates import Surrogate
+from .twins import missing as missing_twins
+
+__all__ = ["activation", "eager_neuron", "missing_twins", "poisoned_memory", "relative_l2"]
 
 
 def activation(shape: Sequence[int], dtype=torch.float32, channels_last=False, device="cpu", spread=1.5) -> Tensor:

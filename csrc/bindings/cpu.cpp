@@ -11,9 +11,9 @@
 #include <optional>
 
 #include "../cpu/bitpack.h"
-#include "../cpu/blocks.h"
 #include "../cpu/isa.h"
 #include "../cpu/neuron.h"
+#include "../cpu/weights.h"
 #include "../cpu/winograd.h"
 
 namespace py = pybind11;
@@ -21,7 +21,7 @@ namespace py = pybind11;
 namespace {
 
 // Raised with every change of a signature below; backends/cpu.py refuses a build that is out of date.
-constexpr int kAbiVersion = 5;
+constexpr int kAbiVersion = 6;
 
 // (address, (t, n, c, s) strides in elements)
 using Activation = std::tuple<uintptr_t, std::array<int64_t, 4>>;
@@ -101,14 +101,14 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("available_isas", &sca::available_isas, "Instruction sets that can run here, the fastest first.");
     m.def("isa", [] { return sca::kernels().name; }, "Instruction set in use.");
 
-    py::class_<sca::Neuron>(m, "Neuron", "A neuron configuration, translated once.")
-        .def(py::init(&sca::make_neuron), py::arg("neuron"), py::arg("tau"), py::arg("v_threshold"),
-             py::arg("soft_reset"), py::arg("v_rest"), py::arg("decay_input"), py::arg("detach_reset"),
-             py::arg("surrogate"), py::arg("alpha"), py::arg("beta"));
+    py::class_<sca::NeuronConfig>(m, "NeuronConfig", "A neuron configuration, translated once.")
+        .def(py::init(&sca::neuron_config), py::arg("charge"), py::arg("reset"), py::arg("surrogate"),
+             py::arg("detach_reset"), py::arg("leak"), py::arg("v_threshold"), py::arg("v_rest"), py::arg("alpha"),
+             py::arg("beta"));
 
     m.def(
         "neuron_forward",
-        [](const sca::Neuron& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
+        [](const sca::NeuronConfig& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
            const Activation& x, const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t rate,
            const Activation& spikes, const MaybeActivation& v, uintptr_t mask, uintptr_t count, uintptr_t l1) {
             const Problem p(shape, dtype, threads, x, v_init, scale, shift, rate);
@@ -124,7 +124,7 @@ PYBIND11_MODULE(_cpu, m) {
 
     m.def(
         "neuron_backward",
-        [](const sca::Neuron& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
+        [](const sca::NeuronConfig& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
            const Activation& x, const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t rate,
            const MaybeActivation& grad_spikes, const MaybeActivation& grad_v, const MaybeActivation& grad_x,
            const MaybeActivation& grad_v_init, uintptr_t grad_scale, uintptr_t grad_shift, uintptr_t grad_rate) {
@@ -141,7 +141,7 @@ PYBIND11_MODULE(_cpu, m) {
 
     m.def(
         "batch_norm_forward",
-        [](const sca::Neuron& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
+        [](const sca::NeuronConfig& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
            const Activation& x, const MaybeActivation& v_init, uintptr_t weight, uintptr_t bias, double eps,
            uintptr_t mean, uintptr_t var, uintptr_t rate, const Activation& spikes, const MaybeActivation& v,
            uintptr_t mask, uintptr_t count, uintptr_t l1) {
@@ -159,7 +159,7 @@ PYBIND11_MODULE(_cpu, m) {
 
     m.def(
         "batch_norm_backward",
-        [](const sca::Neuron& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
+        [](const sca::NeuronConfig& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
            const Activation& x, const MaybeActivation& v_init, uintptr_t weight, uintptr_t bias, double eps,
            uintptr_t mean, uintptr_t var, uintptr_t rate, const MaybeActivation& grad_spikes,
            const MaybeActivation& grad_v, const MaybeActivation& grad_x, const MaybeActivation& grad_v_init,

@@ -11,9 +11,9 @@ namespace sca {
 namespace {
 
 // Per-channel numbers of batch norm from the rounded statistics, in double.
-class Normalisation {
+class AffineNorm {
   public:
-    Normalisation(const BatchNorm& norm, const float* mean, const float* var) : norm_(norm), mean_(mean), var_(var) {}
+    AffineNorm(const BatchNorm& norm, const float* mean, const float* var) : norm_(norm), mean_(mean), var_(var) {}
 
     double rstd(int64_t c) const { return 1.0 / std::sqrt(static_cast<double>(var_[c]) + norm_.eps); }
     double scale(int64_t c) const {
@@ -32,32 +32,32 @@ class Normalisation {
 enum Moment { kSum, kSquare, kMoments };
 
 // Sums of x and of x^2, in double.
-void sum_moments(const Input& in, const Layout& layout, int64_t b, Sums& sums) {
+void sum_moments(const Input& in, const Tiling& tiling, int64_t b, Sums& sums) {
     const int64_t steps = in.x.t == 0 ? 1 : in.shape.t;
-    Scratch scratch(4, layout.most_period(), kSteps);
+    Scratch scratch(4, tiling.most_period(), kSteps);
     double *first = scratch.slot_doubles(), *second = scratch.slot_doubles();
-    std::fill_n(first, layout.most_period(), 0.0);
-    std::fill_n(second, layout.most_period(), 0.0);
+    std::fill_n(first, tiling.most_period(), 0.0);
+    std::fill_n(second, tiling.most_period(), 0.0);
     const Rows buffer = scratch.piece_rows(kSteps);
     const auto moments = kernels().moments[static_cast<int>(in.x.dtype)];
-    const Block& block = layout.blocks[b];
-    Pieces piece(layout, block);
+    const Task& task = tiling.tasks[b];
+    Pieces piece(tiling, task);
     for (Pieces next = piece; piece; piece = next) {
         ++next;
-        const Place x = piece.at(in.x), ahead = piece.ahead(next, in.x);
+        const LaneView x = piece.at(in.x), ahead = piece.ahead(next, in.x);
         for (int64_t t = 0; t < steps; t += kSteps) {
             const int64_t now = std::min(kSteps, steps - t);
             moments(piece.lanes({}), now, read(x, ahead, t, now, piece.size, buffer), first, second);
         }
     }
-    const Part& part = layout.parts[block.part];
-    sums.fold(b, part, kSum, first);
-    sums.fold(b, part, kSquare, second);
+    const Span& span = tiling.spans[task.first_span];
+    sums.drain(b, span, kSum, first);
+    sums.drain(b, span, kSquare, second);
 }
 
 }  // namespace
 
-void batch_norm_forward(const Neuron& neuron, const BatchNorm& norm, const Input& given, const ForwardOutput& out,
+void batch_norm_forward(const NeuronConfig& neuron, const BatchNorm& norm, const Input& given, const ForwardOutput& out,
                         float* mean, float* var) {
     const int64_t channels = given.shape.c;
     clear(out, channels);
@@ -69,32 +69,32 @@ void batch_norm_forward(const Neuron& neuron, const BatchNorm& norm, const Input
     Input in = given;
     in.scale = scale.data();
     in.shift = shift.data();
-    Forward forward(neuron, in, out, Order::channels);
-    Sums sums(forward.layout, kMoments);
-    const Normalisation numbers(norm, mean, var);
+    ForwardPass forward(neuron, in, out, Order::channels);
+    Sums sums(forward.tiling, kMoments);
+    const AffineNorm numbers(norm, mean, var);
     const double count = static_cast<double>((in.x.t == 0 ? 1 : in.shape.t) * in.shape.n * in.shape.s);
-    for_groups(forward.layout, useful_threads(in.shape, in.threads), [&](const Group& group, int threads) {
-        parallel_for(group.first, group.last, threads, [&](int64_t b) { sum_moments(in, forward.layout, b, sums); });
-        sums.combine(group);
-        for (int64_t c = group.channel; c < group.channel + group.channels; ++c) {
-            const double average = sums.total(kSum, c) / count;
+    for_stripes(forward.tiling, useful_threads(in.shape, in.threads), [&](const Stripe& stripe, int threads) {
+        parallel_for(stripe.first, stripe.last, threads, [&](int64_t b) { sum_moments(in, forward.tiling, b, sums); });
+        sums.combine(stripe);
+        for (int64_t c = stripe.channel; c < stripe.channel + stripe.channels; ++c) {
+            const double average = sums.of(kSum, c) / count;
             mean[c] = static_cast<float>(average);
-            var[c] = static_cast<float>(std::max(0.0, sums.total(kSquare, c) / count - average * average));
+            var[c] = static_cast<float>(std::max(0.0, sums.of(kSquare, c) / count - average * average));
             scale[c] = static_cast<float>(numbers.scale(c));
             shift[c] = static_cast<float>(numbers.shift(c));
         }
-        forward.run(group, threads);
+        forward.run(stripe, threads);
     });
 }
 
-void batch_norm_backward(const Neuron& neuron, const BatchNorm& norm, const Input& given, const float* mean,
+void batch_norm_backward(const NeuronConfig& neuron, const BatchNorm& norm, const Input& given, const float* mean,
                          const float* var, const BackwardInput& grad, const BackwardOutput& out) {
     const int64_t channels = given.shape.c;
     clear(out, channels);
     if (empty(given.shape)) return;
 
-    std::vector<float> scale(channels), shift(channels), slope(channels), bias(channels);
-    const Normalisation numbers(norm, mean, var);
+    std::vector<float> scale(channels), shift(channels), slope(channels), offset(channels);
+    const AffineNorm numbers(norm, mean, var);
     for (int64_t c = 0; c < channels; ++c) {
         scale[c] = static_cast<float>(numbers.scale(c));
         shift[c] = static_cast<float>(numbers.shift(c));
@@ -102,26 +102,26 @@ void batch_norm_backward(const Neuron& neuron, const BatchNorm& norm, const Inpu
     Input in = given;
     in.scale = scale.data();
     in.shift = shift.data();
-    Backward backward(neuron, in, grad, out, {scale.data(), slope.data(), bias.data(), mean}, Order::channels);
+    BackwardPass backward(neuron, in, grad, out, {scale.data(), slope.data(), offset.data(), mean}, Order::channels);
     // Each presentation of x subtracts the two means once.
     const double presentations = out.x.t == 0 ? static_cast<double>(in.shape.t) : 1.0;
     const double count = static_cast<double>(in.shape.t * in.shape.n * in.shape.s);
-    for_groups(backward.layout, useful_threads(in.shape, in.threads), [&](const Group& group, int threads) {
+    for_stripes(backward.tiling, useful_threads(in.shape, in.threads), [&](const Stripe& stripe, int threads) {
         static thread_local std::vector<float> memory;  // kept between calls
-        const int64_t size = backward.parked_size(group);
+        const int64_t size = backward.parked_size(stripe);
         if (static_cast<int64_t>(memory.size()) < size + kLine) memory.resize(size + kLine);
         const uintptr_t line = (reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64;
         float* const parked = size > 0 ? reinterpret_cast<float*>(line) : nullptr;
-        backward.run_sums(group, threads, parked);
-        for (int64_t c = group.channel; c < group.channel + group.channels; ++c) {
+        backward.run_sums(stripe, threads, parked);
+        for (int64_t c = stripe.channel; c < stripe.channel + stripe.channels; ++c) {
             const double rstd = numbers.rstd(c), factor = -numbers.scale(c) * presentations / count;
-            slope[c] = static_cast<float>(factor * rstd * rstd * backward.sum(Backward::kScale, c));
-            bias[c] = static_cast<float>(factor * backward.sum(Backward::kShift, c));
-            if (out.scale != nullptr) out.scale[c] = static_cast<float>(backward.sum(Backward::kScale, c) * rstd);
-            if (out.shift != nullptr) out.shift[c] = static_cast<float>(backward.sum(Backward::kShift, c));
-            if (out.rate != nullptr) out.rate[c] = static_cast<float>(backward.sum(Backward::kRate, c));
+            slope[c] = static_cast<float>(factor * rstd * rstd * backward.sum(BackwardPass::kScale, c));
+            offset[c] = static_cast<float>(factor * backward.sum(BackwardPass::kShift, c));
+            if (out.scale != nullptr) out.scale[c] = static_cast<float>(backward.sum(BackwardPass::kScale, c) * rstd);
+            if (out.shift != nullptr) out.shift[c] = static_cast<float>(backward.sum(BackwardPass::kShift, c));
+            if (out.rate != nullptr) out.rate[c] = static_cast<float>(backward.sum(BackwardPass::kRate, c));
         }
-        backward.run_x(group, threads, parked);
+        backward.run_x(stripe, threads, parked);
     });
 }
 

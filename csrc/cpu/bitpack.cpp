@@ -22,10 +22,10 @@ std::array<std::array<Word, 8>, 256> bytes_unpacked(Word one) {
 
 template <class Word>
 bool pack(const Word* from, int64_t numel, uint8_t* to, int threads, bool (*kernel)(const void*, uint8_t*, int64_t)) {
-    const int64_t whole = numel / 8, chunks = (whole + kBytesPerThread - 1) / kBytesPerThread;
+    const int64_t whole = numel / 8, shares = (whole + kBytesPerThread - 1) / kBytesPerThread;
     bool valid = true;
-#pragma omp parallel for num_threads(threads) if (threads > 1 && chunks > 1) reduction(&& : valid)
-    for (int64_t i = 0; i < chunks; ++i) {
+#pragma omp parallel for num_threads(threads) if (threads > 1 && shares > 1) reduction(&& : valid)
+    for (int64_t i = 0; i < shares; ++i) {
         const int64_t first = i * kBytesPerThread;
         valid = valid && kernel(from + 8 * first, to + first, std::min(kBytesPerThread, whole - first));
     }

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "layout.h"
+#include "tiling.h"
 
 namespace sca {
 

@@ -9,44 +9,44 @@ enum Sum { kCount, kL1, kKinds };
 
 }  // namespace
 
-Forward::Forward(const Neuron& neuron, const Input& in, const ForwardOutput& out, Order order)
-    : layout(in.shape, {&in.x, &out.spikes, &in.v_init, &out.v}, kMostLanes, order),
+ForwardPass::ForwardPass(const NeuronConfig& neuron, const Input& in, const ForwardOutput& out, Order order)
+    : tiling(in.shape, {&in.x, &out.spikes, &in.v_init, &out.v}, kMostLanes, order),
       neuron_(neuron),
       in_(in),
       out_(out),
       kernels_(kernels()),
-      sums_(layout, kKinds),
+      sums_(tiling, kKinds),
       stream_(worth_streaming(in.shape, in.x.dtype)) {}
 
-void Forward::run(const Group& group, int threads) {
-    // From the last block down: behind a pass over x, its end is what the caches still hold.
-    parallel_for(group.first, group.last, threads, [&](int64_t b) { run(group.first + group.last - 1 - b); });
-    sums_.combine(group);
-    for (int64_t c = group.channel; c < group.channel + group.channels; ++c) {
-        out_.count[c] = static_cast<int64_t>(sums_.total(kCount, c));
-        out_.l1[c] = static_cast<float>(sums_.total(kL1, c));
+void ForwardPass::run(const Stripe& stripe, int threads) {
+    // From the last task down: behind a pass over x, its end is what the caches still hold.
+    parallel_for(stripe.first, stripe.last, threads, [&](int64_t b) { run(stripe.first + stripe.last - 1 - b); });
+    sums_.combine(stripe);
+    for (int64_t c = stripe.channel; c < stripe.channel + stripe.channels; ++c) {
+        out_.count[c] = static_cast<int64_t>(sums_.of(kCount, c));
+        out_.l1[c] = static_cast<float>(sums_.of(kL1, c));
     }
 }
 
-void Forward::run(int64_t b) {
+void ForwardPass::run(int64_t b) {
     const int64_t steps = in_.shape.t;
     const bool prelude = in_.scale != nullptr || in_.shift != nullptr;
 
-    Scratch scratch(6, layout.most_period(), 2 * kSteps + 1);
-    Parameters parameters(layout, scratch);
-    Lanes part{};
-    part.threshold = neuron_.threshold;
-    part.rest = neuron_.rest;
-    part.rate = parameters.row(in_.rate, neuron_.rate);
-    part.gate = parameters.row(out_.mask);
+    Scratch scratch(6, tiling.most_period(), 2 * kSteps + 1);
+    Parameters parameters(tiling, scratch);
+    Lanes lanes_of_span{};
+    lanes_of_span.threshold = neuron_.threshold;
+    lanes_of_span.rest = neuron_.rest;
+    lanes_of_span.rate = parameters.row(in_.rate, neuron_.rate);
+    lanes_of_span.gate = parameters.row(out_.mask);
     if (prelude) {
-        part.scale = parameters.row(in_.scale, 1.0f);
-        part.shift = parameters.row(in_.shift, 0.0f);
+        lanes_of_span.scale = parameters.row(in_.scale, 1.0f);
+        lanes_of_span.shift = parameters.row(in_.shift, 0.0f);
     }
     float* l1 = scratch.slot_row();
     int32_t* count = reinterpret_cast<int32_t*>(scratch.slot_row());
-    std::fill_n(l1, layout.most_period(), 0.0f);
-    std::fill_n(count, layout.most_period(), 0);
+    std::fill_n(l1, tiling.most_period(), 0.0f);
+    std::fill_n(count, tiling.most_period(), 0);
     const Rows x_buffer = scratch.piece_rows(kSteps), s_buffer = scratch.piece_rows(kSteps);
     // Potentials, where a call does not both begin and end them.
     const bool carries = steps > kSteps || in_.v_init.data != nullptr || out_.v.data != nullptr;
@@ -54,8 +54,8 @@ void Forward::run(int64_t b) {
     const auto fire = kernels_.fire[neuron_.charge][neuron_.reset][static_cast<int>(in_.x.dtype)];
 
     const auto integrate = [&](const Pieces& piece, const Pieces& next) {
-        const Place x = piece.at(in_.x), x_ahead = piece.ahead(next, in_.x), s = piece.at(out_.spikes);
-        const Lanes lanes = piece.lanes(part);
+        const LaneView x = piece.at(in_.x), x_ahead = piece.ahead(next, in_.x), s = piece.at(out_.spikes);
+        const Lanes lanes = piece.lanes(lanes_of_span);
         if (carries) read_state(piece.at(in_.v_init), neuron_.rest, piece.size, v);
         for (int64_t t = 0; t < steps; t += kSteps) {
             const int64_t now = std::min(kSteps, steps - t);
@@ -65,11 +65,11 @@ void Forward::run(int64_t b) {
         }
         if (carries) write_state(v, piece.size, piece.at(out_.v));
     };
-    const auto fold = [&](const Part& done) {
-        sums_.fold(b, done, kCount, count);
-        sums_.fold(b, done, kL1, l1);
+    const auto drain = [&](const Span& done) {
+        sums_.drain(b, done, kCount, count);
+        sums_.drain(b, done, kL1, l1);
     };
-    sums_.for_pieces(b, [&](const Part& begun) { parameters.fill(begun); }, integrate, fold);
+    sums_.for_pieces(b, [&](const Span& begun) { parameters.fill(begun); }, integrate, drain);
     finish_streaming(stream_);
 }
 

@@ -1,25 +1,25 @@
-// The forward pass of a neuron, block by block.
+// The forward pass of a neuron, task by task.
 #pragma once
 
 #include "neuron.h"
-#include "tiles.h"
+#include "pieces.h"
 
 namespace sca {
 
-class Forward {
+class ForwardPass {
   public:
     // The arguments must outlive it.
-    Forward(const Neuron& neuron, const Input& in, const ForwardOutput& out, Order order);
+    ForwardPass(const NeuronConfig& neuron, const Input& in, const ForwardOutput& out, Order order);
 
-    const Layout layout;
+    const Tiling tiling;
 
-    // Spikes, states and sums of a group of channels.
-    void run(const Group& group, int threads);
+    // Spikes, states and sums of a stripe of channels.
+    void run(const Stripe& stripe, int threads);
 
   private:
-    void run(int64_t block);
+    void run(int64_t task);
 
-    const Neuron& neuron_;
+    const NeuronConfig& neuron_;
     const Input& in_;
     const ForwardOutput& out_;
     const Kernels& kernels_;

@@ -5,7 +5,7 @@
 // channel), and takes `steps` time steps of a lane with its potential in a register. Slots repeat after a period, so
 // that what is read and written beside activations stays in the first-level cache. Kernels run over whole lines of
 // kLine lanes: rows that belong to the driver (potentials, slots) are float32 and padded, activations too (read() and
-// Output in tiles.h).
+// Output in pieces.h).
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ struct Lanes {
     const float *rate, *scale, *shift;  // charge: y = x * scale + shift, where there is a prelude
     const float* gate;                  // what a spike counts for outside: 1, or 0 for a masked channel
     const float *center, *g_y, *slope,
-        *bias;  // adjoint of the prelude: dL/dx = g_y dL/dy + (slope (x - center) + bias)
+        *offset;  // adjoint of the prelude: dL/dx = g_y dL/dy + (slope (x - center) + offset)
 };
 
 // Time steps of a run of lanes, `step` elements apart.
@@ -60,7 +60,7 @@ struct Sink {
 struct Gradients {
     Sink x;
     float *scale, *shift, *rate;  // sums per slot of dL/dy (x - center), of dL/dy, and of dL/d(1/tau)
-    float* total;                 // sum per lane of dL/dy, for `finish`
+    float* over_time;             // sum per lane of dL/dy over all steps, for `finish`
 };
 
 struct Kernels {
@@ -79,7 +79,7 @@ struct Kernels {
     Advance advance[kCharges][kResets][kDTypes];
     Adjoint adjoint[kSurrogates][kCharges][kResets][kDTypes];
     // dL/dx of one step that stands for many, from the sum of dL/dy.
-    void (*finish[kDTypes])(const Lanes&, const float* total, const Source& x, const Sink& g_x);
+    void (*finish[kDTypes])(const Lanes&, const float* over_time, const Source& x, const Sink& g_x);
     // Sums of x and of x^2 per slot.
     void (*moments[kDTypes])(const Lanes&, int64_t steps, const Source& x, double* sum, double* square);
 

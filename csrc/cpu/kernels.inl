@@ -23,7 +23,7 @@ SCA_HOST_DEVICE int64_t next_slot(int64_t slot, int64_t period) {
     return slot < period ? slot : 0;
 }
 
-// Walk through the time steps of one vector, up or down from step `first`. They copy what they need: as far as the
+// Go through the time steps of one vector, up or down from step `first`. They copy what they need: as far as the
 // compiler knows, a store through one of them could change the arguments.
 //
 // What the same steps will want soon is fetched. Where it `leaves` for good it must not push out of the caches what is
@@ -111,7 +111,7 @@ struct Recomputed {
 };
 
 struct PreludeAdjoint {
-    Floats g_y = 1.0f, slope = 0.0f, center = 0.0f, bias = 0.0f;
+    Floats g_y = 1.0f, slope = 0.0f, center = 0.0f, offset = 0.0f;
     const bool affine;
 
     SCA_HOST_DEVICE PreludeAdjoint(const Lanes& lanes, int64_t slot) : affine(lanes.g_y != nullptr) {
@@ -119,10 +119,10 @@ struct PreludeAdjoint {
         if (!affine) return;
         g_y = load(lanes.g_y + slot);
         slope = load(lanes.slope + slot);
-        bias = load(lanes.bias + slot);
+        offset = load(lanes.offset + slot);
     }
     SCA_HOST_DEVICE Floats operator()(Floats g, Floats x) const {
-        return affine ? g_y * g + (slope * (x - center) + bias) : g;
+        return affine ? g_y * g + (slope * (x - center) + offset) : g;
     }
 };
 
@@ -174,7 +174,7 @@ void adjoint(const Lanes& lanes, int64_t steps, bool detach, const Source& x, co
     const Floats threshold = lanes.threshold, rest = Reset::rest(Floats(lanes.rest));
     const float alpha = lanes.alpha, beta = lanes.beta;
     const bool to_x = out.x.data != nullptr, sums = out.scale != nullptr;
-    const bool total = out.total != nullptr, leak = out.rate != nullptr;
+    const bool over_time = out.over_time != nullptr, leak = out.rate != nullptr;
     Recomputed<Charge, Reset, T> now(lanes, 0, lanes.first, x, v);
     SCA_UNROLL for (int64_t k = 0; k < kSteps; ++k) {
         if (k < steps) now.step(k);
@@ -187,7 +187,7 @@ void adjoint(const Lanes& lanes, int64_t steps, bool detach, const Source& x, co
         const Floats by_v = Charge::by_v(rate), by_x = Charge::by_x(rate);
         const PreludeAdjoint to_input(lanes, slot);
         Floats carried = g_v == nullptr ? Floats(0.0f) : load(g_v + i);
-        Floats g_scale = 0.0f, g_shift = 0.0f, g_rate = 0.0f, g_total = 0.0f;
+        Floats g_scale = 0.0f, g_shift = 0.0f, g_rate = 0.0f, g_over_time = 0.0f;
         Reader<T, true> spike_grads(g_s, i, lanes.size, steps - 1, -1);
         Writer<T> grads(out.x, i, steps - 1, -1);
         SCA_UNROLL for (int64_t n = 0; n < kSteps; ++n) {
@@ -205,7 +205,7 @@ void adjoint(const Lanes& lanes, int64_t steps, bool detach, const Source& x, co
                 g_scale = g_scale + g * (x_k - to_input.center);
                 g_shift = g_shift + g;
             }
-            if (total) g_total = g_total + g;
+            if (over_time) g_over_time = g_over_time + g;
             if (leak) {
                 const Floats before = k == 0 ? now.start : Reset::after(now.h[k - (k > 0)], threshold, rest);
                 g_rate = g_rate + g_h * Charge::by_leak(before, now.current(x_k), rest);
@@ -216,7 +216,7 @@ void adjoint(const Lanes& lanes, int64_t steps, bool detach, const Source& x, co
             store(load(out.scale + slot) + g_scale, out.scale + slot);
             store(load(out.shift + slot) + g_shift, out.shift + slot);
         }
-        if (total) store(load(out.total + i) + g_total, out.total + i);
+        if (over_time) store(load(out.over_time + i) + g_over_time, out.over_time + i);
         if (leak) store(load(out.rate + slot) + g_rate, out.rate + slot);
         now = next;
         slot = following;
@@ -224,9 +224,9 @@ void adjoint(const Lanes& lanes, int64_t steps, bool detach, const Source& x, co
 }
 
 template <class T>
-void finish(const Lanes& lanes, const float* total, const Source& x, const Sink& g_x) {
+void finish(const Lanes& lanes, const float* over_time, const Source& x, const Sink& g_x) {
     for (int64_t i = 0, slot = lanes.first; i < lanes.size; i += kLanes, slot = next_slot(slot, lanes.period))
-        Writer<T>(g_x, i).next(PreludeAdjoint(lanes, slot)(load(total + i), Reader<T>(x, i, lanes.size).next()));
+        Writer<T>(g_x, i).next(PreludeAdjoint(lanes, slot)(load(over_time + i), Reader<T>(x, i, lanes.size).next()));
 }
 
 template <class T>
@@ -248,18 +248,18 @@ void moments(const Lanes& lanes, int64_t steps, const Source& x, double* sum, do
 // of the uppermost byte.
 template <class Word, Word one>
 bool pack(const void* spikes, uint8_t* to, int64_t bytes) {
-    constexpr int64_t kBlock = 64;
+    constexpr int64_t kStaged = 64;
     const Word* from = static_cast<const Word*>(spikes);
     Word other = 0;
-    for (int64_t begin = 0; begin < bytes; begin += kBlock) {
-        const int64_t size = bytes - begin < kBlock ? bytes - begin : kBlock;
-        uint8_t flags[8 * kBlock];
-        const Word* block = from + 8 * begin;
+    for (int64_t begin = 0; begin < bytes; begin += kStaged) {
+        const int64_t size = bytes - begin < kStaged ? bytes - begin : kStaged;
+        uint8_t flags[8 * kStaged];
+        const Word* staged = from + 8 * begin;
 #pragma omp simd reduction(| : other)
         for (int64_t i = 0; i < 8 * size; ++i) {
-            const Word magnitude = block[i] & static_cast<Word>(~(Word{1} << (8 * sizeof(Word) - 1)));  // -0 is 0
+            const Word magnitude = staged[i] & static_cast<Word>(~(Word{1} << (8 * sizeof(Word) - 1)));  // -0 is 0
             flags[i] = magnitude != 0 ? 1 : 0;
-            other |= magnitude != 0 ? static_cast<Word>(block[i] ^ one) : Word{0};
+            other |= magnitude != 0 ? static_cast<Word>(staged[i] ^ one) : Word{0};
         }
         for (int64_t j = 0; j < size; ++j) {
             uint64_t eight;
@@ -286,7 +286,7 @@ void add_neuron(Kernels& k, int c, int r, DType dtype) {
     const int d = static_cast<int>(dtype);
     k.fire[c][r][d] = fire<Charge, Reset, T>;
     k.advance[c][r][d] = advance<Charge, Kind, T>;
-#define SCA_ROW(s, Surrogate, name) k.adjoint[s][c][r][d] = adjoint<Surrogate, Charge, Kind, T>;
+#define SCA_ROW(s, Surrogate) k.adjoint[s][c][r][d] = adjoint<Surrogate, Charge, Kind, T>;
     SCA_SURROGATES(SCA_ROW)
 #undef SCA_ROW
 }

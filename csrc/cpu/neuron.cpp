@@ -1,7 +1,6 @@
 #include "neuron.h"
 
 #include <algorithm>
-#include <cmath>
 #include <stdexcept>
 
 #include "backward.h"
@@ -9,30 +8,43 @@
 
 namespace sca {
 
-Neuron make_neuron(const std::string& neuron, double tau, double v_threshold, bool soft_reset, double v_rest,
-                   bool decay_input, bool detach_reset, const std::string& surrogate, double alpha, double beta) {
-    static const char* const surrogates[] = {
-#define SCA_ROW(index, Surrogate, name) name,
-        SCA_SURROGATES(SCA_ROW)
+namespace {
+
+int row_of(const char* list, const char* header, const std::string& name, int row) {
+    if (row >= 0) return row;
+    throw std::invalid_argument(name + ": expected a row of " + list + " in csrc/include/sca/" + header +
+                                ", which is not compiled in: add its struct and its row, and install again; "
+                                "backend='reference' runs without");
+}
+
+#define SCA_ROW(index, ...) \
+    if (name == #__VA_ARGS__) return index;
+int charge_row(const std::string& name) {
+    SCA_CHARGES(SCA_ROW)
+    return -1;
+}
+int reset_row(const std::string& name) {
+    SCA_RESETS(SCA_ROW)
+    return -1;
+}
+int surrogate_row(const std::string& name) {
+    SCA_SURROGATES(SCA_ROW)
+    return -1;
+}
 #undef SCA_ROW
-    };
-    int exponent;
-    const bool exact = std::frexp(tau, &exponent) == 0.5;  // a power of two
-    const bool multiplies = neuron == "plif" || exact;
-    Neuron made{};
-    if (neuron == "if")
-        made.charge = 0;
-    else if (neuron == "lif" || neuron == "plif")
-        made.charge = (decay_input ? 1 : 3) + (multiplies ? 1 : 0);
-    else
-        throw std::invalid_argument("neuron: expected one of if, lif, plif, got '" + neuron + "'");
-    made.reset = soft_reset ? 2 : v_rest == 0.0 ? 1 : 0;
-    made.surrogate = static_cast<int>(std::find(surrogates, surrogates + kSurrogates, surrogate) - surrogates);
-    if (made.surrogate == kSurrogates) throw std::invalid_argument("surrogate: '" + surrogate + "' is not compiled in");
+
+}  // namespace
+
+NeuronConfig neuron_config(const std::string& charge, const std::string& reset, const std::string& surrogate,
+                           bool detach_reset, double rate, double threshold, double rest, double alpha, double beta) {
+    NeuronConfig made{};
+    made.charge = row_of("SCA_CHARGES", "neurons.h", charge, charge_row(charge));
+    made.reset = row_of("SCA_RESETS", "neurons.h", reset, reset_row(reset));
+    made.surrogate = row_of("SCA_SURROGATES", "surrogates.h", surrogate, surrogate_row(surrogate));
     made.detach_reset = detach_reset;
-    made.rate = static_cast<float>(multiplies ? 1.0 / tau : tau);
-    made.threshold = static_cast<float>(v_threshold);
-    made.rest = static_cast<float>(v_rest);
+    made.rate = static_cast<float>(rate);
+    made.threshold = static_cast<float>(threshold);
+    made.rest = static_cast<float>(rest);
     made.alpha = static_cast<float>(alpha);
     made.beta = static_cast<float>(beta);
     return made;
@@ -50,24 +62,25 @@ void clear(const BackwardOutput& out, int64_t channels) {
         if (sum != nullptr) std::fill_n(sum, channels, 0.0f);
 }
 
-void neuron_forward(const Neuron& neuron, const Input& in, const ForwardOutput& out) {
+void neuron_forward(const NeuronConfig& neuron, const Input& in, const ForwardOutput& out) {
     clear(out, in.shape.c);
     if (empty(in.shape)) return;
-    Forward forward(neuron, in, out, Order::memory);
-    for_groups(forward.layout, useful_threads(in.shape, in.threads),
-               [&](const Group& group, int threads) { forward.run(group, threads); });
+    ForwardPass forward(neuron, in, out, Order::memory);
+    for_stripes(forward.tiling, useful_threads(in.shape, in.threads),
+                [&](const Stripe& stripe, int threads) { forward.run(stripe, threads); });
 }
 
-void neuron_backward(const Neuron& neuron, const Input& in, const BackwardInput& grad, const BackwardOutput& out) {
+void neuron_backward(const NeuronConfig& neuron, const Input& in, const BackwardInput& grad,
+                     const BackwardOutput& out) {
     clear(out, in.shape.c);
     if (empty(in.shape)) return;
-    Backward backward(neuron, in, grad, out, {in.scale, nullptr, nullptr, nullptr}, Order::memory);
-    for_groups(backward.layout, useful_threads(in.shape, in.threads),
-               [&](const Group& group, int threads) { backward.run(group, threads); });
+    BackwardPass backward(neuron, in, grad, out, {in.scale, nullptr, nullptr, nullptr}, Order::memory);
+    for_stripes(backward.tiling, useful_threads(in.shape, in.threads),
+                [&](const Stripe& stripe, int threads) { backward.run(stripe, threads); });
     for (int64_t c = 0; c < in.shape.c; ++c) {
-        if (out.scale != nullptr) out.scale[c] = static_cast<float>(backward.sum(Backward::kScale, c));
-        if (out.shift != nullptr) out.shift[c] = static_cast<float>(backward.sum(Backward::kShift, c));
-        if (out.rate != nullptr) out.rate[c] = static_cast<float>(backward.sum(Backward::kRate, c));
+        if (out.scale != nullptr) out.scale[c] = static_cast<float>(backward.sum(BackwardPass::kScale, c));
+        if (out.shift != nullptr) out.shift[c] = static_cast<float>(backward.sum(BackwardPass::kShift, c));
+        if (out.rate != nullptr) out.rate[c] = static_cast<float>(backward.sum(BackwardPass::kRate, c));
     }
 }
 

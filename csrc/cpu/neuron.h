@@ -4,20 +4,20 @@
 #include <cstdint>
 #include <string>
 
-#include "layout.h"
+#include "tiling.h"
 
 namespace sca {
 
-struct Neuron {
+struct NeuronConfig {
     int charge, reset, surrogate;  // rows of the lists at the foot of neurons.h and surrogates.h
     bool detach_reset;
     float rate;  // tau or 1/tau, as the charge wants it, where it is not given per channel
     float threshold, rest, alpha, beta;
 };
 
-// Maps a configuration to the compiled lists. Throws std::invalid_argument for a name that is not there.
-Neuron make_neuron(const std::string& neuron, double tau, double v_threshold, bool soft_reset, double v_rest,
-                   bool decay_input, bool detach_reset, const std::string& surrogate, double alpha, double beta);
+// From the names of its structs, as they stand in these lists. Throws std::invalid_argument for one that is not there.
+NeuronConfig neuron_config(const std::string& charge, const std::string& reset, const std::string& surrogate,
+                           bool detach_reset, double rate, double threshold, double rest, double alpha, double beta);
 
 // What both directions read. Per-channel vectors are [C] or null. x with time stride 0 is one step, presented T times.
 struct Input {
@@ -53,13 +53,14 @@ bool empty(const Shape&);
 void clear(const ForwardOutput&, int64_t channels);
 void clear(const BackwardOutput&, int64_t channels);
 
-void neuron_forward(const Neuron&, const Input&, const ForwardOutput&);
-void neuron_backward(const Neuron&, const Input&, const BackwardInput&, const BackwardOutput&);
+void neuron_forward(const NeuronConfig&, const Input&, const ForwardOutput&);
+void neuron_backward(const NeuronConfig&, const Input&, const BackwardInput&, const BackwardOutput&);
 
 // Training batch norm in front: scale and shift of the input are ignored, mean and (biased) var are outputs.
-void batch_norm_forward(const Neuron&, const BatchNorm&, const Input&, const ForwardOutput&, float* mean, float* var);
+void batch_norm_forward(const NeuronConfig&, const BatchNorm&, const Input&, const ForwardOutput&, float* mean,
+                        float* var);
 // scale and shift of the output are the gradients of weight and bias.
-void batch_norm_backward(const Neuron&, const BatchNorm&, const Input&, const float* mean, const float* var,
+void batch_norm_backward(const NeuronConfig&, const BatchNorm&, const Input&, const float* mean, const float* var,
                          const BackwardInput&, const BackwardOutput&);
 
 }  // namespace sca

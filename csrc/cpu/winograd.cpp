@@ -4,21 +4,21 @@
 #include <memory>
 
 #include "isa.h"
-#include "tiles.h"
+#include "pieces.h"
 
 namespace sca {
 namespace {
 
-// Tiles of one block of outputs: few enough for their planes to stay in a core's cache, and enough to make the filters,
+// Tiles of one task: few enough for their planes to stay in a core's cache, and enough to make the filters,
 // which don't where they are many, worth their way.
-constexpr int64_t block_tiles(int64_t channels) { return std::max<int64_t>(48, channels / 64 * 12); }
+constexpr int64_t task_tiles(int64_t channels) { return std::max<int64_t>(48, channels / 64 * 12); }
 // Tiles that are added up in registers for the filters' gradient: their columns stay in a core's first cache, and few
 // numbers of unlike size meet.
 constexpr int64_t kSummed = 64;
 // The sums of the filters' gradient are kept in slices, each of its own tiles, so that threads share nothing: so many
-// and so many floats at most, each of so many kSummed tiles at least. Where these are few, a thread takes a share of
-// the planes.
-constexpr int64_t kSlices = 8, kSliceFloats = 1 << 23, kSliceChunks = 8;
+// and so many floats at most, each of so many batches of kSummed tiles at least. Where these are few, a thread takes a
+// share of the planes.
+constexpr int64_t kSlices = 8, kSliceFloats = 1 << 23, kSliceBatches = 8;
 // Filters that are gathered before they are transformed.
 constexpr int64_t kGathered = 32;
 
@@ -55,10 +55,10 @@ float* thread_memory(int64_t size) {
 Buffer transformed(const Convolution& c, const float* filters, bool turned, int threads) {
     const int64_t depth = turned ? c.out : c.in, columns = turned ? c.in : c.out;
     const int64_t position = c.in_innermost ? c.in : 1, channel = c.in_innermost ? 1 : 9;
-    const int64_t plane = plane_size(panels(columns) * depth * kPanel), pieces = (depth + kGathered - 1) / kGathered;
+    const int64_t plane = plane_size(panels(columns) * depth * kPanel), sections = (depth + kGathered - 1) / kGathered;
     Buffer planes(kPlanes * plane);
-    parallel_for(0, panels(columns) * pieces, threads, [&](int64_t piece) {
-        const int64_t column = piece / pieces * kPanel, first = piece % pieces * kGathered;
+    parallel_for(0, panels(columns) * sections, threads, [&](int64_t task) {
+        const int64_t column = task / sections * kPanel, first = task % sections * kGathered;
         const int64_t count = std::min(kGathered, depth - first), width = std::min(kPanel, columns - column);
         const int64_t out = turned ? first : column, outs = turned ? count : width;
         const int64_t in = turned ? column : first, ins = turned ? width : count;
@@ -80,13 +80,13 @@ Buffer transformed(const Convolution& c, const float* filters, bool turned, int 
 // to = the convolution of `from`, padded by so many rows and columns, with transformed filters.
 void convolve(const Map& from, int64_t rows, int64_t columns, const Buffer& filters, const float* bias, const Map& to,
               float* data, int threads) {
-    const int64_t tiles = to.tiles(), row = pitch(from.channels), most = block_tiles(from.channels);
+    const int64_t tiles = to.tiles(), row = pitch(from.channels), most = task_tiles(from.channels);
     if (tiles == 0) return;
     const int64_t rounds = (tiles + threads * most - 1) / (threads * most);
     const int64_t count = rounded_up((tiles + threads * rounds - 1) / (threads * rounds), kRows);
     const WinogradKernels& kernel = kernels().winograd;
-    parallel_for(0, (tiles + count - 1) / count, threads, [&](int64_t block) {
-        const int64_t first = block * count, now = std::min(count, tiles - first);
+    parallel_for(0, (tiles + count - 1) / count, threads, [&](int64_t task) {
+        const int64_t first = task * count, now = std::min(count, tiles - first);
         const int64_t plane = plane_size(count * row);
         const Planes patches{thread_memory(kPlanes * (plane + plane_size(count * 2 * kPanel))), plane, row};
         kernel.patches[0](from, to, rows, columns, first, now, patches);
@@ -120,21 +120,21 @@ void winograd_backward_filters(const Convolution& c, const float* g_y, const flo
                                float* g_filters, int threads) {
     const Map from = input(c, x, bits), to = output(c, g_y);
     const int64_t rows = rounded_up(c.out, kRows), width = panels(c.in) * kPanel, tiles = to.tiles();
-    const int64_t plane = plane_size(rows * width), slice = kPlanes * plane, chunks = (tiles + kSummed - 1) / kSummed;
-    const int64_t slices = std::clamp<int64_t>(std::min(kSliceFloats / slice, chunks / kSliceChunks), 1, kSlices);
+    const int64_t plane = plane_size(rows * width), slice = kPlanes * plane, batches = (tiles + kSummed - 1) / kSummed;
+    const int64_t slices = std::clamp<int64_t>(std::min(kSliceFloats / slice, batches / kSliceBatches), 1, kSlices);
     const int64_t shares = slices < kShares ? kShares : 1, share = kPlanes / shares;
     const Buffer sums(slices * slice);
     const WinogradKernels& kernel = kernels().winograd;
     parallel_for(0, slices * shares, threads, [&](int64_t task) {
-        const int64_t part = task / shares, own = task % shares, kind = shares == 1 ? 0 : own + 1;
-        float* sum = sums.data() + part * slice + own * share * plane;
+        const int64_t slice_index = task / shares, own = task % shares, kind = shares == 1 ? 0 : own + 1;
+        float* sum = sums.data() + slice_index * slice + own * share * plane;
         std::fill_n(sum, share * plane, 0.0f);
         Planes patches{nullptr, plane_size(kSummed * pitch(c.in)), pitch(c.in)};
         Planes squares{nullptr, plane_size(kSummed * pitch(c.out)), pitch(c.out)};
         patches.data = thread_memory(share * (patches.plane + squares.plane));
         squares.data = patches.data + share * patches.plane;
-        for (int64_t chunk = part * chunks / slices; chunk < (part + 1) * chunks / slices; ++chunk) {
-            const int64_t first = chunk * kSummed, count = std::min(kSummed, tiles - first);
+        for (int64_t batch = slice_index * batches / slices; batch < (slice_index + 1) * batches / slices; ++batch) {
+            const int64_t first = batch * kSummed, count = std::min(kSummed, tiles - first);
             kernel.patches[kind](from, to, c.pad_rows, c.pad_columns, first, count, patches);
             kernel.squares[kind](to, first, count, squares);
             for (int64_t p = 0; p < share; ++p)

@@ -18,7 +18,7 @@ constexpr int kWide = 1, kTall = 4;
 #else
 constexpr int kWide = 1, kTall = 2;
 #endif
-static_assert(kRows % kTall == 0, "rows are whole blocks");
+static_assert(kRows % kTall == 0, "rows are whole products of so many");
 
 // Nothing here stands in front of a threshold as it is: a fused multiply-add is welcome.
 SCA_HOST_DEVICE Floats multiply_add(Floats a, Floats b, Floats c) {
@@ -289,12 +289,12 @@ SCA_HOST_DEVICE void over_columns(int64_t channels, const Run& run) {
 template <class Vector, int width>
 void output_columns(const Planes& patches, int64_t depth, const float* filters, int64_t plane, const float* bias,
                     const Map& to, float* data, int64_t first, int64_t count, int64_t channel, float* scratch) {
-    const int64_t rows = (count + kRows - 1) / kRows * kRows, block = plane_size(rows * width);
+    const int64_t rows = (count + kRows - 1) / kRows * kRows, plane_step = plane_size(rows * width);
     for (int64_t p = 0; p < kPlanes; ++p)
         for (int64_t r = 0; r < rows; r += kTall)
             multiply<Vector, width, kTall, false>(patches.data + p * patches.plane + r * patches.pitch, patches.pitch,
                                                   1, filters + p * plane, depth * kPanel, kPanel, depth,
-                                                  scratch + p * block + r * width, width);
+                                                  scratch + p * plane_step + r * width, width);
     for (int64_t t = 0; t < count; ++t) {
         const Corner corner(to, first + t);
         float* start = data + ((corner.image * to.height + corner.row) * to.width + corner.column) * to.channels;
@@ -307,8 +307,8 @@ void output_columns(const Planes& patches, int64_t depth, const float* filters, 
             Floats top[4], bottom[4];
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) {
-                const Floats m0 = load(m + j * block), m1 = load(m + (4 + j) * block), m2 = load(m + (8 + j) * block),
-                             m3 = load(m + (12 + j) * block);
+                const Floats m0 = load(m + j * plane_step), m1 = load(m + (4 + j) * plane_step),
+                             m2 = load(m + (8 + j) * plane_step), m3 = load(m + (12 + j) * plane_step);
                 top[j] = m0 + m1 + m2;
                 bottom[j] = m1 - m2 - m3;
             }

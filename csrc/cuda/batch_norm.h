@@ -7,7 +7,7 @@ namespace sca {
 
 // Sums of x and x^2 in double, so that mean and variance, once rounded, are every backend's.
 template <class T, bool planes, int V>
-__global__ void __launch_bounds__(kThreads) moments(const Moments p) {
+__global__ void __launch_bounds__(kThreads) moments(const MomentsParameters p) {
     constexpr int kAhead = 4;
     Place<planes, V> place(p.walk);
     double sum[place.kWidth] = {}, square[place.kWidth] = {};

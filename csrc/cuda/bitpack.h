@@ -12,18 +12,18 @@ template <class T, int V>
 SCA_DEVICE void load_eight(T (&to)[8], const T* from, int64 left) {
 #pragma unroll
     for (int i = 0; i < 8; i += V) {
-        Vector<T, V> part = {};
-        if (V == 1 ? i < left : left >= 8) part = load<T, V>(from + i);
+        Vector<T, V> access = {};
+        if (V == 1 ? i < left : left >= 8) access = load<T, V>(from + i);
         if (V > 1 && left < 8)
             for (int v = 0; v < V; ++v)
-                if (i + v < left) part.at[v] = from[i + v];
+                if (i + v < left) access.at[v] = from[i + v];
 #pragma unroll
-        for (int v = 0; v < V; ++v) to[i + v] = part.at[v];
+        for (int v = 0; v < V; ++v) to[i + v] = access.at[v];
     }
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) pack_bits(const Bits p) {
+__global__ void __launch_bounds__(kThreads) pack_bits(const BitpackParameters p) {
     const T* const spikes = static_cast<const T*>(p.spikes);
     const int64 first = static_cast<int64>(blockIdx.x) * (kThreads * kBytesPerThread) + static_cast<int64>(threadIdx.x);
     T eight[kBytesPerThread][8];
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads) pack_bits(const Bits p) {
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) unpack_bits(const Bits p) {
+__global__ void __launch_bounds__(kThreads) unpack_bits(const BitpackParameters p) {
     T* const spikes = static_cast<T*>(p.spikes);
     const int64 first = static_cast<int64>(blockIdx.x) * (kThreads * kBytesPerThread) + static_cast<int64>(threadIdx.x);
 #pragma unroll
@@ -59,14 +59,14 @@ __global__ void __launch_bounds__(kThreads) unpack_bits(const Bits p) {
         const unsigned bits = p.packed[byte];
 #pragma unroll
         for (int i = 0; i < 8; i += V) {
-            Vector<T, V> part;
+            Vector<T, V> access;
 #pragma unroll
-            for (int v = 0; v < V; ++v) part.at[v] = (bits >> (i + v) & 1u) != 0 ? One<T>::value() : T{};
+            for (int v = 0; v < V; ++v) access.at[v] = (bits >> (i + v) & 1u) != 0 ? One<T>::value() : T{};
             if (left >= 8 || (V == 1 && i < left))
-                store_global(spikes + 8 * byte + i, part);
+                store_global(spikes + 8 * byte + i, access);
             else
                 for (int v = 0; v < V; ++v)
-                    if (i + v < left) spikes[8 * byte + i + v] = part.at[v];
+                    if (i + v < left) spikes[8 * byte + i + v] = access.at[v];
         }
     }
 }

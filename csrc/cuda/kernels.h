@@ -1,5 +1,5 @@
 // Every kernel over elements, and the list of what is compiled: row(parameters, expression). The expression, as text,
-// is the name that a launch asks for, and what NVRTC instantiates. Those over channels are in channels.h.
+// is the name that a launch asks for, and what NVRTC instantiates. Those over channels are in sums.h.
 #pragma once
 
 #include "batch_norm.h"
@@ -12,9 +12,9 @@
     row(Parameters, sca::kernel<T, true, V>) row(Parameters, sca::kernel<T, false, V>) \
         row(Parameters, sca::kernel<T, true, 1>) row(Parameters, sca::kernel<T, false, 1>)
 
-#define SCA_ALL_OVER_ELEMENTS(row, T, V)                                                              \
-    SCA_WALKS(row, neuron_forward, Forward, T, V)                                                     \
-    SCA_WALKS(row, neuron_backward, Backward, T, V)                                                   \
-    SCA_WALKS(row, moments, Moments, T, V)                                                            \
-    row(Bits, sca::pack_bits<T, V>) row(Bits, sca::pack_bits<T, 1>) row(Bits, sca::unpack_bits<T, V>) \
-        row(Bits, sca::unpack_bits<T, 1>)
+#define SCA_ALL_OVER_ELEMENTS(row, T, V)                                                      \
+    SCA_WALKS(row, neuron_forward, ForwardParameters, T, V)                                   \
+    SCA_WALKS(row, neuron_backward, BackwardParameters, T, V)                                 \
+    SCA_WALKS(row, moments, MomentsParameters, T, V)                                          \
+    row(BitpackParameters, sca::pack_bits<T, V>) row(BitpackParameters, sca::pack_bits<T, 1>) \
+        row(BitpackParameters, sca::unpack_bits<T, V>) row(BitpackParameters, sca::unpack_bits<T, 1>)

@@ -16,7 +16,6 @@ constexpr int kAhead = 4;  // steps whose loads are issued before the first is u
 #define SCA_CASE(index, ...) \
     case index:              \
         return body(__VA_ARGS__{});
-#define SCA_NAMED_CASE(index, Struct, name) SCA_CASE(index, Struct)
 
 template <class Body>
 SCA_DEVICE void with_charge(int64 row, const Body& body) {
@@ -28,20 +27,19 @@ SCA_DEVICE void with_reset(int64 row, const Body& body) {
 }
 template <class Body>
 SCA_DEVICE void with_surrogate(int64 row, const Body& body) {
-    switch (row) { SCA_SURROGATES(SCA_NAMED_CASE) }
+    switch (row) { SCA_SURROGATES(SCA_CASE) }
 }
 #undef SCA_CASE
-#undef SCA_NAMED_CASE
 
 // A neuron's numbers as a thread has them.
 template <bool planes, int V>
 struct Cell {
     static constexpr int kVectors = 3;  // per channel
-    const Neuron& neuron;
+    const NeuronParameters& neuron;
     const float threshold, rest;
     PerChannel<planes, V> scale, shift, rate;
 
-    SCA_DEVICE Cell(const Neuron& given, const Prelude& prelude, const Place<planes, V>& place)
+    SCA_DEVICE Cell(const NeuronParameters& given, const PreludeParameters& prelude, const Place<planes, V>& place)
         : neuron(given),
           threshold(static_cast<float>(given.threshold)),
           rest(static_cast<float>(given.rest)),

@@ -9,18 +9,18 @@ namespace sca {
 // more, for a sum over all steps. No other thread looks at it, so there is nothing to wait for.
 template <class T, int V>
 class Tape {
-    static constexpr int kPart = V < 4 ? V : 4;
+    static constexpr int kAccess = V < 4 ? V : 4;
 
   public:
     SCA_DEVICE Tape(unsigned char* memory, int64 steps) {
         const int64 thread = static_cast<int64>(threadIdx.x);
         grad_ = reinterpret_cast<Vector<T, V>*>(memory) + thread;
         x_ = grad_ + steps * kThreads;
-        h_ = reinterpret_cast<float*>(memory + 2 * steps * kThreads * sizeof(Vector<T, V>)) + thread * kPart;
+        h_ = reinterpret_cast<float*>(memory + 2 * steps * kThreads * sizeof(Vector<T, V>)) + thread * kAccess;
     }
 
-    SCA_DEVICE void put_h(int64 k, const float (&h)[V]) { store_floats(h_ + k * kThreads * V, kThreads * kPart, h); }
-    SCA_DEVICE void get_h(int64 k, float (&h)[V]) const { load_floats(h, h_ + k * kThreads * V, kThreads * kPart); }
+    SCA_DEVICE void put_h(int64 k, const float (&h)[V]) { store_floats(h_ + k * kThreads * V, kThreads * kAccess, h); }
+    SCA_DEVICE void get_h(int64 k, float (&h)[V]) const { load_floats(h, h_ + k * kThreads * V, kThreads * kAccess); }
     SCA_DEVICE Vector<T, V>& grad(int64 k) { return grad_[k * kThreads]; }
     SCA_DEVICE Vector<T, V>& x(int64 k) { return x_[k * kThreads]; }
 
@@ -30,15 +30,16 @@ class Tape {
     Vector<T, V>* x_;
 };
 
-// With g the gradient of the input current: grad_x and the sums that `Backward` lists. h is recomputed from x,
+// With g the gradient of the input current: grad_x and the sums that the parameters list. h is recomputed from x,
 // `resident` steps at a time, the last first; the others start from checkpoints.
 template <class T, bool planes, int V>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2) neuron_backward(const Backward p) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2)
+    neuron_backward(const BackwardParameters p) {
     Place<planes, V> place(p.walk);
     const Cell<planes, V> cell(p.neuron, p.prelude, place);
     constexpr int kFirst = cell.kVectors;
     PerChannel<planes, V> by_v(place, kFirst), by_x(place, kFirst + 1), center(place, kFirst + 2),
-        slope(place, kFirst + 3), bias(place, kFirst + 4);
+        slope(place, kFirst + 3), offset(place, kFirst + 4);
     float vector[place.kWidth], derivative[place.kWidth];
     place.of_channel(vector, p.prelude.rate, static_cast<float>(p.neuron.rate));
     with_charge(p.neuron.charge, [&](auto c) {
@@ -51,8 +52,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2) ne
     center.put(vector);
     place.of_channel(vector, p.slope, 0.0f);
     slope.put(vector);
-    place.of_channel(vector, p.bias, 0.0f);
-    bias.put(vector);
+    place.of_channel(vector, p.offset, 0.0f);
+    offset.put(vector);
     __syncthreads();
 
     Tape<T, V> tape(shared_memory() + (kFirst + 5) * PerChannel<planes, V>::bytes(place), p.resident);
@@ -68,18 +69,18 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2) ne
     // From g, the gradient of the current.
     const auto input_gradient = [&](const float (&g)[V], const Vector<T, V>& x) {
         Vector<T, V> to;
-        float factor[V], slopes[V], centers[V], biases[V];
+        float factor[V], slopes[V], centers[V], offsets[V];
         cell.scale.get(factor);
         if (p.slope != nullptr) {
             slope.get(slopes);
             center.get(centers);
-            bias.get(biases);
+            offset.get(offsets);
         }
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             const float scaled = g[v] * factor[v];
             round_to(to.at[v],
-                     p.slope == nullptr ? scaled : scaled + (slopes[v] * (widened(x.at[v]) - centers[v]) + biases[v]));
+                     p.slope == nullptr ? scaled : scaled + (slopes[v] * (widened(x.at[v]) - centers[v]) + offsets[v]));
         }
         return to;
     };
@@ -195,9 +196,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2) ne
             }
         }
         if (repeated) {
-            float total[V];
-            tape.get_h(resident, total);
-            store_global(place.template in<T>(p.grad_x), input_gradient(total, load<T, V>(x_at)));
+            float sum[V];
+            tape.get_h(resident, sum);
+            store_global(place.template in<T>(p.grad_x), input_gradient(sum, load<T, V>(x_at)));
         }
         if (p.grad_v_init.data != nullptr) store_state(place.template in<float>(p.grad_v_init), grad_v);
     }

@@ -5,7 +5,7 @@
 namespace sca {
 
 template <class T, bool planes, int V>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 3) neuron_forward(const Forward p) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 3) neuron_forward(const ForwardParameters p) {
     Place<planes, V> place(p.walk);
     const Cell<planes, V> cell(p.neuron, p.prelude, place);
     PerChannel<planes, V> gate(place, cell.kVectors);

@@ -7,64 +7,64 @@ namespace sca {
 using int64 = long long;
 
 // An activation [T, N, C, S], or a state (t unused). Strides in elements: per step, per place (two digits, see Walk)
-// and per group. data is null where there is none.
+// and per stripe. data is null where there is none.
 struct Strided {
     void* data;
-    int64 t, outer, inner, group;
+    int64 t, outer, inner, stripe;
 };
 
 // How a tensor is cut among threads (walk.h has the reading, tiling.py the choice).
 struct Walk {
-    int64 places, inner;           // places of a group, in two digits: outer = place / inner, place % inner
-    int64 groups, lanes, columns;  // columns = channels * fold, of which `lanes` vectors lie side by side in a block
-    int64 fold;                    // columns per channel
-    int64 chunks, items;           // blocks per group; places per thread
+    int64 places, inner;            // places of a stripe, in two digits: outer = place / inner, place % inner
+    int64 stripes, lanes, columns;  // columns = channels * fold, of which `lanes` vectors lie side by side in a block
+    int64 fold;                     // columns per channel
+    int64 splits, items;            // blocks that share a stripe; places per thread
     int64 rows, outer_step, inner_step;  // threads one above the other in a block, and that as digits
 };
 
 // Rows of the lists in include/sca; numbers to be rounded to float32.
-struct Neuron {
+struct NeuronParameters {
     int64 charge, reset, surrogate, detach;
     double rate, threshold, rest, alpha, beta;
 };
 
 // Per-channel vectors [C], or null: y = x * scale + shift, and the leak's own rate.
-struct Prelude {
+struct PreludeParameters {
     const float *scale, *shift, *rate;
 };
 
-struct Forward {
+struct ForwardParameters {
     Walk walk;
-    Neuron neuron;
-    Prelude prelude;
+    NeuronParameters neuron;
+    PreludeParameters prelude;
     int64 steps;
     Strided x, spikes, v_init, v_last;
     const float* mask;  // [C] or null: 1 where a channel emits, else 0
-    double* partials;   // [2, chunks, columns]: spikes, and |v - rest|
+    double* partials;   // [2, splits, columns]: spikes, and |v - rest|
 };
 
-struct Backward {
+struct BackwardParameters {
     Walk walk;
-    Neuron neuron;
-    Prelude prelude;
+    NeuronParameters neuron;
+    PreludeParameters prelude;
     int64 steps, resident;  // all, and those that shared memory holds at a time
     Strided x, grad_spikes, grad_v, v_init, grad_x, grad_v_init;
-    const float *center, *slope, *bias;  // grad_x = g * scale + slope * (x - center) + bias; null: without the rest
-    double* partials;    // [3, chunks, columns]: sums of g, g * (x - center) and the rate's gradient; or null
+    const float *center, *slope, *offset;  // grad_x = g * scale + slope * (x - center) + offset; null: without the rest
+    double* partials;    // [3, splits, columns]: sums of g, g * (x - center) and the rate's gradient; or null
     float* checkpoints;  // v at the start of all but the last `resident` steps, of all threads
 };
 
-struct Moments {
+struct MomentsParameters {
     Walk walk;
     int64 steps;
     Strided x;
-    double* partials;  // [2, chunks, columns]: sums of x and x^2
+    double* partials;  // [2, splits, columns]: sums of x and x^2
 };
 
 // Kernels over channels; each reads and writes what it has use for.
-struct Channels {
-    int64 channels, fold, chunks;
-    const double* partials;  // [quantities, chunks, channels * fold]
+struct SumsParameters {
+    int64 channels, fold, splits;
+    const double* partials;  // [quantities, splits, channels * fold]
     double count, presentations, eps;
     int64* spike_count;
     float* membrane_l1;
@@ -72,7 +72,7 @@ struct Channels {
     float *mean, *var, *scale, *shift, *slope, *offset, *grad_scale, *grad_shift, *grad_rate;
 };
 
-struct Bits {
+struct BitpackParameters {
     int64 numel;
     void* spikes;
     unsigned char* packed;
@@ -82,7 +82,8 @@ struct Bits {
 }  // namespace sca
 
 // row(structure): their sizes are compared with those of the caller's.
-#define SCA_PARAMETERS(row) row(Forward) row(Backward) row(Moments) row(Channels) row(Bits)
+#define SCA_PARAMETERS(row) \
+    row(ForwardParameters) row(BackwardParameters) row(MomentsParameters) row(SumsParameters) row(BitpackParameters)
 
 #ifdef SCA_SIZES
 namespace sca {

@@ -9,8 +9,8 @@ namespace sca {
 // Expression of the list in kernels.h -> address for cudaLaunchKernel.
 std::map<std::string, const void*>& kernel_table();
 
-struct Rows {
-    Rows(std::initializer_list<std::pair<const std::string, const void*>> rows) { kernel_table().insert(rows); }
+struct KernelRows {
+    KernelRows(std::initializer_list<std::pair<const std::string, const void*>> rows) { kernel_table().insert(rows); }
 };
 
 }  // namespace sca

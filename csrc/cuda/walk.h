@@ -1,12 +1,14 @@
 // How threads walk over an activation [T, N, C, S], V elements at a time, and how their sums leave a block.
 //
-// A block owns one chunk of one group. In a group, a place is where a thread stands with all its time steps:
+// Blocks share a stripe, one split each. In a stripe, a place is where a thread stands with all its time steps:
 //
-//   planes   contiguous maps. A group is a channel, a place V positions of one plane: outer = n, inner = position / V.
-//   lanes    channels_last, [T, N, C], and contiguous maps of few positions, whose C * S elements count as columns. A
-//            group is a block of columns, a thread stays in V of them, a place is a row: outer = n, inner = s.
+//   planes        contiguous maps. A stripe is a channel, a place V positions of one plane: outer = n,
+//                 inner = position / V.
+//   interleaved   channels_last, [T, N, C], and contiguous maps of few positions, whose C * S elements count as
+//                 columns. A stripe is `lanes` vectors of columns, a thread stays in V of them, a place is a row:
+//                 outer = n, inner = s.
 //
-// Sums are double [quantity, chunk, column] (planes: column = channel), each written once, by one thread, from an order
+// Sums are double [quantity, split, column] (planes: column = channel), each written once, by one thread, from an order
 // of additions that sizes alone decide.
 #pragma once
 
@@ -24,10 +26,10 @@ class Place {
 
     SCA_DEVICE explicit Place(const Walk& walk) : walk_(walk) {
         const int64 block = static_cast<int64>(blockIdx.x), thread = static_cast<int64>(threadIdx.x);
-        const int64 group = block % walk.groups, chunk = block / walk.groups;
-        column_ = planes ? group : (group * walk.lanes + thread % walk.lanes) * V;
-        place_ = chunk * walk.items * walk.rows + thread / walk.lanes;
-        const int64 end = (chunk + 1) * walk.items * walk.rows;
+        const int64 stripe = block % walk.stripes, split = block / walk.stripes;
+        column_ = planes ? stripe : (stripe * walk.lanes + thread % walk.lanes) * V;
+        place_ = split * walk.items * walk.rows + thread / walk.lanes;
+        const int64 end = (split + 1) * walk.items * walk.rows;
         end_ = column_ >= walk.columns ? 0 : end < walk.places ? end : walk.places;
         outer_ = place_ / walk.inner;
         inner_ = place_ % walk.inner;
@@ -46,10 +48,10 @@ class Place {
 
     template <class T>
     SCA_DEVICE T* in(const Strided& z) const {
-        return static_cast<T*>(z.data) + outer_ * z.outer + inner_ * z.inner + column_ * z.group;
+        return static_cast<T*>(z.data) + outer_ * z.outer + inner_ * z.inner + column_ * z.stripe;
     }
 
-    // Entries of a vector [C] at this thread's columns: one number in planes, V in lanes.
+    // Entries of a vector [C] at this thread's columns: one number in planes, V where interleaved.
     SCA_DEVICE void of_channel(float (&to)[kWidth], const float* vector, float absent) const {
         for (int v = 0; v < kWidth; ++v) {
             const int64 column = column_ + v;
@@ -73,9 +75,9 @@ class Place {
                 for (int w = 0; w < kWidth; ++w) memory[w * kThreads + thread] += memory[w * kThreads + thread + half];
         }
         if (thread >= lanes || column_ >= walk_.columns) return;
-        const int64 chunk = static_cast<int64>(blockIdx.x) / walk_.groups;
+        const int64 split = static_cast<int64>(blockIdx.x) / walk_.stripes;
         for (int w = 0; w < kWidth; ++w)
-            partials[(quantity * walk_.chunks + chunk) * walk_.columns + column_ + w] = memory[w * kThreads + thread];
+            partials[(quantity * walk_.splits + split) * walk_.columns + column_ + w] = memory[w * kThreads + thread];
     }
 
   private:
@@ -100,40 +102,41 @@ SCA_DEVICE void accumulate(N (&sums)[W], const N (&values)[V]) {
 // V floats by accesses of up to 16 bytes, which lie `apart` elements from each other.
 template <int V>
 SCA_DEVICE void load_floats(float (&to)[V], const float* p, int64 apart) {
-    constexpr int kPart = V < 4 ? V : 4;
+    constexpr int kAccess = V < 4 ? V : 4;
 #pragma unroll
-    for (int i = 0; i < V / kPart; ++i) {
-        const auto part = load<float, kPart>(p + i * apart);
+    for (int i = 0; i < V / kAccess; ++i) {
+        const auto access = load<float, kAccess>(p + i * apart);
 #pragma unroll
-        for (int j = 0; j < kPart; ++j) to[i * kPart + j] = part.at[j];
+        for (int j = 0; j < kAccess; ++j) to[i * kAccess + j] = access.at[j];
     }
 }
 template <int V>
 SCA_DEVICE void store_floats(float* p, int64 apart, const float (&from)[V]) {
-    constexpr int kPart = V < 4 ? V : 4;
+    constexpr int kAccess = V < 4 ? V : 4;
 #pragma unroll
-    for (int i = 0; i < V / kPart; ++i) {
-        Vector<float, kPart> part;
+    for (int i = 0; i < V / kAccess; ++i) {
+        Vector<float, kAccess> access;
 #pragma unroll
-        for (int j = 0; j < kPart; ++j) part.at[j] = from[i * kPart + j];
-        store(p + i * apart, part);
+        for (int j = 0; j < kAccess; ++j) access.at[j] = from[i * kAccess + j];
+        store(p + i * apart, access);
     }
 }
 
 // V floats of a state in global memory.
 template <int V>
 SCA_DEVICE void store_state(float* p, const float (&from)[V]) {
-    constexpr int kPart = V < 4 ? V : 4;
+    constexpr int kAccess = V < 4 ? V : 4;
 #pragma unroll
-    for (int i = 0; i < V; i += kPart) {
-        Vector<float, kPart> part;
+    for (int i = 0; i < V; i += kAccess) {
+        Vector<float, kAccess> access;
 #pragma unroll
-        for (int j = 0; j < kPart; ++j) part.at[j] = from[i + j];
-        store_global(p + i, part);
+        for (int j = 0; j < kAccess; ++j) access.at[j] = from[i + j];
+        store_global(p + i, access);
     }
 }
 
-// Per-channel numbers of a block: in planes one per thread, in lanes V, kept in shared memory to spare registers.
+// Per-channel numbers of a block: in planes one per thread, where interleaved V, kept in shared memory to spare
+// registers.
 template <bool planes, int V>
 class PerChannel;
 
@@ -154,16 +157,16 @@ class PerChannel<true, V> {
 
 template <int V>
 class PerChannel<false, V> {
-    static constexpr int kPart = V < 4 ? V : 4;
+    static constexpr int kAccess = V < 4 ? V : 4;
 
   public:
     static SCA_DEVICE int64 bytes(const Place<false, V>& place) { return place.lanes() * V * sizeof(float); }
     SCA_DEVICE PerChannel(const Place<false, V>& place, int slot)
-        : p_(reinterpret_cast<float*>(shared_memory() + slot * bytes(place)) + place.lane() * kPart),
-          apart_(static_cast<int>(place.lanes()) * kPart) {}
+        : p_(reinterpret_cast<float*>(shared_memory() + slot * bytes(place)) + place.lane() * kAccess),
+          apart_(static_cast<int>(place.lanes()) * kAccess) {}
     // All rows of a block have the same numbers; the first writes them. A barrier follows the last put.
     SCA_DEVICE void put(const float (&from)[V]) {
-        if (static_cast<int>(threadIdx.x) * kPart < apart_) store_floats(p_, apart_, from);
+        if (static_cast<int>(threadIdx.x) * kAccess < apart_) store_floats(p_, apart_, from);
     }
     SCA_DEVICE void get(float (&to)[V]) const { load_floats(to, p_, apart_); }
 

@@ -107,6 +107,9 @@ class Backend(ABC):
     """Types of devices that this backend runs on when it is named, but is never the default for."""
     paths: frozenset[str] = frozenset()
     """Paths of a convolution (:mod:`sca_kernels.paths`) that it has kernels of its own for; without, it gathers."""
+    hands_over_addresses: bool = True
+    """Whether its kernels are given addresses by itself, so that it must refuse tensors whose storage was freed; not
+    where torch or Triton give them."""
     fix: str = ""
     """What turns this backend on where it is off."""
 

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import twins
 from ..channels import Bits, Channels, Geometry, empty_weight, memory_format, output_size
 from ..layout import collapse, empty_activation, empty_state, in_layout_of, spatial_size
 from ..neurons import NeuronConfig
 from ..reference import channel_conv
 from .base import Backend, BatchNormGradients, Forward, NeuronGradients
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _REINSTALL = "install a C++17 compiler with Python's headers and run pip install again"
 
@@ -43,15 +44,14 @@ def _load() -> ModuleType | str:
 
 @functools.lru_cache(maxsize=256)
 def _neuron(config: NeuronConfig) -> Any:
-    return _load().Neuron(
-        config.neuron,
-        config.tau,
-        config.v_threshold,
-        config.v_reset is None,
-        config.v_rest,
-        config.decay_input,
+    return _load().NeuronConfig(
+        twins.charge(config),
+        twins.reset(config),
+        twins.surrogate(config),
         config.detach_reset,
-        config.surrogate,
+        config.leak,
+        config.v_threshold,
+        config.v_rest,
         config.alpha,
         config.beta,
     )

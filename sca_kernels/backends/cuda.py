@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +20,7 @@ from ..cuda_kernels import batch_norm, bitpack, multistep
 from ..cuda_kernels.multistep import Current
 from ..cuda_kernels.parameters import SIZES
 from ..cuda_kernels.tiling import NAMES
+from ..twins import sources
 from .base import Backend, BackendError, BatchNormGradients, Forward, NeuronGradients, sentence, would_fail_anywhere
 
 _LEAST_CAPABILITY = (7, 5)
@@ -105,15 +105,8 @@ class RunTime:
 def program() -> tuple[str, tuple[str, ...]]:
     """Source text and options for NVRTC. It checks that structures have the size that they are packed in."""
     sizes = ",".join(map(str, SIZES.values()))
-    code = '#include "cuda/kernels.h"\n#include "cuda/channels.h"\n'
+    code = '#include "cuda/kernels.h"\n#include "cuda/sums.h"\n'
     return code, (*_OPTIONS, f"-I{sources()}", f"-DSCA_SIZES={sizes}")
-
-
-def sources() -> Path:
-    """The folder of the C++ sources: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    installed = package / "_csrc"
-    return installed if installed.is_dir() else package.parent / "csrc"
 
 
 @functools.cache

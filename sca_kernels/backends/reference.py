@@ -15,6 +15,7 @@ from .base import Backend, BatchNormGradients, Forward, NeuronGradients
 class ReferenceBackend(Backend):
     name = "reference"
     priority = 0
+    hands_over_addresses = False
 
     def supports(self, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
         if not dtype.is_floating_point:

@@ -78,6 +78,7 @@ class TritonBackend(Backend):
     name = "triton"
     priority = 20
     only_by_name = frozenset({"cpu"})
+    hands_over_addresses = False
     paths = frozenset({"implicit"})
     fix = "use a CUDA device, with triton installed (pip install 'sca_kernels[triton]')"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..neurons import NeuronConfig
 from . import multistep
 from .multistep import Adjoint, Current
-from .parameters import Launch, Moments, address
+from .parameters import Launch, MomentsParameters, address
 from .tiling import Tiling
 
 
@@ -32,7 +32,9 @@ def forward(
     """Arguments and results as in :meth:`sca_kernels.backends.base.Backend.batch_norm_forward`."""
     tiling = Tiling(x, x.shape[0])
     partials = tiling.partials(2)
-    parameters = Moments(walk=tiling.walk, steps=x.shape[0], partials=address(partials), **tiling.strided("x"))
+    parameters = MomentsParameters(
+        walk=tiling.walk, steps=x.shape[0], partials=address(partials), **tiling.strided("x")
+    )
     tiling.launch(launch, "moments", 0, parameters)
     mean, var, scale, shift = (x.new_empty(x.shape[2], dtype=torch.float32) for _ in range(4))
     vectors = {"weight": weight, "bias": bias, "mean": mean, "var": var, "scale": scale, "shift": shift}
@@ -71,5 +73,5 @@ def backward(
     numbers = {"count": x.numel() // max(x.shape[2], 1) * presentations, "presentations": presentations, "eps": eps}
     sums = {"grad_scale": g_weight, "grad_shift": g_bias, "grad_rate": g_rate}
     tiling.finish(launch, "coefficients", partials, numbers, **vectors, slope=slope, offset=offset, **sums)
-    adjoint.run(launch, "grad_x", "grad_v_init", center=mean, slope=slope, bias=offset)
+    adjoint.run(launch, "grad_x", "grad_v_init", center=mean, slope=slope, offset=offset)
     return adjoint.grad_x, g_weight, g_bias, g_rate, adjoint.grad_v_init

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..spikes import check_earlier, check_launched, flag
-from .parameters import Bits, Launch, address
+from .parameters import BitpackParameters, Launch, address
 from .tiling import NAMES, THREADS, ceil_div
 
 _BYTES_PER_BLOCK = 4 * THREADS
@@ -33,7 +33,7 @@ def unpack(launch: Launch, packed: Tensor, numel: int, dtype: torch.dtype) -> Te
 
 def _run(launch: Launch, kernel: str, spikes: Tensor, packed: Tensor, valid: Tensor | None) -> None:
     vector = 16 // spikes.element_size() if spikes.data_ptr() % 16 == 0 else 1
-    parameters = Bits(spikes.numel(), address(spikes), address(packed), address(valid))
+    parameters = BitpackParameters(spikes.numel(), address(spikes), address(packed), address(valid))
     grid = ceil_div(packed.numel(), _BYTES_PER_BLOCK)
     if grid:
         launch(f"sca::{kernel}<{NAMES[spikes.dtype]}, {vector}>", grid, THREADS, 0, parameters, spikes)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..layout import empty_activation, empty_state
 from ..neurons import NeuronConfig
-from .parameters import Backward, Forward, Launch, Neuron, Prelude, address
+from .parameters import BackwardParameters, ForwardParameters, Launch, NeuronParameters, PreludeParameters, address
 from .tiling import THREADS, Tiling, ceil_div
 
 _MOST_SHARED = 48 * 1024  # bytes per block that any device gives unasked
@@ -28,8 +28,8 @@ class Current(NamedTuple):
     rate: Tensor | None
     v_init: Tensor | None
 
-    def prelude(self) -> Prelude:
-        return Prelude(address(self.scale), address(self.shift), address(self.rate))
+    def prelude(self) -> PreludeParameters:
+        return PreludeParameters(address(self.scale), address(self.shift), address(self.rate))
 
 
 def _one_step(state: Tensor | None) -> Tensor | None:
@@ -60,9 +60,9 @@ def forward(
     tiling = Tiling(x, time_steps, spikes=spikes, v_init=_one_step(current.v_init), v_last=_one_step(v_last))
     partials = tiling.partials(2)
     gate = None if mask is None else mask.to(torch.float32)
-    parameters = Forward(
+    parameters = ForwardParameters(
         walk=tiling.walk,
-        neuron=Neuron.of(config),
+        neuron=NeuronParameters.of(config),
         prelude=current.prelude(),
         steps=time_steps,
         mask=address(gate),
@@ -71,7 +71,7 @@ def forward(
     )
     tiling.launch(launch, "neuron_forward", tiling.table_bytes(4), parameters)
     sums = {"spike_count": spike_count, "membrane_l1": membrane_l1}
-    tiling.finish(launch, "activity_totals", partials, {}, **sums)
+    tiling.finish(launch, "activity_sums", partials, {}, **sums)
     return spikes, v_last, spike_count, membrane_l1
 
 
@@ -100,14 +100,14 @@ class Adjoint:
             grad_x=self.grad_x,
             grad_v_init=_one_step(self.grad_v_init),
         )
-        self.neuron = Neuron.of(config)
+        self.neuron = NeuronParameters.of(config)
 
     def partials(self) -> Tensor:
         """Room for the sums of g, of g * (x - center), and of the rate's gradient where there is one."""
         return self.tiling.partials(2 if self.current.rate is None else 3)
 
     def run(self, launch: Launch, *outputs: str, partials: Tensor | None = None, **vectors: Tensor) -> None:
-        """Write ``outputs`` (grad_x, grad_v_init) and, where given, the sums; vectors are center, slope and bias."""
+        """Write ``outputs`` (grad_x, grad_v_init) and, where given, the sums; vectors are center, slope and offset."""
         tiling, x = self.tiling, self.tiling.tensors["x"]
         repeated = "grad_x" in outputs and x.shape[0] != self.time_steps
         table = tiling.table_bytes(8)
@@ -119,7 +119,7 @@ class Adjoint:
         chunks = ceil_div(self.time_steps, resident)
         checkpoints = x.new_empty(tiling.blocks * (chunks - 1) * THREADS * tiling.vector, dtype=torch.float32)
         tensors = "x", "grad_spikes", "grad_v", "v_init"
-        parameters = Backward(
+        parameters = BackwardParameters(
             walk=tiling.walk,
             neuron=self.neuron,
             prelude=self.current.prelude(),
@@ -151,5 +151,5 @@ def backward(
     adjoint.run(launch, "grad_x", "grad_v_init", partials=partials)
     if summed:
         sums = {"grad_scale": g_scale, "grad_shift": g_shift, "grad_rate": g_rate}
-        adjoint.tiling.finish(launch, "gradient_totals", partials, {}, **sums)
+        adjoint.tiling.finish(launch, "gradient_sums", partials, {}, **sums)
     return adjoint.grad_x, g_scale, g_shift, g_rate, adjoint.grad_v_init

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from typing import Protocol
 
 from torch import Tensor
 
-from ..neurons import NEURONS, NeuronConfig
-from ..surrogates import TABLE
+from .. import twins
+from ..neurons import NeuronConfig
 
 
 def _integers(*names: str) -> list[tuple[str, type]]:
@@ -25,66 +24,65 @@ def _reals(*names: str) -> list[tuple[str, type]]:
 
 
 class Strided(ctypes.Structure):
-    _fields_ = _pointers("data") + _integers("t", "outer", "inner", "group")
+    _fields_ = _pointers("data") + _integers("t", "outer", "inner", "stripe")
 
 
 class Walk(ctypes.Structure):
     _fields_ = _integers(
-        "places", "inner", "groups", "lanes", "columns", "fold", "chunks", "items", "rows", "outer_step", "inner_step"
+        "places", "inner", "stripes", "lanes", "columns", "fold", "splits", "items", "rows", "outer_step", "inner_step"
     )
 
 
-class Neuron(ctypes.Structure):
+class NeuronParameters(ctypes.Structure):
     _fields_ = _integers("charge", "reset", "surrogate", "detach") + _reals(
         "rate", "threshold", "rest", "alpha", "beta"
     )
 
     @classmethod
-    def of(cls, config: NeuronConfig) -> Neuron:
-        """Rows of the lists at the foot of ``csrc/include/sca/{neurons,surrogates}.h``, and rounded once, numbers."""
-        learnable = NEURONS[config.neuron].learnable_leak
-        multiplies = learnable or math.frexp(config.tau)[0] == 0.5  # a power of two: the product is the quotient
-        charge = 0 if config.neuron == "if" else (1 if config.decay_input else 3) + multiplies
-        reset = 2 if config.v_reset is None else int(config.v_reset == 0)
-        rate = 1 / config.tau if multiplies else config.tau
-        surrogate = list(TABLE).index(config.surrogate)
-        numbers = rate, config.v_threshold, config.v_rest, config.alpha, config.beta
-        return cls(charge, reset, surrogate, config.detach_reset, *numbers)
+    def of(cls, config: NeuronConfig) -> NeuronParameters:
+        """Rows of the lists at the foot of ``csrc/include/sca/{neurons,surrogates}.h``, and numbers."""
+        structs = {
+            "SCA_CHARGES": twins.charge(config),
+            "SCA_RESETS": twins.reset(config),
+            "SCA_SURROGATES": twins.surrogate(config),
+        }
+        numbers = config.leak, config.v_threshold, config.v_rest, config.alpha, config.beta
+        return cls(*(twins.row(*pair) for pair in structs.items()), config.detach_reset, *numbers)
 
 
-class Prelude(ctypes.Structure):
+class PreludeParameters(ctypes.Structure):
     _fields_ = _pointers("scale", "shift", "rate")
 
 
-class Forward(ctypes.Structure):
+class ForwardParameters(ctypes.Structure):
     _fields_ = [
         ("walk", Walk),
-        ("neuron", Neuron),
-        ("prelude", Prelude),
+        ("neuron", NeuronParameters),
+        ("prelude", PreludeParameters),
         *_integers("steps"),
         *((name, Strided) for name in ("x", "spikes", "v_init", "v_last")),
         *_pointers("mask", "partials"),
     ]
 
 
-class Backward(ctypes.Structure):
+class BackwardParameters(ctypes.Structure):
     _fields_ = [
         ("walk", Walk),
-        ("neuron", Neuron),
-        ("prelude", Prelude),
+        ("neuron", NeuronParameters),
+        ("prelude", PreludeParameters),
         *_integers("steps", "resident"),
         *((name, Strided) for name in ("x", "grad_spikes", "grad_v", "v_init", "grad_x", "grad_v_init")),
-        *_pointers("center", "slope", "bias", "partials", "checkpoints"),
+        *_pointers("center", "slope", "offset", "partials", "checkpoints"),
     ]
 
 
-class Moments(ctypes.Structure):
+class MomentsParameters(ctypes.Structure):
     _fields_ = [("walk", Walk), *_integers("steps"), ("x", Strided), *_pointers("partials")]
 
 
-class Channels(ctypes.Structure):
+class SumsParameters(ctypes.Structure):
     _fields_ = [
-        *_integers("channels", "fold", "chunks"),
+        *_integers("channels", "fold", "splits"),
         *_pointers("partials"),
         *_reals("count", "presentations", "eps"),
         *_pointers("spike_count", "membrane_l1", "weight", "bias", "mean", "var", "scale", "shift", "slope", "offset"),
@@ -92,11 +90,14 @@ class Channels(ctypes.Structure):
     ]
 
 
-class Bits(ctypes.Structure):
+class BitpackParameters(ctypes.Structure):
     _fields_ = _integers("numel") + _pointers("spikes", "packed", "valid")
 
 
-SIZES = {structure.__name__: ctypes.sizeof(structure) for structure in (Forward, Backward, Moments, Channels, Bits)}
+SIZES = {
+    structure.__name__: ctypes.sizeof(structure)
+    for structure in (ForwardParameters, BackwardParameters, MomentsParameters, SumsParameters, BitpackParameters)
+}
 """Bytes of each structure; whoever compiled the kernels must agree."""
 
 

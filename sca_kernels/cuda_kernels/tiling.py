@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..layout import collapse, empty_activation, in_layout_of, is_channels_last, spatial_size
-from .parameters import Channels, Launch, Strided, Walk, address
+from .parameters import Launch, Strided, SumsParameters, Walk, address
 
 THREADS = 128
 NAMES = {torch.float32: "float", torch.bfloat16: "sca::bfloat16", torch.float16: "sca::float16"}
@@ -48,15 +48,15 @@ class Tiling:
         self.channels = c
         vector = 16 // x.element_size()
         strides = collapse(x)
-        lanes = is_channels_last(x) or (s == 1 and (c == 1 or strides.c == 1))
+        interleaved = is_channels_last(x) or (s == 1 and (c == 1 or strides.c == 1))
         odd = s % vector and s < _FOLD_ODD_BELOW and c * s % vector == 0
-        folded = not lanes and strides.c == s and (s < _FOLD_BELOW or bool(odd))
+        folded = not interleaved and strides.c == s and (s < _FOLD_BELOW or bool(odd))
 
         def addressable(z: Tensor) -> bool:
             own = collapse(z)
             if own is None:
                 return False
-            if lanes:
+            if interleaved:
                 return c == 1 or own.c == 1
             return (s == 1 or own.s == 1) and (not folded or own.c == s)
 
@@ -66,7 +66,7 @@ class Tiling:
                 z = z if addressable(z) else empty_activation(x, z.shape[0], z.dtype).copy_(z)
                 self.tensors[name] = z
 
-        self.planes = not (lanes or folded)
+        self.planes = not (interleaved or folded)
         self.fold = s if folded else 1
         self.columns = c * self.fold
         row = s if self.planes else self.columns  # along which accesses go
@@ -76,7 +76,9 @@ class Tiling:
             steps = (
                 stride
                 for z, own in zip(self.tensors.values(), collapsed.values(), strict=True)
-                for stride, size in zip(own, (z.shape[0], n, c if self.planes else 1, s if lanes else 1), strict=True)
+                for stride, size in zip(
+                    own, (z.shape[0], n, c if self.planes else 1, s if interleaved else 1), strict=True
+                )
                 if size > 1
             )
             self.vector = vector if all(stride % vector == 0 for stride in steps) else 1
@@ -88,25 +90,25 @@ class Tiling:
                 (_MOST_LANES >> i for i in range(6)), key=lambda width: (ceil_div(vectors, width) * width, -width)
             )
         rows = THREADS // side_by_side
-        inner = vectors if self.planes else s if lanes else 1
+        inner = vectors if self.planes else s if interleaved else 1
         places = n * inner
-        groups = c if self.planes else ceil_div(vectors, side_by_side)
-        in_group = ceil_div(places, rows)
-        blocks = groups * in_group
+        stripes = c if self.planes else ceil_div(vectors, side_by_side)
+        in_stripe = ceil_div(places, rows)
+        blocks = stripes * in_stripe
         fewer = max(_BLOCKS[0], min(blocks // 8, _BLOCKS[1]))
         items = 1
         if blocks > fewer:
             items = max(1, min(ceil_div(blocks, fewer), _MOST_TERMS // time_steps))
-        self.chunks = ceil_div(in_group, items)
-        self.blocks = groups * self.chunks
+        self.splits = ceil_div(in_stripe, items)
+        self.blocks = stripes * self.splits
         self.walk = Walk(
             places=places,
             inner=max(inner, 1),
-            groups=groups,
+            stripes=stripes,
             lanes=side_by_side,
             columns=self.columns,
             fold=self.fold,
-            chunks=self.chunks,
+            splits=self.splits,
             items=items,
             rows=rows,
             outer_step=rows // max(inner, 1),
@@ -120,7 +122,7 @@ class Tiling:
                 t=0 if self.tensors[name].shape[0] != time_steps else own.t,
                 outer=own.n,
                 inner=self.vector if self.planes else own.s,
-                group=own.c if self.planes else 1,
+                stripe=own.c if self.planes else 1,
             )
             for name, own in collapsed.items()
         }
@@ -136,7 +138,7 @@ class Tiling:
     def partials(self, quantities: int) -> Tensor:
         """Room for the sums of all blocks."""
         like = self.tensors["x"]
-        return like.new_empty((quantities, self.chunks, self.columns), dtype=torch.float64)
+        return like.new_empty((quantities, self.splits, self.columns), dtype=torch.float64)
 
     @property
     def sum_bytes(self) -> int:
@@ -159,10 +161,10 @@ class Tiling:
     ) -> None:
         """Run a kernel over channels, on the sums of this walk; vectors are what it reads and writes, [C] each."""
         if self.channels:
-            parameters = Channels(
+            parameters = SumsParameters(
                 channels=self.channels,
                 fold=self.fold,
-                chunks=self.chunks,
+                splits=self.splits,
                 partials=address(partials),
                 **numbers,
                 **{name: address(z) for name, z in vectors.items()},

@@ -22,10 +22,26 @@ class Leak(NamedTuple):
 
 
 class Neuron(Protocol):
-    """Charge equation ``h = charge(v, x)`` and its adjoint; v, x, h are tensors of one shape, ``v_rest`` a number."""
+    """Charge equation ``h = charge(v, x)`` and its adjoint; v, x, h are tensors of one shape, ``v_rest`` a number.
+
+    It is the row of its neuron and names the twins; :func:`sca_kernels.testing.missing_twins` says which are not there.
+
+    Attributes:
+        name: what users call it.
+        takes_tau: whether tau is an argument of it.
+        learnable_leak: whether ``1 / tau`` is learned.
+        cpp: structs of ``csrc/include/sca/neurons.h``, with decay_input and without. ``<>`` at the end marks a template
+            over the leak, of which the list at the header's foot has ``<DivideByTau>`` (unless the leak is learned) and
+            ``<MultiplyByRate>``.
+        triton: how its functions in ``triton_kernels/neurons.py`` begin: ``<triton>_charge``, ``<triton>_adjoint`` and,
+            where the leak is learned, ``<triton>_leak_gradient``.
+    """
 
     name: str
+    takes_tau: bool
     learnable_leak: bool
+    cpp: tuple[str, str]
+    triton: str
 
     def charge(self, v: Tensor, x: Tensor, leak: Leak, v_rest: float, decay_input: bool) -> Tensor:
         """Membrane potential before the spike."""

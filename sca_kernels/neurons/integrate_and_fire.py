@@ -11,7 +11,10 @@ class IntegrateAndFire:
     """IF has no leak: tau and decay_input do not enter."""
 
     name = "if"
+    takes_tau = False
     learnable_leak = False
+    cpp = ("IntegrateAndFire", "IntegrateAndFire")
+    triton = "integrate"
 
     def charge(self, v: Tensor, x: Tensor, leak: Leak, v_rest: float, decay_input: bool) -> Tensor:
         return v + x

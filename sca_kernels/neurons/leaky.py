@@ -15,7 +15,10 @@ class Leaky:
     """LIF with a fixed time constant ``tau > 1``."""
 
     name = "lif"
+    takes_tau = True
     learnable_leak = False
+    cpp = ("Leaky<>", "LeakyFullInput<>")
+    triton = "leaky"
 
     def charge(self, v: Tensor, x: Tensor, leak: Leak, v_rest: float, decay_input: bool) -> Tensor:
         return v + leak(x - (v - v_rest)) if decay_input else v - leak(v - v_rest) + x

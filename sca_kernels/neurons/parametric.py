@@ -12,6 +12,7 @@ class ParametricLeaky(Leaky):
     """PLIF; the leak arrives as a factor per channel, ``leak.rate = sigmoid(w)``."""
 
     name = "plif"
+    takes_tau = False
     learnable_leak = True
 
     def leak_gradient(self, grad_h: Tensor, v: Tensor, x: Tensor, v_rest: float, decay_input: bool) -> Tensor:

@@ -13,7 +13,6 @@ from torch import nn as tnn
 from .. import checks, paths
 from .. import functional as F
 from ..channels import Geometry
-from ..torch_private import tracing_state
 from .group import CarriesGroups, ChannelGroup, check_group
 
 
@@ -168,7 +167,7 @@ class ChannelConv2d(CarriesGroups, tnn.Conv2d):
         """Whether this is torch.nn.Conv2d on frames of the right kind: what :func:`F.channel_conv2d` would find, too,
         in ten times the time, and small layers take little longer than that. The last answer is kept with what it
         depends on: between two convolutions, whose data push it out of the caches, each line here takes long."""
-        if type(x) is not Tensor or torch.compiler.is_compiling() or tracing_state() is not None:
+        if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
         if self.spike_input and torch.is_grad_enabled() and weight.requires_grad:
             return False

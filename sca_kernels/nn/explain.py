@@ -13,7 +13,7 @@ from .linear import ChannelLinear
 from .neuron import NeuronModule
 
 
-class Row(NamedTuple):
+class LayerRow(NamedTuple):
     """One module: its name in the model, its class, the backend and the path of its forward and backward pass, active /
     all channels of its input and output, and the reasons."""
 
@@ -26,14 +26,14 @@ class Row(NamedTuple):
     why: str
 
 
-class Explanation(tuple[Row, ...]):
+class Explanation(tuple[LayerRow, ...]):
     """Rows in the order of the model's modules; as a string, a table."""
 
     __slots__ = ()
 
     def __str__(self) -> str:
-        lines = [Row._fields, *self]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(Row._fields))]
+        lines = [LayerRow._fields, *self]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(LayerRow._fields))]
         padded = (zip(line, widths, strict=True) for line in lines)
         return "\n".join("  ".join(text.ljust(width) for text, width in line).rstrip() for line in padded)
 
@@ -47,8 +47,8 @@ def explain(module: tnn.Module) -> Explanation:
         module: a model, or one of its modules.
 
     Returns:
-        One :class:`Row` per such module; ``str()`` of the whole is a table. A backend that can't run is ``none``, and
-        the reason says why.
+        One :class:`LayerRow` per such module; ``str()`` of the whole is a table. A backend that can't run is ``none``,
+        and the reason says why.
     """
     checks.instance("module", module, tnn.Module, "a torch.nn.Module")
     like = next(module.parameters(), torch.empty(0))
@@ -72,7 +72,7 @@ def _conditions(path: str) -> str:
     )
 
 
-def _row(name: str, module: tnn.Module, device: torch.device, dtype: torch.dtype) -> Row:
+def _row(name: str, module: tnn.Module, device: torch.device, dtype: torch.dtype) -> LayerRow:
     backend, reason, own = "torch", "torch.nn.functional.linear", frozenset()
     if not isinstance(module, ChannelLinear):
         named = module.arguments["backend"] if isinstance(module, NeuronModule) else module.backend
@@ -84,7 +84,7 @@ def _row(name: str, module: tnn.Module, device: torch.device, dtype: torch.dtype
     if isinstance(module, NeuronModule):
         group = module.group
         width = "as its input" if group is None else f"{group.width}/{group.num_channels}"
-        return Row(name, type(module).__name__, backend, "fused", width, width, reason)
+        return LayerRow(name, type(module).__name__, backend, "fused", width, width, reason)
     if isinstance(module, ChannelConv2d):
         sizes = module.in_channels, module.out_channels
     else:
@@ -106,4 +106,4 @@ def _row(name: str, module: tnn.Module, device: torch.device, dtype: torch.dtype
         elif path in own:
             why += f"; where {_conditions(path)}"
     widths = [f"{now}/{size}" for now, size in zip(active, sizes, strict=True)]
-    return Row(name, type(module).__name__, backend, path, *widths, f"{why}; {reason}")
+    return LayerRow(name, type(module).__name__, backend, path, *widths, f"{why}; {reason}")

@@ -11,6 +11,7 @@ from torch import nn as tnn
 
 from .. import checks
 from .. import functional as F
+from ..neurons import NEURONS
 from ..surrogates import Surrogate
 from ..torch_private import graph_task
 from .activity import Activity
@@ -70,7 +71,7 @@ class NeuronModule(CarriesGroups, tnn.Module):
             "alpha": alpha,
             "backend": backend,
         }
-        if self.neuron == "lif":
+        if NEURONS[self.neuron].takes_tau:
             self.arguments["tau"] = tau
         F.check_backend(backend)
         self.group = check_group("group", group)

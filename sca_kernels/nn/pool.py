@@ -77,6 +77,6 @@ class MaxPool2d(tnn.MaxPool2d):
             raise ValueError(f"x: expected [M, C, H, W], got {tuple(x.shape)}{hint}")
         if 0 in x.shape[-3:] or not self._has_room(x):
             raise ValueError(f"x: expected a map with room for the window of {self}, got {tuple(x.shape)}")
-        if self.return_indices or not (torch.is_grad_enabled() and x.requires_grad) or transformed():
+        if self.return_indices or not (torch.is_grad_enabled() and x.requires_grad) or transformed(x):
             return super().forward(x)
         return _MaxPool.apply(x, *self._geometry(), self.ceil_mode)

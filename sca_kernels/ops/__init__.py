@@ -2,7 +2,7 @@
 the operator.
 
 :mod:`sca_kernels.functional` checks arguments; those of calls of ``torch.ops.sca_kernels.*`` are checked here, so that
-no kernel reads or writes where nothing is (:mod:`sca_kernels.ops.checks`). An empty backend name means the best one
+no kernel reads or writes where nothing is (:mod:`sca_kernels.ops.guards`). An empty backend name means the best one
 that can run.
 """
 

@@ -7,8 +7,8 @@ from torch import Tensor
 from ..backends import run
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
-from .checks import check_neuron, check_vectors
 from .common import Operator, fake_forward, fake_gradient, forward_outputs, not_differentiable, or_empty
+from .guards import guard_neuron, guard_vectors
 
 
 @Operator
@@ -34,7 +34,7 @@ def batch_norm_forward(
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
-    check_vectors(x, ("weight", "bias", "rate", "mask"), weight, bias, rate, mask)
+    guard_vectors(x, ("weight", "bias", "rate", "mask"), weight, bias, rate, mask)
     arguments = x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
     out, mean, var = run(backend, "batch_norm_forward", x, *arguments)
     return *forward_outputs(out, x), mean, var
@@ -42,7 +42,7 @@ def batch_norm_forward(
 
 @batch_norm_forward.guarded
 def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, backend, *config):
-    check_neuron(x, time_steps, rate, NeuronConfig(*config), v_init=v_init)
+    guard_neuron(x, time_steps, rate, NeuronConfig(*config), v_init=v_init)
 
 
 @batch_norm_forward.fake
@@ -76,7 +76,7 @@ def batch_norm_backward(
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
-    check_vectors(x, ("weight", "bias", "mean", "var", "rate"), weight, bias, mean, var, rate)
+    guard_vectors(x, ("weight", "bias", "mean", "var", "rate"), weight, bias, mean, var, rate)
     arguments = grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
     return run(backend, "batch_norm_backward", x, *arguments)
 
@@ -84,7 +84,7 @@ def batch_norm_backward(
 @batch_norm_backward.guarded
 def _(grad_spikes, grad_v, x, time_steps, weight, bias, mean, var, eps, rate, v_init, backend, *config):
     like_x = {"v_init": v_init, "grad_v": grad_v, "grad_spikes": grad_spikes}
-    check_neuron(x, time_steps, rate, NeuronConfig(*config), **like_x)
+    guard_neuron(x, time_steps, rate, NeuronConfig(*config), **like_x)
 
 
 @batch_norm_backward.fake

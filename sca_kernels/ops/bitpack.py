@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..backends import run
-from .checks import check_packed
 from .common import Operator
+from .guards import guard_packed
 
 
 @Operator
@@ -28,7 +28,7 @@ def unpack_spikes(packed: Tensor, numel: int, dtype: torch.dtype, backend: str) 
 
 @unpack_spikes.guarded
 def _(packed, numel, dtype, backend):
-    check_packed("packed", packed, numel)
+    guard_packed("packed", packed, numel)
 
 
 @unpack_spikes.fake

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..backends import run
 from ..channels import Bits, Channels, Geometry, memory_format, numel, storage_order
+from ..checks import describe
 from ..reference import channel_conv
-from .checks import check_convolution, check_packed, described
 from .common import Operator
+from .guards import guard_convolution, guard_packed
 
 
 def _laid_out(z: Tensor, path: str) -> Tensor:
@@ -48,9 +49,9 @@ def channel_conv2d(
 @channel_conv2d.guarded
 def _(x, weight, bias, stride, padding, dilation, groups, in_channels, out_channels, full_output, path, bits, backend):
     geometry, channels = Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
-    check_convolution(x, x.shape, _is_last(x), weight, bias, geometry, channels, path)
+    guard_convolution(x, x.shape, _is_last(x), weight, bias, geometry, channels, path)
     if bits is not None:
-        check_packed("bits", bits, x.numel())
+        guard_packed("bits", bits, x.numel())
 
 
 @channel_conv2d.fake
@@ -102,13 +103,13 @@ def _(grad, x, shape, channels_last, weight, *rest):
     *geometry, in_channels, out_channels, needed, path, _backend = rest
     channels = Channels(in_channels, out_channels)
     last = channels_last if x.dtype == torch.uint8 else _is_last(x)
-    size = check_convolution(x, shape, last, weight, None, Geometry(*geometry), channels, path)
+    size = guard_convolution(x, shape, last, weight, None, Geometry(*geometry), channels, path)
     widths = {weight.shape[0], *([] if out_channels is None else [out_channels.numel()])}
     whole = grad.dim() == 4 and (grad.shape[0], *grad.shape[2:]) == (shape[0], *size) and grad.shape[1] in widths
     if not whole or grad.dtype != weight.dtype:
         width = " or ".join(map(str, sorted(widths)))
         raise ValueError(
-            f"grad: expected {weight.dtype} [{shape[0]}, {width}, {size[0]}, {size[1]}], got {described(grad)}"
+            f"grad: expected {weight.dtype} [{shape[0]}, {width}, {size[0]}, {size[1]}], got {describe(grad)}"
         )
     if len(needed) != 3:
         raise ValueError(f"needed: expected three booleans, for x, weight and bias, got {list(needed)}")

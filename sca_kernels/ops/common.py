@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from collections.abc import Callable
@@ -9,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ..backends.base import Forward
 from ..layout import empty_activation, empty_state, state_dtype
@@ -17,12 +17,11 @@ from ..torch_private import (
     applied_in_transform,
     below_autograd,
     disable_dynamo,
-    has_schema,
-    in_forward_mode,
+    has_tangent,
     in_transform,
     is_unwatched,
 )
-from .checks import check_tensors
+from .guards import guard_tensors
 
 
 class NotANumber(ValueError):
@@ -63,18 +62,23 @@ def passes_nan(device_type: str) -> bool:
     return torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16
 
 
-def transformed() -> bool:
-    """Whether a transform of torch.func (grad, vmap, jvp, ...) or automatic differentiation in forward mode is at
-    work."""
-    return not torch.compiler.is_compiling() and (in_forward_mode() or in_transform())
+def transformed(*tensors: Tensor | None) -> bool:
+    """Whether a transform of torch.func (grad, vmap, jvp, ...) is at work, or one of the tensors carries a derivative
+    of forward mode."""
+    return not torch.compiler.is_compiling() and (in_transform() or _any_tangent(tensors))
 
 
-def _has_tangent(arguments: tuple[Any, ...]) -> bool:
-    """Whether an argument carries a derivative of forward mode."""
-    return in_forward_mode() and any(
-        isinstance(z, Tensor) and z.is_floating_point() and forward_ad.unpack_dual(z).tangent is not None
-        for z in arguments
-    )
+def _any_tangent(arguments: tuple[Any, ...]) -> bool:
+    return any(isinstance(z, Tensor) and has_tangent(z) for z in arguments)
+
+
+def _records(arguments: tuple[Any, ...]) -> bool:
+    """Whether autograd is to record a call."""
+    if torch.is_grad_enabled():
+        for z in arguments:
+            if isinstance(z, Tensor) and z.requires_grad:
+                return True
+    return False
 
 
 class Operator:
@@ -96,7 +100,7 @@ class Operator:
         names = tuple(inspect.signature(implementation).parameters)
 
         def filled(*arguments):
-            check_tensors(names, arguments)
+            guard_tensors(names, arguments)
             if self.guard is not None:
                 self.guard(*arguments)
             out = implementation(*arguments)
@@ -112,7 +116,9 @@ class Operator:
             torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
             torch.library.impl(name, "CompositeExplicitAutograd", disable_dynamo(filled))
         self.overload = getattr(torch.ops.sca_kernels, implementation.__name__).default
-        if not self.is_first and not has_schema(self.overload, name + schema):
+        # On torch's own object, since whoever defined the operators may be another copy of this package.
+        schemas = vars(torch.ops.sca_kernels).setdefault("schemas", {})
+        if schemas.setdefault(name, schema) != schema:
             raise ImportError(
                 f"{name}: another version of sca_kernels is loaded in this process; restart Python to use this one"
             )
@@ -147,43 +153,69 @@ class Operator:
                 transforms of torch.func are wanted, and, without ``backward``, where any derivative is. Without it
                 derivatives in forward mode are an error.
         """
-        name = self.name
-
-        def recorded(compute: Callable[..., Any]) -> Callable[..., Any]:
-            def below(*arguments):
-                with below_autograd():
-                    return compute(*arguments)
-
-            def forward(ctx, *arguments):
-                if transformed():  # recorded here; an outer transform, whose turn is next, records for itself
-                    with torch.enable_grad():
-                        output = below(*arguments)
-                else:
-                    output = below(*arguments)
-                if setup_context is not None:
-                    setup_context(ctx, arguments, output)
-                return output
-
-            members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-            function = type(name, (torch.autograd.Function,), members)
-
-            def run(*arguments):
-                if _has_tangent(arguments):
-                    if by_torch is None:
-                        raise RuntimeError(_undefined(self, "derivatives in forward mode (jvp)"))
-                    return by_torch(*arguments)
-                wanted = torch.is_grad_enabled() and any(isinstance(z, Tensor) and z.requires_grad for z in arguments)
-                if wanted and by_torch is not None and (backward is None or transformed()):
-                    return by_torch(*arguments)
-                if wanted:
-                    return applied_in_transform(function, arguments) if transformed() else function.apply(*arguments)
-                return below(*arguments)
-
-            return run
-
         if self.is_first:
-            torch.library.impl(f"sca_kernels::{name}", "Autograd", recorded(self.overload))
-        self.direct = recorded(self.direct)
+            if below_autograd is None:
+                self._differentiate_publicly(backward, setup_context)
+            else:
+                self._differentiate_in_dispatcher(backward, setup_context, by_torch)
+        self.direct = self._differentiated(self.direct, backward, setup_context, by_torch)
+
+    def _differentiated(self, compute, backward, setup_context, by_torch) -> Callable[..., Any]:
+        """A call that nobody watches: there is no transform, and no derivative of forward mode."""
+
+        def forward(ctx, *arguments):
+            output = compute(*arguments)
+            if setup_context is not None:
+                setup_context(ctx, arguments, output)
+            return output
+
+        members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        apply = by_torch if backward is None else type(self.name, (torch.autograd.Function,), members).apply
+
+        def run(*arguments):
+            return apply(*arguments) if _records(arguments) else compute(*arguments)
+
+        return run
+
+    def _differentiate_in_dispatcher(self, backward, setup_context, by_torch) -> None:
+        """A call that comes through the dispatcher."""
+
+        def below(*arguments):
+            with below_autograd():
+                return self.overload(*arguments)
+
+        def forward(ctx, *arguments):
+            # Within a transform it is recorded here; an outer one, whose turn is next, records for itself.
+            with torch.enable_grad() if in_transform() else contextlib.nullcontext():
+                output = below(*arguments)
+            if setup_context is not None:
+                setup_context(ctx, arguments, output)
+            return output
+
+        members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        function = type(self.name, (torch.autograd.Function,), members)
+
+        def run(*arguments):
+            if _any_tangent(arguments):
+                if by_torch is None:
+                    raise RuntimeError(_undefined(self, "derivatives in forward mode (jvp)"))
+                return by_torch(*arguments)
+            if not _records(arguments):
+                return below(*arguments)
+            if by_torch is not None and (backward is None or in_transform()):
+                return by_torch(*arguments)
+            return applied_in_transform(function, arguments) if in_transform() else function.apply(*arguments)
+
+        torch.library.impl(f"sca_kernels::{self.name}", "Autograd", run)
+
+    def _differentiate_publicly(self, backward, setup_context) -> None:
+        """The same where torch has no way to go on below autograd: what torch.library can do."""
+
+        def refuse(ctx, *grads):
+            raise RuntimeError(f"{self.overload}: this release of torch has no second derivative of it")
+
+        backward = refuse if backward is None else backward
+        torch.library.register_autograd(self.overload, backward, setup_context=setup_context)
 
     def no_second_order(self) -> None:
         """Make differentiating it, a backward operator, a clear error."""

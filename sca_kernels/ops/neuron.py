@@ -8,8 +8,8 @@ from torch import Tensor
 from ..backends import run
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
-from .checks import check_neuron, check_vectors
 from .common import Operator, fake_forward, fake_gradient, forward_outputs, not_differentiable, or_empty
+from .guards import guard_neuron, guard_vectors
 
 
 @Operator
@@ -34,14 +34,14 @@ def neuron_forward(
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
-    check_vectors(x, ("scale", "shift", "rate", "mask"), scale, shift, rate, mask)
+    guard_vectors(x, ("scale", "shift", "rate", "mask"), scale, shift, rate, mask)
     arguments = x, time_steps, config, scale, shift, rate, v_init, mask, return_v
     return forward_outputs(run(backend, "neuron_forward", x, *arguments), x)
 
 
 @neuron_forward.guarded
 def _(x, time_steps, scale, shift, rate, v_init, mask, return_v, backend, *config):
-    check_neuron(x, time_steps, rate, NeuronConfig(*config), v_init=v_init)
+    guard_neuron(x, time_steps, rate, NeuronConfig(*config), v_init=v_init)
 
 
 @neuron_forward.fake
@@ -71,7 +71,7 @@ def neuron_backward(
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
-    check_vectors(x, ("scale", "shift", "rate"), scale, shift, rate)
+    guard_vectors(x, ("scale", "shift", "rate"), scale, shift, rate)
     arguments = grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init
     return run(backend, "neuron_backward", x, *arguments)
 
@@ -79,7 +79,7 @@ def neuron_backward(
 @neuron_backward.guarded
 def _(grad_spikes, grad_v, x, time_steps, scale, shift, rate, v_init, backend, *config):
     like_x = {"v_init": v_init, "grad_v": grad_v, "grad_spikes": grad_spikes}
-    check_neuron(x, time_steps, rate, NeuronConfig(*config), **like_x)
+    guard_neuron(x, time_steps, rate, NeuronConfig(*config), **like_x)
 
 
 @neuron_backward.fake

@@ -14,19 +14,19 @@ from . import multistep
 from .multistep import Adjoint, Current
 from .tiling import (
     GEOMETRY,
-    channel_block,
     channel_of,
     launch,
     launch_per_channel,
     live_at,
     load_steps,
-    place,
+    program_channels,
     put_partial,
     steps_of,
     strided,
     strides_of,
+    sum_partials,
     tile,
-    total,
+    tile_indices,
 )
 
 
@@ -38,18 +38,18 @@ def deviations_kernel(
     columns: tl.int64,
     inner: tl.int64,
     fold: tl.int64,
-    groups: tl.int64,
-    chunks: tl.int64,
+    stripes: tl.int64,
+    splits: tl.int64,
     tiles: tl.int64,
     time_steps: tl.int64,
     x_t: tl.int64,
     x_outer: tl.int64,
     x_inner: tl.int64,
-    x_group: tl.int64,
+    x_stripe: tl.int64,
     STEPS: tl.constexpr,
     CHUNKED: tl.constexpr,
-    LANES: tl.constexpr,
-    SPLIT: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    UNEVEN: tl.constexpr,
     ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -58,29 +58,29 @@ def deviations_kernel(
     the mean is large against the deviation; in float64, so that mean and variance, once rounded, are every backend's.
     """
     program = tl.program_id(0).to(tl.int64)
-    group = program % groups
-    chunk = program // groups
+    stripe = program % stripes
+    split = program // stripes
     columns = columns * ALIGN
-    if LANES:
-        lane = group * COLUMNS + tl.arange(0, COLUMNS)
+    if INTERLEAVED:
+        own = stripe * COLUMNS + tl.arange(0, COLUMNS)
         # The stride of channels is 1, or where they are folded their size.
-        origin = tl.load(x + channel_of(lane, fold) * fold, mask=lane < columns, other=0.0).to(tl.float64)[None, :]
+        origin = tl.load(x + channel_of(own, fold) * fold, mask=own < columns, other=0.0).to(tl.float64)[None, :]
     else:
-        origin = tl.load(x + group * x_group * ALIGN).to(tl.float64)
+        origin = tl.load(x + stripe * x_stripe * ALIGN).to(tl.float64)
 
     sum_d = tl.zeros([ROWS, COLUMNS], tl.float64)
     sum_dd = tl.zeros([ROWS, COLUMNS], tl.float64)
     for i in range(tiles):
-        row, column, valid = place(chunk * tiles + i, group, rows, columns, LANES, ROWS, COLUMNS)
-        x_at = x + strided(row, column, group, x_outer, x_inner, x_group, inner, SPLIT, ALIGN)
+        row, column, valid = tile_indices(split * tiles + i, stripe, rows, columns, INTERLEAVED, ROWS, COLUMNS)
+        x_at = x + strided(row, column, stripe, x_outer, x_inner, x_stripe, inner, UNEVEN, ALIGN)
         for first in range(0, time_steps if CHUNKED else STEPS, STEPS):
             xs = load_steps(x_at, first, x_t * ALIGN, valid, time_steps, STEPS, CHUNKED, False)
             for t in tl.static_range(STEPS):
                 d = tl.where(live_at(valid, first + t, time_steps, CHUNKED), xs[t].to(tl.float64) - origin, 0.0)
                 sum_d += d
                 sum_dd += d * d
-    put_partial(partials, 0, sum_d, chunk, chunks, group, groups, columns, LANES, COLUMNS)
-    put_partial(partials, 1, sum_dd, chunk, chunks, group, groups, columns, LANES, COLUMNS)
+    put_partial(partials, 0, sum_d, split, splits, stripe, stripes, columns, INTERLEAVED, COLUMNS)
+    put_partial(partials, 1, sum_dd, split, splits, stripe, stripes, columns, INTERLEAVED, COLUMNS)
 
 
 @triton.jit
@@ -105,7 +105,7 @@ def _store_prelude(mean, var, weight, bias, scale, shift, channel, exists, EPS: 
 
 
 @triton.jit(
-    do_not_specialize=["channels", "chunks", "fold", "x_channel", "count"],
+    do_not_specialize=["channels", "splits", "fold", "x_channel", "count"],
     do_not_specialize_on_alignment=_STATISTICS,
 )
 def statistics_kernel(
@@ -118,18 +118,18 @@ def statistics_kernel(
     scale,
     shift,
     channels: tl.int64,
-    chunks: tl.int64,
+    splits: tl.int64,
     fold: tl.int64,
     x_channel: tl.int64,
     count: tl.int64,
     EPS: tl.constexpr,
 ):
     """Mean and biased variance from the deviations, rounded to float32, and the prelude that follows."""
-    channel, exists = channel_block(channels)
+    channel, exists = program_channels(channels)
     origin = tl.load(x + channel * x_channel, mask=channel < tl.where(count > 0, channels, 0), other=0.0).to(tl.float64)
     n = count.to(tl.float64)
-    d = total(partials, 0, channel, exists, channels, chunks, fold) / n
-    dd = total(partials, 1, channel, exists, channels, chunks, fold) / n
+    d = sum_partials(partials, 0, channel, exists, channels, splits, fold) / n
+    dd = sum_partials(partials, 1, channel, exists, channels, splits, fold) / n
     batch_mean = (origin + d).to(tl.float32)
     batch_var = tl.maximum(dd - d * d, 0.0).to(tl.float32)
     tl.store(mean + channel, batch_mean, mask=exists)
@@ -139,14 +139,14 @@ def statistics_kernel(
 
 @triton.jit(do_not_specialize=["channels"], do_not_specialize_on_alignment=_STATISTICS)
 def prelude_kernel(mean, var, weight, bias, scale, shift, channels: tl.int64, EPS: tl.constexpr):
-    channel, exists = channel_block(channels)
+    channel, exists = program_channels(channels)
     batch_mean = tl.load(mean + channel, mask=exists, other=0.0)
     batch_var = tl.load(var + channel, mask=exists, other=0.0)
     _store_prelude(batch_mean, batch_var, weight, bias, scale, shift, channel, exists, EPS)
 
 
 @triton.jit(
-    do_not_specialize=["channels", "chunks", "fold", "count", "presentations"],
+    do_not_specialize=["channels", "splits", "fold", "count", "presentations"],
     do_not_specialize_on_alignment=[
         "mean",
         "var",
@@ -169,7 +169,7 @@ def coefficients_kernel(
     slope,
     offset,
     channels: tl.int64,
-    chunks: tl.int64,
+    splits: tl.int64,
     fold: tl.int64,
     count: tl.int64,
     presentations: tl.int64,
@@ -177,12 +177,12 @@ def coefficients_kernel(
 ):
     """Gradients of weight, bias and rate, and what the gradient of x, ``scale * g + slope * x + offset``, needs: each
     presentation of x subtracts the mean of g, and the mean of g * (x - mean) times (x - mean) / (var + eps)."""
-    channel, exists = channel_block(channels)
+    channel, exists = program_channels(channels)
     mean = _per_channel(mean, channel, exists, 0.0)
     rstd = 1.0 / tl.sqrt(_per_channel(var, channel, exists, 0.0) + EPS)
     a = _per_channel(weight, channel, exists, 1.0) * rstd
-    g = total(partials, 0, channel, exists, channels, chunks, fold)
-    gx = total(partials, 1, channel, exists, channels, chunks, fold)
+    g = sum_partials(partials, 0, channel, exists, channels, splits, fold)
+    gx = sum_partials(partials, 1, channel, exists, channels, splits, fold)
     share = presentations.to(tl.float64) / count.to(tl.float64)
     b = -gx * rstd * rstd * share * a
     tl.store(slope + channel, b.to(tl.float32), mask=exists)
@@ -192,7 +192,7 @@ def coefficients_kernel(
     if grad_bias is not None:
         tl.store(grad_bias + channel, g.to(tl.float32), mask=exists)
     if grad_rate is not None:
-        rate = total(partials, 2, channel, exists, channels, chunks, fold)
+        rate = sum_partials(partials, 2, channel, exists, channels, splits, fold)
         tl.store(grad_rate + channel, rate.to(tl.float32), mask=exists)
 
 
@@ -228,7 +228,7 @@ def forward(
         statistics_kernel,
         channels,
         x,
-        **tiling.total_arguments(partials),
+        **tiling.sum_arguments(partials),
         x=x,
         mean=mean,
         var=var,
@@ -281,7 +281,7 @@ def backward(
         coefficients_kernel,
         channels,
         x,
-        **adjoint.tiling.total_arguments(adjoint.sums(center=mean)),
+        **adjoint.tiling.sum_arguments(adjoint.sums(center=mean)),
         mean=mean,
         var=var,
         weight=weight,

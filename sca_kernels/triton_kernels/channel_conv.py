@@ -95,7 +95,7 @@ def _shifted(
 
 
 @triton.jit
-def _place(m, after, height, width):
+def _position(m, after, height, width):
     """Sample, row and column of the positions that come ``after`` the first of sample m. (Divided in 32 bits: 64 take a
     subroutine.)"""
     at = after.to(tl.int32)
@@ -136,7 +136,7 @@ def _unspecialised(kernel):
 
 
 @_unspecialised
-def pack_kernel(
+def pack_weight_kernel(
     weight,
     packed,
     row_index,
@@ -153,20 +153,20 @@ def pack_kernel(
 ):
     """packed[tap, row, column]: the active block of a weight, its columns padded with zeros to whole accesses."""
     program = tl.program_id(0).to(tl.int64)
-    blocks = tl.cdiv(padded, COLUMNS)
-    row = (program // blocks) * ROWS + tl.arange(0, ROWS)
-    column = (program % blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    column_tiles = tl.cdiv(padded, COLUMNS)
+    row = (program // column_tiles) * ROWS + tl.arange(0, ROWS)
+    column = (program % column_tiles) * COLUMNS + tl.arange(0, COLUMNS)
     tap = row // rows
     exists = row < taps * rows
     from_row = _listed(row_index, row % rows, exists) * row_stride + tap * tap_stride
     from_column = _listed(column_index, column, column < columns) * column_stride
-    block = tl.load(
+    active = tl.load(
         weight + from_row[:, None] + from_column[None, :],
         mask=exists[:, None] & (column < columns)[None, :],
         other=0.0,
     )
     to = packed + (row * padded)[:, None] + column[None, :]
-    tl.store(to, block, mask=exists[:, None] & (column < padded)[None, :])
+    tl.store(to, active, mask=exists[:, None] & (column < padded)[None, :])
 
 
 @_unspecialised
@@ -187,7 +187,7 @@ def correlate_kernel(
     padded: tl.int64,
     source_row: tl.int64,
     target_row: tl.int64,
-    blocks: tl.int64,
+    inner_tiles: tl.int64,
     TAPS: tl.constexpr,
     KERNEL_W: tl.constexpr,
     STRIDE_H: tl.constexpr,
@@ -208,27 +208,27 @@ def correlate_kernel(
     INNER: tl.constexpr,
 ):
     """target[row, column] = bias[column] + sum over taps and k of source[shifted row, k] * weight[tap, k, column]; k in
-    ``blocks`` blocks (one, where depthwise k is the column)."""
+    ``inner_tiles`` tiles (one, where depthwise k is the column)."""
     inputs *= SOURCE_ALIGN
     source_row *= SOURCE_ALIGN
     outputs *= TARGET_ALIGN
     target_row *= TARGET_ALIGN
     padded *= PADDED_ALIGN
     program = tl.program_id(0).to(tl.int64)
-    column_blocks = tl.cdiv(outputs, COLUMNS)
-    first = (program // column_blocks) * ROWS
+    column_tiles = tl.cdiv(outputs, COLUMNS)
+    first = (program // column_tiles) * ROWS
     row = first + tl.arange(0, ROWS)
-    column = (program % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
+    column = (program % column_tiles) * COLUMNS + tl.arange(0, COLUMNS)
     m = first // (height * width)
-    m, h, w = _place(m, row - m * (height * width), height, width)
+    m, h, w = _position(m, row - m * (height * width), height, width)
     row_exists = row < rows
     column_exists = column < outputs
-    steps = (TAPS * blocks).to(tl.int32)
-    blocks = blocks.to(tl.int32)
+    steps = (TAPS * inner_tiles).to(tl.int32)
+    inner_tiles = inner_tiles.to(tl.int32)
 
     acc = tl.zeros([ROWS, COLUMNS], tl.float32)
     for step in range(steps):
-        tap = (step // blocks).to(tl.int64)
+        tap = (step // inner_tiles).to(tl.int64)
         at_h, at_w, there = _shifted(
             h,
             w,
@@ -252,7 +252,7 @@ def correlate_kernel(
             b = tl.load(weight + tap * padded + column, mask=column < padded, other=0.0)
             acc += a.to(tl.float32) * b.to(tl.float32)[None, :]
         else:
-            k = (step % blocks).to(tl.int64) * INNER + tl.arange(0, INNER)
+            k = (step % inner_tiles).to(tl.int64) * INNER + tl.arange(0, INNER)
             from_source = source + at[:, None] + _listed(source_index, k, k < inputs)[None, :]
             a = tl.load(from_source, mask=there[:, None] & (k < inputs)[None, :], other=0.0)
             b = tl.load(
@@ -312,12 +312,12 @@ def weight_gradient_kernel(
     inputs *= X_ALIGN
     x_row *= X_ALIGN
     program = tl.program_id(0).to(tl.int64)
-    column_blocks = tl.cdiv(inputs, COLUMNS)
-    row_blocks = 1 if DEPTHWISE else tl.cdiv(outputs, ROWS)
-    column = (program % column_blocks) * COLUMNS + tl.arange(0, COLUMNS)
-    program //= column_blocks
-    output = (program % row_blocks) * ROWS + tl.arange(0, ROWS)
-    program //= row_blocks
+    column_tiles = tl.cdiv(inputs, COLUMNS)
+    row_tiles = 1 if DEPTHWISE else tl.cdiv(outputs, ROWS)
+    column = (program % column_tiles) * COLUMNS + tl.arange(0, COLUMNS)
+    program //= column_tiles
+    output = (program % row_tiles) * ROWS + tl.arange(0, ROWS)
+    program //= row_tiles
     tap = program % TAPS
     split = program // TAPS
 
@@ -333,7 +333,7 @@ def weight_gradient_kernel(
     first_m = split * steps * INNER // (height * width)
     for step in range(steps.to(tl.int32)):
         row = (split * steps + step) * INNER + tl.arange(0, INNER)
-        m, h, w = _place(first_m, row - first_m * (height * width), height, width)
+        m, h, w = _position(first_m, row - first_m * (height * width), height, width)
         at_h, at_w, there = _shifted(
             h,
             w,
@@ -359,11 +359,11 @@ def weight_gradient_kernel(
         else:
             a = tl.load(from_grad, mask=there[:, None] & output_exists[None, :], other=0.0)
             acc = _product(tl.trans(a), b, acc, PRECISION, WIDEN)
-    block = split * TAPS + tap
+    matrix = split * TAPS + tap
     if DEPTHWISE:
-        tl.store(partials + block * inputs + column, tl.sum(acc, 0), mask=column_exists)
+        tl.store(partials + matrix * inputs + column, tl.sum(acc, 0), mask=column_exists)
     else:
-        to = partials + ((block * outputs + output) * inputs)[:, None] + column[None, :]
+        to = partials + ((matrix * outputs + output) * inputs)[:, None] + column[None, :]
         tl.store(to, acc, mask=output_exists[:, None] & column_exists[None, :])
 
 
@@ -394,14 +394,14 @@ class _Columns(NamedTuple):
         return self.index is not None
 
     @property
-    def total(self) -> int:
+    def channels(self) -> int:
         return self.count * self.align
 
 
 def _launch(kernel, programs: int, on: Tensor, tile: Tile, **arguments) -> None:
     """Start a kernel on the device of a tensor. Unlike in front of a threshold, multiply-adds may be fused."""
     names = {"ROWS": tile.rows, "COLUMNS": tile.columns, "num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    if kernel is not pack_kernel:
+    if kernel is not pack_weight_kernel:
         names["INNER"] = tile.inner
     with torch.cuda.device_of(on):
         kernel[(programs,)](**arguments, **names, enable_fp_fusion=True)
@@ -442,7 +442,7 @@ def _packed(weight: Tensor, channels: Channels, transposed: bool, depthwise: boo
     padded = triton.cdiv(columns, align) * align
     packed = weight.new_empty(taps, rows, padded)
     _launch(
-        pack_kernel,
+        pack_weight_kernel,
         triton.cdiv(taps * rows, _PACK_TILE.rows) * triton.cdiv(padded, _PACK_TILE.columns),
         weight,
         _PACK_TILE,
@@ -482,13 +482,13 @@ def _correlate(
     tile = (
         _DEPTHWISE_TILE
         if depthwise
-        else _tile(_TILES, source.element_size(), at_target.total, at_source.scattered or at_target.scattered)
+        else _tile(_TILES, source.element_size(), at_target.channels, at_source.scattered or at_target.scattered)
     )
     packed, padded = _packed(weight, channels, transposed, depthwise)
     align = _ACCESS_BYTES // weight.element_size()
     _launch(
         correlate_kernel,
-        triton.cdiv(rows, tile.rows) * triton.cdiv(at_target.total, tile.columns),
+        triton.cdiv(rows, tile.rows) * triton.cdiv(at_target.channels, tile.columns),
         source,
         tile,
         source=source,
@@ -507,7 +507,7 @@ def _correlate(
         padded=padded // align,
         source_row=at_source.row,
         target_row=at_target.row,
-        blocks=1 if depthwise else triton.cdiv(at_source.total, tile.inner),
+        inner_tiles=1 if depthwise else triton.cdiv(at_source.channels, tile.inner),
         TRANSPOSED=transposed,
         SOURCE_ALIGN=at_source.align,
         TARGET_ALIGN=at_target.align,
@@ -521,7 +521,7 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry
     """Full size, in the layout and dtype of the weight, zero for dormant channels."""
     depthwise = geometry.groups > 1
     at_grad, at_x = _Columns.of(grad, channels.output), _Columns.of(x, channels.input)
-    outputs, inputs, taps = 1 if depthwise else at_grad.total, at_x.total, weight.shape[2] * weight.shape[3]
+    outputs, inputs, taps = 1 if depthwise else at_grad.channels, at_x.channels, weight.shape[2] * weight.shape[3]
     scattered = at_grad.scattered or at_x.scattered
     widest = min(max(outputs, inputs), 64) if scattered else max(outputs, inputs)
     tile = _DEPTHWISE_TILE if depthwise else _tile(_WEIGHT_TILES, x.element_size(), widest, scattered)

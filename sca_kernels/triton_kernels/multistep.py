@@ -5,7 +5,6 @@ Nothing but x is kept for the backward pass, which recomputes h: in registers wh
 after a first pass that writes v at the start of each chunk to a scratch buffer of the program.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from ..layout import dense_strides, empty_activation, empty_state, is_channels_last
 from ..neurons import NEURONS, NeuronConfig
-from .neurons import TWINS, leak_gradient
-from .surrogates import SURROGATES
+from ..twins import triton_of_neuron, triton_of_surrogate
+from . import neurons, surrogates
 from .tiling import (
     GEOMETRY,
     Steps,
@@ -26,13 +25,13 @@ from .tiling import (
     live_at,
     load_steps,
     of_channel,
-    place,
     put_partial,
     steps_of,
     strided,
     strides_of,
     tile,
-    totals,
+    tile_indices,
+    write_sums,
 )
 
 _VECTORS = ["scale", "shift", "rate", "mask", "center", "slope", "offset"]
@@ -83,14 +82,14 @@ def forward_kernel(
     columns: tl.int64,
     inner: tl.int64,
     fold: tl.int64,
-    groups: tl.int64,
-    chunks: tl.int64,
+    stripes: tl.int64,
+    splits: tl.int64,
     tiles: tl.int64,
     time_steps: tl.int64,
     x_t: tl.int64,
     x_outer: tl.int64,
     x_inner: tl.int64,
-    x_group: tl.int64,
+    x_stripe: tl.int64,
     STEPS: tl.constexpr,
     CHUNKED: tl.constexpr,
     REPEAT: tl.constexpr,
@@ -98,32 +97,32 @@ def forward_kernel(
     DECAY_INPUT: tl.constexpr,
     DIVIDE: tl.constexpr,
     SOFT: tl.constexpr,
-    LANES: tl.constexpr,
-    SPLIT: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    UNEVEN: tl.constexpr,
     ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
-    group = program % groups
-    chunk = program // groups
+    stripe = program % stripes
+    split = program // stripes
     columns = columns * ALIGN
-    step = rows * columns if LANES else rows * columns * groups
+    step = rows * columns if INTERLEAVED else rows * columns * stripes
     if scale is not None:
-        scale = of_channel(scale, group, columns, fold, LANES, COLUMNS)
+        scale = of_channel(scale, stripe, columns, fold, INTERLEAVED, COLUMNS)
     if shift is not None:
-        shift = of_channel(shift, group, columns, fold, LANES, COLUMNS)
+        shift = of_channel(shift, stripe, columns, fold, INTERLEAVED, COLUMNS)
     if rate is not None:
-        leak = of_channel(rate, group, columns, fold, LANES, COLUMNS)
+        leak = of_channel(rate, stripe, columns, fold, INTERLEAVED, COLUMNS)
     if mask is not None:
-        mask = of_channel(mask, group, columns, fold, LANES, COLUMNS) != 0
+        mask = of_channel(mask, stripe, columns, fold, INTERLEAVED, COLUMNS) != 0
 
     count = tl.zeros([ROWS, COLUMNS], tl.int32)
     l1 = tl.zeros([ROWS, COLUMNS], tl.float32)
     for i in range(tiles):
-        row, column, valid = place(chunk * tiles + i, group, rows, columns, LANES, ROWS, COLUMNS)
-        x_at = x + strided(row, column, group, x_outer, x_inner, x_group, inner, SPLIT, ALIGN)
-        at = dense(row, column, group, groups, columns, LANES)
+        row, column, valid = tile_indices(split * tiles + i, stripe, rows, columns, INTERLEAVED, ROWS, COLUMNS)
+        x_at = x + strided(row, column, stripe, x_outer, x_inner, x_stripe, inner, UNEVEN, ALIGN)
+        at = dense(row, column, stripe, stripes, columns, INTERLEAVED)
         v = _initial(v_init, at, valid, v_rest)
         tile_count = tl.zeros([ROWS, COLUMNS], tl.int32)
         tile_l1 = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -143,8 +142,8 @@ def forward_kernel(
         l1 += tl.where(valid, tile_l1, 0.0)
         if v_last is not None:
             tl.store(v_last + at, v, mask=valid)
-    put_partial(partials, 0, count, chunk, chunks, group, groups, columns, LANES, COLUMNS)
-    put_partial(partials, 1, l1, chunk, chunks, group, groups, columns, LANES, COLUMNS)
+    put_partial(partials, 0, count, split, splits, stripe, stripes, columns, INTERLEAVED, COLUMNS)
+    put_partial(partials, 1, l1, split, splits, stripe, stripes, columns, INTERLEAVED, COLUMNS)
 
 
 @triton.jit
@@ -208,30 +207,31 @@ def backward_kernel(
     columns: tl.int64,
     inner: tl.int64,
     fold: tl.int64,
-    groups: tl.int64,
-    chunks: tl.int64,
+    stripes: tl.int64,
+    splits: tl.int64,
     tiles: tl.int64,
     time_steps: tl.int64,
     x_t: tl.int64,
     x_outer: tl.int64,
     x_inner: tl.int64,
-    x_group: tl.int64,
+    x_stripe: tl.int64,
     grad_spikes_t: tl.int64,
     grad_spikes_outer: tl.int64,
     grad_spikes_inner: tl.int64,
-    grad_spikes_group: tl.int64,
+    grad_spikes_stripe: tl.int64,
     STEPS: tl.constexpr,
     CHUNKED: tl.constexpr,
     REPEAT: tl.constexpr,
     CHARGE: tl.constexpr,
     ADJOINT: tl.constexpr,
+    LEAK_GRADIENT: tl.constexpr,
     SURROGATE: tl.constexpr,
     DECAY_INPUT: tl.constexpr,
     DIVIDE: tl.constexpr,
     SOFT: tl.constexpr,
     DETACH_RESET: tl.constexpr,
-    LANES: tl.constexpr,
-    SPLIT: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    UNEVEN: tl.constexpr,
     ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -240,61 +240,63 @@ def backward_kernel(
     g * (x - center), and of the rate's gradient. What is None is not read, written or summed. Where a tile reaches
     beyond the tensors, the gradients that come in are loaded as zeros, and all that follow from them are zeros."""
     program = tl.program_id(0).to(tl.int64)
-    group = program % groups
-    chunk = program // groups
+    stripe = program % stripes
+    split = program // stripes
     columns = columns * ALIGN
-    step = rows * columns if LANES else rows * columns * groups
+    step = rows * columns if INTERLEAVED else rows * columns * stripes
     if scale is not None:
-        scale = of_channel(scale, group, columns, fold, LANES, COLUMNS)
+        scale = of_channel(scale, stripe, columns, fold, INTERLEAVED, COLUMNS)
     if shift is not None:
-        shift = of_channel(shift, group, columns, fold, LANES, COLUMNS)
+        shift = of_channel(shift, stripe, columns, fold, INTERLEAVED, COLUMNS)
     if center is not None:
-        center = of_channel(center, group, columns, fold, LANES, COLUMNS)
+        center = of_channel(center, stripe, columns, fold, INTERLEAVED, COLUMNS)
     if slope is not None:
-        slope = of_channel(slope, group, columns, fold, LANES, COLUMNS)
+        slope = of_channel(slope, stripe, columns, fold, INTERLEAVED, COLUMNS)
     if offset is not None:
-        offset = of_channel(offset, group, columns, fold, LANES, COLUMNS)
+        offset = of_channel(offset, stripe, columns, fold, INTERLEAVED, COLUMNS)
     if rate is not None:
-        leak = of_channel(rate, group, columns, fold, LANES, COLUMNS)
+        leak = of_channel(rate, stripe, columns, fold, INTERLEAVED, COLUMNS)
     # Only h must be rounded as the equations say: its gradient is multiplied by the reciprocal.
     rate_of_leak = 1.0 / leak if DIVIDE else leak
-    pieces = tl.cdiv(time_steps, STEPS) if CHUNKED else 1
+    chunks = tl.cdiv(time_steps, STEPS) if CHUNKED else 1
     if CHUNKED:
-        row = program * pieces * ROWS + tl.arange(0, ROWS)
+        row = program * chunks * ROWS + tl.arange(0, ROWS)
         checkpoints += (row * COLUMNS)[:, None] + tl.arange(0, COLUMNS)[None, :]
 
     sum_g = tl.zeros([ROWS, COLUMNS], tl.float32)
     sum_gx = tl.zeros([ROWS, COLUMNS], tl.float32)
     sum_rate = tl.zeros([ROWS, COLUMNS], tl.float32)
     for i in range(tiles):
-        row, column, valid = place(chunk * tiles + i, group, rows, columns, LANES, ROWS, COLUMNS)
-        x_at = x + strided(row, column, group, x_outer, x_inner, x_group, inner, SPLIT, ALIGN)
-        at = dense(row, column, group, groups, columns, LANES)
+        row, column, valid = tile_indices(split * tiles + i, stripe, rows, columns, INTERLEAVED, ROWS, COLUMNS)
+        x_at = x + strided(row, column, stripe, x_outer, x_inner, x_stripe, inner, UNEVEN, ALIGN)
+        at = dense(row, column, stripe, stripes, columns, INTERLEAVED)
         v = _initial(v_init, at, valid, v_rest)
         if CHUNKED:
             tl.debug_barrier()  # other threads may still read what the last tile left here
-            for piece in range(pieces - 1):
-                tl.store(checkpoints + piece * (ROWS * COLUMNS), v)
-                xs = load_steps(x_at, piece * STEPS, x_t * ALIGN, valid, time_steps, STEPS, CHUNKED, REPEAT)
+            for chunk in range(chunks - 1):
+                tl.store(checkpoints + chunk * (ROWS * COLUMNS), v)
+                xs = load_steps(x_at, chunk * STEPS, x_t * ALIGN, valid, time_steps, STEPS, CHUNKED, REPEAT)
                 hs, v = _potentials(
                     v, xs, scale, shift, leak, v_threshold, v_rest, STEPS, CHARGE, DECAY_INPUT, DIVIDE, SOFT
                 )
-            tl.store(checkpoints + (pieces - 1) * (ROWS * COLUMNS), v)
+            tl.store(checkpoints + (chunks - 1) * (ROWS * COLUMNS), v)
             tl.debug_barrier()
 
         g_v = _initial(grad_v, at, valid, 0.0)
         g_x = tl.zeros([ROWS, COLUMNS], tl.float32)  # of a repeated step
-        for back in range(pieces):
-            piece = pieces - 1 - back
-            first = piece * STEPS
+        for back in range(chunks):
+            chunk = chunks - 1 - back
+            first = chunk * STEPS
             xs = load_steps(x_at, first, x_t * ALIGN, valid, time_steps, STEPS, CHUNKED, REPEAT)
             if grad_spikes is not None:
                 g_at = grad_spikes + strided(
-                    *(row, column, group, grad_spikes_outer, grad_spikes_inner, grad_spikes_group, inner), SPLIT, ALIGN
+                    *(row, column, stripe, grad_spikes_outer, grad_spikes_inner, grad_spikes_stripe, inner),
+                    UNEVEN,
+                    ALIGN,
                 )
                 g_s = load_steps(g_at, first, grad_spikes_t * ALIGN, valid, time_steps, STEPS, CHUNKED, False)
             if CHUNKED:
-                v = tl.load(checkpoints + piece * (ROWS * COLUMNS))
+                v = tl.load(checkpoints + chunk * (ROWS * COLUMNS))
             hs, _ = _potentials(
                 v, xs, scale, shift, leak, v_threshold, v_rest, STEPS, CHARGE, DECAY_INPUT, DIVIDE, SOFT
             )
@@ -313,7 +315,7 @@ def backward_kernel(
                     v_before = v
                     if t > 0:
                         v_before = _after_spike(hs[t - 1], hs[t - 1] >= v_threshold, v_threshold, v_rest, SOFT)
-                    sum_rate += tl.where(is_step, leak_gradient(g_h, v_before, y, v_rest, DECAY_INPUT), 0.0)
+                    sum_rate += tl.where(is_step, LEAK_GRADIENT(g_h, v_before, y, v_rest, DECAY_INPUT), 0.0)
                 g_before, g = ADJOINT(g_h, rate_of_leak, DECAY_INPUT)
                 g_v = tl.where(is_step, g_before, g_v)
                 g = tl.where(is_step, g, 0.0)
@@ -335,14 +337,14 @@ def backward_kernel(
         if grad_v_init is not None:
             tl.store(grad_v_init + at, g_v, mask=valid)
     if partials is not None:
-        put_partial(partials, 0, sum_g, chunk, chunks, group, groups, columns, LANES, COLUMNS)
-        put_partial(partials, 1, sum_gx, chunk, chunks, group, groups, columns, LANES, COLUMNS)
+        put_partial(partials, 0, sum_g, split, splits, stripe, stripes, columns, INTERLEAVED, COLUMNS)
+        put_partial(partials, 1, sum_gx, split, splits, stripe, stripes, columns, INTERLEAVED, COLUMNS)
         if rate is not None:
-            put_partial(partials, 2, sum_rate, chunk, chunks, group, groups, columns, LANES, COLUMNS)
+            put_partial(partials, 2, sum_rate, split, splits, stripe, stripes, columns, INTERLEAVED, COLUMNS)
 
 
 class Dynamics(NamedTuple):
-    """What both kernels need to know of a neuron: run-time numbers, compile-time modes, and how they walk over time."""
+    """What both kernels need to know of a neuron: run-time numbers, compile-time modes, and how they go over time."""
 
     numbers: dict
     modes: dict
@@ -350,19 +352,16 @@ class Dynamics(NamedTuple):
 
 
 def _dynamics(config: NeuronConfig, x: Tensor, time_steps: int) -> Dynamics:
-    learnable_leak = NEURONS[config.neuron].learnable_leak
-    exact_reciprocal = math.frexp(config.tau)[0] == 0.5  # a power of two
-    divide = not learnable_leak and not exact_reciprocal
     numbers = {
-        "leak": config.tau if divide else 1 / config.tau,
+        "leak": config.leak,
         "v_threshold": config.v_threshold,
         "v_rest": config.v_rest,
     }
     modes = {
         "REPEAT": x.shape[0] != time_steps,
-        "CHARGE": TWINS[config.neuron].charge,
+        "CHARGE": triton_of_neuron(neurons, config, "charge"),
         "DECAY_INPUT": config.decay_input,
-        "DIVIDE": divide,
+        "DIVIDE": config.divides_by_tau,
         "SOFT": config.v_reset is None,
     }
     return Dynamics(numbers, modes, steps_of(time_steps))
@@ -417,7 +416,7 @@ def forward(
         **dynamics.modes,
         **dynamics.steps.arguments(crowded=tiling.narrow),
     )
-    totals(tiling, partials, spike_count, membrane_l1)
+    write_sums(tiling, partials, spike_count, membrane_l1)
     return spikes, v_last, spike_count, membrane_l1
 
 
@@ -438,9 +437,11 @@ class Adjoint:
         self.grad_v = _dense_state(grad_v, x)
         self.tiling, (self.grad_spikes,) = tile(x, time_steps, grad_spikes)
         self.dynamics = _dynamics(config, x, time_steps)
+        learned = NEURONS[config.neuron].learnable_leak
         self.modes = {
-            "ADJOINT": TWINS[config.neuron].adjoint,
-            "SURROGATE": SURROGATES[config.surrogate],
+            "ADJOINT": triton_of_neuron(neurons, config, "adjoint"),
+            "LEAK_GRADIENT": triton_of_neuron(neurons, config, "leak_gradient") if learned else None,
+            "SURROGATE": triton_of_surrogate(surrogates, config),
             "DETACH_RESET": config.detach_reset,
         }
         self.slopes = {"alpha": config.alpha, "beta": config.beta}
@@ -502,5 +503,5 @@ def backward(
     partials = None if g_scale is None and g_shift is None and g_rate is None else adjoint.partials()
     g_x, g_v_init = adjoint.gradients(partials=partials)
     if partials is not None:
-        totals(adjoint.tiling, partials, g_shift, g_scale, g_rate)
+        write_sums(adjoint.tiling, partials, g_shift, g_scale, g_rate)
     return g_x, g_scale, g_shift, g_rate, g_v_init

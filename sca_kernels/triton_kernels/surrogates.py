@@ -1,4 +1,5 @@
-"""Triton twins of the derivatives in :data:`sca_kernels.surrogates.TABLE`, per element, float32: ``u = h - threshold``.
+"""Triton twins of the derivatives in :data:`sca_kernels.surrogates.TABLE`, whose rows name them; per element, float32:
+``u = h - threshold``.
 
 Exponentials are taken of negative arguments only, so that no slope overflows. The slope at NaN is NaN.
 """
@@ -11,73 +12,59 @@ _SQRT_PI = tl.constexpr(1.7724538509055159)
 
 
 @triton.jit
-def _sigmoid(u, alpha, beta):
+def sigmoid(u, alpha, beta):
     e = tl.exp(-tl.abs(alpha * u))
     return alpha * e / ((1 + e) * (1 + e))
 
 
 @triton.jit
-def _atan(u, alpha, beta):
+def atan(u, alpha, beta):
     z = (_PI / 2) * alpha * u
     r = tl.rsqrt(1 + z * z)  # one instruction and a product, where a division takes seven
     return (alpha / 2) * (r * r)
 
 
 @triton.jit
-def _piecewise_quadratic(u, alpha, beta):
+def piecewise_quadratic(u, alpha, beta):
     a = tl.abs(u)
     return tl.where(a > 1 / alpha, 0.0, alpha - alpha * alpha * a)
 
 
 @triton.jit
-def _rectangular(u, alpha, beta):
+def rectangular(u, alpha, beta):
     a = tl.abs(u)
     return tl.where(a < 0.5 / alpha, alpha, tl.where(a >= 0.5 / alpha, 0.0, u))
 
 
 @triton.jit
-def _soft_sign(u, alpha, beta):
+def soft_sign(u, alpha, beta):
     z = 1 / alpha + tl.abs(u)
     return 1 / (2 * alpha * z * z)
 
 
 @triton.jit
-def _super_spike(u, alpha, beta):
+def super_spike(u, alpha, beta):
     z = 1 + tl.abs(u)
     return alpha / (z * z)
 
 
 @triton.jit
-def _erf(u, alpha, beta):
+def erf(u, alpha, beta):
     z = alpha * u
     return alpha / _SQRT_PI * tl.exp(-z * z)
 
 
 @triton.jit
-def _leaky_k_relu(u, alpha, beta):
+def leaky_k_relu(u, alpha, beta):
     return tl.where(u >= 0, alpha, tl.where(u < 0, beta, u))
 
 
 @triton.jit
-def _s2nn(u, alpha, beta):
+def s2nn(u, alpha, beta):
     # The absolute value keeps the branch that is not taken finite.
-    return tl.where(u < 0, _sigmoid(u, alpha, beta), beta / (tl.abs(u) + 1))
+    return tl.where(u < 0, sigmoid(u, alpha, beta), beta / (tl.abs(u) + 1))
 
 
 @triton.jit
-def _q_pseudo_spike(u, alpha, beta):
+def q_pseudo_spike(u, alpha, beta):
     return tl.exp(-alpha * tl.log(1 + 2 / (alpha - 1) * tl.abs(u)))
-
-
-SURROGATES = {
-    "sigmoid": _sigmoid,
-    "atan": _atan,
-    "piecewise_quadratic": _piecewise_quadratic,
-    "rectangular": _rectangular,
-    "soft_sign": _soft_sign,
-    "super_spike": _super_spike,
-    "erf": _erf,
-    "leaky_k_relu": _leaky_k_relu,
-    "s2nn": _s2nn,
-    "q_pseudo_spike": _q_pseudo_spike,
-}

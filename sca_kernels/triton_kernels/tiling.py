@@ -2,13 +2,14 @@
 
 A tile is ROWS x COLUMNS elements, with all their time steps. Columns run along the innermost dimension:
 
-* lanes: channels_last and [T, N, C] (a column is a channel, a row a position (n, s)), and contiguous maps of few
+* interleaved: channels_last and [T, N, C] (a column is a channel, a row a position (n, s)), and contiguous maps of few
   positions (a column is one of the C * S elements of a sample, ``fold`` = S of them per channel; a row is a sample).
 * planes: contiguous maps; one program stays in one channel, a row is a sample, a column a position.
 
-A program owns ``tiles`` consecutive tiles of one *group* (a block of columns; or a channel) and writes each of its sums
-once, as float64, to ``partials`` [quantity, chunk, lane or channel]; :func:`total` adds them up. All of this depends on
-shapes alone, so two runs agree bit for bit.
+Tiles one above the other are a *stripe* (the columns of a tile; or a channel), which ``splits`` programs share, as in
+split-K: each owns ``tiles`` consecutive tiles of it and writes each of its sums once, as float64, to ``partials``
+[quantity, split, column or channel]; :func:`sum_partials` adds them up. All of this depends on shapes alone, so two
+runs agree bit for bit.
 """
 
 import functools
@@ -29,18 +30,18 @@ _FOLD_BELOW = 32  # positions: shorter rows would waste most of a memory transac
 _MAX_PROGRAMS = 8192  # several waves on any GPU; more would only lengthen the sum over partials
 _FEW_STEPS = 4  # whose x, gradient and h fit into registers with an address per element
 _MAX_STEPS = 8  # whose h fits into registers
-_CHUNK = 6  # steps at once of a longer sequence: a quarter of the registers goes to what walking over chunks takes
+_CHUNK = 6  # steps at once of a longer sequence: a quarter of the registers goes to what going over chunks takes
 _MAX_TERMS = 64  # steps x tiles that a float32 accumulator takes in before it is widened
 
 
-class Strides(NamedTuple):
+class TileStrides(NamedTuple):
     """Strides of a tensor in units of ``align`` elements: per step, per row (split into two where rows are not evenly
-    spaced) and per group."""
+    spaced) and per stripe."""
 
     t: int
     outer: int
     inner: int
-    group: int
+    stripe: int
 
 
 class Tiling(NamedTuple):
@@ -52,11 +53,11 @@ class Tiling(NamedTuple):
         programs: size of the launch grid.
         tile_size: elements of a tile.
         narrow: whether an access moves less than 16 bytes.
-        width: lanes or channels, one column of partials each.
+        width: columns or channels, one column of partials each.
     """
 
     arguments: dict[str, int]
-    strides: tuple[Strides | None, ...]
+    strides: tuple[TileStrides | None, ...]
     programs: int
     tile_size: int
     narrow: bool
@@ -64,16 +65,16 @@ class Tiling(NamedTuple):
 
     def argument(self, name: str, at: int, z: Tensor | None) -> dict:
         """Kernel arguments of the tensor that was given to :func:`tile` at this place."""
-        strides = self.strides[at] or Strides(0, 0, 0, 0)
-        return {name: z, **{f"{name}_{field}": v for field, v in zip(Strides._fields, strides, strict=True)}}
+        strides = self.strides[at] or TileStrides(0, 0, 0, 0)
+        return {name: z, **{f"{name}_{field}": v for field, v in zip(TileStrides._fields, strides, strict=True)}}
 
     def partials(self, quantities: int, device: torch.device) -> Tensor:
         """Room for the sums of all programs."""
-        return torch.empty((quantities, self.arguments["chunks"], self.width), dtype=torch.float64, device=device)
+        return torch.empty((quantities, self.arguments["splits"], self.width), dtype=torch.float64, device=device)
 
-    def total_arguments(self, partials: Tensor) -> dict:
-        """Kernel arguments of :func:`total`."""
-        return {"partials": partials, "chunks": self.arguments["chunks"], "fold": self.arguments["fold"]}
+    def sum_arguments(self, partials: Tensor) -> dict:
+        """Kernel arguments of :func:`sum_partials`."""
+        return {"partials": partials, "splits": self.arguments["splits"], "fold": self.arguments["fold"]}
 
 
 def tile(x: Tensor, time_steps: int, *others: Tensor | None) -> tuple[Tiling, list[Tensor | None]]:
@@ -119,13 +120,14 @@ def _tiling(
     aligned: bool,
 ) -> Tiling:
     n, c, s = shape
-    lanes = channels_innermost or folded
+    interleaved = channels_innermost or folded
     inner = s if channels_innermost else 1
     rows, columns = n * inner, c if channels_innermost else c * s if folded else s
-    split = n > 1 and inner > 1 and any(z.n != s * z.s for z in collapsed if z)
-    per_position = inner > 1 and not split
+    uneven = n > 1 and inner > 1 and any(z.n != s * z.s for z in collapsed if z)
+    per_position = inner > 1 and not uneven
     strides = [
-        z and Strides(z.t, z.s if per_position else z.n, z.s if split else 0, 0 if lanes else z.c) for z in collapsed
+        z and TileStrides(z.t, z.s if per_position else z.n, z.s if uneven else 0, 0 if interleaved else z.c)
+        for z in collapsed
     ]
     align = math.gcd(16 // element_size, columns, *(stride for z in strides if z for stride in z)) if aligned else 1
 
@@ -136,42 +138,42 @@ def _tiling(
         tile_size = 2 * WARPS * 32 * max(2, align)
     # The narrower a tile, the more rows a short one wastes; 64 columns still fill whole memory transactions.
     tile_columns = min(max(triton.next_power_of_2(columns), 16), 64)
-    if not lanes and s >= tile_size:
+    if not interleaved and s >= tile_size:
         tile_columns = tile_size
     tile_rows = tile_size // tile_columns
-    row_blocks, column_blocks = triton.cdiv(rows, tile_rows), triton.cdiv(columns, tile_columns)
-    groups, in_group = (column_blocks, row_blocks) if lanes else (c, row_blocks * column_blocks)
-    tiles = max(1, min(triton.cdiv(groups * in_group, _MAX_PROGRAMS), _MAX_TERMS // time_steps))
-    chunks = triton.cdiv(in_group, tiles)
+    row_tiles, column_tiles = triton.cdiv(rows, tile_rows), triton.cdiv(columns, tile_columns)
+    stripes, in_stripe = (column_tiles, row_tiles) if interleaved else (c, row_tiles * column_tiles)
+    tiles = max(1, min(triton.cdiv(stripes * in_stripe, _MAX_PROGRAMS), _MAX_TERMS // time_steps))
+    splits = triton.cdiv(in_stripe, tiles)
     arguments = {
         "rows": rows,
         "columns": columns // align,
         "inner": inner,
         "fold": s if folded else 1,
-        "groups": groups,
-        "chunks": chunks,
+        "stripes": stripes,
+        "splits": splits,
         "tiles": tiles,
-        "LANES": lanes,
-        "SPLIT": split,
+        "INTERLEAVED": interleaved,
+        "UNEVEN": uneven,
         "ALIGN": align,
         "ROWS": tile_rows,
         "COLUMNS": tile_columns,
     }
-    in_units = tuple(z and Strides(*(stride // align for stride in z)) for z in strides)
-    return Tiling(arguments, in_units, groups * chunks, tile_size, narrow, columns if lanes else c)
+    in_units = tuple(z and TileStrides(*(stride // align for stride in z)) for z in strides)
+    return Tiling(arguments, in_units, stripes * splits, tile_size, narrow, columns if interleaved else c)
 
 
-GEOMETRY = ["rows", "columns", "inner", "fold", "groups", "chunks", "tiles", "time_steps"]
+GEOMETRY = ["rows", "columns", "inner", "fold", "stripes", "splits", "tiles", "time_steps"]
 """Run-time integers of every kernel over tiles: never specialised, so that a new size compiles nothing."""
 
 
 def strides_of(name: str) -> list[str]:
     """The strides that go with a kernel's tensor argument."""
-    return [f"{name}_{field}" for field in Strides._fields]
+    return [f"{name}_{field}" for field in TileStrides._fields]
 
 
 class Steps(NamedTuple):
-    """How a kernel walks over time: all steps at once, or, where the registers don't hold them, chunk by chunk; then T
+    """How a kernel goes over time: all steps at once, or, where the registers don't hold them, chunk by chunk; then T
     is a run-time argument, and sequences of all lengths share one compiled variant."""
 
     time_steps: int
@@ -207,35 +209,35 @@ def launch(kernel, programs: int, on: Tensor, *, num_warps: int = WARPS, **argum
 
 
 @triton.jit
-def place(tile, group, rows, columns, LANES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Row indices [ROWS], column indices [COLUMNS] and validity [ROWS, COLUMNS] of a tile of a group."""
-    if LANES:
-        row_block = tile
-        column_block = group
+def tile_indices(tile, stripe, rows, columns, INTERLEAVED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Row indices [ROWS], column indices [COLUMNS] and validity [ROWS, COLUMNS] of a tile of a stripe."""
+    if INTERLEAVED:
+        row_tile = tile
+        column_tile = stripe
     else:
-        column_blocks = tl.cdiv(columns, COLUMNS)
-        row_block = tile // column_blocks
-        column_block = tile % column_blocks
-    row = row_block * ROWS + tl.arange(0, ROWS)
-    column = column_block * COLUMNS + tl.arange(0, COLUMNS)
+        column_tiles = tl.cdiv(columns, COLUMNS)
+        row_tile = tile // column_tiles
+        column_tile = tile % column_tiles
+    row = row_tile * ROWS + tl.arange(0, ROWS)
+    column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
     return row, column, (row < rows)[:, None] & (column < columns)[None, :]
 
 
 @triton.jit
-def strided(row, column, group, outer, inner_stride, group_stride, inner, SPLIT: tl.constexpr, ALIGN: tl.constexpr):
-    """Offsets [ROWS, COLUMNS] into a tensor with :class:`Strides`."""
+def strided(row, column, stripe, outer, inner_stride, stripe_stride, inner, UNEVEN: tl.constexpr, ALIGN: tl.constexpr):
+    """Offsets [ROWS, COLUMNS] into a tensor with :class:`TileStrides`."""
     outer *= ALIGN
-    at = (row // inner) * outer + (row % inner) * (inner_stride * ALIGN) if SPLIT else row * outer
-    return (at + group * (group_stride * ALIGN))[:, None] + column[None, :]
+    at = (row // inner) * outer + (row % inner) * (inner_stride * ALIGN) if UNEVEN else row * outer
+    return (at + stripe * (stripe_stride * ALIGN))[:, None] + column[None, :]
 
 
 @triton.jit
-def dense(row, column, group, groups, columns, LANES: tl.constexpr):
+def dense(row, column, stripe, stripes, columns, INTERLEAVED: tl.constexpr):
     """Offsets [ROWS, COLUMNS] into a dense tensor in the layout of x."""
-    if LANES:
+    if INTERLEAVED:
         return (row * columns)[:, None] + column[None, :]
     else:
-        return ((row * groups + group) * columns)[:, None] + column[None, :]
+        return ((row * stripes + stripe) * columns)[:, None] + column[None, :]
 
 
 @triton.jit
@@ -249,7 +251,7 @@ def exists(t, time_steps, CHUNKED: tl.constexpr):
 
 @triton.jit
 def live_at(valid, t, time_steps, CHUNKED: tl.constexpr):
-    """Validity at step t. (Selected: the interpreter of Triton 3.9 makes no mask of a block & a number.)"""
+    """Validity at step t. (Selected: the interpreter of Triton 3.9 makes no mask of a tensor & a number.)"""
     if CHUNKED:
         return tl.where(t < time_steps, valid, False)
     else:
@@ -270,89 +272,89 @@ def load_steps(z, first, step, valid, time_steps, STEPS: tl.constexpr, CHUNKED: 
 
 @triton.jit
 def channel_of(column, fold):
-    """Channel of a lane. (Divided in 32 bits: lanes of one sample are few, and 64 take a subroutine.)"""
+    """Channel of a column. (Divided in 32 bits: columns of one sample are few, and 64 take a subroutine.)"""
     return (column.to(tl.int32) // fold.to(tl.int32)).to(tl.int64)
 
 
 @triton.jit
-def of_channel(vector, group, columns, fold, LANES: tl.constexpr, COLUMNS: tl.constexpr):
-    """A group's entries of a per-channel vector [C]: [1, COLUMNS], or a number. (Not for None: up to Triton 3.6 no
+def of_channel(vector, stripe, columns, fold, INTERLEAVED: tl.constexpr, COLUMNS: tl.constexpr):
+    """A stripe's entries of a per-channel vector [C]: [1, COLUMNS], or a number. (Not for None: up to Triton 3.6 no
     function returns it.)"""
-    if LANES:
-        column = group * COLUMNS + tl.arange(0, COLUMNS)
+    if INTERLEAVED:
+        column = stripe * COLUMNS + tl.arange(0, COLUMNS)
         return tl.load(vector + channel_of(column, fold), mask=column < columns, other=0)[None, :]
     else:
-        return tl.load(vector + group)
+        return tl.load(vector + stripe)
 
 
 @triton.jit
 def put_partial(
-    partials, quantity, sums, chunk, chunks, group, groups, columns, LANES: tl.constexpr, COLUMNS: tl.constexpr
+    partials, quantity, sums, split, splits, stripe, stripes, columns, INTERLEAVED: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """Add up a program's accumulator [ROWS, COLUMNS] per lane (or channel) and write it."""
+    """Add up a program's accumulator [ROWS, COLUMNS] per column (or channel) and write it."""
     sums = sums.to(tl.float64)
-    if LANES:
-        column = group * COLUMNS + tl.arange(0, COLUMNS)
-        tl.store(partials + (quantity * chunks + chunk) * columns + column, tl.sum(sums, 0), mask=column < columns)
+    if INTERLEAVED:
+        column = stripe * COLUMNS + tl.arange(0, COLUMNS)
+        tl.store(partials + (quantity * splits + split) * columns + column, tl.sum(sums, 0), mask=column < columns)
     else:
-        tl.store(partials + (quantity * chunks + chunk) * groups + group, tl.sum(sums))
+        tl.store(partials + (quantity * splits + split) * stripes + stripe, tl.sum(sums))
 
 
-TOTAL_CHANNELS = tl.constexpr(4)  # a memory sector of float64 per row of partials
-_TOTAL_ROWS = tl.constexpr(512)
-TOTAL_WARPS = 8
+PROGRAM_CHANNELS = tl.constexpr(4)  # a memory sector of float64 per row of partials
+_SUMMED_ROWS = tl.constexpr(512)
+SUM_WARPS = 8
 
 
 @triton.jit
-def channel_block(channels):
+def program_channels(channels):
     """Channel indices of this program of a kernel over [C], and which of them exist."""
-    channel = tl.program_id(0).to(tl.int64) * TOTAL_CHANNELS + tl.arange(0, TOTAL_CHANNELS)
+    channel = tl.program_id(0).to(tl.int64) * PROGRAM_CHANNELS + tl.arange(0, PROGRAM_CHANNELS)
     return channel, channel < channels
 
 
 @triton.jit
-def total(partials, quantity, channel, exists, channels, chunks, fold):
-    """Sum of one quantity over all programs, float64 [TOTAL_CHANNELS], in a fixed order."""
-    rows = (chunks * fold).to(tl.int32)
+def sum_partials(partials, quantity, channel, exists, channels, splits, fold):
+    """Sum of one quantity over all programs, float64 [PROGRAM_CHANNELS], in a fixed order."""
+    rows = (splits * fold).to(tl.int32)
     fold = fold.to(tl.int32)
-    sums = tl.zeros([_TOTAL_ROWS, TOTAL_CHANNELS], tl.float64)
-    for first in range(0, rows, _TOTAL_ROWS):
-        row = first + tl.arange(0, _TOTAL_ROWS)
-        at = ((quantity * chunks + row // fold) * (channels * fold) + row % fold)[:, None] + (channel * fold)[None, :]
+    sums = tl.zeros([_SUMMED_ROWS, PROGRAM_CHANNELS], tl.float64)
+    for first in range(0, rows, _SUMMED_ROWS):
+        row = first + tl.arange(0, _SUMMED_ROWS)
+        at = ((quantity * splits + row // fold) * (channels * fold) + row % fold)[:, None] + (channel * fold)[None, :]
         sums += tl.load(partials + at, mask=(row < rows)[:, None] & exists[None, :], other=0.0)
     return tl.sum(sums, 0)
 
 
 def launch_per_channel(kernel, channels: int, on: Tensor, **arguments) -> None:
-    """Start a kernel whose programs take one :func:`channel_block` each."""
-    programs = triton.cdiv(channels, TOTAL_CHANNELS.value)
-    launch(kernel, programs, on, num_warps=TOTAL_WARPS, channels=channels, **arguments)
+    """Start a kernel over [C] whose programs take their :func:`program_channels`."""
+    programs = triton.cdiv(channels, PROGRAM_CHANNELS.value)
+    launch(kernel, programs, on, num_warps=SUM_WARPS, channels=channels, **arguments)
 
 
 @triton.jit(
-    do_not_specialize=["chunks", "fold", "channels"],
+    do_not_specialize=["splits", "fold", "channels"],
     do_not_specialize_on_alignment=["first", "second", "third"],
 )
-def _totals_kernel(partials, first, second, third, chunks: tl.int64, fold: tl.int64, channels: tl.int64):
-    channel, exists = channel_block(channels)
+def write_sums_kernel(partials, first, second, third, splits: tl.int64, fold: tl.int64, channels: tl.int64):
+    channel, exists = program_channels(channels)
     outputs = (first, second, third)
     for q in tl.static_range(3):
         if outputs[q] is not None:
-            value = total(partials, q, channel, exists, channels, chunks, fold)
+            value = sum_partials(partials, q, channel, exists, channels, splits, fold)
             tl.store(outputs[q] + channel, value.to(outputs[q].dtype.element_ty), mask=exists)
 
 
-def totals(tiling: Tiling, partials: Tensor, *outputs: Tensor | None) -> None:
+def write_sums(tiling: Tiling, partials: Tensor, *outputs: Tensor | None) -> None:
     """Write the sum of each quantity (at most three) to its output [C], in the output's dtype; None skips it."""
     first, second, third = (*outputs, None, None, None)[:3]
     given = next((z for z in outputs if z is not None), None)
     if given is not None:
         launch_per_channel(
-            _totals_kernel,
+            write_sums_kernel,
             given.numel(),
             partials,
             first=first,
             second=second,
             third=third,
-            **tiling.total_arguments(partials),
+            **tiling.sum_arguments(partials),
         )

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from operator import attrgetter
+
+import torch
 
 from .tree import all_imports, imports, inside, modules
 
@@ -17,6 +21,7 @@ KERNEL_LAYERS = [
     {"ops"},
     {"backends"},
     {"reference", "triton_kernels", "cuda_kernels"},
+    {"twins"},
     {"neurons"},
     {"surrogates"},
     {"paths"},
@@ -209,7 +214,7 @@ BASES = {"_BatchNorm", "_ConvNd"}  # of modules; torch's users have always told 
 
 
 def private_names(source: str) -> list[str]:
-    """Names of torch with a leading underscore that a module reads or imports."""
+    """Names of torch with a leading underscore that a module reads or imports, or has as text."""
     tree, roots, found = ast.parse(source), {"torch"}, set()
     for node in ast.walk(tree):
         named = []
@@ -218,6 +223,8 @@ def private_names(source: str) -> list[str]:
             named = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             named = [alias.name for alias in node.names if inside(alias.name, "torch")]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and is_private_text(node.value):
+            named = [f"torch.{node.value}"]
         found |= {name for name in named if "._" in name and name.rpartition(".")[2] not in BASES}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
@@ -227,8 +234,21 @@ def private_names(source: str) -> list[str]:
     return sorted(found)
 
 
+def is_private_text(text: str) -> bool:
+    """Whether it is what follows ``torch.`` in the name of something private."""
+    if not re.fullmatch(r"(\w+\.)*_\w*[a-z0-9A-Z](\.\w+)*", text) or text.startswith(("__", "torch.")):
+        return False
+    try:
+        attrgetter(text)(torch)
+    except AttributeError:
+        return False
+    return True
+
+
 def test_private_names_of_torch_stand_in_one_file():
     found = {name: private_names(path.read_text()) for name, path in modules().items()}
     assert [name for name, names in found.items() if names] == ["sca_kernels.torch_private"]
     planted = "import torch, torch._a\nfrom torch._b import x\nfrom torch import fx\nfx._c\ntorch.y._d()\nself._e"
     assert private_names(planted) == ["fx._c", "torch._a", "torch._b.x", "torch.y._d"]
+    planted = "getattr(torch, '_C'), f('_C._dispatch_keys'), '_e', '__version__', 'a _C b'"
+    assert private_names(planted) == ["torch._C", "torch._C._dispatch_keys"]

@@ -1,4 +1,4 @@
-"""Devices and backends that the kernel tests run on."""
+"""Devices and backends that the kernel tests run on; nothing is collected while a twin of a neuron is missing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import pytest
 import torch
 
 from sca_kernels.backends import registry
+from sca_kernels.testing import missing_twins
+
+if missing := missing_twins():
+    raise pytest.UsageError("\n".join(missing))
 
 
 def targets() -> list:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sca_kernels.layout import dense_strides, state_dtype
-from sca_kernels.neurons import NeuronConfig
+from sca_kernels.neurons import NEURONS, NeuronConfig
 from sca_kernels.surrogates import resolve
 from sca_kernels.testing import activation
 
@@ -21,7 +21,7 @@ def run(backend, x, config, grad=None, *, time_steps=None, affine=True, v_init=N
     scale, shift = torch.rand(channels, generator=generator) + 0.5, torch.randn(channels, generator=generator)
     rate = torch.rand(channels, generator=generator) * 0.8 + 0.1
     scale, shift, rate = (z.to(state_dtype(x)) for z in (scale, shift, rate))
-    rate = rate if config.neuron == "plif" else None
+    rate = rate if NEURONS[config.neuron].learnable_leak else None
     prelude = (scale, shift) if affine else (None, None)
     out = {}
     forward = backend.neuron_forward(x, steps, config, *prelude, rate, v_init, mask, True)

@@ -54,7 +54,7 @@ SIZES = {  # images, input channels, output channels, height, width
     "a row": (2, 5, 17, 1, 9),
     "odd maps": (3, 13, 19, 7, 5),
     "whole lines": (2, 32, 48, 8, 8),
-    "more tiles than one chunk": (9, 3, 40, 18, 16),
+    "more tiles than one batch": (9, 3, 40, 18, 16),
     "a line and one": (4, 17, 33, 6, 3),
     "no image": (0, 4, 5, 6, 6),
 }

@@ -237,7 +237,7 @@ def test_one_step_presented_many_times_sums_its_gradient_over_time(dtype, affine
 @LAYOUTS
 @pytest.mark.parametrize("size", [180, 190], ids=["parked", "computed twice"])
 def test_batch_norm_backward_agrees_on_both_sides_of_what_it_parks(size, channels_last):
-    """Up to 2^18 elements of a group (a channel; in channels_last, all) dL/dy is kept between the two passes."""
+    """Up to 2^18 elements of a stripe (a channel; in channels_last, all) dL/dy is kept between the two passes."""
     x = activation((4, 1 if channels_last else 2, 2, size, size), channels_last=channels_last)
     problem = {"grad": torch.randn_like(x), "affine": True}
     exact = run(REFERENCE, x.double(), config_of(), problem["grad"].double(), affine=True)
@@ -321,10 +321,10 @@ def test_supports_says_what_it_is_not_for():
 def test_the_binding_names_a_bad_argument():
     module = cpu._load()
     view = (0, (0, 0, 0, 0))
-    with pytest.raises(ValueError, match="surrogate"):
-        module.Neuron("lif", 2.0, 1.0, False, 0.0, True, False, "step", 1.0, 0.0)
-    with pytest.raises(ValueError, match="neuron"):
-        module.Neuron("spike", 2.0, 1.0, False, 0.0, True, False, "atan", 1.0, 0.0)
+    structs = {"SCA_CHARGES": "IntegrateAndFire", "SCA_RESETS": "SoftReset", "SCA_SURROGATES": "Atan"}
+    for listed in structs:
+        with pytest.raises(ValueError, match=f"Nowhere: expected a row of {listed} in csrc/include/sca"):
+            module.NeuronConfig(*(structs | {listed: "Nowhere"}).values(), False, 0.5, 1.0, 0.0, 2.0, 0.0)
     for shape, dtype, says in (((1, 1, 1, 1), "float64", "dtype"), ((0, 1, 1, 1), "float32", "shape")):
         with pytest.raises(ValueError, match=says):
             module.neuron_forward(cpu._neuron(config_of()), shape, dtype, 1, view, None, 0, 0, 0, view, None, 0, 0, 0)

@@ -144,7 +144,7 @@ def test_a_launch_goes_to_the_device_and_current_stream_of_its_tensor(device, mo
 
     monkeypatch.setattr(torch.cuda, "device", Guard)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda d: types.SimpleNamespace(cuda_stream=1000 + d.index))
-    bits = parameters.Bits(numel=8)
+    bits = parameters.BitpackParameters(numel=8)
     BACKEND.launch("k", 3, 128, 64, bits, types.SimpleNamespace(device=torch.device("cuda", 1)))
     assert module.launched == [("k", 3, 128, 64, bytes(bits), 1, 1001)]
     assert entered == [torch.device("cuda", 1), "left"]
@@ -188,7 +188,7 @@ class Cupy:
         def launch_kernel(function, *rest):
             *numbers, stream, arguments, extra = rest
             address = ctypes.cast(arguments, ctypes.POINTER(ctypes.c_void_p))[0]
-            bits = parameters.Bits.from_address(address)
+            bits = parameters.BitpackParameters.from_address(address)
             owner.launched.append((owner.device, function, numbers, stream, bits.numel, extra))
 
         self.RawModule = RawModule
@@ -210,7 +210,7 @@ def test_cupy_launches_with_the_structure_by_value_and_compiles_a_kernel_once():
     cupy = Cupy()
     kernels = cuda.RunTime(cupy)
     for _ in range(2):
-        kernels.start("sca::pack_bits<float, 4>", 5, 128, 64, bytes(parameters.Bits(numel=77)), 1, 99)
+        kernels.start("sca::pack_bits<float, 4>", 5, 128, 64, bytes(parameters.BitpackParameters(numel=77)), 1, 99)
     assert cupy.launched == [(1, 4711, [5, 1, 1, 128, 1, 1, 64], 99, 77, 0)] * 2
     (module,) = cupy.modules
     assert module["name_expressions"] == ("sca::pack_bits<float, 4>",)
@@ -250,7 +250,7 @@ def test_a_failed_start_is_the_backends_but_where_the_device_or_its_memory_is_lo
     )
     kernels = cuda.Compiled(module) if ahead else cuda.RunTime(cupy)
     with pytest.raises(Exception) as found:
-        kernels.start("sca::pack_bits<float, 4>", 5, 128, 64, bytes(parameters.Bits(numel=77)), 1, 99)
+        kernels.start("sca::pack_bits<float, 4>", 5, 128, 64, bytes(parameters.BitpackParameters(numel=77)), 1, 99)
     assert type(found.value) is kind
 
 
@@ -272,6 +272,12 @@ def test_nvrtc_compiles_the_shipped_sources(kernel):
     except nvrtc.NVRTCError:
         pytest.fail(nvrtc.getProgramLog(program))
     assert nvrtc.getCUBIN(program)
+
+
+def test_the_program_for_nvrtc_includes_files_that_are_there():
+    named = re.findall(r'#include "([^"]+)"', cuda.program()[0])
+    assert named
+    assert [name for name in named if not (cuda.sources() / name).exists()] == []
 
 
 # ---- compiled ahead --------------------------------------------------------------------------------------------------
@@ -309,7 +315,7 @@ def machine_code(request, tmp_path_factory):
         pytest.skip("nvcc is not installed")
     folder = tmp_path_factory.mktemp("cubin")
     names = {"neuron_forward": "Forward", "neuron_backward": "Backward", "moments": "Moments"}
-    lines = [f"template __global__ void sca::{k}(const sca::{names[k.split('<')[0]]});" for k in REGISTERS]
+    lines = [f"template __global__ void sca::{k}(const sca::{names[k.split('<')[0]]}Parameters);" for k in REGISTERS]
     (folder / "k.cu").write_text("\n".join(['#include "cuda/kernels.h"', *lines]))
     flags = [
         "-std=c++17",
@@ -449,7 +455,7 @@ def test_every_source_is_compiled_without_fused_multiply_add_and_linked_to_a_sta
     assert "8.0 9.0+PTX" in compile_ahead(build, folder)
     calls = [eval(line) for line in (folder / "log").read_text().splitlines()]
     sources = {Path(call[call.index("-c") + 1]).name for call in calls if "-c" in call}
-    assert sources == {"float32.cu", "bfloat16.cu", "float16.cu", "channels.cu", "cuda.cpp"}
+    assert sources == {"float32.cu", "bfloat16.cu", "float16.cu", "sums.cu", "cuda.cpp"}
     for call in calls[:-1]:
         assert {"--fmad=false", "-prec-div=true", "-gencode=arch=compute_80,code=[sm_80]"} <= set(call)
         assert '-DSCA_CUDA_ARCHITECTURES="8.0;9.0+PTX"' in call

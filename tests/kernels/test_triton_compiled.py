@@ -137,15 +137,15 @@ def test_convolutions_multiply_on_tensor_cores_and_spill_nothing(
     some = torch.arange(channels // 2) if full else None
     convolve(made_frames(2, channels, 8, dtype), some)
     assert [kernel.name for kernel in kernels] == [
-        *("pack_kernel", "correlate_kernel", "pack_kernel", "correlate_kernel", "weight_gradient_kernel")
+        *("pack_weight_kernel", "correlate_kernel", "pack_weight_kernel", "correlate_kernel", "weight_gradient_kernel")
     ]
     for kernel in kernels:
         instructions, memory = disassembled(kernel, tmp_path)
         assert not IS_MEASURED or memory["STACK"] == memory["LOCAL"] == 0, kernel.name
-        if kernel.name != "pack_kernel":
+        if kernel.name != "pack_weight_kernel":
             assert re.search(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", kernel.asm["ptx"]), kernel.name
         # Four-byte operands that a product takes transposed move one by one.
-        if kernel.name != "pack_kernel" and dtype.itemsize == 2 and not full:
+        if kernel.name != "pack_weight_kernel" and dtype.itemsize == 2 and not full:
             # Copied to shared memory while the last product runs.
             assert [i for i in instructions if i.startswith("LDGSTS") and i.endswith(".128")], kernel.name
             assert instructions["STG.E.128"], kernel.name
@@ -185,8 +185,8 @@ def test_no_kernel_indexes_in_32_bits(compiling, steps):
     bitpack.pack(torch.zeros(7999))
     for dtype, some, stride in ((torch.bfloat16, None, 1), (torch.float32, torch.arange(9), 2)):
         convolve(made_frames(2, 64, 8, dtype), some, stride)
-    convolutions = {"correlate_kernel", "weight_gradient_kernel"}
-    assert {kernel.name for kernel in kernels} >= {*OVER_ACTIVATIONS, *convolutions, "statistics_kernel", "pack_kernel"}
+    others = {"correlate_kernel", "weight_gradient_kernel", "pack_weight_kernel", "statistics_kernel", "pack_kernel"}
+    assert {kernel.name for kernel in kernels} >= {*OVER_ACTIVATIONS, *others}
     assert [line for kernel in kernels for line in narrow_indexing(kernel.asm["ttir"])] == []
 
 
@@ -251,7 +251,7 @@ def test_new_sizes_and_pruned_widths_of_a_convolution_compile_a_small_constant_o
             for m in (1, 2, 3, 16):
                 convolve(made_frames(m, channels, size))
     counts = {name: len(keys) for name, keys in variants.items()}
-    assert counts["pack_kernel"] == 1
+    assert counts["pack_weight_kernel"] == 1
     # Two tiles; y and the gradient of x.
     assert counts["correlate_kernel"] <= 4
     assert counts["weight_gradient_kernel"] <= 2

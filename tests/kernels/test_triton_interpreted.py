@@ -170,6 +170,6 @@ def test_counts_beyond_32_bits_are_exact(fold):
     torch.manual_seed(0)
     partials.copy_(torch.randint(2**30, 2**31, partials.shape))
     count = torch.empty(2, dtype=torch.int64)
-    tiling.totals(plan, partials, count)
+    tiling.write_sums(plan, partials, count)
     assert count.tolist() == partials.long().sum((0, 1)).view(2, -1).sum(1).tolist()
     assert count.min() > 2**31

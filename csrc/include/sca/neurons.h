@@ -151,8 +151,8 @@ struct SoftReset {
 }  // namespace SCA_ISA
 }  // namespace sca
 
-// A new neuron is one struct above and one row here: row(index, struct). What maps a configuration to an index is
-// make_neuron() in ../../cpu/neuron.cpp.
+// A new neuron is a struct above and a row here, row(index, struct), of the name that its row in sca_kernels/neurons/
+// has for it; a template over the leak has a row for each of the two leaks.
 #define SCA_CHARGES(row)                                                              \
     row(0, IntegrateAndFire) row(1, Leaky<DivideByTau>) row(2, Leaky<MultiplyByRate>) \
         row(3, LeakyFullInput<DivideByTau>) row(4, LeakyFullInput<MultiplyByRate>)

@@ -123,9 +123,8 @@ struct QPseudoSpike {
 }  // namespace SCA_ISA
 }  // namespace sca
 
-// A new surrogate is one struct above and one row here: row(index, struct, name).
-#define SCA_SURROGATES(row)                                                                                \
-    row(0, Sigmoid, "sigmoid") row(1, Atan, "atan") row(2, PiecewiseQuadratic, "piecewise_quadratic")      \
-        row(3, Rectangular, "rectangular") row(4, SoftSign, "soft_sign") row(5, SuperSpike, "super_spike") \
-            row(6, Erf, "erf") row(7, LeakyKRelu, "leaky_k_relu") row(8, S2NN, "s2nn")                     \
-                row(9, QPseudoSpike, "q_pseudo_spike")
+// A new surrogate is a struct above and a row here, row(index, struct), of the name that its row in
+// sca_kernels/surrogates.py has for it.
+#define SCA_SURROGATES(row)                                                                                         \
+    row(0, Sigmoid) row(1, Atan) row(2, PiecewiseQuadratic) row(3, Rectangular) row(4, SoftSign) row(5, SuperSpike) \
+        row(6, Erf) row(7, LeakyKRelu) row(8, S2NN) row(9, QPseudoSpike)

@@ -4,7 +4,7 @@
 // clang-format off: the kernels need what the emulation defines
 #include "emulation.h"
 
-#include "../../../csrc/cuda/channels.h"
+#include "../../../csrc/cuda/sums.h"
 #include "../../../csrc/cuda/kernels.h"
 // clang-format on
 

@@ -1,4 +1,4 @@
-#include "blocks.h"
+#include "weights.h"
 
 #include <algorithm>
 #include <cstring>

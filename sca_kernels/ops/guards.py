@@ -1,7 +1,8 @@
 """What must hold before a kernel takes the address of a tensor.
 
-:func:`check_vectors` guards every call. The other checks guard calls that reach an operator through torch's dispatcher,
-``torch.ops.sca_kernels.*`` among them: :mod:`sca_kernels.functional` has already made them for its own.
+:func:`guard_vectors` guards every call. The other guards stand before calls that reach an operator through torch's
+dispatcher, ``torch.ops.sca_kernels.*`` among them, which anybody can make; :mod:`sca_kernels.functional.arguments` has
+checked those of its own. They ask for what memory takes, and convert nothing.
 """
 
 from __future__ import annotations
@@ -12,17 +13,23 @@ import torch
 from torch import Tensor
 
 from .. import paths
-from ..channels import Channels, Geometry, check_values, numel, output_size, same
+from ..channels import (
+    Channels,
+    Geometry,
+    check_grouped_lists,
+    check_values,
+    is_depthwise,
+    no_room,
+    numel,
+    output_size,
+)
+from ..checks import describe, is_plain, same_device
 from ..layout import state_dtype
 from ..neurons import NEURONS, NeuronConfig
 from ..surrogates import TABLE
 
 
-def described(z: Tensor) -> str:
-    return f"{z.dtype} {tuple(z.shape)} on {z.device}"
-
-
-def check_vectors(x: Tensor, names: Sequence[str], *vectors: Tensor | None) -> None:
+def guard_vectors(x: Tensor, names: Sequence[str], *vectors: Tensor | None) -> None:
     """Per-channel vectors are contiguous [C], in the state's dtype; the one named mask is bool. All are on
     one device, by then."""
     shape, dtype = x.shape[2:3], state_dtype(x)
@@ -30,35 +37,39 @@ def check_vectors(x: Tensor, names: Sequence[str], *vectors: Tensor | None) -> N
         if z is not None and not (z.dtype is dtype and z.shape == shape and z.is_contiguous()):
             wanted = torch.bool if names[i] == "mask" else dtype
             if z.dtype is not wanted or z.shape != shape or not z.is_contiguous():
-                raise ValueError(f"{names[i]}: expected a contiguous {wanted} vector {list(shape)}, got {described(z)}")
+                raise ValueError(f"{names[i]}: expected a contiguous {wanted} vector {list(shape)}, got {describe(z)}")
 
 
-def check_tensors(names: Sequence[str], arguments: Sequence[object]) -> None:
+def guard_tensors(names: Sequence[str], arguments: Sequence[object]) -> None:
     """All tensors are plain ones, with memory of their own behind them, and on one device."""
     first = None
     for name, z in zip(names, arguments, strict=True):
         if not isinstance(z, Tensor):
             continue
-        if z.layout is not torch.strided or z.is_quantized:
+        if not is_plain(z) or z.is_quantized:
             raise TypeError(f"{name}: expected a dense tensor, got one with layout {z.layout} and dtype {z.dtype}")
-        first = first or (name, z.device)
-        if z.device != first[1]:
-            raise ValueError(f"{name}: expected a tensor on {first[1]}, where {first[0]} is, got one on {z.device}")
+        first = first or (z, name)
+        same_device(name, z, *first)
 
 
 def _check(name: str, z: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> None:
     if z is not None and (tuple(z.shape) != tuple(shape) or z.dtype != dtype):
-        raise ValueError(f"{name}: expected {dtype} {tuple(shape)}, got {described(z)}")
+        raise ValueError(f"{name}: expected {dtype} {tuple(shape)}, got {describe(z)}")
 
 
-def check_neuron(
+def check_time_steps(time_steps: int, given: int) -> None:
+    """Whether an x of so many ``given`` steps can be presented for ``time_steps``."""
+    if time_steps < 1 or given not in (1, time_steps):
+        raise ValueError(f"time_steps: expected {given} or, with x of one step, any number >= 1, got {time_steps}")
+
+
+def guard_neuron(
     x: Tensor, time_steps: int, rate: Tensor | None, config: NeuronConfig, **states_and_grads: Tensor | None
 ) -> None:
     """x and all that has its shape; v_init and grad_v are states, grad_spikes is like the spikes."""
     if x.dim() < 3 or x.shape[0] < 1 or x.shape[2] < 1 or not x.is_floating_point():
-        raise ValueError(f"x: expected floating-point [T, N, C, *S], at least one step and channel, got {described(x)}")
-    if time_steps < 1 or x.shape[0] not in (1, time_steps):
-        raise ValueError(f"time_steps: expected {x.shape[0]} or, with x of one step, any number >= 1, got {time_steps}")
+        raise ValueError(f"x: expected floating-point [T, N, C, *S], at least one step and channel, got {describe(x)}")
+    check_time_steps(time_steps, x.shape[0])
     for name, z in states_and_grads.items():
         if name == "grad_spikes":
             _check(name, z, (time_steps, *x.shape[1:]), x.dtype)
@@ -71,12 +82,12 @@ def check_neuron(
         raise ValueError(f"rate: expected {'None' if rate is not None else 'a vector'} for neuron {config.neuron!r}")
 
 
-def check_packed(name: str, packed: Tensor, bits: int) -> None:
+def guard_packed(name: str, packed: Tensor, bits: int) -> None:
     if bits < 0 or packed.dtype != torch.uint8 or packed.shape != ((bits + 7) // 8,):
-        raise ValueError(f"{name}: expected uint8 [{(bits + 7) // 8}] for {bits} elements, got {described(packed)}")
+        raise ValueError(f"{name}: expected uint8 [{(bits + 7) // 8}] for {bits} elements, got {describe(packed)}")
 
 
-def check_convolution(
+def guard_convolution(
     x: Tensor,
     shape: Sequence[int],
     channels_last: bool,
@@ -88,11 +99,11 @@ def check_convolution(
 ) -> list[int]:
     """A convolution of x, itself or its bits, of that shape and layout; returns height and width of its output."""
     if weight.dim() != 4 or min(weight.shape) < 1 or not weight.is_floating_point():
-        raise ValueError(f"weight: expected [C_out, C_in / groups, kh, kw], got {described(weight)}")
+        raise ValueError(f"weight: expected [C_out, C_in / groups, kh, kw], got {describe(weight)}")
     if len(shape) != 4 or min(shape) < 0 or min(shape[1:]) < 1:
         raise ValueError(f"x: expected [M, C, H, W], got shape {tuple(shape)}")
     if x.dtype == torch.uint8:
-        check_packed("x", x, numel(shape))
+        guard_packed("x", x, numel(shape))
     else:
         _check("x", x, shape, weight.dtype)
     for name, least in (("stride", 1), ("padding", 0), ("dilation", 1)):
@@ -100,19 +111,18 @@ def check_convolution(
         if len(value) != 2 or min(value) < least:
             raise ValueError(f"{name}: expected two numbers >= {least}, got {list(value)}")
     out, groups = weight.shape[0], geometry.groups
-    if groups < 1 or out < 1 or out % groups:
-        raise ValueError(f"groups: expected a divisor of the {out} output channels, got {groups}")
+    if groups < 1:
+        raise ValueError(f"groups: expected at least 1, got {groups}")
+    depthwise = is_depthwise(weight.shape, groups)
     sizes = {"in_channels": weight.shape[1] * groups, "out_channels": out}
     for (name, size), index in zip(sizes.items(), channels, strict=True):
         if index is None:
             continue
         if index.dim() != 1 or index.dtype != torch.int64 or not index.is_contiguous():
-            raise TypeError(f"{name}: expected a contiguous 1-D int64 tensor, got {described(index)}")
+            raise TypeError(f"{name}: expected a contiguous 1-D int64 tensor, got {describe(index)}")
         check_values(name, index, size)
-    if groups > 1 and (channels.input is not None or channels.output is not None):
-        depthwise = weight.shape[1] == 1 and out == groups
-        if not depthwise or not same(*channels):
-            raise ValueError("in_channels, out_channels: expected None, or for a depthwise convolution the same list")
+    if groups > 1:
+        check_grouped_lists(channels, depthwise)
     widths = {sizes["in_channels"], *([] if channels.input is None else [channels.input.numel()])}
     if shape[1] not in widths or min(widths) < 1:
         raise ValueError(f"x: expected {' or '.join(map(str, sorted(widths)))} channels, got shape {tuple(shape)}")
@@ -120,7 +130,7 @@ def check_convolution(
         _check("bias", bias, (out,), weight.dtype)
     size = output_size(shape, weight.shape, geometry)
     if min(size) < 1:
-        raise ValueError(f"x: expected a height and width that the kernel fits in, got shape {tuple(shape)}")
+        raise no_room(shape, weight.shape, geometry)
     if path not in paths.possible(weight.shape, geometry, weight.dtype, channels_last):
-        raise ValueError(f"path: {path!r} expected {paths.NEEDS.get(path, 'one of ' + ', '.join(paths.NEEDS))}")
+        raise paths.refusal(path, weight.shape, geometry, weight.dtype, channels_last)
     return size

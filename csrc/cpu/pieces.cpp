@@ -1,4 +1,4 @@
-#include "tiles.h"
+#include "pieces.h"
 
 #include <memory>
 
@@ -15,11 +15,11 @@ constexpr int64_t kThreadElements = 1 << 14;
 constexpr int64_t kMostAdditions = 1024;
 
 constexpr int64_t spaced(int64_t lanes) { return padded(lanes) + kLine; }
-bool whole_lines(const Place& place, int64_t lanes) { return place.lane == 1 && lanes % kLine == 0; }
+bool whole_lines(const LaneView& view, int64_t lanes) { return view.lane == 1 && lanes % kLine == 0; }
 constexpr int64_t kPieceStep = spaced(kMostLanes);
 
 template <class Word>
-void gather(const char* from, int64_t stride, int64_t lanes, char* to) {
+void gather_row(const char* from, int64_t stride, int64_t lanes, char* to) {
     const Word* source = reinterpret_cast<const Word*>(from);
     Word* row = reinterpret_cast<Word*>(to);
     for (int64_t l = 0; l < lanes; ++l) row[l] = source[l * stride];
@@ -27,7 +27,7 @@ void gather(const char* from, int64_t stride, int64_t lanes, char* to) {
 }
 
 template <class Word>
-void scatter(const char* from, int64_t stride, int64_t lanes, char* to) {
+void scatter_row(const char* from, int64_t stride, int64_t lanes, char* to) {
     for (int64_t l = 0; l < lanes; ++l)
         reinterpret_cast<Word*>(to)[l * stride] = reinterpret_cast<const Word*>(from)[l];
 }
@@ -53,14 +53,14 @@ Rows Scratch::take(int64_t count, int64_t step) {
     return rows;
 }
 
-Pieces::Pieces(const Layout& layout, const Block& block)
-    : layout_(&layout), block_(&block), tile_(block.first), part_(block.part) {
+Pieces::Pieces(const Tiling& tiling, const Task& task)
+    : tiling_(&tiling), task_(&task), tile_(task.first), span_(task.first_span) {
     measure();
 }
 
 void Pieces::measure() {
     if (!*this) return;
-    lanes_ = part().lanes() * layout_->rows(tile_);
+    lanes_ = span().lanes() * tiling_->rows(tile_);
     size = std::min(kMostLanes, lanes_ - begin_);
     if (size > kLine) size -= size % kLine;
 }
@@ -69,8 +69,8 @@ Pieces& Pieces::operator++() {
     begin_ += size;
     if (begin_ >= lanes_) {
         begin_ = 0;
-        if (++part_ == block_->last_part) {
-            part_ = block_->part;
+        if (++span_ == task_->last_span) {
+            span_ = task_->first_span;
             ++tile_;
         }
     }
@@ -78,33 +78,34 @@ Pieces& Pieces::operator++() {
     return *this;
 }
 
-Place Pieces::at(const View& view) const {
-    Place place = layout_->at(view, part(), tile_);
-    if (place.data != nullptr) place.data += begin_ * place.lane * element_size(place.dtype);
-    return place;
+LaneView Pieces::at(const View& view) const {
+    LaneView found = tiling_->at(view, span(), tile_);
+    if (found.data != nullptr) found.data += begin_ * found.lane * element_size(found.dtype);
+    return found;
 }
 
-Lanes Pieces::lanes(const Lanes& part) const {
-    Lanes lanes = part;
+Lanes Pieces::lanes(const Lanes& span) const {
+    Lanes lanes = span;
     lanes.size = size;
-    lanes.period = layout_->period(this->part());
+    lanes.period = tiling_->period(this->span());
     lanes.first = begin_ % lanes.period;
     return lanes;
 }
 
-Source read(const Place& from, const Place& ahead, int64_t first, int64_t steps, int64_t lanes, const Rows& buffer,
-            bool last) {
+Source read(const LaneView& from, const LaneView& ahead, int64_t first, int64_t steps, int64_t lanes,
+            const Rows& buffer, bool last) {
     const int64_t size = element_size(from.dtype);
     const char* start = from.data + first * from.t * size;
     if (whole_lines(from, lanes)) return {start, from.t, (ahead.data - from.data) / size, last};
     char* to = reinterpret_cast<char*>(buffer.data);
     const int64_t row = buffer.step * static_cast<int64_t>(sizeof(float));
     for (int64_t i = 0; i < steps; ++i)
-        (size == 4 ? gather<uint32_t> : gather<uint16_t>)(start + i * from.t * size, from.lane, lanes, to + i * row);
+        (size == 4 ? gather_row<uint32_t> : gather_row<uint16_t>)(start + i * from.t * size, from.lane, lanes,
+                                                                  to + i * row);
     return {to, row / size, 0, false};
 }
 
-Output::Output(const Place& to, int64_t first, int64_t steps, int64_t lanes, const Rows& buffer, bool stream)
+Output::Output(const LaneView& to, int64_t first, int64_t steps, int64_t lanes, const Rows& buffer, bool stream)
     : sink{nullptr, 0, false}, to_(to), steps_(steps), lanes_(lanes) {
     if (to.data == nullptr) return;
     const int64_t size = element_size(to.dtype);
@@ -121,19 +122,19 @@ void Output::finish() const {
     const int64_t size = element_size(to_.dtype);
     const char* from = static_cast<const char*>(sink.data);
     for (int64_t i = 0; i < steps_; ++i)
-        (size == 4 ? scatter<uint32_t> : scatter<uint16_t>)(from + i * sink.step * size, to_.lane, lanes_,
-                                                            to_.data + i * to_.t * size);
+        (size == 4 ? scatter_row<uint32_t> : scatter_row<uint16_t>)(from + i * sink.step * size, to_.lane, lanes_,
+                                                                    to_.data + i * to_.t * size);
 }
 
-void read_state(const Place& from, float otherwise, int64_t lanes, float* to) {
+void read_state(const LaneView& from, float otherwise, int64_t lanes, float* to) {
     if (from.data == nullptr)
         std::fill_n(to, padded(lanes), otherwise);
     else
-        gather<uint32_t>(from.data, from.lane, lanes, reinterpret_cast<char*>(to));
+        gather_row<uint32_t>(from.data, from.lane, lanes, reinterpret_cast<char*>(to));
 }
 
-void write_state(const float* from, int64_t lanes, const Place& to) {
-    if (to.data != nullptr) scatter<uint32_t>(reinterpret_cast<const char*>(from), to.lane, lanes, to.data);
+void write_state(const float* from, int64_t lanes, const LaneView& to) {
+    if (to.data != nullptr) scatter_row<uint32_t>(reinterpret_cast<const char*>(from), to.lane, lanes, to.data);
 }
 
 bool worth_streaming(const Shape& shape, DType dtype) {
@@ -152,38 +153,38 @@ const float* Parameters::add(Row row) {
     return row.slots;
 }
 
-void Parameters::fill(const Part& part) const {
-    const int64_t period = layout_->period(part), lanes = part.lanes();
+void Parameters::fill(const Span& span) const {
+    const int64_t period = tiling_->period(span), lanes = span.lanes();
     for (const Row* row = rows_; row < rows_ + count_; ++row) {
-        if (part.channels == 1) {
-            std::fill_n(row->slots, period, row->of(part.channel));
+        if (span.channels == 1) {
+            std::fill_n(row->slots, period, row->of(span.channel));
             continue;
         }
-        for (int64_t c = 0; c < part.channels; ++c)
-            std::fill_n(row->slots + c * part.length, part.length, row->of(part.channel + c));
+        for (int64_t c = 0; c < span.channels; ++c)
+            std::fill_n(row->slots + c * span.length, span.length, row->of(span.channel + c));
         for (int64_t l = lanes; l < period; ++l) row->slots[l] = row->slots[l - lanes];
     }
 }
 
-Sums::Sums(const Layout& layout, int kinds) : layout_(&layout), kinds_(kinds) {
-    for (const Block& block : layout.blocks) most_channels_ = std::max(most_channels_, layout.channels(block).second);
-    partial_.resize(layout.blocks.size() * kinds * most_channels_);
-    total_.resize(kinds * layout.shape.c);
+Sums::Sums(const Tiling& tiling, int kinds) : tiling_(&tiling), kinds_(kinds) {
+    for (const Task& task : tiling.tasks) most_channels_ = std::max(most_channels_, tiling.channels(task).second);
+    partial_.resize(tiling.tasks.size() * kinds * most_channels_);
+    combined_.resize(kinds * tiling.shape.c);
 }
 
-int64_t Sums::pieces_per_fold(const Part& part) const {
-    const int64_t lanes = std::min(kMostLanes, part.lanes() * layout_->most_rows());
-    const int64_t additions = (lanes + layout_->period(part) - 1) / layout_->period(part) * layout_->shape.t;
+int64_t Sums::pieces_per_drain(const Span& span) const {
+    const int64_t lanes = std::min(kMostLanes, span.lanes() * tiling_->most_rows());
+    const int64_t additions = (lanes + tiling_->period(span) - 1) / tiling_->period(span) * tiling_->shape.t;
     return std::max<int64_t>(1, kMostAdditions / additions);
 }
 
-void Sums::combine(const Group& group) {
+void Sums::combine(const Stripe& stripe) {
     for (int kind = 0; kind < kinds_; ++kind) {
-        double* total = total_.data() + kind * layout_->shape.c + group.channel;
-        std::fill_n(total, group.channels, 0.0);
-        for (int64_t block = group.first; block < group.last; ++block) {
-            const auto [first, channels] = layout_->channels(layout_->blocks[block]);
-            for (int64_t c = 0; c < channels; ++c) total[first - group.channel + c] += partial(block, kind)[c];
+        double* sums = combined_.data() + kind * tiling_->shape.c + stripe.channel;
+        std::fill_n(sums, stripe.channels, 0.0);
+        for (int64_t task = stripe.first; task < stripe.last; ++task) {
+            const auto [first, channels] = tiling_->channels(tiling_->tasks[task]);
+            for (int64_t c = 0; c < channels; ++c) sums[first - stripe.channel + c] += partial(task, kind)[c];
         }
     }
 }
