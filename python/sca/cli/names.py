@@ -40,9 +40,9 @@ def _told(names: Mapping[str, Any]) -> dict[str, str]:
 def _sentence(entry: Any) -> str:
     """The first sentence on what a name stands for, where it is documented: of a surrogate, its slope; of a neuron,
     what the module without a batch norm is; nothing of a stem, which its setting describes."""
-    from sca_kernels.surrogates import Row
+    from sca_kernels.surrogates import SurrogateRow
 
-    if isinstance(entry, Row):
+    if isinstance(entry, SurrogateRow):
         return f"alpha = {entry.alpha:g} where none is given"
     if isinstance(entry, functools.partial):
         entry = entry.func
