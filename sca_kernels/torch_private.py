@@ -126,11 +126,10 @@ if _KEYS is not None and hasattr(_KEYS, "raw_repr"):
 
 
 def is_unwatched(arguments: tuple[Any, ...]) -> bool:
-    """Whether the dispatcher would do nothing with a call but to run it, recorded by autograd or not: no compiler,
-    tracer, transform, mode, profiler or subclass is to see it. False where torch does not tell."""
+    """Whether the dispatcher would do nothing with a call but to run it, recorded by autograd or not: no tracer,
+    transform, mode, profiler or subclass is to see it. False where torch does not tell."""
     if (
-        torch.compiler.is_compiling()
-        or not _ORDINARY
+        not _ORDINARY
         or has_torch_function(arguments)
         or _profiled()
         or _included().raw_repr() not in _ALWAYS
@@ -138,7 +137,9 @@ def is_unwatched(arguments: tuple[Any, ...]) -> bool:
     ):
         return False
     for z in arguments:
-        if isinstance(z, Tensor) and (_keys_of(z).raw_repr() not in _ORDINARY or has_tangent(z)):
+        if isinstance(z, Tensor) and (
+            _keys_of(z).raw_repr() not in _ORDINARY or forward_ad.unpack_dual(z).tangent is not None
+        ):
             return False
     return True
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from .. import channels as active
 from ..channels import Bits, Channels, Geometry, numel
 from ..neurons import NeuronConfig
-from ..reference import channel_conv
+from ..reference import channel_conv, running
+
+Statistics = tuple[Tensor, Tensor, Tensor, Tensor, "float | Tensor"]
 
 
 class BackendError(RuntimeError):
@@ -190,6 +192,33 @@ class Backend(ABC):
         v_init: Tensor | None,
     ) -> BatchNormGradients:
         """Adjoint of :meth:`batch_norm_forward`."""
+
+    def finish(
+        self,
+        out: Forward,
+        seen: int,
+        sums: tuple[Tensor, Tensor, Tensor] | None,
+        statistics: Statistics | None,
+        channels: Tensor | None,
+        finite_only: bool,
+    ) -> None:
+        """Change in place what a forward pass leaves behind, once it has turned out well.
+
+        Args:
+            seen: T * N * prod(S), values per channel.
+            sums: of activity, as :func:`sca_kernels.reference.running.record` has them; None: none are wanted.
+            statistics: mean and biased variance of the batch, the running ones, and the batch's weight in these; None:
+                none are tracked.
+            channels: where x's channels stand in the sums and the running statistics; None: one for one.
+            finite_only: whether only finite statistics move the running ones.
+
+        Here torch's operators do it; where launches are dear, a backend does it by a kernel of its own.
+        """
+        if statistics is not None:
+            mean, var, *rest = statistics
+            running.track(mean, var, seen, *rest, channels, finite_only)
+        if sums is not None:
+            running.record(out.spike_count, out.membrane_l1, seen, sums, channels)
 
     @abstractmethod
     def pack_spikes(self, spikes: Tensor) -> Tensor:

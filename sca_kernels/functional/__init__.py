@@ -9,6 +9,7 @@ refused.
 """
 
 from ..ops.common import NotANumber, check_nan
+from .activity import ActivitySums as ActivitySums
 from .arguments import check_backend as check_backend
 from .arguments import check_neuron as check_neuron
 from .arguments import check_path as check_path

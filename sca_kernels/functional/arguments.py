@@ -143,9 +143,11 @@ def check_mask(mask: Tensor | None, x: Tensor) -> Tensor | None:
 # ---- vectors of one number per channel
 
 
-def _check_vector(name: str, p: Tensor, x: Tensor) -> None:
-    if not is_plain(p) or p.shape != x.shape[2:3] or not p.is_floating_point():
-        raise ValueError(f"{name}: expected a floating-point tensor [{x.shape[2]}], got {describe(p)}")
+def _check_vector(name: str, p: Tensor, x: Tensor, channels: Tensor | None = None) -> None:
+    fits = is_plain(p) and (p.shape == x.shape[2:3] if channels is None else p.dim() == 1)
+    if not fits or not p.is_floating_point():
+        size = x.shape[2] if channels is None else "any number"
+        raise ValueError(f"{name}: expected a floating-point tensor [{size}], got {describe(p)}")
     same_device(name, p, x)
 
 
@@ -166,6 +168,16 @@ def as_state(p: Tensor, x: Tensor) -> Tensor:
 # ---- batch norm
 
 
+def check_channels(channels: Tensor, x: Tensor, statistics: Sequence[Tensor | None]) -> None:
+    """Where x's channels stand, each once, in running statistics of all."""
+    if not is_plain(channels) or channels.shape != x.shape[2:3] or channels.dtype != torch.int64:
+        raise ValueError(f"channels: expected an int64 tensor [{x.shape[2]}], got {describe(channels)}")
+    same_device("channels", channels, x)
+    if not torch.compiler.is_compiling() and not channels.is_meta:  # compiled, the operator looks
+        sizes = [z.numel() for z in statistics if isinstance(z, Tensor)]
+        check_values("channels", channels, min(sizes, default=checks.MOST))
+
+
 def check_batch_norm(
     x: Tensor,
     running_mean: Tensor | None,
@@ -174,6 +186,7 @@ def check_batch_norm(
     momentum: float | Tensor,
     eps: float,
     process_group: Any,
+    channels: Tensor | None = None,
 ) -> tuple[bool, float | Tensor, float]:
     """Whether a batch norm takes the statistics of the batch (in training, and where there are no others), momentum and
     eps; nothing of these fails once the first statistic has moved."""
@@ -182,7 +195,7 @@ def check_batch_norm(
     checks.boolean("training", training)
     if running_mean is not None:
         for name, p in (("running_mean", running_mean), ("running_var", running_var)):
-            _check_vector(name, p, x)
+            _check_vector(name, p, x, channels)
             if p.requires_grad:
                 raise ValueError(f"{name}: expected a tensor without gradient, got one that requires it")
             if training and not p.is_contiguous() and p.stride(0) == 0:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import checks, ops
+from ..checks import describe
+from ..reference import running
 from ..surrogates import Surrogate
+from .activity import ActivitySums
 from .arguments import (
     check_activation,
     check_backend,
@@ -57,6 +61,7 @@ def neuron(
     time_steps: int | None = None,
     return_v: bool = True,
     backend: str | None = None,
+    activity: ActivitySums | None = None,
 ) -> NeuronOutput:
     """All time steps of a spiking neuron in one pass, with per-channel activity (method: Li et al., ICML 2024;
     equations: module ``sca_kernels.neurons``).
@@ -83,6 +88,7 @@ def neuron(
         time_steps: with x [1, N, C, *S]: present that one step so many times. None: T = x.shape[0].
         return_v: whether the last potential is wanted.
         backend: None for the best available, or the name of one (which then runs or raises).
+        activity: sums that this pass is added to, in place, once it has turned out well.
 
     Raises:
         TypeError, ValueError: an argument is off; the message names it.
@@ -90,7 +96,7 @@ def neuron(
     """
     config = check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
     x, steps = check_activation(x, time_steps)
-    outputs = ops.neuron_forward(
+    arguments = (
         x,
         steps,
         check_vector("scale", scale, x),
@@ -102,7 +108,10 @@ def neuron(
         check_backend(backend),
         *config,
     )
-    return as_output(outputs, return_v)
+    if activity is None:
+        return as_output(ops.neuron_forward(*arguments), return_v)
+    check_activity(activity, x)
+    return as_output(recorded(arguments, activity), return_v)
 
 
 def lif(x: Tensor, tau: float = 2.0, **arguments) -> NeuronOutput:
@@ -119,6 +128,23 @@ def plif(x: Tensor, w: Tensor, **arguments) -> NeuronOutput:
     """Parametric LIF (Fang et al., ICCV 2021): :func:`neuron` with ``neuron="plif"``, ``1 / tau = sigmoid(w)``, w one
     element or [C]."""
     return neuron(x, "plif", w=w, **arguments)
+
+
+def check_activity(activity: ActivitySums, x: Tensor) -> None:
+    if not isinstance(activity, ActivitySums):
+        raise TypeError(f"activity: expected an ActivitySums or None, got {describe(activity)}")
+    activity.check(x)
+
+
+def recorded(arguments: tuple[Any, ...], activity: ActivitySums) -> Sequence[Tensor]:
+    """What ``ops.neuron_forward`` gives for its arguments, with the activity added to sums."""
+    sums = activity.spike_count, activity.membrane_l1, activity.positions
+    if ops.can_change_in_place():
+        return ops.recorded_neuron_forward(*arguments, *sums, activity.channels)
+    outputs = ops.neuron_forward(*arguments)
+    with torch.no_grad():
+        running.record(*outputs[2:4], ops.seen(*arguments[:2]), sums, activity.channels)
+    return outputs
 
 
 def as_output(outputs: Sequence[Tensor], return_v: bool) -> NeuronOutput:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,21 +11,24 @@ from torch import Tensor
 from .. import checks, ops
 from ..layout import spatial_size, state_dtype
 from ..ops.common import passes_nan
+from ..reference import running
 from ..reference.batch_norm import prelude as affine_prelude
 from ..surrogates import Surrogate
 from ..sync import synchronized_moments
+from .activity import ActivitySums
 from .arguments import (
     as_state,
     check_activation,
     check_backend,
     check_batch_norm,
+    check_channels,
     check_leak_rate,
     check_mask,
     check_neuron,
     check_v_init,
     check_vector,
 )
-from .multistep import NeuronOutput, as_output
+from .multistep import NeuronOutput, as_output, check_activity, recorded
 
 
 def batch_norm_neuron(
@@ -52,6 +56,8 @@ def batch_norm_neuron(
     return_v: bool = True,
     process_group=None,
     backend: str | None = None,
+    activity: ActivitySums | None = None,
+    channels: Tensor | None = None,
 ) -> NeuronOutput:
     """Batch norm over (T, N, S) and a neuron in one operator; the normalised current is never written to memory.
 
@@ -62,12 +68,14 @@ def batch_norm_neuron(
     Args:
         x: [T, N, C, *S], a convolution's output; with ``time_steps``, [1, N, C, *S].
         weight, bias: [C] or None (gamma 1, beta 0).
-        running_mean, running_var: [C] or None; updated in place when training.
+        running_mean, running_var: [C] or None; updated in place when training, once the pass has turned out well.
         training: whether to use (and track) batch statistics.
         momentum: weight of the new batch in the running statistics; a number, or a tensor of one on the device of x,
             which is then not waited for.
         eps: added to the variance, > 0.
         process_group: a torch.distributed group (True: the default one) over whose ranks batch statistics are taken.
+        channels: sorted unique int64 indices [C], where the channels of x stand in running_mean and running_var, which
+            may then have any size; None: one for one. ``activity`` must have the same.
         channel_mask, and all others: see :func:`neuron`.
 
     Raises:
@@ -75,7 +83,14 @@ def batch_norm_neuron(
     """
     config = check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
     x, steps = check_activation(x, time_steps)
-    training, momentum, eps = check_batch_norm(x, running_mean, running_var, training, momentum, eps, process_group)
+    statistics = running_mean, running_var
+    if channels is not None and not (activity is not None and activity.has_checked(channels, running_mean)):
+        check_channels(channels, x, statistics)
+    training, momentum, eps = check_batch_norm(x, *statistics, training, momentum, eps, process_group, channels)
+    if activity is not None:
+        check_activity(activity, x)
+        if activity.channels is not channels and running_mean is not None:
+            raise ValueError("activity: expected one with the list of channels that the running statistics have")
     weight, bias = check_vector("weight", weight, x), check_vector("bias", bias, x)
     common = (
         check_leak_rate(w, config, x),
@@ -85,23 +100,51 @@ def batch_norm_neuron(
         check_backend(backend),
         *config,
     )
-    if training:
+    if not training:
+        mean, var = (as_state(z if channels is None else z.index_select(0, channels), x) for z in statistics)
+    else:
         count = _count(x, steps, process_group)
-        if process_group is not None:
+        if process_group is None and count:
+            before = x, steps, weight, bias, eps, *common
+            return as_output(_in_training(before, statistics, momentum, activity, channels, count), return_v)
+        if process_group is None:  # nothing to normalise or to track, as in torch
+            mean, var = (full((x.shape[2],), dtype=state_dtype(x)) for full in (x.new_zeros, x.new_ones))
+        else:
             *moments, count = synchronized_moments(x, count, process_group)
             mean, var = (z.to(state_dtype(x)) for z in moments)
-            outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
-        elif count == 0:  # nothing to normalise or to track, as in torch
-            mean, var = (full((x.shape[2],), dtype=state_dtype(x)) for full in (x.new_zeros, x.new_ones))
-            outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
-        else:
-            *outputs, mean, var = ops.batch_norm_forward(x, steps, weight, bias, eps, *common)
-        if running_mean is not None and (process_group is not None or count):
-            _track(running_mean, running_var, mean, var, count, momentum)
-    else:
-        mean, var = as_state(running_mean, x), as_state(running_var, x)
-        outputs = ops.neuron_forward(x, steps, *affine_prelude(mean, var, weight, bias, eps), *common)
+    arguments = x, steps, *affine_prelude(mean, var, weight, bias, eps), *common
+    outputs = ops.neuron_forward(*arguments) if activity is None else recorded(arguments, activity)
+    if training and process_group is not None and running_mean is not None:
+        _track(mean, var, count, *statistics, momentum, channels)
     return as_output(outputs, return_v)
+
+
+def _in_training(
+    arguments: tuple[Any, ...],
+    statistics: tuple[Tensor | None, Tensor | None],
+    momentum: float | Tensor,
+    activity: ActivitySums | None,
+    channels: Tensor | None,
+    count: int,
+) -> Sequence[Tensor]:
+    """What ``ops.batch_norm_forward`` gives first for its arguments, with running statistics moved and the activity
+    added to sums."""
+    tracked = statistics[0] is not None
+    if not tracked and activity is None:
+        return ops.batch_norm_forward(*arguments)[:4]
+    sums = (None, None, None)
+    if activity is not None:
+        sums, channels = (activity.spike_count, activity.membrane_l1, activity.positions), activity.channels
+    if ops.can_change_in_place(*statistics):
+        weight = (0.0, momentum) if isinstance(momentum, Tensor) else (momentum, None)
+        return ops.recorded_batch_norm_forward(*arguments, *statistics, *weight, *sums, channels)[:4]
+    *outputs, mean, var = ops.batch_norm_forward(*arguments)
+    if tracked:
+        _track(mean, var, count, *statistics, momentum, channels)
+    if activity is not None:
+        with torch.no_grad():
+            running.record(*outputs[2:4], count, sums, channels)
+    return outputs
 
 
 def batch_norm_lif(
@@ -162,14 +205,15 @@ def batch_norm(
         on_cudnn = torch.backends.cudnn.enabled
         y = torch.batch_norm(x.flatten(0, 1), weight, bias, mean, var, training, weighted, eps, on_cudnn)
         if apart and count:
-            _move(running_mean, running_var, mean, var, momentum)
+            with torch.no_grad():
+                running.move(mean, var, running_mean, running_var, momentum, None, passes_nan(x.device.type))
         return y.unflatten(0, x.shape[:2])
     *moments, count = synchronized_moments(x, count, process_group)
     mean, var = (z.to(state_dtype(x)) for z in moments)
     scale, shift = (z.view(-1, *[1] * (x.dim() - 3)) for z in affine_prelude(mean, var, weight, bias, eps))
     y = (x * scale + shift).to(x.dtype)
     if running_mean is not None:
-        _track(running_mean, running_var, mean, var, count, momentum)
+        _track(mean, var, count, running_mean, running_var, momentum, None)
     return y
 
 
@@ -181,26 +225,10 @@ def _count(x: Tensor, steps: int, process_group: Any) -> int:
     return count
 
 
-def _track(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, momentum: float | Tensor
-) -> None:
-    """Move running statistics towards those of a batch of ``count`` values per channel, in place, as torch does."""
-    others = (count - 1).clamp(min=1) if isinstance(count, Tensor) else max(count - 1, 1)
-    _move(running_mean, running_var, mean, var * (count / others), momentum)
-
-
 @torch.no_grad()
-def _move(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor) -> None:
-    """Move running statistics towards others, in place; in the wider dtype of both. Where NaN may pass, what is not
-    finite moves nothing."""
-    finite = mean.isfinite() & var.isfinite() if passes_nan(mean.device.type) else None
-    for running, new in ((running_mean, mean), (running_var, var)):
-        new = new if finite is None else torch.where(finite, new, running.to(new.dtype))
-        weight = momentum.to(new.dtype) if isinstance(momentum, Tensor) else momentum
-        if running.dtype == new.dtype:
-            running.lerp_(new, weight)
-        else:
-            running.copy_(torch.lerp(running.to(new.dtype), new, weight))
+def _track(mean: Tensor, var: Tensor, *statistics: Any) -> None:
+    """:func:`sca_kernels.reference.running.track` where no operator does it."""
+    running.track(mean, var, *statistics, passes_nan(mean.device.type))
 
 
 def _is_negated(p: Tensor) -> bool:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..functional import NeuronOutput
+from ..functional import ActivitySums, NeuronOutput
 from ..layout import spatial_size
+from ..reference import running
 from .group import ChannelGroup
 
 
@@ -25,6 +26,9 @@ class Activity:
         positions: int64 [C], T * N * prod(S) summed over the passes in which the channel was computed.
     """
 
+    _sums: ActivitySums | None = None
+    """See :meth:`begin`."""
+
     def __init__(self, training_only: bool = True) -> None:
         self.training_only = checks.boolean("training_only", training_only)
         self.reset()
@@ -34,24 +38,34 @@ class Activity:
         self.spike_count: Tensor | None = None
         self.membrane_l1: Tensor | None = None
         self.positions: Tensor | None = None
+        self._sums = None
+
+    def begin(self, channels: int, device: torch.device, index: Tensor | None) -> ActivitySums:
+        """The sums that a pass over ``index`` (None: all) of so many channels is to add to: these, or zeros, which
+        :meth:`keep` makes these once it has."""
+        sums = self._sums
+        if self.spike_count is None:
+            with torch.inference_mode(False):  # passes of other modes will add to them
+                dtypes = torch.int64, torch.float64, torch.int64
+                sums = ActivitySums(*(torch.zeros(channels, dtype=d, device=device) for d in dtypes), index)
+        elif sums is None or sums.spike_count is not self.spike_count or sums.channels is not index:
+            sums = ActivitySums(self.spike_count, self.membrane_l1, self.positions, index)
+        self._sums = sums
+        return sums
+
+    def keep(self) -> None:
+        """Have the sums of the last :meth:`begin`, whose pass has ended well."""
+        if self.spike_count is None and self._sums is not None:
+            self.spike_count, self.membrane_l1 = self._sums.spike_count, self._sums.membrane_l1
+            self.positions = self._sums.positions
 
     def record(self, out: NeuronOutput, group: ChannelGroup | None) -> None:
         """Add one forward pass, whose channels are the group's active ones."""
-        active = out.spike_count.numel()
-        if self.spike_count is None:
-            channels = active if group is None else group.num_channels
-            device = out.spike_count.device
-            with torch.inference_mode(False):  # passes of other modes will add to them
-                self.spike_count = torch.zeros(channels, dtype=torch.int64, device=device)
-                self.membrane_l1 = torch.zeros(channels, dtype=torch.float64, device=device)
-                self.positions = torch.zeros(channels, dtype=torch.int64, device=device)
         seen = out.spikes.shape[0] * out.spikes.shape[1] * spatial_size(out.spikes)
-        index = None if group is None else group.index(out.spike_count.device)
-        if index is None:
-            self.spike_count += out.spike_count
-            self.membrane_l1 += out.membrane_l1
-            self.positions += seen
-        else:
-            self.spike_count.index_add_(0, index, out.spike_count)
-            self.membrane_l1.index_add_(0, index, out.membrane_l1.double())
-            self.positions.index_add_(0, index, torch.full_like(index, seen))
+        device = out.spike_count.device
+        index = None if group is None else group.index(device)
+        sums = self.begin(out.spike_count.numel() if group is None else group.num_channels, device, index)
+        running.record(
+            out.spike_count, out.membrane_l1, seen, (sums.spike_count, sums.membrane_l1, sums.positions), index
+        )
+        self.keep()

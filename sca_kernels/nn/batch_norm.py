@@ -196,14 +196,17 @@ class BatchNormNeuron(Normalisation, NeuronModule):
 
     def integrate(self, x: Tensor, time_steps: int | None) -> F.NeuronOutput:
         group = self.group
-        mean, var = self.statistics()
         tracking = self.is_tracking()
+        known = tracking or not self.training
+        arguments = self.call_arguments(x)
+        if group is not None:
+            arguments["channels"] = group.index(x.device)
         out = F.batch_norm_neuron(
             x,
             gathered(self.weight, group),
             gathered(self.bias, group),
-            mean,
-            var,
+            self.running_mean if known else None,
+            self.running_var if known else None,
             self.training,
             self.batch_weight() if tracking else 0.0,
             self.eps,
@@ -212,10 +215,10 @@ class BatchNormNeuron(Normalisation, NeuronModule):
             w=self.leak_parameter(),
             time_steps=time_steps,
             process_group=self.process_group,
-            **self.call_arguments(x),
+            **arguments,
         )
         if tracking:
-            self.track(mean, var)
+            self.num_batches_tracked.add_(1)
         return out
 
     def extra_repr(self) -> str:

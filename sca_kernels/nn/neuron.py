@@ -99,14 +99,20 @@ class NeuronModule(CarriesGroups, tnn.Module):
         )
 
     def call_arguments(self, x: Tensor) -> dict:
-        """Keyword arguments common to all functional calls, the state among them."""
+        """Keyword arguments common to all functional calls: the state, and what the pass adds to, among them."""
         self._follow_group()
         if self.v is not None and self.v.shape != x.shape[1:]:
             raise ValueError(
                 f"x: expected [T, *{list(self.v.shape)}] to go on from the last call's state, got {list(x.shape)}: "
                 "call reset() first"
             )
-        return {"v_init": self.v, "return_v": self.stateful, **self.arguments}
+        arguments = {"v_init": self.v, "return_v": self.stateful, **self.arguments}
+        if self.is_recording():
+            group = self.group
+            channels = x.shape[2] if group is None else group.num_channels
+            index = None if group is None else group.index(x.device)
+            arguments["activity"] = self.activity.begin(channels, x.device, index)
+        return arguments
 
     def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """x [T, N, C, *S] (or [1, N, C, *S], presented ``time_steps`` times) -> spikes [T, N, C, *S]."""
@@ -114,8 +120,8 @@ class NeuronModule(CarriesGroups, tnn.Module):
         out = self.integrate(x, time_steps)
         if self.stateful:
             self.v, self._v_channels = out.v, self._channels()
-        if self.is_recording():
-            self.activity.record(out, self.group)
+        if self.activity is not None:
+            self.activity.keep()
         return out.spikes
 
     def current(self, x: Tensor) -> Tensor:

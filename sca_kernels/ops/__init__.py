@@ -6,13 +6,15 @@ no kernel reads or writes where nothing is (:mod:`sca_kernels.ops.guards`). An e
 that can run.
 """
 
-from .batch_norm import batch_norm_backward, batch_norm_forward
+from .batch_norm import batch_norm_backward, batch_norm_forward, recorded_batch_norm_forward
 from .bitpack import pack_spikes, unpack_spikes
 from .channel_conv import channel_conv2d, channel_conv2d_backward
 from .channel_conv import channel_conv2d_by_torch as channel_conv2d_by_torch
+from .common import can_change_in_place as can_change_in_place
+from .common import seen as seen
 from .common import transformed as transformed
 from .flops import register as _register_flops
-from .neuron import neuron_backward, neuron_forward
+from .neuron import neuron_backward, neuron_forward, recorded_neuron_forward
 
 __all__ = [
     "batch_norm_backward",
@@ -22,6 +24,8 @@ __all__ = [
     "neuron_backward",
     "neuron_forward",
     "pack_spikes",
+    "recorded_batch_norm_forward",
+    "recorded_neuron_forward",
     "unpack_spikes",
 ]
 

@@ -1,14 +1,28 @@
-"""``sca_kernels::batch_norm_forward`` and its backward: training batch norm fused in front of a neuron."""
+"""``sca_kernels::batch_norm_forward`` and its backward: training batch norm fused in front of a neuron;
+``recorded_batch_norm_forward`` moves running statistics and adds the activity to sums as well."""
 
 from __future__ import annotations
+
+import functools
 
 from torch import Tensor
 
 from ..backends import run
+from ..backends.base import Backend, Forward
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
-from .common import Operator, fake_forward, fake_gradient, forward_outputs, not_differentiable, or_empty
-from .guards import guard_neuron, guard_vectors
+from .common import (
+    SUMS,
+    Operator,
+    fake_forward,
+    fake_gradient,
+    forward_outputs,
+    not_differentiable,
+    or_empty,
+    passes_nan,
+    seen,
+)
+from .guards import guard_neuron, guard_sums, guard_vectors
 
 
 @Operator
@@ -34,10 +48,17 @@ def batch_norm_forward(
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
+    arguments = x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
+    _, (out, mean, var) = _run(*arguments, backend)
+    return *forward_outputs(out, x), mean, var
+
+
+def _run(
+    x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v, backend
+) -> tuple[Backend, tuple[Forward, Tensor, Tensor]]:
     guard_vectors(x, ("weight", "bias", "rate", "mask"), weight, bias, rate, mask)
     arguments = x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
-    out, mean, var = run(backend, "batch_norm_forward", x, *arguments)
-    return *forward_outputs(out, x), mean, var
+    return run(backend, "batch_norm_forward", x, *arguments)
 
 
 @batch_norm_forward.guarded
@@ -47,6 +68,66 @@ def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, backend, *
 
 @batch_norm_forward.fake
 def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, backend, *config):
+    stats = [x.new_empty(x.shape[2], dtype=state_dtype(x)) for _ in range(2)]
+    return *fake_forward(x, time_steps, return_v), *stats
+
+
+@functools.partial(Operator, changed=("running_mean", "running_var", *SUMS), plain=(*SUMS, "channels"))
+def recorded_batch_norm_forward(
+    x: Tensor,
+    time_steps: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    rate: Tensor | None,
+    v_init: Tensor | None,
+    mask: Tensor | None,
+    return_v: bool,
+    backend: str,
+    neuron: str,
+    tau: float,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    detach_reset: bool,
+    surrogate: str,
+    alpha: float,
+    beta: float,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    momentum_tensor: Tensor | None,
+    spike_count: Tensor | None,
+    membrane_l1: Tensor | None,
+    positions: Tensor | None,
+    channels: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Behind beta: running statistics (None: not tracked), the weight of this batch in them (the tensor, where there is
+    one), sums of activity (None: not recorded), and where x's channels stand in all of these; see
+    :mod:`sca_kernels.reference.running`."""
+    config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
+    arguments = x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
+    found, (out, mean, var) = _run(*arguments, backend)
+    outputs = forward_outputs(out, x)
+    sums = None if spike_count is None else (spike_count, membrane_l1, positions)
+    statistics, finite_only = None, False
+    if running_mean is not None:
+        share = momentum if momentum_tensor is None else momentum_tensor
+        statistics, finite_only = (mean, var, running_mean, running_var, share), passes_nan(x.device.type)
+    found.finish(out, seen(x, time_steps), sums, statistics, channels, finite_only)
+    return *outputs, mean, var
+
+
+@recorded_batch_norm_forward.guarded
+def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, backend, *rest):
+    *config, running_mean, running_var, _, _, spike_count, membrane_l1, positions, channels = rest
+    guard_neuron(x, time_steps, rate, NeuronConfig(*config), v_init=v_init)
+    guard_sums(x, channels, spike_count=spike_count, membrane_l1=membrane_l1, positions=positions)
+    guard_sums(x, channels, running_mean=running_mean, running_var=running_var)
+
+
+@recorded_batch_norm_forward.fake
+def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, backend, *rest):
     stats = [x.new_empty(x.shape[2], dtype=state_dtype(x)) for _ in range(2)]
     return *fake_forward(x, time_steps, return_v), *stats
 
@@ -78,7 +159,7 @@ def batch_norm_backward(
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
     guard_vectors(x, ("weight", "bias", "mean", "var", "rate"), weight, bias, mean, var, rate)
     arguments = grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
-    return run(backend, "batch_norm_backward", x, *arguments)
+    return run(backend, "batch_norm_backward", x, *arguments)[1]
 
 
 @batch_norm_backward.guarded
@@ -101,14 +182,14 @@ def _(grad_spikes, grad_v, x, time_steps, weight, bias, mean, var, eps, rate, v_
 def _setup(ctx, inputs, output):
     x, time_steps, weight, bias, eps, rate, v_init, _mask, return_v, *rest = inputs
     ctx.save_for_backward(x, weight, bias, rate, v_init, output[4], output[5])
-    ctx.time_steps, ctx.eps, ctx.rest = time_steps, eps, rest
+    ctx.time_steps, ctx.eps, ctx.rest, ctx.inputs = time_steps, eps, rest[:10], len(inputs)
     ctx.mark_non_differentiable(*not_differentiable(output, return_v))
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad_spikes, grad_v, *_):
     x, weight, bias, rate, v_init, mean, var = ctx.saved_tensors
-    grads = [None] * 19
+    grads = [None] * ctx.inputs
     if grad_spikes is not None or grad_v is not None:
         g = batch_norm_backward(
             grad_spikes, grad_v, x, ctx.time_steps, weight, bias, mean, var, ctx.eps, rate, v_init, *ctx.rest
@@ -120,4 +201,5 @@ def _backward(ctx, grad_spikes, grad_v, *_):
 
 
 batch_norm_forward.differentiable(_backward, _setup)
+recorded_batch_norm_forward.differentiable(_backward, _setup)
 batch_norm_backward.no_second_order()

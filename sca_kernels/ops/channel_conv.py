@@ -43,7 +43,7 @@ def channel_conv2d(
     """y [M, C_out, H', W'], at the active width unless ``full_output``. ``bits`` (uint8): x in the order of its memory,
     kept for the backward in its place."""
     arguments = x, weight, bias, Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
-    return _laid_out(run(backend, "channel_conv2d", x, *arguments, full_output, path), path)
+    return _laid_out(run(backend, "channel_conv2d", x, *arguments, full_output, path)[1], path)
 
 
 @channel_conv2d.guarded
@@ -94,7 +94,7 @@ def channel_conv2d_backward(
     """x is the input itself or its bits (uint8), whose shape and layout the next two arguments give."""
     x = Bits(x, shape, channels_last) if x.dtype == torch.uint8 else x
     geometry, channels = Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
-    grads = run(backend, "channel_conv2d_backward", grad, grad, x, weight, geometry, channels, needed, path)
+    _, grads = run(backend, "channel_conv2d_backward", grad, grad, x, weight, geometry, channels, needed, path)
     return _outputs(grads, weight, path)
 
 
@@ -217,7 +217,7 @@ def _backward_by_torch(grad, x, shape, channels_last, weight, *rest):
     *geometry, in_channels, out_channels, needed, path, backend = rest
     if x.dtype == torch.uint8:
         x = Bits(x, shape, channels_last)
-        x = x.unflattened(run(backend, "unpack_spikes", grad, x.packed, numel(shape), grad.dtype))
+        x = x.unflattened(run(backend, "unpack_spikes", grad, x.packed, numel(shape), grad.dtype)[1])
     channels = Channels(in_channels, out_channels)
     return _outputs(channel_conv.backward(grad, x, weight, Geometry(*geometry), channels, needed), weight, path)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..backends.base import Forward
-from ..layout import empty_activation, empty_state, state_dtype
+from ..layout import empty_activation, empty_state, spatial_size, state_dtype
 from ..torch_private import (
     applied_in_transform,
     below_autograd,
@@ -68,17 +69,31 @@ def transformed(*tensors: Tensor | None) -> bool:
     return not torch.compiler.is_compiling() and (in_transform() or _any_tangent(tensors))
 
 
+def can_change_in_place(*tensors: Tensor | None) -> bool:
+    """Whether an operator can change these in place while autograd records it: not within a transform of torch.func,
+    which would have to know what it changes; nor where torch.library alone differentiates; nor lazily negated tensors,
+    which the dispatcher resolves for operators of its own only."""
+    if below_autograd is None:
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    if in_transform():
+        return False
+    for z in tensors:  # noqa: SIM110  every training pass comes by here
+        if z is not None and z.is_neg():
+            return False
+    return True
+
+
 def _any_tangent(arguments: tuple[Any, ...]) -> bool:
     return any(isinstance(z, Tensor) and has_tangent(z) for z in arguments)
 
 
-def _records(arguments: tuple[Any, ...]) -> bool:
-    """Whether autograd is to record a call."""
-    if torch.is_grad_enabled():
-        for z in arguments:
-            if isinstance(z, Tensor) and z.requires_grad:
-                return True
-    return False
+def _picker(implementation: Callable[..., Any], plain: Sequence[str]) -> Callable[[tuple], tuple]:
+    """Of a call's arguments, the tensors (or None) but for the plain ones: there are three times as many others."""
+    kinds = [(name, p.annotation) for name, p in inspect.signature(implementation).parameters.items()]
+    at = [i for i, (name, kind) in enumerate(kinds) if kind.startswith("Tensor") and name not in plain]
+    return itemgetter(*at) if len(at) > 1 else itemgetter(slice(at[0], at[0] + 1))
 
 
 class Operator:
@@ -93,9 +108,16 @@ class Operator:
     first import defined stays.
     """
 
-    def __init__(self, implementation: Callable[..., Any]) -> None:
-        """The schema is what the annotations say. An output that was not asked for may be None nevertheless: the
-        operator, which can't return that, returns a tensor without elements."""
+    def __init__(
+        self, implementation: Callable[..., Any], changed: Sequence[str] = (), plain: Sequence[str] = ()
+    ) -> None:
+        """The schema is what the annotations say, and that the arguments ``changed`` are changed in place. An output
+        that was not asked for may be None nevertheless: the operator, which can't return that, returns a tensor without
+        elements.
+
+        Args:
+            plain: arguments that are ordinary tensors in every call: nobody watches a call because of them.
+        """
 
         names = tuple(inspect.signature(implementation).parameters)
 
@@ -110,7 +132,7 @@ class Operator:
             return tuple(or_empty(z, x) for z in out)
 
         name = f"sca_kernels::{implementation.__name__}"
-        schema = torch.library.infer_schema(implementation, mutates_args=())
+        schema = torch.library.infer_schema(implementation, mutates_args=changed)
         self.is_first = not hasattr(torch.ops.sca_kernels, implementation.__name__)
         if self.is_first:
             torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
@@ -122,11 +144,24 @@ class Operator:
             raise ImportError(
                 f"{name}: another version of sca_kernels is loaded in this process; restart Python to use this one"
             )
-        self.name, self.direct = implementation.__name__, implementation
+        self.name, self.implementation = implementation.__name__, implementation
+        self.changed = [names.index(name) for name in changed]
+        self.tensors = _picker(implementation, plain)
+        self.recorded: Callable[..., Any] | None = None
+        """Calls like the implementation, and has autograd record it."""
         self.guard: Callable[..., None] | None = None
 
     def __call__(self, *arguments):
-        return (self.direct if is_unwatched(arguments) else self.overload)(*arguments)
+        if torch.compiler.is_compiling():
+            return self.overload(*arguments)
+        tensors = self.tensors(arguments)
+        if not is_unwatched(tensors):
+            return self.overload(*arguments)
+        if self.recorded is not None and torch.is_grad_enabled():
+            for z in tensors:
+                if z is not None and z.requires_grad:
+                    return self.recorded(*arguments)
+        return self.implementation(*arguments)
 
     def guarded(self, guard: Callable[..., None]) -> Callable[..., None]:
         """Check the arguments of calls that come through the dispatcher, which anybody can make, with this function
@@ -154,35 +189,34 @@ class Operator:
                 derivatives in forward mode are an error.
         """
         if self.is_first:
-            if below_autograd is None:
-                self._differentiate_publicly(backward, setup_context)
-            else:
+            if below_autograd is not None:
                 self._differentiate_in_dispatcher(backward, setup_context, by_torch)
-        self.direct = self._differentiated(self.direct, backward, setup_context, by_torch)
+            elif not self.changed:
+                self._differentiate_publicly(backward, setup_context)
+        self.recorded = by_torch if backward is None else self._recorded(backward, setup_context)
 
-    def _differentiated(self, compute, backward, setup_context, by_torch) -> Callable[..., Any]:
+    def _recorded(self, backward, setup_context) -> Callable[..., Any]:
         """A call that nobody watches: there is no transform, and no derivative of forward mode."""
 
         def forward(ctx, *arguments):
-            output = compute(*arguments)
+            output = self.implementation(*arguments)
             if setup_context is not None:
                 setup_context(ctx, arguments, output)
             return output
 
         members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-        apply = by_torch if backward is None else type(self.name, (torch.autograd.Function,), members).apply
-
-        def run(*arguments):
-            return apply(*arguments) if _records(arguments) else compute(*arguments)
-
-        return run
+        return type(self.name, (torch.autograd.Function,), members).apply
 
     def _differentiate_in_dispatcher(self, backward, setup_context, by_torch) -> None:
         """A call that comes through the dispatcher."""
 
         def below(*arguments):
             with below_autograd():
-                return self.overload(*arguments)
+                output = self.overload(*arguments)
+            for at in self.changed:  # below, nobody counts what is written
+                if arguments[at] is not None and not arguments[at].is_inference():
+                    torch.autograd.graph.increment_version(arguments[at])
+            return output
 
         def forward(ctx, *arguments):
             # Within a transform it is recorded here; an outer one, whose turn is next, records for itself.
@@ -200,7 +234,7 @@ class Operator:
                 if by_torch is None:
                     raise RuntimeError(_undefined(self, "derivatives in forward mode (jvp)"))
                 return by_torch(*arguments)
-            if not _records(arguments):
+            if not (torch.is_grad_enabled() and any(isinstance(z, Tensor) and z.requires_grad for z in arguments)):
                 return below(*arguments)
             if by_torch is not None and (backward is None or in_transform()):
                 return by_torch(*arguments)
@@ -251,6 +285,15 @@ def forward_outputs(out: Forward, x: Tensor) -> tuple[Tensor, Tensor | None, Ten
             "sca_kernels.functional.check_nan(False) lets it pass"
         )
     return out.spikes, out.v, out.spike_count, out.membrane_l1
+
+
+SUMS = ("spike_count", "membrane_l1", "positions")
+"""Arguments of operators that record activity."""
+
+
+def seen(x: Tensor, time_steps: int) -> int:
+    """Values per channel that a neuron sees."""
+    return time_steps * x.shape[1] * spatial_size(x)
 
 
 def not_differentiable(output: tuple[Tensor | None, ...], return_v: bool) -> list[Tensor]:

@@ -82,6 +82,34 @@ def guard_neuron(
         raise ValueError(f"rate: expected {'None' if rate is not None else 'a vector'} for neuron {config.neuron!r}")
 
 
+_KINDS = {"spike_count": torch.int64, "membrane_l1": torch.float64, "positions": torch.int64}
+
+
+def guard_sums(x: Tensor, channels: Tensor | None, **vectors: Tensor | None) -> None:
+    """What is changed in place, all of it or none: [C], or of any size with a list of x's channels in it."""
+    if channels is not None:
+        guard_list("channels", channels)
+        if channels.numel() != x.shape[2]:
+            raise ValueError(f"channels: expected an index for each of {x.shape[2]} channels, got {describe(channels)}")
+    if len({z is None for z in vectors.values()}) > 1:
+        raise ValueError(f"{', '.join(vectors)}: expected all or none")
+    for name, z in vectors.items():
+        if z is None:
+            continue
+        kind = _KINDS.get(name)
+        fits = z.dim() == 1 and (z.is_floating_point() if kind is None else z.dtype == kind)
+        if not fits or (channels is None and z.numel() != x.shape[2]):
+            size = x.shape[2] if channels is None else "any number"
+            raise ValueError(f"{name}: expected {kind or 'floating-point'} [{size}], got {describe(z)}")
+        if channels is not None:
+            check_values("channels", channels, z.numel(), sorted_=False)
+
+
+def guard_list(name: str, index: Tensor) -> None:
+    if index.dim() != 1 or index.dtype != torch.int64 or not index.is_contiguous():
+        raise TypeError(f"{name}: expected a contiguous 1-D int64 tensor, got {describe(index)}")
+
+
 def guard_packed(name: str, packed: Tensor, bits: int) -> None:
     if bits < 0 or packed.dtype != torch.uint8 or packed.shape != ((bits + 7) // 8,):
         raise ValueError(f"{name}: expected uint8 [{(bits + 7) // 8}] for {bits} elements, got {describe(packed)}")
@@ -118,8 +146,7 @@ def guard_convolution(
     for (name, size), index in zip(sizes.items(), channels, strict=True):
         if index is None:
             continue
-        if index.dim() != 1 or index.dtype != torch.int64 or not index.is_contiguous():
-            raise TypeError(f"{name}: expected a contiguous 1-D int64 tensor, got {describe(index)}")
+        guard_list(name, index)
         check_values(name, index, size)
     if groups > 1:
         check_grouped_lists(channels, depthwise)

@@ -1,15 +1,18 @@
 """``sca_kernels::neuron_forward`` and its backward: all time steps of a neuron behind an optional per-channel affine
-prelude."""
+prelude; ``recorded_neuron_forward`` adds the activity to sums as well."""
 
 from __future__ import annotations
+
+import functools
 
 from torch import Tensor
 
 from ..backends import run
+from ..backends.base import Backend, Forward
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
-from .common import Operator, fake_forward, fake_gradient, forward_outputs, not_differentiable, or_empty
-from .guards import guard_neuron, guard_vectors
+from .common import SUMS, Operator, fake_forward, fake_gradient, forward_outputs, not_differentiable, or_empty, seen
+from .guards import guard_neuron, guard_sums, guard_vectors
 
 
 @Operator
@@ -34,9 +37,13 @@ def neuron_forward(
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
+    return forward_outputs(_run(x, time_steps, config, scale, shift, rate, v_init, mask, return_v, backend)[1], x)
+
+
+def _run(x, time_steps, config, scale, shift, rate, v_init, mask, return_v, backend) -> tuple[Backend, Forward]:
     guard_vectors(x, ("scale", "shift", "rate", "mask"), scale, shift, rate, mask)
     arguments = x, time_steps, config, scale, shift, rate, v_init, mask, return_v
-    return forward_outputs(run(backend, "neuron_forward", x, *arguments), x)
+    return run(backend, "neuron_forward", x, *arguments)
 
 
 @neuron_forward.guarded
@@ -46,6 +53,52 @@ def _(x, time_steps, scale, shift, rate, v_init, mask, return_v, backend, *confi
 
 @neuron_forward.fake
 def _(x, time_steps, scale, shift, rate, v_init, mask, return_v, backend, *config):
+    return fake_forward(x, time_steps, return_v)
+
+
+@functools.partial(Operator, changed=SUMS, plain=(*SUMS, "channels"))
+def recorded_neuron_forward(
+    x: Tensor,
+    time_steps: int,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    rate: Tensor | None,
+    v_init: Tensor | None,
+    mask: Tensor | None,
+    return_v: bool,
+    backend: str,
+    neuron: str,
+    tau: float,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    detach_reset: bool,
+    surrogate: str,
+    alpha: float,
+    beta: float,
+    spike_count: Tensor,
+    membrane_l1: Tensor,
+    positions: Tensor,
+    channels: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The last four are sums, and where x's channels stand in them; see
+    :func:`sca_kernels.reference.running.record`."""
+    config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
+    found, out = _run(x, time_steps, config, scale, shift, rate, v_init, mask, return_v, backend)
+    outputs = forward_outputs(out, x)
+    found.finish(out, seen(x, time_steps), (spike_count, membrane_l1, positions), None, channels, False)
+    return outputs
+
+
+@recorded_neuron_forward.guarded
+def _(x, time_steps, scale, shift, rate, v_init, mask, return_v, backend, *rest):
+    *config, spike_count, membrane_l1, positions, channels = rest
+    guard_neuron(x, time_steps, rate, NeuronConfig(*config), v_init=v_init)
+    guard_sums(x, channels, spike_count=spike_count, membrane_l1=membrane_l1, positions=positions)
+
+
+@recorded_neuron_forward.fake
+def _(x, time_steps, scale, shift, rate, v_init, mask, return_v, backend, *rest):
     return fake_forward(x, time_steps, return_v)
 
 
@@ -73,7 +126,7 @@ def neuron_backward(
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
     guard_vectors(x, ("scale", "shift", "rate"), scale, shift, rate)
     arguments = grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init
-    return run(backend, "neuron_backward", x, *arguments)
+    return run(backend, "neuron_backward", x, *arguments)[1]
 
 
 @neuron_backward.guarded
@@ -96,14 +149,14 @@ def _(grad_spikes, grad_v, x, time_steps, scale, shift, rate, v_init, backend, *
 def _setup(ctx, inputs, output):
     x, time_steps, scale, shift, rate, v_init, _mask, return_v, *rest = inputs
     ctx.save_for_backward(x, scale, shift, rate, v_init)
-    ctx.time_steps, ctx.rest = time_steps, rest
+    ctx.time_steps, ctx.rest, ctx.inputs = time_steps, rest[:10], len(inputs)
     ctx.mark_non_differentiable(*not_differentiable(output, return_v))
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad_spikes, grad_v, _count, _l1):
     x, scale, shift, rate, v_init = ctx.saved_tensors
-    grads = [None] * 18
+    grads = [None] * ctx.inputs
     if grad_spikes is not None or grad_v is not None:
         g = neuron_backward(grad_spikes, grad_v, x, ctx.time_steps, scale, shift, rate, v_init, *ctx.rest)
         grads[0] = g[0]
@@ -113,4 +166,5 @@ def _backward(ctx, grad_spikes, grad_v, _count, _l1):
 
 
 neuron_forward.differentiable(_backward, _setup)
+recorded_neuron_forward.differentiable(_backward, _setup)
 neuron_backward.no_second_order()

@@ -21,11 +21,13 @@ MODULE = f"{STEPPING} group stateful backend"
 BATCH_NORM_MODULE = "num_features eps momentum affine track_running_stats group"
 CONVOLUTION = "in_channels out_channels stride padding dilation groups bias"
 NAMES = {
+    "sca_kernels.functional.neuron": f"{CALL} neuron tau w decay_input activity",
+    "sca_kernels.functional.ActivitySums": "spike_count membrane_l1 positions channels",
     "sca_kernels.functional.lif": f"{CALL} tau decay_input",
     "sca_kernels.functional.if_neuron": CALL,
     "sca_kernels.functional.plif": f"{CALL} w decay_input",
     "sca_kernels.functional.batch_norm_lif": BATCH_NORM,
-    "sca_kernels.functional.batch_norm_neuron": f"{BATCH_NORM} neuron",
+    "sca_kernels.functional.batch_norm_neuron": f"{BATCH_NORM} neuron activity channels",
     "sca_kernels.functional.batch_norm": "x weight bias running_mean running_var training momentum eps process_group",
     "sca_kernels.functional.channel_conv2d": f"x weight {CONVOLUTION} full_input full_output backend",
     "sca_kernels.functional.pack_spikes": "",
@@ -49,6 +51,7 @@ NAMES = {
     "sca_kernels.nn.reset": "module",
     "sca_kernels.reuse_host_memory": "",
     "sca_kernels.doctor.report": "",
+    "sca_kernels.testing.missing_twins": "",
     "sca.models.build": "num_classes in_channels time_steps neuron",
     "sca.SCAScheduler.follow": "model",
     "sca.SCAScheduler": (
@@ -116,3 +119,33 @@ def test_version_stands_in_one_place():
     ]
     pattern = re.compile(rf"""["']{re.escape(sca_kernels.__version__)}["']""")
     assert [path.name for path in files if pattern.search(path.read_text())] == ["version.py"]
+
+
+# Classes that two files define because they are one thing in two places: the same structure in Python and C++, the same
+# step of the Triton and the CUDA kernels' host side, the same equation in torch and C++.
+TWINS = {
+    *("ForwardParameters", "BackwardParameters", "MomentsParameters", "SumsParameters", "BitpackParameters"),
+    *("NeuronParameters", "PreludeParameters", "NeuronConfig", "Strided", "Walk"),
+    *("Adjoint", "Current", "Tiling", "AffineNorm", "Gradients", "Prelude", "bfloat16"),
+    *("IntegrateAndFire", "Leaky"),
+}
+
+
+def classes() -> dict[str, set[str]]:
+    """Name of a class or structure of sca_kernels -> the files that define it."""
+    found: dict[str, set[str]] = {}
+    for path in sorted([*ROOT.glob("sca_kernels/**/*.py"), *ROOT.glob("csrc/**/*.*")]):
+        text = path.read_text()
+        if path.suffix == ".py":
+            names = [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+        else:
+            names = re.findall(r"^(?:struct|class) (?:alignas\([^)]*\) )?(\w+)(?= [{:])", text, re.M)
+        for name in names:
+            found.setdefault(name, set()).add(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_a_class_in_two_files_is_one_thing_in_two_places():
+    found = classes()
+    assert {name: files for name, files in found.items() if len(files) > 1 and name not in TWINS} == {}
+    assert {name for name in TWINS if len(found.get(name, ())) < 2} == set()
