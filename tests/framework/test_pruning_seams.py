@@ -378,3 +378,43 @@ def test_compact_and_costs_look_into_compiled_models(compiler) -> None:
 def test_process_group_is_checked() -> None:
     with pytest.raises(TypeError, match=r"process_group: expected a torch\.distributed group or None, got str"):
         make(process_group="gloo")
+
+
+# --- what an average is worth ----------------------------------------------------------------------
+
+
+def test_average_of_a_network_that_is_pruned_while_it_learns_predicts_as_well_as_the_network() -> None:
+    """Digits, a narrow vgg5 for a few epochs, pruned to 40 % from the first on; the average was made before."""
+    torch.manual_seed(0)
+    digits = sca.data.load("digits")
+    model = sca.models.build("vgg5", width=0.25, in_channels=1, image_size=8, time_steps=2, num_classes=10)
+    average = ema(model, decay=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    settings = {"density": 0.4, "start": 10, "stop": 100, "interval": 10, "min_channels": 2}
+    scheduler = sca.SCAScheduler(model, optimizer, **settings)
+    scheduler.follow(average)
+    for epoch in range(10):
+        for images, labels in digits.train_batches(64, seed=0, epoch=epoch, augment=False):
+
+            def loss(images=images, labels=labels) -> torch.Tensor:
+                return nn.functional.cross_entropy(model(images).mean(0), labels)
+
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+            average.update_parameters(model)
+            if scheduler.wants_probe:
+                scheduler.probe(loss)
+            scheduler.step()
+
+    def accuracy(network: nn.Module) -> float:
+        network.eval()
+        with torch.inference_mode():
+            hits = [(network(x).mean(0).argmax(1) == y).float().mean() for x, y in digits.test_batches(364)]
+        return torch.stack(hits).mean().item()
+
+    own, averaged = accuracy(model), accuracy(average)
+    assert scheduler.density == pytest.approx(0.4, abs=0.01)
+    assert own > 0.85
+    assert averaged > own - 0.03
+    assert accuracy(sca.compact(average.module)) == pytest.approx(averaged, abs=0.003)
