@@ -358,6 +358,7 @@ PRESETS: dict[str, Preset] = {
         width=0.5,
         epochs=24,
         lr=0.2,
+        weight_decay=1e-3,
         cutout=0,
         density=0.5,
         allocation="layer",
