@@ -48,10 +48,13 @@ class ActivitySums:
         """Whether these channels are known to stand in a vector."""
         return channels is self.channels and vector is not None and vector.shape == self.spike_count.shape
 
-    def check(self, x: Tensor) -> None:
-        """Whether a pass of x [T, N, C, *S] can be added."""
-        if self.width != x.shape[2] or self.spike_count.device != x.device:
-            raise ValueError(
-                f"activity: expected sums of {x.shape[2]} channels on {x.device}, got {self.width} on "
-                f"{self.spike_count.device}"
-            )
+
+def check_activity(activity: ActivitySums, x: Tensor) -> None:
+    """Whether a pass of x [T, N, C, *S] can be added."""
+    if not isinstance(activity, ActivitySums):
+        raise TypeError(f"activity: expected an ActivitySums or None, got {describe(activity)}")
+    if activity.width != x.shape[2] or activity.spike_count.device != x.device:
+        raise ValueError(
+            f"activity: expected sums of {x.shape[2]} channels on {x.device}, got {activity.width} on "
+            f"{activity.spike_count.device}"
+        )

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import checks, ops
-from ..checks import describe
 from ..reference import running
 from ..surrogates import Surrogate
-from .activity import ActivitySums
+from .activity import ActivitySums, check_activity
 from .arguments import (
     check_activation,
     check_backend,
@@ -128,12 +127,6 @@ def plif(x: Tensor, w: Tensor, **arguments) -> NeuronOutput:
     """Parametric LIF (Fang et al., ICCV 2021): :func:`neuron` with ``neuron="plif"``, ``1 / tau = sigmoid(w)``, w one
     element or [C]."""
     return neuron(x, "plif", w=w, **arguments)
-
-
-def check_activity(activity: ActivitySums, x: Tensor) -> None:
-    if not isinstance(activity, ActivitySums):
-        raise TypeError(f"activity: expected an ActivitySums or None, got {describe(activity)}")
-    activity.check(x)
 
 
 def recorded(arguments: tuple[Any, ...], activity: ActivitySums) -> Sequence[Tensor]:

@@ -15,7 +15,7 @@ from ..reference import running
 from ..reference.batch_norm import prelude as affine_prelude
 from ..surrogates import Surrogate
 from ..sync import synchronized_moments
-from .activity import ActivitySums
+from .activity import ActivitySums, check_activity
 from .arguments import (
     as_state,
     check_activation,
@@ -28,7 +28,7 @@ from .arguments import (
     check_v_init,
     check_vector,
 )
-from .multistep import NeuronOutput, as_output, check_activity, recorded
+from .multistep import NeuronOutput, as_output, recorded
 
 
 def batch_norm_neuron(

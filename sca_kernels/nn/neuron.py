@@ -107,7 +107,7 @@ class NeuronModule(CarriesGroups, tnn.Module):
                 "call reset() first"
             )
         arguments = {"v_init": self.v, "return_v": self.stateful, **self.arguments}
-        if self.is_recording():
+        if self.is_recording() and x.dim() > 2:  # with fewer the functional call raises
             group = self.group
             channels = x.shape[2] if group is None else group.num_channels
             index = None if group is None else group.index(x.device)
@@ -120,7 +120,7 @@ class NeuronModule(CarriesGroups, tnn.Module):
         out = self.integrate(x, time_steps)
         if self.stateful:
             self.v, self._v_channels = out.v, self._channels()
-        if self.activity is not None:
+        if self.is_recording():
             self.activity.keep()
         return out.spikes
 

@@ -14,7 +14,7 @@ import torch
 
 from sca_kernels.torch_private import PRIVATE
 
-PROGRAM = Path(__file__).with_name("private_names.py")
+PROGRAM = Path(__file__).with_name("step_without.py")
 
 
 @pytest.fixture(scope="module")

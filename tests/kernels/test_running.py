@@ -14,7 +14,7 @@ from sca_kernels import nn, ops
 from sca_kernels.backends import choose
 from sca_kernels.testing import activation
 from sca_kernels.torch_private import below_autograd
-from tests.kernels.private_names import Watch
+from tests.kernels.step_without import Watch
 
 CONFIG = ("lif", 2.0, 1.0, 0.0, True, False, "atan", 2.0, 0.0)
 CHANNELS, ACTIVE = 7, torch.tensor([0, 2, 3, 6])
@@ -211,6 +211,28 @@ def test_a_pass_that_fails_leaves_everything_as_it_was(watched):
     assert all(map(torch.equal, kept(module), before))
     module(x)
     assert module.activity.positions.tolist() == [120 if c in ACTIVE else 0 for c in range(CHANNELS)]
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, CHANNELS + 1, 5)], ids=str)
+def test_a_layer_that_records_names_an_input_that_does_not_fit(shape):
+    module = nn.LIF()
+    module.activity = nn.Activity()
+    module(activation((4, 3, CHANNELS, 5)))
+    before = module.activity.spike_count.clone()
+    with pytest.raises(
+        ValueError, match=r"x: expected at least three dimensions|activity: expected sums of 8 channels"
+    ):
+        module(torch.ones(shape))
+    assert torch.equal(module.activity.spike_count, before)
+
+
+def test_a_pass_that_is_not_recorded_does_not_keep_what_a_failed_one_began():
+    module, x, _ = layer(False)
+    with pytest.raises(F.NotANumber):
+        module(x.detach() * float("nan"))
+    module.eval()
+    module(x)
+    assert module.activity.positions is None
 
 
 def test_activity_that_does_not_fit_is_refused_before_anything_is_changed():
