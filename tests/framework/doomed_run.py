@@ -50,6 +50,7 @@ def main(
         environment: variables to set, as torchrun would.
         output: file for what the command prints.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who runs the tests by nohup has it ignored, and so would the command
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ.update(environment or {})
