@@ -16,9 +16,9 @@ from ..settings import Setting, settings, summary
 Command = Callable[..., None]
 
 
-def option(help_text: str, *names: str, show_default: str | bool = False, **shown: Any) -> Any:
-    """An option whose default is not shown, if nothing is said: where it is left out, others decide."""
-    return typer.Option(*names, help=help_text, show_default=show_default, **shown)
+def option(help_text: str, *names: str, **shown: Any) -> Any:
+    """An option whose default is not shown: where it is left out, others decide."""
+    return typer.Option(*names, help=help_text, show_default=False, **shown)
 
 
 def options_of(
@@ -46,14 +46,14 @@ def options_of(
     }
 
     def declared(each: Setting) -> inspect.Parameter:
+        default = _default(each) if shows_defaults else ""
         told = option(
-            summary(each.doc),
+            f"{summary(each.doc)} Default: {default}." if default else summary(each.doc),
             *_flags(each, old_names or {}),
             metavar=_metavar(each),
             rich_help_panel=next(
                 (title for title, part in (panels or {}).items() if issubclass(part, each.owner)), None
             ),
-            show_default=shows_defaults and _default(each),
         )
         annotation = Annotated[(bool if bool in each.kinds else str) | None, told]
         return inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -94,8 +94,8 @@ def _metavar(each: Setting) -> str | None:
     return next(f"<{kind.__name__}>" for kind in each.kinds if kind is not NoneType)
 
 
-def _default(each: Setting) -> str | bool:
-    """As one would write it; False where each instance makes its own."""
-    if each.default is dataclasses.MISSING:
-        return False
+def _default(each: Setting) -> str:
+    """As one would write it; nothing where each instance makes its own, or where it is none."""
+    if each.default in (dataclasses.MISSING, None):
+        return ""
     return ",".join(map(str, each.default)) if isinstance(each.default, tuple) else str(each.default)
