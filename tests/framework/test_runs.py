@@ -245,7 +245,7 @@ def test_train_stores_what_each_of_its_starts_ran_on(tmp_path, monkeypatch, capl
     assert (first["commit"], first["dirty"], second["dirty"]) == (head, False, True)
     assert first["command"] == "sca train --out 'a b'"
     assert first["versions"].keys() == {"python", "sca_kernels", "torch", "triton", "numpy"}
-    assert first["versions"]["torch"] == torch.__version__
+    assert first["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert (first["threads"], first["processes"], first["gpu"]) == (torch.get_num_threads(), 1, None)
     assert re.fullmatch(r"[a-z0-9-]+-cores", first["processor"])
     assert first["started"] <= second["started"]
