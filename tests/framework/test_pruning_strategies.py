@@ -98,6 +98,19 @@ def test_plan_refuses_what_is_neither_a_name_nor_callable() -> None:
             Plan(**{**SETTINGS, setting: 3})
 
 
+def test_a_criterion_that_cannot_observe_is_refused_when_the_scheduler_is_made() -> None:
+    class Blind(Criterion):
+        observes = "spikes"
+
+        def __call__(self, group: GroupContext) -> Tensor:
+            return first_channels(group)
+
+    with pytest.raises(TypeError, match=r"criterion: .*Blind' observes spikes, and has no method observe"):
+        make(criterion=Blind())
+    with pytest.raises(ValueError, match="criterion: 'spy' expected to observe 'spikes', 'gradients' or None, not 'x'"):
+        make(criterion=Spy("x"))
+
+
 @pytest.mark.parametrize("returned", [None, 1.0, torch.zeros(2), torch.zeros(6, 1)])
 def test_a_criterion_that_returns_something_else_is_told_so(returned: Any) -> None:
     model, optimizer, scheduler = make(criterion=lambda group: returned, regrow_fraction=0)

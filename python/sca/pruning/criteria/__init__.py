@@ -56,8 +56,8 @@ class GroupContext:
         generator: of the scheduler, for criteria that draw.
         gradient: float64 [C], sum over the group's batch norms of |dL/dgamma| in the probes that were taken; None where
             there were none.
-        observed: what :meth:`Criterion.observe` returned, by name, summed over the passes that it saw, over the group's
-            neuron layers and over all ranks; the active channels alone.
+        observed: what the criterion's ``observe`` returned, by name, summed over the passes that it saw, over the
+            group's neuron layers and over all ranks; the active channels alone.
     """
 
     group: ChannelGroup
@@ -100,16 +100,14 @@ class Criterion(ABC):
         observes: ``"spikes"`` or ``"gradients"`` (of the spikes: the backward pass is waited for); None for nothing but
             the activity that is recorded all the time.
         observed_steps: how many steps before each update are looked at. All other steps cost nothing.
+
+    One that observes has a method ``observe(seen: Observation)``: sums over one pass, by name, tensors whose shapes
+    depend on the number of active channels alone, int64 or floating-point (added up in float64).
     """
 
     name: str = ""
     observes: ClassVar[str | None] = None
     observed_steps: int = 1
-
-    def observe(self, seen: Observation) -> Mapping[str, Tensor]:
-        """Sums over one pass, by name: tensors whose shapes depend on the number of active channels alone, int64 or
-        floating-point (added up in float64)."""
-        raise NotImplementedError(f"criterion {self.name!r} observes {self.observes}, and has no method observe")
 
     @abstractmethod
     def __call__(self, group: GroupContext) -> Tensor:
@@ -127,8 +125,20 @@ class _Function(Criterion):
 
 
 def as_criterion(function: Callable[[GroupContext], Tensor], name: str) -> Criterion:
-    """The criterion that an entry is: itself, or a function that observes nothing."""
-    return function if isinstance(function, Criterion) else _Function(function, name)
+    """The criterion that an entry is: itself, or a function that observes nothing.
+
+    Raises:
+        TypeError, ValueError: it observes something that there is not, or has no method for it.
+    """
+    if not isinstance(function, Criterion):
+        return _Function(function, name)
+    if function.observes not in (None, "spikes", "gradients"):
+        raise ValueError(
+            f"criterion: {name!r} expected to observe 'spikes', 'gradients' or None, not {function.observes!r}"
+        )
+    if function.observes is not None and not callable(getattr(function, "observe", None)):
+        raise TypeError(f"criterion: {name!r} observes {function.observes}, and has no method observe")
+    return function
 
 
 CRITERIA: dict[str, Callable[[GroupContext], Tensor]] = collect(sys.modules[__name__], "CRITERIA")
