@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sca.structure.groups import find_groups
 from sca_kernels import nn as snn
+from tests.framework.pruning_nets import stripped
 
 T = 3
 
@@ -188,3 +190,60 @@ def sequential() -> nn.Sequential:
     return nn.Sequential(
         conv(2, 6), firing(6), conv(6, 8, stride=2), firing(8), nn.Flatten(2), snn.ChannelLinear(8 * 16, 4)
     )
+
+
+class Net(nn.Module):
+    """conv1 - neuron1, ``middle``, conv2 - neuron2 - head, with what a test puts into the middle."""
+
+    def __init__(self, middle, channels: int = 6, **modules: nn.Module) -> None:
+        super().__init__()
+        self.conv1, self.neuron1 = conv(2, 6), firing(6)
+        self.conv2, self.neuron2 = conv(channels, 8), firing(8)
+        self.head = snn.ChannelLinear(8, 4)
+        self.middle = middle
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.neuron1(self.conv1(x[None]), time_steps=T)
+        return self.head(self.neuron2(self.conv2(self.middle(self, s, x))).mean((0, 3, 4)))
+
+
+def batch(n: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, 2, 8, 8, generator=generator), torch.randint(4, (n,), generator=generator)
+
+
+def loss_of(model: nn.Module) -> Tensor:
+    x, labels = batch()
+    return F.cross_entropy(model(x), labels)
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    loss_of(model).backward()
+    optimizer.step()
+
+
+def masked(model: nn.Module) -> nn.Module:
+    """The dense network whose neurons' dormant spikes are overwritten with 0: what pruning is to compute, by other
+    means than those of the groups.
+    """
+    dense = stripped(model)
+    for module, ours in zip(dense.modules(), model.modules(), strict=True):
+        if hasattr(module, "activity") and ours.group is not None:
+            dormant = ours.group.dormant
+
+            def silence(_: nn.Module, __: tuple, spikes: Tensor, dormant: Tensor = dormant) -> Tensor:
+                return spikes.index_fill(2, dormant, 0.0)
+
+            module.register_forward_hook(silence)
+    return dense
+
+
+def wiring(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    return {
+        name: tuple(" ".join(modules) for modules in (m.producers, m.carriers, m.consumers))
+        for name, m in find_groups(model).items()
+        if m.group.prunable
+    }

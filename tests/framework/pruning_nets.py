@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
+from sca.structure.groups import carried, find_groups
 from sca_kernels import nn as snn
 
 T = 3
+ROLES = ("in_group", "out_group", "group")
 
 # A scheduler that prunes and regrows at each of four steps.
 SETTINGS = {
@@ -151,3 +155,18 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
     loss.backward()
     optimizer.step()
     return loss.item()
+
+
+def active(model: nn.Module) -> dict[str, list[int]]:
+    """Group -> its active channels."""
+    return {name: members.group.active.tolist() for name, members in find_groups(model).items()}
+
+
+def stripped(model: nn.Module) -> nn.Module:
+    """A copy that knows no groups: the dense network."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        for role in ROLES:
+            if carried(module, role) is not None:
+                setattr(module, role, None)
+    return model

@@ -20,8 +20,10 @@ from tests.framework.pruning_nets import (
     ConvNet,
     DepthwiseNet,
     ResidualNet,
+    active,
     batch,
     loss_of,
+    stripped,
     train_step,
 )
 
@@ -31,10 +33,6 @@ def make(net=ConvNet, **changes: Any):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     return model, optimizer, sca.SCAScheduler(model, optimizer, **{**SETTINGS, **changes})
-
-
-def active(model: nn.Module) -> dict[str, list[int]]:
-    return {name: members.group.active.tolist() for name, members in find_groups(model).items()}
 
 
 def ema(model: nn.Module, decay: float = 0.5) -> AveragedModel:
@@ -61,15 +59,7 @@ def test_average_made_before_pruning_follows_the_structure(net) -> None:
 
 
 def test_average_made_before_the_scheduler_found_groups_follows() -> None:
-    class Plain(ConvNet):
-        def __init__(self) -> None:
-            super().__init__()
-            for module in self.modules():
-                for role in ("group", "in_group", "out_group"):
-                    if getattr(module, role, None) is not None:
-                        setattr(module, role, None)
-
-    model = Plain()
+    model = stripped(ConvNet())
     average = ema(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     scheduler = sca.SCAScheduler(model, optimizer, example_input=batch()[0], **{**SETTINGS, "regrow_fraction": 0})

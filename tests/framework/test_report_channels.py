@@ -27,8 +27,8 @@ from sca.report.channels import (
 )
 from sca.report.html import page
 from sca.report.runs import read_runs
-from sca.training import RunFolder, TrainConfig, run
-from tests.framework.watched import Watch
+from sca.training import RunFolder, run
+from tests.framework.watched import Watch, tiny
 
 NOTHING = {"kept": [0], "pruned": [0], "low": None, "high": None, "cut": None}
 
@@ -183,18 +183,7 @@ def test_rank_correlations_are_over_the_channels_active_at_both_updates():
 
 # --- a run ---------------------------------------------------------------------------------------------------------
 
-CONFIG = TrainConfig.from_preset(
-    data="digits",
-    model="vgg5",
-    width=0.125,
-    time_steps=2,
-    epochs=3,
-    batch_size=32,
-    limit_train=96,
-    limit_test=64,
-    min_channels=2,
-    reference=None,
-)
+CONFIG = tiny(epochs=3, limit_train=96)
 
 
 @pytest.fixture(scope="module")

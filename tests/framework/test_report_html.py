@@ -24,37 +24,11 @@ from sca.report.comparison import comparison
 from sca.report.html import conclusion, page
 from sca.report.runs import read_runs
 from sca.training import RunFolder, TrainConfig, run
-from sca.training.loop import Interrupted, Trainer
+from sca.training.loop import Interrupted
+from tests.framework.watched import Watch, tiny
 
-CONFIG = TrainConfig.from_preset(
-    data="digits",
-    model="vgg5",
-    width=0.125,
-    time_steps=2,
-    epochs=3,
-    batch_size=32,
-    limit_train=96,
-    limit_test=64,
-    min_channels=2,
-)
+CONFIG = tiny(epochs=3, limit_train=96, reference="train")
 VOID = {"meta", "br", "link", "img", "input", "hr"}
-
-
-class Quiet:
-    """An observer that asks to stop after a number of steps, or never."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.stop_requested = False
-        self._stop_after = stop_after
-
-    def on_start(self, trainer: Trainer) -> None:
-        pass
-
-    def on_batch(self, trainer: Trainer) -> None:
-        self.stop_requested = trainer.step == self._stop_after
-
-    def on_epoch(self, row: dict) -> None:
-        pass
 
 
 class Page(HTMLParser):
@@ -94,7 +68,7 @@ class Page(HTMLParser):
 
 def train(folder: Path, config: TrainConfig, stop_after: int | None = None, mode: str = "new") -> Path:
     with RunFolder(folder, mode) as held:
-        run(config, held, Quiet(stop_after))
+        run(config, held, Watch(stop_after=stop_after))
     return folder
 
 

@@ -15,7 +15,7 @@ from sca import checkpoint, saving
 from sca.checkpoint import CheckpointError
 from sca.structure import structure_of
 from sca.structure.groups import find_groups
-from tests.framework.pruning_nets import SETTINGS, ConcatNet, ConvNet, DepthwiseNet, TiedNet, batch, loss_of
+from tests.framework.pruning_nets import SETTINGS, ConcatNet, ConvNet, DepthwiseNet, TiedNet, batch, loss_of, stripped
 
 SMALL = {"in_channels": 2, "image_size": 8, "width": 0.25, "time_steps": 2}
 IMAGES = torch.rand(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -62,18 +62,10 @@ def test_a_network_of_ones_own_gets_structure_and_weights(net, file: Path) -> No
 
 
 def test_a_network_whose_groups_were_found_gets_them_back(file: Path) -> None:
-    class Plain(ConvNet):
-        def __init__(self) -> None:
-            super().__init__()
-            for module in self.modules():
-                for role in ("group", "in_group", "out_group"):
-                    if getattr(module, role, None) is not None:
-                        setattr(module, role, None)
-
-    model = Plain()
+    model = stripped(ConvNet())
     sca.attach_groups(model, batch()[0])
     sca.save(prune(model), file)
-    fresh = sca.load(file, Plain().eval())
+    fresh = sca.load(file, stripped(ConvNet()).eval())
     assert torch.equal(fresh(batch()[0]), model(batch()[0]))
     assert structure_of(fresh) == structure_of(model)
 

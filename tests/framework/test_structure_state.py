@@ -16,7 +16,17 @@ import sca
 from sca.structure import restore_structure, structure_of
 from sca.structure.groups import find_groups
 from sca_kernels import nn as snn
-from tests.framework.pruning_nets import ConcatNet, ConvNet, DepthwiseNet, ResidualNet, TiedNet, batch, loss_of
+from tests.framework.pruning_nets import (
+    ConcatNet,
+    ConvNet,
+    DepthwiseNet,
+    ResidualNet,
+    TiedNet,
+    active,
+    batch,
+    loss_of,
+    stripped,
+)
 
 NETS = [ConvNet, ResidualNet, DepthwiseNet, ConcatNet, TiedNet]
 
@@ -29,10 +39,6 @@ def pruned(net: type[nn.Module] = ConvNet) -> nn.Module:
         channels = members.group.num_channels
         members.group.set_active(torch.randperm(channels)[: max(1, channels // 2)])
     return model.eval()
-
-
-def active(model: nn.Module) -> dict[str, list[int]]:
-    return {name: members.group.active.tolist() for name, members in find_groups(model).items()}
 
 
 def stored(state: dict, weights_only: bool = True) -> dict:
@@ -100,20 +106,12 @@ def test_a_state_without_metadata_warns_once_where_the_model_is_pruned() -> None
 
 
 def test_a_pruned_state_warns_once_where_the_model_has_no_groups() -> None:
-    class Ungrouped(ConvNet):
-        def __init__(self) -> None:
-            super().__init__()
-            for module in self.modules():
-                for role in ("group", "in_group", "out_group"):
-                    if getattr(module, role, None) is not None:
-                        setattr(module, role, None)
-
     with pytest.warns(UserWarning, match="has no channel groups to keep them so") as caught:
-        Ungrouped().load_state_dict(pruned().state_dict())
+        stripped(ConvNet()).load_state_dict(pruned().state_dict())
     assert len([w for w in caught if "load_state_dict" in str(w.message)]) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Ungrouped().load_state_dict(ConvNet().state_dict())  # of a dense network: nothing is lost
+        stripped(ConvNet()).load_state_dict(ConvNet().state_dict())  # of a dense network: nothing is lost
         ConvNet().load_state_dict({**ConvNet().state_dict()})
 
 

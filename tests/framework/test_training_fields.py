@@ -30,6 +30,22 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
+def resumed_run(config: TrainConfig, folder: Path) -> Trainer:
+    """A whole run, to which one that was stopped in between and resumed from a file is equal."""
+    whole = trainer_of(config)
+    whole.fit()
+    stopped = trainer_of(config)
+    states = []
+    with pytest.raises(Interrupted):
+        stopped.fit(Watch(stop_after=3), states.append)
+    checkpoint.save(folder / "state", states[-1])
+    resumed = trainer_of(config)
+    resumed.load_state(checkpoint.load(folder / "state"))
+    resumed.fit()
+    assert_equal_state(resumed.state(), whole.state())
+    return whole
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -232,18 +248,7 @@ def test_frozen_modules_keep_weights_and_statistics_and_their_activity_is_record
 
 
 def test_frozen_runs_resume_bit_for_bit(tmp_path):
-    config = tiny(freeze=["features.[01]"], epochs=2)
-    whole = trainer_of(config)
-    whole.fit()
-    stopped = trainer_of(config)
-    states = []
-    with pytest.raises(Interrupted):
-        stopped.fit(Watch(stop_after=3), states.append)
-    checkpoint.save(tmp_path / "state", states[-1])
-    resumed = trainer_of(config)
-    resumed.load_state(checkpoint.load(tmp_path / "state"))
-    resumed.fit()
-    assert_equal_state(resumed.state(), whole.state())
+    resumed_run(tiny(freeze=["features.[01]"], epochs=2), tmp_path)
 
 
 def test_freeze_names_a_pattern_that_fits_nothing():
@@ -361,16 +366,7 @@ def test_policy_on_coloured_images(kornia):
 
 def test_policy_of_a_run_is_resumed_bit_for_bit(kornia, tmp_path):
     config = tiny(policy="randaugment", epochs=2)
-    whole = trainer_of(config)
-    whole.fit()
-    stopped, states = trainer_of(config), []
-    with pytest.raises(Interrupted):
-        stopped.fit(Watch(stop_after=3), states.append)
-    checkpoint.save(tmp_path / "state", states[-1])
-    resumed = trainer_of(config)
-    resumed.load_state(checkpoint.load(tmp_path / "state"))
-    resumed.fit()
-    assert_equal_state(resumed.state(), whole.state())
+    whole = resumed_run(config, tmp_path)
     plain = trainer_of(config.changed(policy=None))
     plain.fit()
     assert plain.history[0]["loss"] != whole.history[0]["loss"]
