@@ -17,7 +17,7 @@ from sca_kernels import doctor
 from ..cost import density as density_of
 from ..models import build
 from ..models.vgg import VGG
-from ..pruning import compact
+from ..structure import compact
 from ..structure.groups import find_groups
 from ..training.firing import FiringRate
 from ..training.speed import compare_speed

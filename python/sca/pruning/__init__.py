@@ -3,30 +3,15 @@
 Everything loads at its first use: the settings alone need no torch.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import Any
+from ..lazy import export
 
-# public name -> module that defines it
-_EXPORTS = {
-    "AttachReport": "sca.structure",
-    "GroupRow": "sca.structure",
-    "attach_groups": "sca.structure",
-    "compact": "sca.structure",
-    "RanksDiffer": "sca.pruning.ranks",
-    "Plan": "sca.pruning.schedule",
-    "PruneSettings": "sca.pruning.settings",
-    "GroupChange": "sca.pruning.scheduler",
-    "NotFinite": "sca.pruning.scheduler",
-    "PruneEvent": "sca.pruning.scheduler",
-    "SCAScheduler": "sca.pruning.scheduler",
-}
+if TYPE_CHECKING:
+    from ..structure import AttachReport, GroupRow, attach_groups, compact
+    from .ranks import RanksDiffer
+    from .schedule import Plan
+    from .scheduler import GroupChange, NotFinite, PruneEvent, SCAScheduler
+    from .settings import PruneSettings
 
-__all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+__all__ = export(__name__)

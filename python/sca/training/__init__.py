@@ -3,33 +3,20 @@
 Everything loads at its first use: a configuration's fields alone, of which help is made, need no torch.
 """
 
+from typing import TYPE_CHECKING
+
 from ..lazy import export
 
-__all__ = export(
-    __name__,
-    {
-        "PRESETS": ".config",
-        "BestWeights": ".checkpoints",
-        "CSVLog": ".logs",
-        "Callback": ".callbacks",
-        "Checkpoints": ".checkpoints",
-        "Diverged": ".loop",
-        "Interrupted": ".loop",
-        "JSONLog": ".logs",
-        "L1Penalty": ".callbacks",
-        "Observer": ".callbacks",
-        "RankLost": ".distributed",
-        "Ranks": ".distributed",
-        "Recipe": ".recipe",
-        "RunFolder": ".folder",
-        "Summary": ".summary",
-        "TensorBoard": ".logs",
-        "TrainConfig": ".config",
-        "Trainer": ".loop",
-        "joined": ".distributed",
-        "load_data": ".run",
-        "load_model": ".run",
-        "load_pruned": ".run",
-        "run": ".run",
-    },
-)
+if TYPE_CHECKING:
+    from .callbacks import Callback, L1Penalty, Observer
+    from .checkpoints import BestWeights, Checkpoints
+    from .config import PRESETS, TrainConfig
+    from .distributed import RankLost, Ranks, joined
+    from .folder import RunFolder
+    from .logs import CSVLog, JSONLog, TensorBoard
+    from .loop import Diverged, Interrupted, Trainer
+    from .recipe import Recipe
+    from .run import load_data, load_model, load_pruned, run
+    from .summary import Summary
+
+__all__ = export(__name__)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..files import open_lock, read_whole, write_json, write_lines
+from ..files import open_lock, read_whole, write_json
 from .callbacks import Callback
 from .checkpoints import BestWeights, Checkpoints
 from .config import TrainConfig
@@ -170,14 +170,6 @@ class RunFolder:
         if differing:
             names = ", ".join(differing)
             raise ValueError(f"{names}: the run in {path} has another value; a resumed run keeps its own")
-
-    def write_log(self, rows: list[dict[str, Any]]) -> None:
-        """Replace the log; one JSON object a line."""
-        write_lines(self.log, rows)
-
-    def write_updates(self, rows: list[dict[str, Any]]) -> None:
-        """Replace the log of the updates; one JSON object a line."""
-        write_lines(self.updates, rows)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """:meth:`sca.training.checkpoints.Checkpoints.save`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from .. import checkpoint, saving
 from ..data import Dataset, load
 from ..files import write_json
-from ..pruning import compact
+from ..structure import compact
 from . import checkpoints, environment
 from .callbacks import Callback, Observer
 from .config import TrainConfig

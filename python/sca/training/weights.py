@@ -14,7 +14,7 @@ from sca_kernels.nn import ChannelGroup
 from .. import checkpoint, saving
 from ..files import read_whole
 from ..models import build
-from ..pruning import compact
+from ..structure import compact
 from ..structure.attach import has_groups
 from ..structure.groups import find_groups
 from .checkpoints import BestWeights, result_weights

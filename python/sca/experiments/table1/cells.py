@@ -12,8 +12,6 @@ from ...files import read_whole
 from ...training import Observer, RunFolder, TrainConfig, run
 
 DENSE = "dense"
-# What a run may have otherwise and still be the cell's: where files lie and what computes.
-_MOVABLE = ("data_dir", "device", "checkpointing", "reference")
 
 # What the table takes from the summary of a run.
 _TOLD = ("accuracy", "connectivity", "synops")
@@ -48,9 +46,8 @@ class Cell:
         held = RunFolder.stored_config(path)
         if held is None:
             return None
-        own, other = self.config.to_dict(), held.to_dict()
-        differing = [name for name in own if own[name] != other[name] and name not in _MOVABLE]
-        if differing:
+        differing = self.config.differing(held.to_dict())
+        if set(differing) - {"reference"}:  # a dense twin may lie elsewhere
             raise ValueError(
                 f"out: {path} holds a run with other settings ({', '.join(differing)}); name another folder"
             )
