@@ -20,7 +20,7 @@ def flag(device: torch.device) -> Tensor:
     host, which both see: a kernel that finds nothing doesn't touch it, and nobody copies it."""
     if device not in _flags:
         with torch.inference_mode(False):
-            _flags[device] = torch.ones(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+            _flags[device] = torch.ones(1, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
     return _flags[device]
 
 

@@ -100,5 +100,5 @@ def _hold_team(release: threading.Event) -> None:
     set_num_threads = getattr(ctypes.CDLL(None), "omp_set_num_threads", None)
     if set_num_threads is not None:
         set_num_threads(size)  # of this thread's teams alone
-    torch.empty(size * _GRAIN, dtype=torch.uint8).fill_(0)
+    torch.empty(size * _GRAIN, dtype=torch.uint8, device="cpu").fill_(0)
     release.wait()

@@ -24,6 +24,7 @@ from .checkpoint import CheckpointError
 from .files import read_whole, write_whole
 from .models import MODELS, build
 from .structure import restore_structure, structure_of
+from .structure.modes import plain_mode
 from .structure.wrappers import plain_name, unwrapped
 
 __all__ = ["FORMAT", "describe", "from_bytes", "load", "save"]
@@ -92,6 +93,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     return from_bytes(read_whole(_file(path)), path, model)
 
 
+@plain_mode()
 def from_bytes(content: bytes, path: object, model: nn.Module | None = None) -> nn.Module:
     """:func:`load` of a file's content; errors name ``path``."""
     tensors, description = _opened(content, path)

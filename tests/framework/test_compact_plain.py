@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import sca
 from sca.models import MODELS
@@ -93,6 +94,22 @@ def test_fold_refuses_where_something_else_reads_the_current() -> None:
     model = Skipping().eval()
     with pytest.raises(ValueError, match=r"fold_batch_norm: the outputs change by it: .* conv1"):
         sca.compact(model, fold_batch_norm=True, example_input=batch()[0])
+
+
+@pytest.mark.parametrize("normed", [parametrizations.weight_norm, nn.utils.spectral_norm])
+def test_fold_leaves_the_batch_norm_of_a_layer_that_computes_its_weight(normed) -> None:
+    class Headed(ConvNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.head_norm = normed(nn.Linear(4, 4)), snn.BatchNormLIF(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head_norm(self.head(super().forward(x))[None])[0]
+
+    model = Headed().eval()
+    small = sca.compact(model, fold_batch_norm=True, example_input=batch()[0])
+    assert (type(small.norm1), type(small.head_norm)) == (snn.LIF, snn.BatchNormLIF)
+    assert torch.equal(small(batch()[0]), model(batch()[0]))
 
 
 def test_plain_needs_an_example_where_none_fits() -> None:

@@ -34,6 +34,13 @@ def test_a_block_goes_back_to_where_it_was_read_and_nowhere_else(name, dtype, la
     assert (full[~active] == 9).all()
 
 
+def test_blocks_lie_beside_their_weight_whatever_the_default_device():
+    weight = torch.randn(SHAPES[1])
+    with torch.device("meta"):
+        block = F.gather_weight(weight, COLUMNS, ROWS)
+    assert torch.equal(block, weight[ROWS][:, COLUMNS])
+
+
 def test_index_lists_may_have_any_stride():
     weight, x = torch.randn(8, 8, 3, 3), torch.randn(2, 4, 5, 5)
     even = torch.arange(8)[::2]

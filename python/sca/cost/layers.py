@@ -88,7 +88,7 @@ def layer_cost(layer: nn.Module, groups: Mapping[str, Members], rates: Tensor, u
 
 def channel_costs(layers: Iterable[LayerCost], masks: Masks) -> dict[str, Tensor]:
     """What each channel costs beside the active ones, its filters and what reads it: float64 [C] by group."""
-    costs = {name: torch.zeros(mask.numel(), dtype=torch.float64) for name, mask in masks.items()}
+    costs = {name: torch.zeros(mask.numel(), dtype=torch.float64, device="cpu") for name, mask in masks.items()}
     for layer in layers:
         if not layer.depthwise:
             for sink in layer.sinks:
@@ -103,7 +103,7 @@ def channel_costs(layers: Iterable[LayerCost], masks: Masks) -> dict[str, Tensor
 def connections(model: nn.Module, groups: Mapping[str, Members]) -> list[LayerCost]:
     """Weights of each of the :func:`weight_layers`: the cost whose :func:`active_share` is the connectivity."""
     return [
-        layer_cost(layer, groups, torch.ones(input_channels(layer), dtype=torch.float64), 1)
+        layer_cost(layer, groups, torch.ones(input_channels(layer), dtype=torch.float64, device="cpu"), 1)
         for layer in weight_layers(model).values()
     ]
 

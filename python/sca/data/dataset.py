@@ -175,7 +175,7 @@ class Dataset:
         if not 0 < count < len(self.train):
             raise ValueError(f"validation: expected fewer than the {len(self.train)} training images, got {count}")
         # epochs, which draw their order from the same seed, are numbered from 0
-        held = torch.randperm(len(self.train), generator=generator_at(seed, -1)) < count
+        held = torch.randperm(len(self.train), generator=generator_at(seed, -1), device="cpu") < count
         held = held.to(self.train.labels.device)
         train, validation = (Split(self.train.images[mask], self.train.labels[mask]) for mask in (~held, held))
         return replace(self, train=train, validation=validation)
@@ -240,8 +240,8 @@ class Dataset:
             Iterator of ``(images, labels)``: float32 ``[N, C, H, W]`` channels_last, normalised; int64 ``[N]``. The
             last batch of an epoch may be smaller.
         """
-        order = torch.randperm(len(self.train), generator=generator_at(seed, epoch))
-        in_odd_epochs = torch.rand(len(self.train), generator=generator_at(seed)) < 0.5
+        order = torch.randperm(len(self.train), generator=generator_at(seed, epoch), device="cpu")
+        in_odd_epochs = torch.rand(len(self.train), generator=generator_at(seed), device="cpu") < 0.5
         for position, index in enumerate(order.split(batch_size)[start:], start):
             device = self.train.images.device
             images, labels = (values[index.to(device)] for values in (self.train.images, self.train.labels))
@@ -250,8 +250,10 @@ class Dataset:
                 continue
             generator = generator_at(seed, epoch, position + 1)
             if self.shift or self.mirror:
-                alternating = in_odd_epochs[index] ^ (epoch % 2 == 0)
-                mirrored = alternating if flip == "alternating" else torch.rand(len(index), generator=generator) < 0.5
+                if flip == "alternating":
+                    mirrored = in_odd_epochs[index] ^ (epoch % 2 == 0)
+                else:
+                    mirrored = torch.rand(len(index), generator=generator, device="cpu") < 0.5
                 images = shift_and_mirror(images, self.shift, mirrored & self.mirror, generator)
             images = self._scaled(images)
             if policy is not None:
@@ -297,7 +299,7 @@ def shift_and_mirror(images: Tensor, shift: int, mirrored: Tensor, generator: to
         A new tensor of the same shape and dtype.
     """
     n, height, width, _ = images.shape
-    top, left = torch.randint(2 * shift + 1, (2, n, 1), generator=generator).to(images.device)
+    top, left = torch.randint(2 * shift + 1, (2, n, 1), generator=generator, device="cpu").to(images.device)
     column = torch.arange(width, device=images.device)
     rows = top + torch.arange(height, device=images.device)
     columns = left + torch.where(mirrored[:, None].to(images.device), width - 1 - column, column)
@@ -319,7 +321,7 @@ def cut_out(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """
     inside = []
     for side in images.shape[2:]:
-        first = torch.randint(side, (len(images), 1), generator=generator).to(images.device) - size // 2
+        first = torch.randint(side, (len(images), 1), generator=generator, device="cpu").to(images.device) - size // 2
         pixel = torch.arange(side, device=images.device)
         inside.append((pixel >= first) & (pixel < first + size))
     rows, columns = inside

@@ -63,7 +63,7 @@ def augmented(images: Tensor, name: str, generator: torch.Generator) -> Tensor:
         float32, same shape, in [0, 1], channels_last.
     """
     channels, device = images.shape[1], images.device
-    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
     # kornia draws from torch's global generators
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

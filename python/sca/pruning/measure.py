@@ -26,7 +26,7 @@ from .criteria import Criterion, Observation
 from .ranks import sum_over_ranks
 from .recording import record_in_training
 
-__all__ = ["Measured", "Meter", "NotFinite", "plain_mode"]
+__all__ = ["Measured", "Meter", "NotFinite"]
 
 #: the sums of an Activity, and their dtypes
 SUMS = {"spike_count": torch.int64, "membrane_l1": torch.float64, "positions": torch.int64}
@@ -34,14 +34,6 @@ SUMS = {"spike_count": torch.int64, "membrane_l1": torch.float64, "positions": t
 
 class NotFinite(RuntimeError):
     """Scores or gradients are NaN or infinite: the training has diverged."""
-
-
-@contextlib.contextmanager
-def plain_mode() -> Iterator[None]:
-    """Tensors made within are ordinary ones, on the CPU where nothing else is said, and need no gradient: the caller
-    may be in inference mode, or have another default device."""
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        yield
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def _reinit(tensor: Tensor, axis: Axis, group: ChannelGroup, channels: Tensor, g
         tensor[entries] = like.mean()
     else:
         shape = [entries.numel() if d == axis.dim else size for d, size in enumerate(tensor.shape)]
-        drawn = torch.randn(shape, generator=generator) * like.std(correction=0).cpu()
+        drawn = torch.randn(shape, generator=generator, device="cpu") * like.std(correction=0).cpu()
         tensor.index_copy_(axis.dim, entries, drawn.to(tensor))
 
 

@@ -18,6 +18,7 @@ from ..cost.layers import connections
 from ..registry import name_of
 from ..structure.attach import attach_groups, has_groups, require_prunable
 from ..structure.groups import Members, find_groups, require_parameters
+from ..structure.modes import plain_mode
 from ..structure.wrappers import plain_name, unwrapped
 from .allocation import needs_prices
 from .apply import Surgery
@@ -25,7 +26,7 @@ from .criteria import GroupContext, as_criterion
 from .decide import Budget, decide, least_share
 from .growth import needs_probe
 from .history import GroupChange, PruneEvent
-from .measure import Measured, Meter, NotFinite, plain_mode
+from .measure import Measured, Meter, NotFinite
 from .ranks import require_member, require_same_masks
 from .schedule import Plan
 

@@ -209,7 +209,7 @@ def example_inputs(model: nn.Module, example_input: Any) -> Iterator[tuple[Any, 
         return
     generator = torch.Generator().manual_seed(0)
     for (x,) in _guesses(model):
-        yield (torch.rand(x.shape, generator=generator).to(x),)
+        yield (torch.rand(x.shape, generator=generator, device="cpu").to(x),)
 
 
 def _guesses(model: nn.Module) -> Iterator[tuple[Tensor]]:

@@ -24,6 +24,7 @@ __all__ = ["compact"]
 _WIDTHS = {"in_channels": "in_group", "out_channels": "out_group", "out_features": "out_group", "num_features": "group"}
 
 
+@torch.inference_mode(False)  # the copy can be trained, wherever it was made
 def compact(
     model: nn.Module, *, plain: bool = False, fold_batch_norm: bool = False, example_input: Any = None
 ) -> nn.Module:

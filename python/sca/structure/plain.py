@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sca_kernels import nn as snn
 
 from .attach import example_inputs
+from .groups import computed_parameters
 from .untouched import untouched
 from .wrappers import named_modules
 
@@ -109,7 +110,7 @@ def _fold(model: nn.Module, inputs: tuple[Any, ...], seen: _Seen) -> None:
     for norm, layers in seen.behind.items():
         layer = layers[0]
         alone = len(layers) == 1 and layer is not None and seen.calls[layer] == 1
-        if alone and norm.track_running_stats:
+        if alone and norm.track_running_stats and not computed_parameters(layer):
             pairs[norm] = layer
     training = [names[norm] for norm in pairs if norm.training]
     if training:
