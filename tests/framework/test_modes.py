@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -94,15 +95,26 @@ def test_training_steps_are_the_same_with_another_default_device() -> None:
     assert_equal_state(*runs)
 
 
+@contextlib.contextmanager
+def float64_by_default() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("flip", ["random", "alternating"])
-def test_batches_are_the_same_with_another_default_device(flip: str) -> None:
+@pytest.mark.parametrize("mode", [OTHER_DEVICE, float64_by_default])
+def test_batches_are_the_same_with_other_defaults(mode: Mode, flip: str) -> None:
     digits = dataclasses.replace(data.load("digits"), shift=1, mirror=True).held_out(100, seed=1)
     drawn = []
-    for mode in nullcontext, OTHER_DEVICE:
-        with mode():
+    for defaults in nullcontext, mode:
+        with defaults():
             drawn.append(list(digits.train_batches(256, seed=0, epoch=1, flip=flip, cutout=2)))
             again = dataclasses.replace(digits, validation=None).held_out(100, seed=2)
         assert again.train.images.device.type == "cpu"
     for (images, labels), (same_images, same_labels) in zip(*drawn, strict=True):
+        assert images.dtype == same_images.dtype == torch.float32
         assert torch.equal(images, same_images)
         assert torch.equal(labels, same_labels)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -238,14 +239,13 @@ def test_tests_are_not_collected_while_a_twin_is_missing(tmp_path):
         "--collect-only",
         "tests/kernels/test_surrogates.py",
     ]
-    folder = twins.sources().parent
     path = ":".join([str(tmp_path), *filter(None, sys.path)])
     done = subprocess.run(
         command,
         capture_output=True,
         text=True,
         check=False,
-        cwd=folder,
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "PYTHONPATH": path},
     )
     assert done.returncode != 0

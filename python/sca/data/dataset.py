@@ -241,7 +241,7 @@ class Dataset:
             last batch of an epoch may be smaller.
         """
         order = torch.randperm(len(self.train), generator=generator_at(seed, epoch), device="cpu")
-        in_odd_epochs = torch.rand(len(self.train), generator=generator_at(seed), device="cpu") < 0.5
+        in_odd_epochs = _coins(len(self.train), generator_at(seed))
         for position, index in enumerate(order.split(batch_size)[start:], start):
             device = self.train.images.device
             images, labels = (values[index.to(device)] for values in (self.train.images, self.train.labels))
@@ -253,7 +253,7 @@ class Dataset:
                 if flip == "alternating":
                     mirrored = in_odd_epochs[index] ^ (epoch % 2 == 0)
                 else:
-                    mirrored = torch.rand(len(index), generator=generator, device="cpu") < 0.5
+                    mirrored = _coins(len(index), generator)
                 images = shift_and_mirror(images, self.shift, mirrored & self.mirror, generator)
             images = self._scaled(images)
             if policy is not None:
@@ -278,13 +278,18 @@ class Dataset:
         return self._standardised(self._scaled(images))
 
     def _scaled(self, images: Tensor) -> Tensor:
-        """uint8 to float32 in [0, 1]."""
-        return images / self.full_scale
+        """To float32 in [0, 1]."""
+        return images.float() / self.full_scale
 
     def _standardised(self, images: Tensor) -> Tensor:
         """``[N, H, W, C]`` in [0, 1] to ``[N, C, H, W]`` of mean 0 and variance 1."""
-        mean, std = torch.tensor([self.mean, self.std], device=images.device)
+        mean, std = torch.tensor([self.mean, self.std], dtype=images.dtype, device=images.device)
         return ((images - mean) / std).permute(0, 3, 1, 2)
+
+
+def _coins(count: int, generator: torch.Generator) -> Tensor:
+    """bool [count] on the CPU, each with probability 1/2."""
+    return torch.rand(count, generator=generator, dtype=torch.float32, device="cpu") < 0.5
 
 
 def shift_and_mirror(images: Tensor, shift: int, mirrored: Tensor, generator: torch.Generator) -> Tensor:
