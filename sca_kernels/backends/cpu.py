@@ -23,6 +23,7 @@ from .base import Backend, BatchNormGradients, Forward, NeuronGradients
 
 ABI_VERSION = 6
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_CPU = torch.device("cpu")  # named, since another one may be the default
 _REINSTALL = "install a C++17 compiler with Python's headers and run pip install again"
 
 
@@ -102,7 +103,7 @@ class CpuBackend(Backend):
     ) -> tuple[Forward, Tensor, Tensor]:
         x, v_init = _strided(x, _one_step(v_init))
         tensors, outputs = _forward(x, time_steps, mask, return_v)
-        mean, var = (torch.empty(x.shape[2], dtype=torch.float32, device="cpu") for _ in range(2))
+        mean, var = (torch.empty(x.shape[2], dtype=torch.float32, device=_CPU) for _ in range(2))
         norm = _address(weight), _address(bias), eps, _address(mean), _address(var), _address(rate)
         is_nan = _load().batch_norm_forward(*_problem(x, time_steps, config, v_init), *norm, *outputs)
         return Forward(*tensors, is_nan), mean, var
@@ -119,14 +120,14 @@ class CpuBackend(Backend):
 
     def pack_spikes(self, spikes: Tensor) -> Tensor:
         spikes = spikes.contiguous()
-        packed = torch.empty((spikes.numel() + 7) // 8, dtype=torch.uint8, device="cpu")
+        packed = torch.empty((spikes.numel() + 7) // 8, dtype=torch.uint8, device=_CPU)
         kind = _DTYPES[spikes.dtype], spikes.numel()
         if not _load().pack_bits(_address(spikes), *kind, _address(packed), torch.get_num_threads()):
             raise ValueError("spikes: expected zeros and ones only, got another value")
         return packed
 
     def unpack_spikes(self, packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
-        packed, spikes = packed.contiguous(), torch.empty(numel, dtype=dtype, device="cpu")
+        packed, spikes = packed.contiguous(), torch.empty(numel, dtype=dtype, device=_CPU)
         _load().unpack_bits(_address(packed), _DTYPES[dtype], numel, _address(spikes), torch.get_num_threads())
         return spikes
 
@@ -138,7 +139,7 @@ class CpuBackend(Backend):
         sizes = [
             n if index is None else index.numel() for n, index in zip(weight.shape[:2], channels[::-1], strict=True)
         ]
-        block = torch.empty((*sizes, *weight.shape[2:]), dtype=weight.dtype, device="cpu", memory_format=layout)
+        block = torch.empty((*sizes, *weight.shape[2:]), dtype=weight.dtype, device=_CPU, memory_format=layout)
         _load().gather_block(_address(weight), *_block(weight, channels), _address(block), torch.get_num_threads())
         return block
 
@@ -172,9 +173,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, d
     """torch.conv2d by Winograd's algorithm."""
     x, weight = _last(x), weight.contiguous(memory_format=memory_format(weight))
     size = output_size(x.shape, weight.shape, Geometry(stride, padding, dilation, groups))
-    y = torch.empty(
-        (x.shape[0], weight.shape[0], *size), dtype=x.dtype, device="cpu", memory_format=torch.channels_last
-    )
+    y = torch.empty((x.shape[0], weight.shape[0], *size), dtype=x.dtype, device=_CPU, memory_format=torch.channels_last)
     bias = None if bias is None else bias.contiguous()
     problem = _convolution(x, weight, padding)
     _load().winograd_forward(problem, *map(_address, (x, weight, bias, y)), torch.get_num_threads())
@@ -199,7 +198,7 @@ def _convolve_backward(
     problem, threads = _convolution(x, weight, padding), torch.get_num_threads()
     g_x = g_weight = None
     if needed[0]:
-        g_x = torch.empty(tuple(x.shape), dtype=grad.dtype, device="cpu", memory_format=torch.channels_last)
+        g_x = torch.empty(tuple(x.shape), dtype=grad.dtype, device=_CPU, memory_format=torch.channels_last)
         _load().winograd_backward_input(problem, *map(_address, (grad, weight, g_x)), threads)
     if needed[1]:
         g_weight = empty_weight(weight)
@@ -273,7 +272,8 @@ def _forward(
     """The tensors of a :class:`Forward`, and the arguments that stand for them."""
     channels = x.shape[2]
     spikes, v = empty_activation(x, time_steps), empty_state(x, torch.float32) if return_v else None
-    count, l1 = (torch.empty(channels, dtype=dtype, device="cpu") for dtype in (torch.int64, torch.float32))
+    count = torch.empty(channels, dtype=torch.int64, device=_CPU)
+    l1 = torch.empty(channels, dtype=torch.float32, device=_CPU)
     views = _view(spikes, time_steps), _view(_one_step(v)), _address(mask)
     return (spikes, v, count, l1), (*views, _address(count), _address(l1))
 
