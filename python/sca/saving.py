@@ -22,7 +22,7 @@ from sca_kernels import checks
 from . import checkpoint
 from .checkpoint import CheckpointError
 from .files import read_whole, write_whole
-from .models import MODELS, build
+from .models import architecture_of, build
 from .structure import restore_structure, structure_of
 from .structure.modes import plain_mode
 from .structure.wrappers import plain_name, unwrapped
@@ -54,11 +54,9 @@ def save(model: nn.Module, path: str | Path, *, plan: Any = None) -> None:
         if not isinstance(value, Tensor) or value.layout is not torch.strided:
             raise TypeError(f"model: expected dense tensors in its state_dict, got {checks.describe(value)} in {name}")
         tensors[plain_name(name)] = value.detach().cpu().contiguous().clone()  # shared ones, each for itself
-    config = getattr(model, "config", None)
-    rebuilds = isinstance(config, Mapping) and config.get("name") in MODELS
     description = {
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
-        "architecture": dict(config) if rebuilds else None,
+        "architecture": architecture_of(model),
         "structure": structure_of(model),
         "plan": None if plan is None else plan.record(),
         "versions": {

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ..checks import describe
+from ..ops.guards import SUMS
 from .arguments import check_index, check_plain
-
-_KINDS = {"spike_count": torch.int64, "membrane_l1": torch.float64, "positions": torch.int64}
 
 
 class ActivitySums:
@@ -32,7 +31,7 @@ class ActivitySums:
         self, spike_count: Tensor, membrane_l1: Tensor, positions: Tensor, channels: Tensor | None = None
     ) -> None:
         given = (spike_count, membrane_l1, positions)
-        for (name, dtype), z in zip(_KINDS.items(), given, strict=True):
+        for (name, dtype), z in zip(SUMS.items(), given, strict=True):
             if not torch.compiler.is_compiling():
                 check_plain(name, z)
             if z.dtype != dtype or z.dim() != 1 or z.shape != spike_count.shape or z.device != spike_count.device:

@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import checks
 from ..functional import ActivitySums, NeuronOutput
 from ..layout import spatial_size
+from ..ops.guards import SUMS
 from ..reference import running
 from .group import ChannelGroup
 
@@ -46,8 +47,7 @@ class Activity:
         sums = self._sums
         if self.spike_count is None:
             with torch.inference_mode(False):  # passes of other modes will add to them
-                dtypes = torch.int64, torch.float64, torch.int64
-                sums = ActivitySums(*(torch.zeros(channels, dtype=d, device=device) for d in dtypes), index)
+                sums = ActivitySums(*(torch.zeros(channels, dtype=d, device=device) for d in SUMS.values()), index)
         elif sums is None or sums.spike_count is not self.spike_count or sums.channels is not index:
             sums = ActivitySums(self.spike_count, self.membrane_l1, self.positions, index)
         self._sums = sums

@@ -83,25 +83,6 @@ class Normalisation(CarriesGroups, tnn.modules.batchnorm._BatchNorm):
         where the count is: reading it would mean to wait for the device."""
         return (self.num_batches_tracked + 1).double().reciprocal() if self.momentum is None else self.momentum
 
-    def statistics(self) -> tuple[Tensor | None, Tensor | None]:
-        """Running mean and variance at the active width, for a call that updates them in place and :meth:`track`; None
-        for batch statistics that must not be tracked."""
-        if self.training and not self._has_statistics():
-            return None, None
-        mean, var = gathered(self.running_mean, self.group), gathered(self.running_var, self.group)
-        if self.training and not self.is_tracking():
-            # torch's batch norm saves them for its backward pass; repeated, it must save as many tensors
-            return mean.clone(), var.clone()
-        return mean, var
-
-    def track(self, mean: Tensor, var: Tensor) -> None:
-        """Count a batch, and keep the statistics that it moved."""
-        self.num_batches_tracked.add_(1)
-        index = None if self.group is None else self.group.index(mean.device)
-        if index is not None:  # gathered copies were updated
-            self.running_mean.index_copy_(0, index, mean)
-            self.running_var.index_copy_(0, index, var)
-
 
 class ChannelBatchNorm2d(Normalisation):
     """torch.nn.BatchNorm2d of the active channels of a group; same parameters, same state_dict, full size.
@@ -135,7 +116,7 @@ class ChannelBatchNorm2d(Normalisation):
             raise ValueError(
                 f"x: expected [T, N, C, H, W], got {tuple(x.shape)}; frames [M, C, H, W] need unflatten(0, (T, N))"
             )
-        mean, var = self.statistics()
+        mean, var = self._statistics()
         tracking = self.is_tracking()
         y = F.batch_norm(
             x,
@@ -149,8 +130,27 @@ class ChannelBatchNorm2d(Normalisation):
             self.process_group,
         )
         if tracking:
-            self.track(mean, var)
+            self._track(mean, var)
         return y
+
+    def _statistics(self) -> tuple[Tensor | None, Tensor | None]:
+        """Running mean and variance at the active width, for a call that updates them in place and :meth:`_track`; None
+        for batch statistics that must not be tracked."""
+        if self.training and not self._has_statistics():
+            return None, None
+        mean, var = gathered(self.running_mean, self.group), gathered(self.running_var, self.group)
+        if self.training and not self.is_tracking():
+            # torch's batch norm saves them for its backward pass; repeated, it must save as many tensors
+            return mean.clone(), var.clone()
+        return mean, var
+
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        """Count a batch, and keep the statistics that it moved."""
+        self.num_batches_tracked.add_(1)
+        index = None if self.group is None else self.group.index(mean.device)
+        if index is not None:  # gathered copies were updated
+            self.running_mean.index_copy_(0, index, mean)
+            self.running_var.index_copy_(0, index, var)
 
     def extra_repr(self) -> str:
         group = "" if self.group is None else f", group={self.group}"

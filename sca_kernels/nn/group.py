@@ -255,7 +255,8 @@ class CarriesGroups:
                     _take(part, range(channels) if active is None else active, f"{prefix}{role}", error_msgs)
 
 
-ROLES = ("group", "in_group", "out_group")
+ROLES = ("out_group", "group", "in_group")
+"""Attributes by which modules carry groups: of what they make, work on channel by channel, and read."""
 
 _LOST = (
     "load_state_dict: some channels of this model are dormant, and the state does not say which of its own are (it "

@@ -12,7 +12,6 @@ from ..backends.base import Backend, Forward
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
 from .common import (
-    SUMS,
     Operator,
     fake_forward,
     fake_gradient,
@@ -22,7 +21,7 @@ from .common import (
     passes_nan,
     seen,
 )
-from .guards import guard_neuron, guard_sums, guard_vectors
+from .guards import SUMS, guard_neuron, guard_sums, guard_vectors
 
 
 @Operator

@@ -287,10 +287,6 @@ def forward_outputs(out: Forward, x: Tensor) -> tuple[Tensor, Tensor | None, Ten
     return out.spikes, out.v, out.spike_count, out.membrane_l1
 
 
-SUMS = ("spike_count", "membrane_l1", "positions")
-"""Arguments of operators that record activity."""
-
-
 def seen(x: Tensor, time_steps: int) -> int:
     """Values per channel that a neuron sees."""
     return time_steps * x.shape[1] * spatial_size(x)

@@ -82,7 +82,8 @@ def guard_neuron(
         raise ValueError(f"rate: expected {'None' if rate is not None else 'a vector'} for neuron {config.neuron!r}")
 
 
-_KINDS = {"spike_count": torch.int64, "membrane_l1": torch.float64, "positions": torch.int64}
+SUMS = {"spike_count": torch.int64, "membrane_l1": torch.float64, "positions": torch.int64}
+"""What activity is added up in: arguments of the operators that record it, and their dtypes."""
 
 
 def guard_sums(x: Tensor, channels: Tensor | None, **vectors: Tensor | None) -> None:
@@ -96,7 +97,7 @@ def guard_sums(x: Tensor, channels: Tensor | None, **vectors: Tensor | None) -> 
     for name, z in vectors.items():
         if z is None:
             continue
-        kind = _KINDS.get(name)
+        kind = SUMS.get(name)
         fits = z.dim() == 1 and (z.is_floating_point() if kind is None else z.dtype == kind)
         if not fits or (channels is None and z.numel() != x.shape[2]):
             size = x.shape[2] if channels is None else "any number"

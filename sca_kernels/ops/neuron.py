@@ -11,8 +11,8 @@ from ..backends import run
 from ..backends.base import Backend, Forward
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
-from .common import SUMS, Operator, fake_forward, fake_gradient, forward_outputs, not_differentiable, or_empty, seen
-from .guards import guard_neuron, guard_sums, guard_vectors
+from .common import Operator, fake_forward, fake_gradient, forward_outputs, not_differentiable, or_empty, seen
+from .guards import SUMS, guard_neuron, guard_sums, guard_vectors
 
 
 @Operator
@@ -56,7 +56,7 @@ def _(x, time_steps, scale, shift, rate, v_init, mask, return_v, backend, *confi
     return fake_forward(x, time_steps, return_v)
 
 
-@functools.partial(Operator, changed=SUMS, plain=(*SUMS, "channels"))
+@functools.partial(Operator, changed=tuple(SUMS), plain=(*SUMS, "channels"))
 def recorded_neuron_forward(
     x: Tensor,
     time_steps: int,

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from sca.structure.groups import carried, find_groups
 from sca_kernels import nn as snn
+from sca_kernels.nn.group import ROLES
 
 T = 3
-ROLES = ("in_group", "out_group", "group")
 
 # A scheduler that prunes and regrows at each of four steps.
 SETTINGS = {

@@ -13,6 +13,7 @@ import sca
 from sca.structure.groups import carried, find_groups
 from sca_kernels import functional as snn_functional
 from sca_kernels import nn as snn
+from sca_kernels.nn.group import ROLES
 from tests.framework.plain_nets import (
     Branches,
     Identity,
@@ -25,7 +26,7 @@ from tests.framework.plain_nets import (
     masked,
     wiring,
 )
-from tests.framework.pruning_nets import ROLES, SETTINGS
+from tests.framework.pruning_nets import SETTINGS
 
 
 class OwnForward(snn.ChannelConv2d):

@@ -210,6 +210,9 @@ def test_weights_that_are_none_are_refused_by_the_name_of_their_file_and_change_
         trainer_of(tiny(weights=str(source / "model.safetensors")))
     with pytest.raises(checkpoint.CheckpointError, match=r"weights: .*config\.json: not a checkpoint"):
         trainer_of(tiny(weights=str(source / "config.json")))
+    sca.save(torch.nn.Linear(2, 2), tmp_path / "theirs.safetensors")
+    with pytest.raises(checkpoint.CheckpointError, match=r"weights: .*Linear for .*theirs\.safetensors"):
+        trainer_of(tiny(weights=str(tmp_path / "theirs.safetensors")))
     state = checkpoint.load(source / "checkpoint.safetensors")
     model = sca.models.build(**state["architecture"])
     before = {name: value.clone() for name, value in model.state_dict().items()}

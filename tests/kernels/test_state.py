@@ -149,6 +149,10 @@ def test_activity_of_a_pruned_group_lands_on_the_active_channels():
     neuron(x)
     assert neuron.activity.spike_count[group.active].tolist() == F.lif(x).spike_count.tolist()
     assert neuron.activity.positions[group.dormant].tolist() == [0] * 4
+    by_hand = nn.Activity()  # as a neuron of one's own has it added
+    by_hand.record(F.lif(x), group)
+    for name in "spike_count", "membrane_l1", "positions":
+        assert torch.equal(getattr(by_hand, name), getattr(neuron.activity, name))
 
 
 def test_memory_is_flat_over_a_thousand_steps():

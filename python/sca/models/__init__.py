@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from ..registry import collect, lookup
 from .parts import INITS
 
-__all__ = ["MODELS", "build"]
+__all__ = ["MODELS", "architecture_of", "build"]
 
 MODELS = collect(sys.modules[__name__], "MODELS")
 
@@ -33,3 +34,9 @@ def build(name: str, init: str = "he", **arguments: Any) -> nn.Module:
     model = lookup(MODELS, name, "model")(name=name, **arguments)
     initialise(model)
     return model
+
+
+def architecture_of(model: nn.Module) -> dict[str, Any] | None:
+    """The arguments that :func:`build` makes a model of again; None where it is none of these families."""
+    config = getattr(model, "config", None)
+    return dict(config) if isinstance(config, Mapping) and config.get("name") in MODELS else None

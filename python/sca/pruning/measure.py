@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sca_kernels.nn import Activity, probing
+from sca_kernels.nn.activity import SUMS
 from sca_kernels.nn.neuron import is_recomputing
 
 from ..cost.layers import LayerCost
@@ -27,9 +28,6 @@ from .ranks import sum_over_ranks
 from .recording import record_in_training
 
 __all__ = ["Measured", "Meter", "NotFinite"]
-
-#: the sums of an Activity, and their dtypes
-SUMS = {"spike_count": torch.int64, "membrane_l1": torch.float64, "positions": torch.int64}
 
 
 class NotFinite(RuntimeError):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sca_kernels import checks
 from sca_kernels import nn as snn
+from sca_kernels.nn.group import ROLES
 
 from .groups import Members, carried
 from .snapshot import Snapshot
@@ -26,7 +27,6 @@ __all__ = ["AttachReport", "GroupRow", "attach_groups", "example_inputs", "has_g
 
 logger = logging.getLogger(__name__)
 
-_ATTRIBUTES = ("in_group", "out_group", "group")
 #: sides of the images and lengths of the sequences that are tried where no example is given
 _SIZES = (32, 28, 34, 16, 8, 48, 64, 96, 128, 224)
 
@@ -81,7 +81,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def has_groups(model: nn.Module) -> bool:
     """Whether any module carries a channel group."""
-    return any(carried(module, attribute) for module in model.modules() for attribute in _ATTRIBUTES)
+    return any(carried(module, attribute) for module in model.modules() for attribute in ROLES)
 
 
 def attach_groups(model: nn.Module, example_input: Any = None, *, prune_stream: bool = False) -> AttachReport:
@@ -153,8 +153,7 @@ def require_prunable(model: nn.Module, example_input: Any, groups: Mapping[str, 
         "features_per_channel=old.features_per_channel) does"
     )
     by_group = {members.group: name for name, members in groups.items()}
-    given = example_input if isinstance(example_input, tuple) else (example_input,)
-    for inputs in _guesses(model) if example_input is None else (given,):
+    for inputs in _guesses(model) if example_input is None else (_arguments(example_input),):
         try:
             failures = _failures(model, inputs, list(by_group), same_output=False)
         except Exception as error:  # whatever the user's code raises
@@ -175,7 +174,7 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], Stre
     """What the network ran on, and what the trace found."""
     names = {module: name for name, module in model.named_modules()}
     if example_input is not None:
-        inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+        inputs = _arguments(example_input)
         streams = Streams(names)
         with _unchanged(model):
             traced = trace(model, inputs, streams)
@@ -205,11 +204,16 @@ def _traced(model: nn.Module, example_input: Any) -> tuple[tuple[Any, ...], Stre
 def example_inputs(model: nn.Module, example_input: Any) -> Iterator[tuple[Any, ...]]:
     """What a model may be tried on: the example that was given, or random batches of usual sizes."""
     if example_input is not None:
-        yield example_input if isinstance(example_input, tuple) else (example_input,)
+        yield _arguments(example_input)
         return
     generator = torch.Generator().manual_seed(0)
     for (x,) in _guesses(model):
         yield (torch.rand(x.shape, generator=generator, device="cpu").to(x),)
+
+
+def _arguments(example_input: Any) -> tuple[Any, ...]:
+    """What a model is called with, of an example that is one input or a tuple of them."""
+    return example_input if isinstance(example_input, tuple) else (example_input,)
 
 
 def _guesses(model: nn.Module) -> Iterator[tuple[Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sca_kernels import checks
 from sca_kernels.nn import reset
+from sca_kernels.nn.group import ROLES
 
 from .groups import Axis, Members, carried, channel_axes, find_groups, is_depthwise, require_parameters
 from .hooks import forget_hooks
@@ -115,7 +116,7 @@ def _forget_groups(module: nn.Module, depthwise: bool) -> None:
         module.in_features = module.weight.shape[1]
     if in_group is not None and depthwise:
         module.groups = in_group.num_active
-    for attribute in ("in_group", "out_group", "group"):
+    for attribute in ROLES:
         if carried(module, attribute) is not None:
             setattr(module, attribute, None)
     if getattr(module, "activity", None) is not None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from sca_kernels.nn import ChannelGroup
+from sca_kernels.nn.group import ROLES
 
 from .wrappers import named_modules
 
@@ -94,7 +95,7 @@ def find_groups(model: nn.Module) -> dict[str, Members]:
     """
     found: dict[int, Members] = {}
     for name, module in named_modules(model):
-        for attribute, role in (("out_group", "producers"), ("group", "carriers"), ("in_group", "consumers")):
+        for attribute, role in zip(ROLES, ("producers", "carriers", "consumers"), strict=True):
             group = carried(module, attribute)
             for part in () if group is None else group.parts:
                 members = found.setdefault(id(part), Members(part.name or name, part))
@@ -193,7 +194,7 @@ def require_parameters(model: nn.Module) -> None:
         ValueError: a module with a channel group computes its weight from other parameters.
     """
     for name, module in model.named_modules():
-        if any(carried(module, role) is not None for role in ("in_group", "out_group", "group")):
+        if any(carried(module, role) is not None for role in ROLES):
             computed = computed_parameters(module)
             if computed:
                 raise ValueError(

@@ -14,14 +14,13 @@ from torch import nn
 
 from sca_kernels import checks
 from sca_kernels.nn import ChannelGroup
+from sca_kernels.nn.group import ROLES
 
 from .attach import has_groups
 from .groups import Members, carried, find_groups
 from .wrappers import named_modules, unwrapped
 
 __all__ = ["active_of", "require_structure", "restore_structure", "structure_of"]
-
-_ROLES = ("out_group", "group", "in_group")
 
 
 def active_of(groups: Mapping[str, Members]) -> dict[str, list[int] | None]:
@@ -48,7 +47,7 @@ def structure_of(model: nn.Module) -> dict[str, Any]:
     for name, module in named_modules(model):
         roles: dict[str, Any] = {
             role: [names[id(part)] for part in group.parts]
-            for role in _ROLES
+            for role in ROLES
             if (group := carried(module, role)) is not None
         }
         if roles:
@@ -92,7 +91,7 @@ def require_structure(model: nn.Module, structure: Any) -> None:
             if module is None or not hasattr(module, role):
                 kind = "no such module" if module is None else type(module).__name__
                 raise ValueError(f"structure: {name}.{role}: expected a module of the model that has it, got {kind}")
-            if role in _ROLES:
+            if role in ROLES:
                 _require_size(f"{name}.{role}", module, role, sum(groups[part]["channels"] for part in parts), roles)
 
 
@@ -116,7 +115,7 @@ def restore_structure(model: nn.Module, structure: Any) -> None:
         modules = dict(named_modules(model))
         for name, roles in places.items():
             for role, value in roles.items():
-                wanted = ChannelGroup.concat(*(own[part] for part in value)) if role in _ROLES else value
+                wanted = ChannelGroup.concat(*(own[part] for part in value)) if role in ROLES else value
                 setattr(modules[name], role, wanted)
     for name, kept in groups.items():
         active = range(kept["channels"]) if kept["active"] is None else kept["active"]
@@ -136,7 +135,7 @@ def _parts_of(structure: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             for role, value in roles.items():
                 if role == "features_per_channel":
                     checks.integer(f"{name}.{role}", value)
-                elif role not in _ROLES or not value or any(part not in groups for part in value):
+                elif role not in ROLES or not value or any(part not in groups for part in value):
                     raise ValueError(f"{name}.{role}: expected names of groups, got {value!r:.100}")
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"structure: expected what sca.structure.structure_of gives ({error})") from error

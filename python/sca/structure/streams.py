@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from sca_kernels.nn.group import ROLES
+
 from .groups import computed_parameters
 
 __all__ = ["Channels", "Part", "Stream", "Streams", "Unlisted", "can_carry"]
@@ -98,7 +100,7 @@ Label = Channels | Unlisted
 
 def can_carry(module: nn.Module) -> bool:
     """Whether a module has a place for a channel group."""
-    return not vars(module).keys().isdisjoint(("in_group", "out_group", "group"))
+    return not vars(module).keys().isdisjoint(ROLES)
 
 
 @dataclass

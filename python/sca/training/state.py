@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..models import MODELS
+from ..models import architecture_of
 from ..structure.attach import has_groups
 from ..structure.groups import find_groups
 from .config import TrainConfig
@@ -28,7 +28,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     return {
         "config": None if trainer.config is None else trainer.config.to_dict(),
         "data": trainer.data_digest,
-        "architecture": _architecture(trainer.model),
+        "architecture": architecture_of(trainer.model),
         "active": {name: group.active for name, group in trainer.groups.items()},
         "model": trainer.model.state_dict(),
         "average": None if average is None else {"model": average.module.state_dict(), "steps": average.n_averaged},
@@ -44,12 +44,6 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "random_state": torch.get_rng_state(),
         "cuda_random_state": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
-
-
-def _architecture(model: nn.Module) -> dict[str, Any] | None:
-    """What :func:`sca.models.build` makes a model of again; None where it is none of those."""
-    config = getattr(model, "config", None)
-    return dict(config) if isinstance(config, Mapping) and config.get("name") in MODELS else None
 
 
 def unresumable(config: TrainConfig, held: Mapping[str, Any]) -> list[str]:

@@ -93,7 +93,7 @@ def start_from(model: nn.Module, source: str | Path, ranks: Ranks | None = None)
         raise ValueError(
             f"weights: expected the folder of a run, or a file of its weights, got {source} ({error.strerror})"
         ) from error
-    except checkpoint.CheckpointError as error:
+    except ValueError as error:  # a CheckpointError, or a network that none of our families makes
         raise checkpoint.CheckpointError(f"weights: {error}") from error
     try:
         weights, active = _contents(state)

@@ -23,9 +23,8 @@ class Redundancy(Criterion):
 
     def observe(self, seen: Observation) -> Mapping[str, Tensor]:
         together, channels = 0, seen.spikes.shape[2]
-        for (
-            step
-        ) in seen.spikes:  # sums of zeros and ones are exact in float32 up to 2**24, a step's positions are fewer
+        # sums of zeros and ones are exact in float32 up to 2**24; a single step has fewer positions
+        for step in seen.spikes:
             trains = step.transpose(0, 1).reshape(channels, -1).float()
             together = together + (trains @ trains.T).double()
         positions = seen.spikes.numel() // channels
