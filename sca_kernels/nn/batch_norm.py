@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from torch import nn as tnn
 
 from .. import checks
 from .. import functional as F
+from ..neurons import NEURONS
 from .group import CarriesGroups, ChannelGroup, check_group, check_time_major, gathered
-from .neuron import NeuronModule, ParametricLeak, is_recomputing
+from .neuron import IF, LIF, PLIF, NeuronModule, ParametricLeak, is_recomputing
 
 # Functions of torch (and libraries that follow it) and of apex that put a synchronised batch norm in place of others.
 _CONVERSIONS = ("convert_sync_batchnorm", "convert_syncbn_model")
@@ -186,6 +188,17 @@ class BatchNormNeuron(Normalisation, NeuronModule):
         NeuronModule.__init__(self, **arguments)
         self.init_norm(num_features, eps, momentum, affine, track_running_stats, process_group)
 
+    alone: ClassVar[type[NeuronModule]]
+    """The same neuron without a batch norm."""
+
+    def without_norm(self) -> NeuronModule:
+        """The neuron alone, of the same arguments, group and modes; a leak that is learned is shared. It starts afresh,
+        and records no activity."""
+        neuron = self.alone(**self.arguments, group=self.group, stateful=self.stateful)
+        if NEURONS[self.neuron].learnable_leak:
+            neuron.w, neuron._tau = self.w, self._tau
+        return neuron.train(self.training)
+
     forward = NeuronModule.forward  # torch's batch norm, a base of the first base, has one, too
 
     def current(self, x: Tensor) -> Tensor:
@@ -228,13 +241,13 @@ class BatchNormNeuron(Normalisation, NeuronModule):
 class BatchNormIF(BatchNormNeuron):
     """Batch norm + :class:`IF`."""
 
-    neuron = "if"
+    neuron, alone = "if", IF
 
 
 class BatchNormLIF(BatchNormNeuron):
     """Batch norm + :class:`LIF`; ``tau`` > 1 among the keyword arguments."""
 
-    neuron = "lif"
+    neuron, alone = "lif", LIF
 
 
 class BatchNormPLIF(ParametricLeak, BatchNormNeuron):
@@ -245,7 +258,7 @@ class BatchNormPLIF(ParametricLeak, BatchNormNeuron):
         per_channel: whether each channel learns its own.
     """
 
-    neuron = "plif"
+    neuron, alone = "plif", PLIF
 
     def __init__(self, num_features: int, *arguments, tau: float = 2.0, per_channel: bool = False, **named) -> None:
         super().__init__(num_features, *arguments, **named)

@@ -78,7 +78,7 @@ def test_convolution_that_reads_sequences_stays_ours() -> None:
     torch.testing.assert_close(small(batch()[0]), model(batch()[0]), atol=1e-6, rtol=0)
 
 
-def test_fold_refuses_training_mode_and_leaves_the_model() -> None:
+def test_fold_refuses_training_mode() -> None:
     model = pruned("vgg5").train()
     with pytest.raises(ValueError, match=r"fold_batch_norm: expected a model in eval mode, got .* in training mode"):
         sca.compact(model, fold_batch_norm=True)
@@ -94,6 +94,55 @@ def test_fold_refuses_where_something_else_reads_the_current() -> None:
     model = Skipping().eval()
     with pytest.raises(ValueError, match=r"fold_batch_norm: the outputs change by it: .* conv1"):
         sca.compact(model, fold_batch_norm=True, example_input=batch()[0])
+
+
+class Currents(nn.Module):
+    """A convolution whose current goes through what a subclass says; [N, 2, 6, 6] -> [N, 8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        group = snn.ChannelGroup(8, "currents")
+        self.conv = snn.ChannelConv2d(2, 8, 3, padding=1, out_group=group)
+        self.norm = snn.BatchNormLIF(8, track_running_stats=self.tracks, group=group)
+        self.other = snn.BatchNormLIF(8, group=group)
+        nn.init.constant_(self.norm.bias, 0.6)
+        nn.init.constant_(self.other.bias, 0.3)
+
+    tracks = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.spikes(x[None]).sum((0, 3, 4))
+
+
+class ReadTwice(Currents):
+    """The layer serves two batch norms, in two calls."""
+
+    def spikes(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x)) + self.other(self.conv(x))
+
+
+class ChangedInPlace(Currents):
+    """What the batch norm reads is not what the layer gave."""
+
+    def spikes(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x).mul_(2.0))
+
+
+class OfTheBatch(Currents):
+    """The batch norm has no statistics to fold in."""
+
+    tracks = False
+
+    def spikes(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x))
+
+
+@pytest.mark.parametrize("net", [ReadTwice, ChangedInPlace, OfTheBatch])
+def test_fold_leaves_batch_norms_that_are_not_the_layers_alone(net: type[nn.Module]) -> None:
+    model = net().eval()
+    small = sca.compact(model, fold_batch_norm=True, example_input=batch()[0])
+    assert type(small.norm) is snn.BatchNormLIF
+    assert torch.equal(small(batch()[0]), model(batch()[0]))
 
 
 @pytest.mark.parametrize("normed", [parametrizations.weight_norm, nn.utils.spectral_norm])

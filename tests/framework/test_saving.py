@@ -13,6 +13,8 @@ from torch import nn
 import sca
 from sca import checkpoint, saving
 from sca.checkpoint import CheckpointError
+from sca.models import MODELS
+from sca.models.parts import NEURONS
 from sca.structure import structure_of
 from sca.structure.groups import find_groups
 from tests.framework.pruning_nets import SETTINGS, ConcatNet, ConvNet, DepthwiseNet, TiedNet, batch, loss_of, stripped
@@ -46,6 +48,16 @@ def test_a_registry_model_is_rebuilt(name: str, compacted: bool, file: Path, rec
         assert structure_of(back) == structure_of(model)
     assert torch.equal(back(IMAGES), model(IMAGES))
     assert not [w for w in recwarn if "load_state_dict" in str(w.message)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_every_family_is_rebuilt_with_every_neuron(name: str, neuron: str, file: Path) -> None:
+    model = sca.models.build(name, neuron=neuron, **{**SMALL, "width": 1 / 16, "image_size": 32})
+    sca.save(model, file)
+    back = sca.load(file)
+    assert back.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(back.parameters(), model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("net", [ConvNet, ConcatNet, DepthwiseNet, TiedNet])

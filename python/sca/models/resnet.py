@@ -8,11 +8,12 @@ hidden neurons have a batch norm here. The number counts the layers with weights
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from sca_kernels import functional
 
 from .parts import Layers, by_frames
 from .residual import Layout, Projection, ResidualNetwork, Stream
@@ -49,9 +50,11 @@ class Block(nn.Module):
         between the currents with which a spike just fires and without which none does for ``time_steps``; where the
         leak is so slow that there is none between them, everything stays as torch has it.
         """
+        if self.norm2.weight is None or self.norm2.weight.is_meta:
+            return
         with_spike = max(0.0, firing_current(self.neuron2, 1) - 1.0)
         room = firing_current(self.neuron2, time_steps) - with_spike
-        if self.norm2.weight is None or room <= 0:
+        if room <= 0:
             return
         self.norm2.weight.fill_(min(0.1, 0.15 * room))
         if isinstance(self.shortcut, nn.Identity):
@@ -59,14 +62,14 @@ class Block(nn.Module):
 
 
 def firing_current(neuron: nn.Module, steps: int) -> float:
-    """The constant current that charges a neuron from its reset value to its threshold within ``steps`` steps."""
-    settings = neuron.arguments
-    rise = settings["v_threshold"] - (settings["v_reset"] or 0.0)
-    if neuron.neuron == "if":
-        return rise / steps
-    tau = settings["tau"] if neuron.neuron == "lif" else 1.0 + math.exp(-float(neuron.w.mean()))
-    charged = 1.0 - (1.0 - 1.0 / tau) ** steps
-    return rise / (charged if settings["decay_input"] else tau * charged)
+    """The constant current that charges a neuron from its reset value to its threshold within ``steps`` steps. Charge
+    equations are linear in the current: what a current of 1 does, far below any threshold, tells."""
+    settings, w = neuron.arguments, neuron.leak_parameter()
+    start = settings["v_reset"] or 0.0
+    current = torch.ones(1, 1, 1 if w is None else w.numel(), 1, device=None if w is None else w.device)
+    never_fires = {**settings, "v_threshold": 1e30, "backend": None}
+    charged = functional.neuron(current, neuron.neuron, w=w, time_steps=steps, **never_fires).v - start
+    return (settings["v_threshold"] - start) / float(charged.mean())
 
 
 class ResNet(ResidualNetwork):

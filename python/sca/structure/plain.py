@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sca_kernels import nn as snn
+from sca_kernels.nn.batch_norm import BatchNormNeuron, Normalisation
 
 from .attach import example_inputs
 from .groups import computed_parameters
@@ -28,7 +27,7 @@ def make_plain(model: nn.Module, example_input: Any, plain: bool, fold_batch_nor
     """Replace layers of a model without channel groups, in place.
 
     Args:
-        model: it runs on an example, and is otherwise left as it was.
+        model: a copy, which nobody else holds: it is changed, also where an error is raised.
         example_input: as for :func:`sca.attach_groups`; None: the usual sizes.
         plain: ``ChannelLinear`` becomes ``torch.nn.Linear``, and ``ChannelConv2d`` becomes ``torch.nn.Conv2d`` where it
             reads frames [M, C, H, W]; one that reads sequences [T, N, C, H, W], which torch's doesn't take, stays.
@@ -37,7 +36,7 @@ def make_plain(model: nn.Module, example_input: Any, plain: bool, fold_batch_nor
 
     Raises:
         ValueError: no example fits; or a batch norm that could be folded is in training mode, or folding changes
-            outputs. The model is then as it was.
+            outputs.
     """
     inputs, seen = _observed(model, example_input)
     if fold_batch_norm:
@@ -120,17 +119,12 @@ def _fold(model: nn.Module, inputs: tuple[Any, ...], seen: _Seen) -> None:
         )
     parents = {child: (parent, name) for parent in model.modules() for name, child in parent.named_children()}
     before = _in_float64(model, inputs)
-    undo: list[Callable[[], None]] = []
     for norm, layer in pairs.items():
-        undo.append(functools.partial(_put_back, layer, layer.weight, layer.bias))
         parent, name = parents[norm]
-        undo.append(functools.partial(setattr, parent, name, norm))
         _fold_into(layer, norm)
         setattr(parent, name, _without_norm(norm))
     after = _in_float64(model, inputs)
     if not all(torch.allclose(a, b, rtol=1e-6, atol=1e-6) for a, b in zip(before, after, strict=True)):
-        for back in reversed(undo):
-            back()
         raise ValueError(
             "fold_batch_norm: the outputs change by it: something beside its batch norm reads the output of one of "
             f"{', '.join(names[layer] for layer in pairs.values())}"
@@ -153,18 +147,7 @@ def _fold_into(layer: nn.Module, norm: nn.Module) -> None:
 
 def _without_norm(norm: nn.Module) -> nn.Module:
     """What stays of a batch norm once its layer does its work: the neuron, or nothing."""
-    if not hasattr(norm, "neuron"):
-        return nn.Identity()
-    kind = {"if": snn.IF, "lif": snn.LIF, "plif": snn.PLIF}[norm.neuron]
-    arguments = dict(norm.arguments)
-    if norm.neuron == "if":
-        del arguments["decay_input"]
-    if norm.neuron == "plif" and norm.w.dim():
-        arguments["channels"] = norm.w.numel()
-    neuron = kind(**arguments, stateful=norm.stateful).train(norm.training)
-    if norm.neuron == "plif":
-        neuron.w = norm.w
-    return neuron
+    return norm.without_norm() if isinstance(norm, BatchNormNeuron) else nn.Identity()
 
 
 def _in_float64(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
@@ -174,10 +157,6 @@ def _in_float64(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
     with torch.no_grad():
         output = exact(*doubled)
     return [x for x in (output if isinstance(output, tuple | list) else [output]) if isinstance(x, Tensor)]
-
-
-def _put_back(layer: nn.Module, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
-    layer.weight, layer.bias = weight, bias
 
 
 def _become(module: nn.Module, kind: type[nn.Module]) -> None:
@@ -193,4 +172,4 @@ def _is_layer(module: nn.Module) -> bool:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, snn.ChannelBatchNorm2d | snn.BatchNormIF | snn.BatchNormLIF | snn.BatchNormPLIF)
+    return isinstance(module, Normalisation)
