@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sca.bench.conditions import conditions as common_conditions
+from sca.machine import checkout
 
 FOLDER = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parent / "RESULTS.md"
@@ -22,22 +22,10 @@ where the bar is an upper bound, ours over the peer's: the median over rounds in
 MARKS = ("<!-- results: written by `python -m benchmarks.run --readme` -->", "<!-- /results -->")
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=FOLDER.parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-
 def conditions(command: str, allocator: str) -> dict[str, Any]:
     """Everything that a figure depends on and that does not stand in the case itself."""
-    changed = _git(
-        "status", "--porcelain", "--", "../sca_kernels", "../csrc", "../python", "../setup.py", ".", ":!results"
-    )
-    return {
-        "commit": _git("rev-parse", "HEAD") or "no checkout",
-        "uncommitted_changes": bool(changed),
-        "allocator": allocator,
-        **common_conditions(command),
-    }
+    measured = "../sca_kernels", "../csrc", "../python", "../setup.py", ".", ":!results"
+    return {**common_conditions(command), **checkout(FOLDER.parent, *measured), "allocator": allocator}
 
 
 def store(

@@ -40,11 +40,12 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
-def checkout(folder: Path) -> dict[str, Any]:
-    """``commit`` of the git checkout that a folder is in, and whether it is ``dirty``: tracked files differ from it.
-    None where it is in no checkout, or git is missing or takes longer than ten seconds."""
+def checkout(folder: Path, *paths: str) -> dict[str, Any]:
+    """``commit`` of the git checkout that a folder is in, and whether it is ``dirty``: tracked files (those below
+    ``paths``, if any are named) differ from it. None where it is in no checkout, or git is missing or takes longer than
+    ten seconds."""
     commit = _git(folder, "rev-parse", "HEAD")
-    changes = None if commit is None else _git(folder, "status", "--porcelain", "--untracked-files=no")
+    changes = None if commit is None else _git(folder, "status", "--porcelain", "--untracked-files=no", "--", *paths)
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 

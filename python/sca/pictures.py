@@ -1,7 +1,7 @@
 """Pictures without a window, all in one style: matplotlib's figures alone, whatever backend and settings a user has.
 
-Colours are told here and nowhere else. They stay apart for every kind of colour vision (after Okabe and Ito, "Color
-universal design", 2008), and where they tell more than two things apart, marks do as well.
+Colours of results are told here and nowhere else. They are after Okabe and Ito ("Color universal design", 2008), who
+keep them apart for people who lack one kind of cone; where they tell more than two things apart, marks do as well.
 """
 
 from __future__ import annotations

@@ -72,6 +72,7 @@ def test_bench_names_the_backend_and_measures_no_stand_in(no_peers, tmp_path, mo
 def test_bench_stores_every_figure_with_its_conditions(written):
     told = written["conditions"]
     assert all(told[key] for key in ("date", "device", "command", "threads", "versions", "backends"))
+    assert {"commit", "dirty"} <= told.keys()
     assert written["config"]["densities"] == [1.0, 0.5]  # dense is always measured
     assert [(f["mode"], f["party"], f["density"]) for f in written["figures"]] == [
         (mode, *party)
@@ -199,10 +200,17 @@ def test_bench_measures_a_network_that_was_trained_dense_and_as_it_is(tmp_path):
     assert all(figure["samples_per_second"] for figure in result["figures"])
 
 
-@pytest.mark.parametrize("content", [None, b"", b"something else"])
-def test_bench_refuses_a_network_that_is_none(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"network: expected a run's folder or a file of sca\.save, got .*file \(No such file"),
+        (b"", "file: not a checkpoint"),
+        (b"something else", "file: not a checkpoint"),
+    ],
+)
+def test_bench_refuses_a_network_that_is_none(tmp_path, content, message):
     file = tmp_path / "file"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"network: expected a run's folder|file: not a checkpoint"):
+    with pytest.raises(ValueError, match=message):
         measure(BenchConfig(network=str(file), peers=(), rounds=3), "sca bench", lambda text: None)

@@ -183,12 +183,16 @@ def test_trainer_of_two_processes_on_parts_of_a_dataloader_is_the_run_of_one(tmp
     paths = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     command = [sys.executable, "-m", "tests.framework.own_training", str(tmp_path / "both")]
     processes = []
-    for rank in "01":
-        environment = {**os.environ, **numbers, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": paths}
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    try:
+        for rank in "01":
+            environment = {**os.environ, **numbers, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": paths}
+            processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    finally:  # one that waits for another would outlive the test
+        for process in processes:
+            process.kill()
     own_training.train(tmp_path / "one", Ranks())
     assert_same_run(tmp_path / "both", tmp_path / "one")
     assert log_of(tmp_path / "both")[-1]["density"] < 0.6

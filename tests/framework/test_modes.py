@@ -97,11 +97,12 @@ def test_training_steps_are_the_same_with_another_default_device() -> None:
 
 @contextlib.contextmanager
 def float64_by_default() -> Iterator[None]:
+    before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
         yield
     finally:
-        torch.set_default_dtype(torch.float32)
+        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("flip", ["random", "alternating"])

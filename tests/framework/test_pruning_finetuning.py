@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 import sca
 from sca_kernels import nn as snn
-from tests.framework.pruning_nets import ConvNet, active, batch, loss_of, train_step
+from tests.framework.pruning_nets import ConvNet, active, batch, loss_of, stripped, train_step
 from tests.framework.scheduled import SETTINGS, advance, cut, make
 from tests.framework.watched import assert_equal_state
 
@@ -172,10 +172,8 @@ def test_layers_that_compute_their_weight_are_refused_by_name(how: str) -> None:
         make(model)
     with pytest.raises(ValueError, match=message):
         sca.compact(model)
-    for module in model.modules():
-        for role in "in_group", "out_group", "group":
-            if getattr(module, role, None) is not None:
-                setattr(module, role, None)
+    model = stripped(ConvNet())
+    REPARAMETRISED[how](model.conv2)
     with pytest.raises(ValueError, match=r"the parameters of conv2 are not its own \(weight, computed in each pass by"):
         sca.attach_groups(model, batch()[0])
 

@@ -228,7 +228,7 @@ def test_attach_groups_refuses_a_model_that_carries_groups_and_inputs_that_do_no
     sca.attach_groups(model)
     with pytest.raises(ValueError, match="carry some already"):
         sca.attach_groups(model)
-    with pytest.raises(ValueError, match=r"tracing stopped at .*plain_nets.py:\d+ .*in_features|tracing stopped"):
+    with pytest.raises(ValueError, match=r"tracing stopped at .*plain_nets.py:\d+"):
         sca.attach_groups(Vgg(), torch.zeros(2, 2, 16, 16))
     with pytest.raises(ValueError, match="example_input: expected one batch, for none of the usual sizes fits"):
         sca.attach_groups(nn.Sequential(conv(2, 4), firing(4), nn.Flatten(2), snn.ChannelLinear(4 * 5 * 7, 4)))

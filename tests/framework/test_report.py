@@ -204,13 +204,3 @@ def test_report_cost_refuses_bad_input() -> None:
         sca.report_cost(pruned(), [("x", 1)])
     with pytest.raises(ValueError, match="max_batches: expected at least 1, got 0"):
         sca.report_cost(pruned(), [batch()], max_batches=0)
-
-
-def test_names_that_moved_out_of_training_metrics_say_where_they_are() -> None:
-    from sca.training import firing, metrics, speed
-
-    for name, home in ("FiringRate", firing), ("Speed", speed), ("compare_speed", speed), ("connectivity", sca.cost):
-        with pytest.warns(DeprecationWarning, match=rf"metrics\.{name} is deprecated: use {home.__name__}\.{name}"):
-            assert getattr(metrics, name) is getattr(home, name)
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = metrics.nothing

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from sca.cli.errors import reported
 from sca.cli.options import options_of
+from sca.pruning.settings import EXTENSIONS, entries
 from sca.settings import check, check_number, setting, settings, summary
+from sca.training import TrainConfig
 
 REGISTRY = {"fast": "quick", "slow": "in no hurry"}
 
@@ -237,3 +239,12 @@ else:
     raise AssertionError
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, each in settings(TrainConfig).items() if each.source or name in EXTENSIONS]
+)
+def test_the_meaning_of_a_setting_tells_the_names_that_it_may_have_or_where_they_are(name):
+    each = settings(TrainConfig)[name]
+    names = entries(name) if name in EXTENSIONS else each.names
+    assert "a name in" in each.doc or not [known for known in names if f"``{known}``" not in each.doc]

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+import sca
 from sca.training import TrainConfig
 from sca.training.loop import learning_rate
 from sca.training.losses import LOSSES
@@ -54,7 +55,7 @@ def test_train_config_from_preset_follows_the_data_set():
     ids=lambda changes: next(iter(changes)),
 )
 def test_train_config_names_the_field_that_is_off(changes):
-    with pytest.raises(ValueError, match=next(iter(changes))):
+    with pytest.raises(ValueError, match=f"^{next(iter(changes))}: expected"):
         TrainConfig.from_preset(**changes)
 
 
@@ -116,3 +117,13 @@ def test_compare_speed_tells_slow_from_fast():
     assert speeds["fast"].median > 2 * speeds["slow"].median
     assert speeds["slow"].p20 <= speeds["slow"].median <= speeds["slow"].p80
     assert speeds["slow"].rounds == 5
+
+
+def test_names_that_moved_out_of_training_metrics_say_where_they_are() -> None:
+    from sca.training import firing, metrics, speed
+
+    for name, home in ("FiringRate", firing), ("Speed", speed), ("compare_speed", speed), ("connectivity", sca.cost):
+        with pytest.warns(DeprecationWarning, match=rf"metrics\.{name} is deprecated: use {home.__name__}\.{name}"):
+            assert getattr(metrics, name) is getattr(home, name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = metrics.nothing

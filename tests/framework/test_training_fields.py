@@ -59,7 +59,7 @@ def resumed_run(config: TrainConfig, folder: Path) -> Trainer:
     ],
     ids=str,
 )
-def test_train_config_names_the_field_that_is_off(changes, message):
+def test_train_config_says_what_it_expected(changes, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         tiny(**changes)
 
@@ -321,19 +321,23 @@ def stand_in(monkeypatch) -> None:
     augmentation.auto = types.SimpleNamespace(AutoAugment=Shift, RandAugment=Shift, TrivialAugment=Shift)
     monkeypatch.setitem(sys.modules, "kornia", types.ModuleType("kornia"))
     monkeypatch.setitem(sys.modules, "kornia.augmentation", augmentation)
+
+
+@pytest.fixture
+def forgetful() -> Any:
+    """No policy is kept from before, or for what comes."""
+    policies._policy.cache_clear()
+    yield
     policies._policy.cache_clear()
 
 
 @pytest.fixture(params=["kornia", "stand-in"])
-def kornia(request, monkeypatch) -> Any:
+def kornia(request, monkeypatch, forgetful) -> None:
     """The library, or what stands in for it where it is missing."""
-    policies._policy.cache_clear()
     if request.param == "stand-in":
         stand_in(monkeypatch)
     elif importlib.util.find_spec("kornia") is None:
         pytest.skip("no kornia")
-    yield
-    policies._policy.cache_clear()
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -375,18 +379,16 @@ def test_policy_of_a_run_is_resumed_bit_for_bit(kornia, tmp_path):
     assert plain.history[0]["loss"] != whole.history[0]["loss"]
 
 
-def test_policy_without_kornia_is_refused_in_a_sentence(monkeypatch):
+def test_policy_without_kornia_is_refused_in_a_sentence(monkeypatch, forgetful):
     monkeypatch.setitem(sys.modules, "kornia.augmentation", None)
-    policies._policy.cache_clear()
     with pytest.raises(ImportError, match=r"policy: randaugment needs kornia: pip install 'sca_kernels\[augment\]'"):
         trainer_of(tiny(policy="randaugment"))
 
 
-def test_policy_refuses_images_of_other_channels(monkeypatch):
+def test_policy_refuses_images_of_other_channels(monkeypatch, forgetful):
     stand_in(monkeypatch)
     with pytest.raises(ValueError, match="policy: expected images of 1 or 3 channels, got 2"):
         policies.require_policy("autoaugment", 2)
-    policies._policy.cache_clear()
 
 
 # --- TensorBoard ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Devices and backends that the kernel tests run on; nothing is collected while a twin of a neuron is missing."""
+"""Devices and backends that the kernel tests run on; none is collected while a twin of a neuron is missing."""
 
 from __future__ import annotations
 

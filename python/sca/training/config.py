@@ -353,7 +353,7 @@ PRESETS: dict[str, Preset] = {
     # Every layer to the same density: the early layers, which a global ranking leaves wide, take most of the time at
     # this image size.
     "digits": Preset(
-        "Two minutes on two cores, the dense twin included; the default for this data.",
+        "Under a minute on two cores, the dense twin included; the default for this data.",
         model="vgg9",
         width=0.5,
         epochs=24,
