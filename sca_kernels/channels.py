@@ -60,11 +60,18 @@ def _facts(index: Tensor) -> _Facts | None:
         return known[2]
     if index.is_cuda and torch.cuda.is_current_stream_capturing():
         return None
-    listed = tuple(index.tolist())
+    listed = _read(index)
     increasing = all(a < b for a, b in itertools.pairwise(listed))
     facts = _Facts(listed, min(listed), max(listed), increasing, increasing or len(set(listed)) == len(listed))
     _remember(index, facts)
     return facts
+
+
+def _read(index: Tensor) -> tuple[int, ...]:
+    try:
+        return tuple(index.tolist())
+    except RuntimeError:  # torch 2.9 reads single values alone within a transform of torch.func
+        return tuple(entry.item() for entry in index)
 
 
 def check_values(name: str, index: Tensor, size: int, sorted_: bool = True) -> None:
@@ -77,7 +84,7 @@ def check_values(name: str, index: Tensor, size: int, sorted_: bool = True) -> N
     if facts is None or (facts.least >= 0 and facts.most < size and (facts.increasing if sorted_ else facts.unique)):
         return
     kind = "sorted unique" if sorted_ else "unique"
-    raise ValueError(f"{name}: expected {kind} indices in [0, {size}), got {index.tolist()}")
+    raise ValueError(f"{name}: expected {kind} indices in [0, {size}), got {list(facts.listed)}")
 
 
 def same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -48,7 +48,8 @@ PRIVATE = {
     "below_autograd": PrivateName(
         ("_C._AutoDispatchBelowAutograd",),
         "operators that are compiled, traced, profiled or transformed have all their derivatives",
-        "torch.library.register_autograd: none of forward mode, and of convolutions only the first",
+        "torch.library.register_autograd: none of forward mode, of neurons none within torch.func's transforms, and of "
+        "convolutions only the first",
     ),
     "is_unwatched": PrivateName(
         (

@@ -10,6 +10,8 @@ from operator import attrgetter
 
 import torch
 
+from sca_kernels.torch_private import PRIVATE
+
 from .tree import all_imports, imports, inside, modules
 
 # Top to bottom: a module imports its own package and lower layers, never a neighbour in the same layer, never upward.
@@ -211,10 +213,13 @@ def test_no_cache_grows_with_what_users_pass():
 
 
 BASES = {"_BatchNorm", "_ConvNd"}  # of modules; torch's users have always told kinds by them
+COMPILER = "torch._dynamo"  # in sys.modules, nothing else tells whether it is loaded
+KNOWN = {name.rpartition(".")[2]: f"torch.{name}" for private in PRIVATE.values() for name in private.names}
 
 
 def private_names(source: str) -> list[str]:
-    """Names of torch with a leading underscore that a module reads or imports, or has as text."""
+    """Names of torch with a leading underscore that a module reads or imports, or has as text; those that
+    ``torch_private`` has, of whatever they are read."""
     tree, roots, found = ast.parse(source), {"torch"}, set()
     for node in ast.walk(tree):
         named = []
@@ -223,20 +228,26 @@ def private_names(source: str) -> list[str]:
             named = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             named = [alias.name for alias in node.names if inside(alias.name, "torch")]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and is_private_text(node.value):
-            named = [f"torch.{node.value}"]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = node.value.removeprefix("torch.")
+            if text in KNOWN:
+                found.add(KNOWN[text])
+            elif node.value != COMPILER and is_private_text(text):
+                named = [f"torch.{text}"]
         found |= {name for name in named if "._" in name and name.rpartition(".")[2] not in BASES}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
             chain = ast.unparse(node)
             if chain.partition(".")[0] in roots and node.attr not in BASES:
                 found.add(chain)
+        if isinstance(node, ast.Attribute) and node.attr in KNOWN:
+            found.add(ast.unparse(node))
     return sorted(found)
 
 
 def is_private_text(text: str) -> bool:
     """Whether it is what follows ``torch.`` in the name of something private."""
-    if not re.fullmatch(r"(\w+\.)*_\w*[a-z0-9A-Z](\.\w+)*", text) or text.startswith(("__", "torch.")):
+    if not re.fullmatch(r"(\w+\.)*_\w*[a-z0-9A-Z](\.\w+)*", text) or text.startswith("__"):
         return False
     try:
         attrgetter(text)(torch)
@@ -252,3 +263,11 @@ def test_private_names_of_torch_stand_in_one_file():
     assert private_names(planted) == ["fx._c", "torch._a", "torch._b.x", "torch.y._d"]
     planted = "getattr(torch, '_C'), f('_C._dispatch_keys'), '_e', '__version__', 'a _C b'"
     assert private_names(planted) == ["torch._C", "torch._C._dispatch_keys"]
+    assert private_names("'torch._C._dispatch_tls', 'torch._C._functions', 'torch.nn'") == ["torch._C._functions"]
+    planted = "module._compiled_call_impl\ngetattr(module, '_compiled_call_impl')\nC._dispatch_keys(z)"
+    assert private_names(planted) == [
+        "C._dispatch_keys",
+        "module._compiled_call_impl",
+        "torch.nn.Module._compiled_call_impl",
+    ]
+    assert private_names("'torch._dynamo' in sys.modules") == []

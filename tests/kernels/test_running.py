@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from sca_kernels import functional as F
 from sca_kernels import nn, ops
 from sca_kernels.backends import choose
+from sca_kernels.neurons import NeuronConfig
+from sca_kernels.ops.guards import SUMS
 from sca_kernels.testing import activation
 from sca_kernels.torch_private import below_autograd
 from tests.kernels.step_without import Watch
@@ -213,15 +215,19 @@ def test_a_pass_that_fails_leaves_everything_as_it_was(watched):
     assert module.activity.positions.tolist() == [120 if c in ACTIVE else 0 for c in range(CHANNELS)]
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (4, 3, CHANNELS + 1, 5)], ids=str)
-def test_a_layer_that_records_names_an_input_that_does_not_fit(shape):
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ((4, 3), "x: expected at least three dimensions"),
+        ((4, 3, CHANNELS + 1, 5), f"activity: expected sums of {CHANNELS + 1} channels"),
+    ],
+)
+def test_a_layer_that_records_names_an_input_that_does_not_fit(shape, says):
     module = nn.LIF()
     module.activity = nn.Activity()
     module(activation((4, 3, CHANNELS, 5)))
     before = module.activity.spike_count.clone()
-    with pytest.raises(
-        ValueError, match=r"x: expected at least three dimensions|activity: expected sums of 8 channels"
-    ):
+    with pytest.raises(ValueError, match=says):
         module(torch.ones(shape))
     assert torch.equal(module.activity.spike_count, before)
 
@@ -264,22 +270,40 @@ def test_activity_that_does_not_fit_is_refused_before_anything_is_changed():
     assert not any(map(torch.any, (*sums, mean)))
 
 
+OF_SUMS = [
+    ({"spike_count": torch.zeros(3)}, "spike_count: expected torch.int64"),
+    ({"membrane_l1": torch.zeros(3)}, "membrane_l1: expected torch.float64"),
+    ({"positions": torch.zeros(4, dtype=torch.int64)}, r"positions: expected torch.int64 \[3\]"),
+    ({"channels": torch.tensor([0, 1])}, "channels: expected an index for each of 3 channels"),
+    ({"channels": torch.tensor([0, 1, 3])}, r"channels: expected unique indices in \[0, 3\)"),
+]
+NO_SUMS, NO_STATISTICS = dict.fromkeys(SUMS), dict.fromkeys(("running_mean", "running_var"))
+BEYOND = {"channels": torch.tensor([0, 1, 5])}
+OF_STATISTICS_AND_SUMS = [
+    ({"running_mean": torch.zeros(4)}, r"running_mean: expected floating-point \[3\]"),
+    ({"running_var": torch.ones(3, dtype=torch.int64)}, r"running_var: expected floating-point \[3\]"),
+    ({"running_var": None}, "running_mean, running_var: expected all or none"),
+    ({"membrane_l1": None, "positions": None}, "spike_count, membrane_l1, positions: expected all or none"),
+    ({**BEYOND, **NO_SUMS}, r"channels: expected unique indices in \[0, 3\)"),
+    ({**BEYOND, **NO_STATISTICS}, r"channels: expected unique indices in \[0, 3\)"),
+]
+
+
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("name", "wrong", "says"),
     [
-        ({18: torch.zeros(3)}, "spike_count: expected torch.int64"),
-        ({19: torch.zeros(3)}, "membrane_l1: expected torch.float64"),
-        ({20: torch.zeros(4, dtype=torch.int64)}, r"positions: expected torch.int64 \[3\]"),
-        ({21: torch.tensor([0, 1])}, "channels: expected an index for each of 3 channels"),
-        ({21: torch.tensor([0, 1, 3])}, r"channels: expected unique indices in \[0, 3\)"),
+        *(("neuron", *case) for case in OF_SUMS),
+        *(("batch_norm", *case) for case in OF_SUMS + OF_STATISTICS_AND_SUMS),
     ],
 )
-def test_guards_of_what_is_changed(wrong, says):
-    arguments = [activation((2, 1, 3)), 2, *[None] * 5, False, "", *CONFIG, *zeros(3), None]
-    for at, value in wrong.items():
-        arguments[at] = value
+def test_guards_of_what_is_changed(name, wrong, says):
+    operator = getattr(torch.ops.sca_kernels, f"recorded_{name}_forward").default
+    given = {"x": activation((2, 1, 3)), "time_steps": 2, "eps": 1e-5, "return_v": False, "backend": ""}
+    changed = dict(zip((*SUMS, *NO_STATISTICS), (*zeros(3), torch.zeros(3), torch.zeros(3)), strict=True))
+    given |= {**NeuronConfig(*CONFIG)._asdict(), "momentum": 0.1, **changed, **wrong}
     with pytest.raises(ValueError, match=says):
-        torch.ops.sca_kernels.recorded_neuron_forward(*arguments)
+        operator(*(given.get(a.name) for a in operator._schema.arguments))
+    assert not any(map(torch.any, changed.values()))
 
 
 # ---- contracts
@@ -340,3 +364,18 @@ def test_without_a_way_below_autograd_the_functional_operators_do_it(monkeypatch
     after = expected(x, module.weight.detach(), module.bias.detach(), before[:2], 0.1, before[2:], index, "")
     module(x).sum().backward()
     assert all(map(torch.equal, kept(module), after))
+
+
+def test_without_a_way_below_autograd_a_neuron_adds_its_activity(monkeypatch):
+    monkeypatch.setattr("sca_kernels.ops.common.below_autograd", None)
+    group = nn.ChannelGroup(CHANNELS, "g")
+    group.set_active(ACTIVE)
+    module = nn.LIF(group=group)
+    module.activity = nn.Activity()
+    x = activation((4, 3, len(ACTIVE), 5)).requires_grad_()
+    for _ in range(2):
+        module(x).sum().backward()
+    out, sums = F.lif(x), module.activity
+    assert torch.equal(sums.spike_count[ACTIVE], 2 * out.spike_count)
+    assert torch.equal(sums.membrane_l1[ACTIVE], 2 * out.membrane_l1.double())
+    assert sums.positions.tolist() == [120 if c in ACTIVE else 0 for c in range(CHANNELS)]

@@ -195,15 +195,17 @@ def test_the_cuda_backend_names_a_row_that_is_not_listed(plant):
 
 
 def test_the_triton_backend_names_a_function_that_is_not_there(plant):
-    module = types.ModuleType("sca_kernels.triton_kernels.neurons")  # as good as the one that takes Triton
+    # as good as those that take Triton
+    neurons, derivatives = (types.ModuleType(f"sca_kernels.triton_kernels.{n}") for n in ("neurons", "surrogates"))
     plant(triton="nowhere")
     with pytest.raises(ValueError, match=f"nowhere_charge: no Triton twin: add a function .* to {TRITON}/neurons.py"):
-        twins.triton_of_neuron(module, config_of("planted"), "charge")
-    with pytest.raises(ValueError, match="nowhere: no Triton twin: add a function `nowhere`"):
-        twins.triton_of_surrogate(module, config_of("lif")._replace(surrogate="planted"))
+        twins.triton_of_neuron(neurons, config_of("planted"), "charge")
+    says = f"nowhere: no Triton twin: add a function `nowhere` to {TRITON}/surrogates.py"
+    with pytest.raises(ValueError, match=says):
+        twins.triton_of_surrogate(derivatives, config_of("lif")._replace(surrogate="planted"))
     plant(triton=None)
     with pytest.raises(ValueError, match="planted: its row names no Triton twin"):
-        twins.triton_of_neuron(module, config_of("planted"), "charge")
+        twins.triton_of_neuron(neurons, config_of("planted"), "charge")
 
 
 def test_ids_are_those_of_the_list():
