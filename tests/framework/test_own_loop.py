@@ -129,6 +129,19 @@ def test_update_bn_gives_an_average_the_statistics_of_its_own_weights():
         assert torch.equal(members.group.active, groups[name].active), name
 
 
+def test_update_bn_leaves_the_statistics_of_dormant_channels():
+    _, scheduler, average = train(lambda *_: None)
+    assert scheduler.density < 1
+    norms = [norm for members in find_groups(average.module).values() for norm in members.norms.values()]
+    dormant = [norm.group.dormant for norm in norms]
+    before = [torch.stack([norm.running_mean, norm.running_var]) for norm in norms]
+    update_bn(batches(), average)
+    for norm, channels, kept in zip(norms, dormant, before, strict=True):
+        now = torch.stack([norm.running_mean, norm.running_var])
+        assert torch.equal(now[:, channels], kept[:, channels])
+        assert not torch.equal(now, kept)
+
+
 @pytest.mark.parametrize("density", [0.5, 1.0])
 def test_our_loop_goes_on_as_if_callbacks_had_validated_swapped_and_averaged(density):
     class Disturbing(Callback):

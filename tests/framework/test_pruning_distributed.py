@@ -48,6 +48,20 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
+def kept_of(saw: dict[str, Any]) -> torch.Tensor:
+    """The active channels of both groups, in one row."""
+    return torch.cat([saw["active"]["first"], saw["active"]["second"] + 6])
+
+
+def best_by_activity(saw: list[dict[str, Any]], channels: int) -> torch.Tensor:
+    """So many channels of both groups, in one row, by the activity that these ranks counted."""
+    score = []
+    for norm in "norm1", "norm2":
+        sums = {kind: sum(each["activity"][norm][kind] for each in saw) for kind in KINDS}
+        score.append((sums["spike_count"] + sums["membrane_l1"]) / sums["positions"])
+    return torch.cat(score).argsort(descending=True, stable=True)[:channels].sort().values
+
+
 def test_scheduler_refuses_a_process_group_that_its_process_is_not_in(ranks: list[dict[str, Any]]) -> None:
     assert ranks[1]["refused"] == "process_group: expected a group that this process is in"
 
@@ -66,17 +80,26 @@ def test_scheduler_decides_alike_on_every_rank_though_their_data_differ(ranks: l
 
 
 def test_scheduler_ranks_channels_by_activity_summed_over_ranks(ranks: list[dict[str, Any]]) -> None:
-    step = 3  # the update at step 4 is the first that cuts, from all channels
-    score = []
-    for norm in "norm1", "norm2":
-        sums = {kind: sum(rank["steps"][step]["activity"][norm][kind] for rank in ranks) for kind in KINDS}
-        score.append((sums["spike_count"] + sums["membrane_l1"]) / sums["positions"])
-    order = torch.cat(score).argsort(descending=True, stable=True)
-    kept = sum(active.numel() for active in ranks[0]["steps"][step]["active"].values())
-    expected = order[:kept].sort().values
-    active = ranks[0]["steps"][step]["active"]
-    assert torch.equal(torch.cat([active["first"], active["second"] + 6]), expected)
-    assert kept < 14
+    update = [rank["steps"][3] for rank in ranks]  # the update at step 4 is the first that cuts, from all channels
+    kept = kept_of(update[0])
+    assert torch.equal(kept, best_by_activity(update, kept.numel()))
+    assert kept.numel() < 14
+
+
+def test_scheduler_of_a_process_group_counts_and_compares_the_ranks_of_that_group_alone(
+    ranks: list[dict[str, Any]],
+) -> None:
+    for rank in ranks:
+        assert torch.equal(kept_of(rank["by_itself"]), best_by_activity([rank["by_itself"]], 7))
+    assert not torch.equal(*(kept_of(rank["by_itself"]) for rank in ranks))
+
+
+def test_what_a_criterion_observes_is_summed_over_ranks(ranks: list[dict[str, Any]]) -> None:
+    for name in "first", "second":
+        counts = [rank["observing"]["observed"][f"count@{name}"] for rank in ranks]
+        assert not torch.equal(*counts)
+        for rank in ranks:
+            assert torch.equal(rank["observing"]["scores"][name], sum(counts).float())
 
 
 def test_probe_gradients_of_the_ranks_differ_before_they_are_summed(ranks: list[dict[str, Any]]) -> None:

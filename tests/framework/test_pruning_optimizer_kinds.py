@@ -343,12 +343,35 @@ def test_scheduler_takes_several_optimizers_and_refuses_trainable_weights_in_non
             optimizer.step()
         model.zero_grad()
         scheduler.step()
+    assert scheduler.steps == 3
     before = dormant_weights(model)
     assert any(value.numel() for value in before.values())
     loss_of(model).backward()
     for optimizer in both:
         optimizer.step()
     assert_same(dormant_weights(model), before)
+
+
+@pytest.mark.parametrize("skipped", [0, 1])
+def test_a_round_in_which_one_of_several_optimizers_is_skipped_is_one_step(skipped: int) -> None:
+    """As by a scaler, which has a fused optimizer whose gradients overflow do nothing."""
+    torch.manual_seed(0)
+    model = ConvNet()
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    both = [sgd(matrices, fused=True), sgd(vectors, fused=True)]
+    scheduler = sca.SCAScheduler(model, both, **SETTINGS)
+    for found, steps in (([0.0, 0.0], 1), ([0.0, 1.0], 2), ([1.0, 1.0], 2)):
+        before = copy.deepcopy(model.state_dict())
+        loss_of(model).backward()
+        for optimizer, overflow in zip(both, found if skipped else reversed(found), strict=True):
+            optimizer.found_inf = torch.tensor(overflow)
+            optimizer.step()
+        model.zero_grad()
+        scheduler.step()
+        assert scheduler.steps == steps
+        moved = [not torch.equal(getattr(model, name).weight, before[f"{name}.weight"]) for name in ("conv2", "norm2")]
+        assert sum(moved) == found.count(0.0)
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")

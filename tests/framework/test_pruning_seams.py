@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import sca
 from sca.structure.groups import channel_axes, find_groups
+from sca.structure.wrappers import unwrapped
 from tests.framework.pruning_nets import (
     SETTINGS,
     ConcatNet,
@@ -26,13 +28,7 @@ from tests.framework.pruning_nets import (
     stripped,
     train_step,
 )
-
-
-def make(net=ConvNet, **changes: Any):
-    torch.manual_seed(0)
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    return model, optimizer, sca.SCAScheduler(model, optimizer, **{**SETTINGS, **changes})
+from tests.framework.scheduled import advance, make, make_short
 
 
 def ema(model: nn.Module, decay: float = 0.5) -> AveragedModel:
@@ -44,7 +40,7 @@ def ema(model: nn.Module, decay: float = 0.5) -> AveragedModel:
 
 @pytest.mark.parametrize("net", [ConvNet, ResidualNet, DepthwiseNet, ConcatNet])
 def test_average_made_before_pruning_follows_the_structure(net) -> None:
-    model, optimizer, scheduler = make(net)
+    model, optimizer, scheduler = make_short(net)
     average = ema(model)
     scheduler.follow(average)
     for _ in range(4):
@@ -54,26 +50,37 @@ def test_average_made_before_pruning_follows_the_structure(net) -> None:
             scheduler.probe(lambda: loss_of(model))
         scheduler.step()
         assert active(average.module) == active(model)
+    assert scheduler.density == 0.5
     x, _ = batch()
     torch.testing.assert_close(sca.compact(average.module.eval())(x), average.eval()(x), atol=1e-6, rtol=0)
 
 
-def test_average_made_before_the_scheduler_found_groups_follows() -> None:
+COPIES = {
+    "average": ema,
+    "compiled": lambda model: torch.compile(copy.deepcopy(model), backend="eager"),
+    "compiled_average": lambda model: torch.compile(ema(model), backend="eager"),
+    "average_of_compiled": lambda model: ema(torch.compile(model, backend="eager")),
+    "data_parallel": lambda model: nn.DataParallel(copy.deepcopy(model)),
+}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_average_made_before_the_scheduler_found_groups_follows(kind: str) -> None:
+    torch.manual_seed(0)
     model = stripped(ConvNet())
-    average = ema(model)
+    average = COPIES[kind](model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    scheduler = sca.SCAScheduler(model, optimizer, example_input=batch()[0], **{**SETTINGS, "regrow_fraction": 0})
+    scheduler = sca.SCAScheduler(model, optimizer, example_input=batch()[0], **{**SETTINGS, "regrow": "random"})
     scheduler.follow(average)
-    train_step(model, optimizer)
-    scheduler.step()
-    train_step(model, optimizer)
-    scheduler.step()
+    events = advance(model, optimizer, scheduler, 4)
     assert scheduler.density < 1
-    assert active(average.module) == active(model)
+    assert sum(event.regrown for event in events)
+    inner = unwrapped(average)
+    assert active(unwrapped(inner.module) if isinstance(inner, AveragedModel) else inner) == active(model)
 
 
 def test_average_of_a_regrown_channel_begins_anew() -> None:
-    model, optimizer, scheduler = make(regrow_init="reinit", regrow="random")
+    model, optimizer, scheduler = make_short(regrow_init="reinit", regrow="random")
     average = ema(model, decay=0.9)
     scheduler.follow(average)
     came = False
@@ -96,7 +103,7 @@ def test_average_of_a_regrown_channel_begins_anew() -> None:
 
 
 def test_follow_brings_a_late_average_up_to_date_and_refuses_another_architecture() -> None:
-    model, optimizer, scheduler = make(regrow_fraction=0)
+    model, optimizer, scheduler = make_short(regrow_fraction=0)
     late = copy.deepcopy(model)
     for _ in range(3):
         train_step(model, optimizer)
@@ -107,54 +114,30 @@ def test_follow_brings_a_late_average_up_to_date_and_refuses_another_architectur
     with pytest.raises(ValueError, match="structure: group 'first': expected 7 channels, as in the model, got 6"):
         scheduler.follow(other)
     assert all(members.group.all_active for members in find_groups(other).values())
-    with pytest.raises(ValueError, match="model: expected another one than that of the scheduler"):
-        scheduler.follow(model)
+    for same in model, torch.compile(model, backend="eager"), nn.DataParallel(model):
+        with pytest.raises(ValueError, match="model: expected another one than that of the scheduler"):
+            scheduler.follow(same)
     with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module"):
         scheduler.follow("model")
 
 
 def test_follower_takes_the_structure_of_a_loaded_state() -> None:
-    model, optimizer, scheduler = make(regrow_fraction=0)
+    model, optimizer, scheduler = make_short(regrow_fraction=0)
     for _ in range(2):
         train_step(model, optimizer)
         scheduler.step()
-    fresh, _, resumed = make(regrow_fraction=0)
+    fresh, _, resumed = make_short(regrow_fraction=0)
     average = ema(fresh)
     resumed.follow(average)
     resumed.load_state_dict(scheduler.state_dict())
     assert active(average.module) == active(fresh) == active(model)
 
 
-def test_users_loop_validates_in_inference_mode_swaps_averages_in_and_updates_batch_norms() -> None:
-    model, optimizer, scheduler = make(regrow="random")
-    average = ema(model)
-    scheduler.follow(average)
-    x, _ = batch()
-    for _ in range(5):
-        train_step(model, optimizer)
-        average.update_parameters(model)
-        scheduler.step()
-        own = [p.data for p in model.parameters()]
-        for p, q in zip(model.parameters(), average.module.parameters(), strict=True):
-            p.data = q.data
-        with torch.inference_mode():
-            swapped = model.eval()(x)
-        for p, data in zip(model.parameters(), own, strict=True):
-            p.data = data
-        model.train()
-        assert swapped.isfinite().all()
-    running = average.module.norm1.running_mean.clone()
-    dormant = average.module.norm1.group.dormant
-    update_bn([x, x], average)
-    assert not torch.equal(average.module.norm1.running_mean, running)
-    assert torch.equal(average.module.norm1.running_mean[dormant], running[dormant])
-
-
 # --- optimizer steps -----------------------------------------------------------------------
 
 
 def test_step_that_a_grad_scaler_skipped_is_no_step() -> None:
-    model, optimizer, scheduler = make(start=3, stop=3, interval=1, regrow_fraction=0)
+    model, optimizer, scheduler = make_short(start=3, stop=3, interval=1, regrow_fraction=0)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     counted = []
     for number in range(5):
@@ -186,7 +169,7 @@ def test_fused_step_that_a_grad_scaler_has_do_nothing_is_no_step() -> None:
 
 
 def test_gradients_that_are_added_up_make_one_step() -> None:
-    model, optimizer, scheduler = make(start=2, stop=4, interval=2, regrow_fraction=0)
+    model, optimizer, scheduler = make_short(start=2, stop=4, interval=2, regrow_fraction=0)
     for number in range(1, 9):
         loss_of(model).backward()
         if number % 2 == 0:
@@ -199,14 +182,14 @@ def test_gradients_that_are_added_up_make_one_step() -> None:
 
 def test_a_scheduler_that_no_step_comes_to_says_so(caplog, monkeypatch) -> None:
     monkeypatch.setattr("sca.pruning.scheduler._SUSPICIOUS", 3)
-    _, _, scheduler = make()
+    _, _, scheduler = make_short()
     for _ in range(5):
         scheduler.step()
     assert caplog.text.count("was called 3 times without a step of its optimizers") == 1
 
 
 def test_closures_and_parameter_groups_added_later() -> None:
-    model, optimizer, scheduler = make(regrow_fraction=0)
+    model, optimizer, scheduler = make_short(regrow_fraction=0)
     head = nn.Linear(4, 4)
     optimizer.add_param_group({"params": head.parameters(), "lr": 0.01})
     before = head.weight.clone()
@@ -227,32 +210,61 @@ def test_closures_and_parameter_groups_added_later() -> None:
     assert torch.equal(model.conv1.weight[model.norm1.group.dormant], dormant)
 
 
+def test_a_frozen_layer_that_an_optimizer_is_given_later_keeps_its_dormant_channels() -> None:
+    torch.manual_seed(0)
+    model = ConvNet()
+    late = model.conv2.requires_grad_(False)
+    rest = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(rest, lr=0.05, momentum=0.9, weight_decay=0.1)
+    scheduler = sca.SCAScheduler(model, optimizer, **{**SETTINGS, "regrow_fraction": 0})
+    advance(model, optimizer, scheduler, 4)
+    optimizer.add_param_group({"params": late.requires_grad_(True).parameters(), "lr": 0.1})
+    rows, columns = model.norm2.group, model.norm1.group
+    assert rows.dormant.numel()
+    assert columns.dormant.numel()
+    before = copy.deepcopy(late)
+    for _ in range(3):
+        train_step(model, optimizer)
+        scheduler.step()
+    for own, old in zip(late.parameters(), before.parameters(), strict=True):
+        assert torch.equal(own[rows.dormant], old[rows.dormant])
+        assert (own != old)[rows.active].flatten(1 if own.dim() > 1 else 0).any(-1).all()
+    assert torch.equal(late.weight[:, columns.dormant], before.weight[:, columns.dormant])
+
+
 # --- states and random numbers -----------------------------------------------------------------
 
 
-def test_state_of_another_plan_is_refused_by_what_differs() -> None:
-    model, optimizer, scheduler = make(regrow_fraction=0)
-    train_step(model, optimizer)
-    scheduler.step()
-    fresh, _, other = make(regrow_fraction=0, density=0.4, stop=6)
+def test_state_of_another_plan_is_refused_by_what_differs(caplog) -> None:
+    model, optimizer, scheduler = make_short(regrow_fraction=0)
+    advance(model, optimizer, scheduler, 2)
+    assert scheduler.density < 1
+    fresh, _, other = make_short(regrow_fraction=0, density=0.4, stop=6)
     with pytest.raises(ValueError, match=r"state: plan: it is of one with density 0\.5, not 0\.4, stop 4, not 6"):
         other.load_state_dict(scheduler.state_dict())
     assert other.steps == 0
     assert all(members.group.all_active for members in find_groups(fresh).values())
-    other.load_state_dict(scheduler.state_dict(), strict=False)
-    assert other.steps == 1
+    with caplog.at_level(logging.INFO, "sca"):
+        other.load_state_dict(scheduler.state_dict(), strict=False)
+    assert "going on with another plan: the state is of one with density 0.5, not 0.4, stop 4, not 6" in caplog.text
+    assert other.steps == 2
     assert active(fresh) == active(model)
 
 
 def test_state_without_a_plan_is_taken_as_that_of_this_one() -> None:
-    _, _, scheduler = make()
+    model, optimizer, scheduler = make_short(regrow_fraction=0)
+    advance(model, optimizer, scheduler, 3)
+    assert scheduler.density < 1
     state = scheduler.state_dict()
     del state["plan"], state["observed"]
-    make()[2].load_state_dict(state)
+    fresh, _, loaded = make_short(regrow_fraction=0)
+    loaded.load_state_dict(state)
+    assert loaded.steps == 3
+    assert active(fresh) == active(model)
 
 
 def test_probe_leaves_the_random_states_of_torch_numpy_and_python() -> None:
-    model, optimizer, scheduler = make(start=2, stop=2, interval=1)
+    model, optimizer, scheduler = make_short(start=2, stop=2, interval=1)
     train_step(model, optimizer)
     scheduler.step()
 
@@ -280,28 +292,58 @@ def compiler():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("settings", [{"target": "synops"}, {"criterion": "redundancy"}, {"criterion": "taylor"}])
-@pytest.mark.parametrize("compiled_in_place", [False, True])
-def test_hooks_work_after_compilation(settings, compiled_in_place, compiler) -> None:
-    """The network was compiled, and has run, long before the scheduler looks at single layers."""
-    settings = {**settings, "start": 2, "stop": 4, "interval": 2, "regrow": "random", "density": 0.6}
-    plain, plain_optimizer, plain_scheduler = make(**settings)
+class Block(nn.Module):
+    """A layer as one module, which torch.compile takes as one; a Sequential, compiled in place, it takes in parts."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, s: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(s))
+
+
+def in_a_block() -> nn.Module:
+    """A network whose second layer is a block."""
     torch.manual_seed(0)
     model = ConvNet()
-    if compiled_in_place:
-        model.compile(backend="eager")
-    network = model if compiled_in_place else compiler(model)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    loss_of(network)
-    model.load_state_dict(plain.state_dict())
-    scheduler = sca.SCAScheduler(network, optimizer, **{**SETTINGS, **settings})
-    for _ in range(4):
-        train_step(plain, plain_optimizer)
-        plain_scheduler.step()
-        train_step(network, optimizer)
-        scheduler.step()
-    assert scheduler.history == plain_scheduler.history
-    assert active(model) == active(plain)
+    model.conv2, model.norm2 = Block(model.conv2, model.norm2), nn.Identity()
+    return model
+
+
+def whole(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")
+
+
+def whole_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
+
+
+def block(model: nn.Module) -> nn.Module:
+    model.conv2 = whole(model.conv2)
+    return model
+
+
+def block_in_place(model: nn.Module) -> nn.Module:
+    whole_in_place(model.conv2)
+    return model
+
+
+@pytest.mark.parametrize("settings", [{"target": "synops"}, {"criterion": "redundancy"}, {"criterion": "taylor"}])
+@pytest.mark.parametrize("compiled", [whole, whole_in_place, block, block_in_place])
+def test_hooks_work_after_compilation(settings, compiled, compiler) -> None:
+    """Compiled code has run, with the scheduler on the network too, long before single layers are looked at."""
+
+    def trained(network: nn.Module) -> tuple[list[dict[str, Any]], dict[str, list[int]]]:
+        loss_of(network)
+        parts = make(network, **{**settings, "start": 6, "stop": 10, "interval": 4, "regrow": "random", "density": 0.6})
+        return [event.record() for event in advance(*parts, 10)], active(unwrapped(network))
+
+    history, channels = trained(in_a_block())
+    assert trained(compiled(in_a_block())) == (history, channels)
+    assert [event["step"] for event in history] == [6, 10]
+    assert history[-1]["density"] < 1
 
 
 def test_compiled_code_runs_again_after_the_observed_step(compiler) -> None:
@@ -329,15 +371,16 @@ def test_compiled_code_runs_again_after_the_observed_step(compiler) -> None:
 
 
 def test_observation_touches_no_other_compiled_model(compiler) -> None:
-    one, other = (make(target="synops", start=1, stop=1) for _ in range(2))
     ran = []
     beside = torch.compile(nn.Linear(2, 2), backend=lambda graph, inputs: lambda *a: ran.append(1) or graph(*a))
-    beside(torch.rand(1, 2))
-    for model, optimizer, scheduler in (one, other):
+    model, optimizer, scheduler = make(compiler(ConvNet()), target="synops", start=2, stop=2)
+    for _ in range(3):
+        beside(torch.rand(1, 2))
         train_step(model, optimizer)
         beside(torch.rand(1, 2))
         scheduler.step()
-    assert len(ran) == 3
+    assert scheduler.history
+    assert len(ran) == 6
 
 
 def test_observed_step_that_fails_leaves_the_compiler_as_it_was(compiler) -> None:
@@ -351,7 +394,7 @@ def test_observed_step_that_fails_leaves_the_compiler_as_it_was(compiler) -> Non
 
 
 def test_compact_and_costs_look_into_compiled_models(compiler) -> None:
-    model, optimizer, scheduler = make(regrow_fraction=0)
+    model, optimizer, scheduler = make_short(regrow_fraction=0)
     for _ in range(2):
         train_step(model, optimizer)
         scheduler.step()
@@ -367,7 +410,7 @@ def test_compact_and_costs_look_into_compiled_models(compiler) -> None:
 
 def test_process_group_is_checked() -> None:
     with pytest.raises(TypeError, match=r"process_group: expected a torch\.distributed group or None, got str"):
-        make(process_group="gloo")
+        make_short(process_group="gloo")
 
 
 # --- what an average is worth ----------------------------------------------------------------------

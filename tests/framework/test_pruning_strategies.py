@@ -14,28 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import sca
 from sca.pruning.allocation import by_value
-from sca.pruning.criteria import CRITERIA, Criterion, GroupContext, Observation
+from sca.pruning.criteria import CRITERIA, Criterion, GroupContext
 from sca.pruning.schedule import Plan
+from sca.pruning.settings import EXTENSIONS
 from sca_kernels import nn as snn
 from tests.framework.pruning_nets import SETTINGS, ConcatNet, ConvNet, DepthwiseNet, ResidualNet, loss_of, train_step
-
-
-def make(net=ConvNet, model=None, **changes: Any):
-    torch.manual_seed(0)
-    model = net() if model is None else model
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    return model, optimizer, sca.SCAScheduler(model, optimizer, **{**SETTINGS, **changes})
-
-
-def run(model, optimizer, scheduler, steps: int = 4) -> list[dict[str, Any]]:
-    for _ in range(steps):
-        train_step(model, optimizer)
-        if scheduler.wants_probe:
-            scheduler.probe(lambda: loss_of(model))
-        scheduler.step()
-    return scheduler.history
+from tests.framework.scheduled import Spy, advance, make_short
 
 
 def first_channels(group: GroupContext) -> Tensor:
@@ -43,47 +28,36 @@ def first_channels(group: GroupContext) -> Tensor:
     return -torch.arange(group.group.num_channels, dtype=torch.float64)
 
 
-class Spy(Criterion):
-    """Counts what it is shown; ranks by spikes."""
+def later_channels(group: GroupContext) -> Tensor:
+    return torch.arange(group.group.num_channels, dtype=torch.float64)
 
-    name = "spy"
-    observes = "spikes"
 
-    def __init__(self, observes: str = "spikes", steps: int = 1) -> None:
-        self.observes, self.observed_steps = observes, steps
-        self.seen: list[Observation] = []
+def halfway(progress: float, final: float) -> float:
+    return 1 - progress * (1 - final)
 
-    def observe(self, seen: Observation) -> dict[str, Tensor]:
-        self.seen.append(seen)
-        return {"count": seen.spikes.sum([0, 1, *range(3, seen.spikes.dim())]).long()}
 
-    def __call__(self, group: GroupContext) -> Tensor:
-        return group.spread(group.observed["count"])
+def untouched_start(members, channels, generator) -> None:
+    """Leaves a regrown channel as it was."""
+
+
+#: A strategy of a user's for every setting.
+OWN = {
+    "criterion": first_channels,
+    "regrow": later_channels,
+    "allocation": lambda values, eligible, prices: by_value(values, eligible, prices),
+    "schedule": halfway,
+    "regrow_schedule": lambda progress, fraction: fraction,
+    "regrow_init": untouched_start,
+}
 
 
 def test_scheduler_takes_functions_of_the_users_own_for_every_strategy() -> None:
-    def halfway(progress: float, final: float) -> float:
-        return 1 - progress * (1 - final)
-
-    def later_channels(group: GroupContext) -> Tensor:
-        return torch.arange(group.group.num_channels, dtype=torch.float64)
-
-    def untouched_start(members, channels, generator) -> None:
-        started.append(channels.tolist())
-
     started: list[list[int]] = []
-    own = {
-        "criterion": first_channels,
-        "regrow": later_channels,
-        "allocation": lambda values, eligible, prices: by_value(values, eligible, prices),
-        "schedule": halfway,
-        "regrow_schedule": lambda progress, fraction: fraction,
-        "regrow_init": untouched_start,
-    }
-    model, optimizer, scheduler = make(**own)
-    history = run(model, optimizer, scheduler)
-    assert not any(event["probed"] for event in history)
-    assert history[-1]["density"] == 0.5
+    own = {**OWN, "regrow_init": lambda members, channels, generator: started.append(channels.tolist())}
+    model, optimizer, scheduler = make_short(**own)
+    events = advance(model, optimizer, scheduler, 4)
+    assert not any(event.probed for event in events)
+    assert events[-1].density == 0.5
     assert 0 in model.norm1.group.active  # kept by the criterion
     assert 5 in model.norm1.group.active  # regrown by the promise
     assert started
@@ -106,14 +80,14 @@ def test_a_criterion_that_cannot_observe_is_refused_when_the_scheduler_is_made()
             return first_channels(group)
 
     with pytest.raises(TypeError, match=r"criterion: .*Blind' observes spikes, and has no method observe"):
-        make(criterion=Blind())
+        make_short(criterion=Blind())
     with pytest.raises(ValueError, match="criterion: 'spy' expected to observe 'spikes', 'gradients' or None, not 'x'"):
-        make(criterion=Spy("x"))
+        make_short(criterion=Spy("x"))
 
 
 @pytest.mark.parametrize("returned", [None, 1.0, torch.zeros(2), torch.zeros(6, 1)])
 def test_a_criterion_that_returns_something_else_is_told_so(returned: Any) -> None:
-    model, optimizer, scheduler = make(criterion=lambda group: returned, regrow_fraction=0)
+    model, optimizer, scheduler = make_short(criterion=lambda group: returned, regrow_fraction=0)
     train_step(model, optimizer)
     before = model.norm1.group.active.clone()
     with pytest.raises(ValueError, match=r"criterion .*: expected a tensor \[6\] for group 'first', got"):
@@ -121,43 +95,62 @@ def test_a_criterion_that_returns_something_else_is_told_so(returned: Any) -> No
     assert torch.equal(model.norm1.group.active, before)
 
 
+#: setting -> the group of entry points that is documented for it
+ENTRY_POINTS = {
+    "schedule": "sca.schedules",
+    "criterion": "sca.criteria",
+    "allocation": "sca.allocations",
+    "regrow": "sca.regrowth",
+    "regrow_schedule": "sca.regrow_schedules",
+    "regrow_init": "sca.regrow_inits",
+}
+
+
 @pytest.fixture
 def extension(monkeypatch):
-    """An installed package with a criterion, and one whose import fails."""
-    module = types.ModuleType("their_criteria")
-    module.first_channels = first_channels
-    monkeypatch.setitem(sys.modules, "their_criteria", module)
+    """An installed package with a strategy for every setting, and criteria whose import fails."""
+    module = types.ModuleType("theirs")
+    for setting, strategy in OWN.items():
+        setattr(module, setting, strategy)
+    monkeypatch.setitem(sys.modules, "theirs", module)
     points = [
-        importlib.metadata.EntryPoint("theirs", "their_criteria:first_channels", "sca.criteria"),
-        importlib.metadata.EntryPoint("broken", "their_criteria:absent", "sca.criteria"),
+        importlib.metadata.EntryPoint("theirs", f"theirs:{setting}", group) for setting, group in ENTRY_POINTS.items()
     ]
+    points.append(importlib.metadata.EntryPoint("broken", "theirs:absent", "sca.criteria"))
     monkeypatch.setattr("sca.registry.entry_points", lambda group: [p for p in points if p.group == group])
 
 
-def test_criterion_of_an_entry_point_is_found_by_name(extension) -> None:
-    model, optimizer, scheduler = make(criterion="theirs", regrow_fraction=0)
-    assert run(model, optimizer, scheduler)[-1]["density"] == 0.5
-    assert scheduler.plan.record()["criterion"] == "theirs"
+def test_every_strategy_has_a_group_of_entry_points() -> None:
+    assert EXTENSIONS == ENTRY_POINTS
+
+
+@pytest.mark.parametrize("setting", ENTRY_POINTS)
+def test_strategy_of_an_entry_point_is_found_by_name(setting: str, extension) -> None:
+    named, given = make_short(**{setting: "theirs"}), make_short(**{setting: OWN[setting]})
+    events, expected = advance(*named, steps=4), advance(*given, steps=4)
+    assert [event.record() for event in events] == [event.record() for event in expected]
+    assert events[-1].density == 0.5
+    assert named[2].plan.record()[setting] == "theirs"
 
 
 def test_entry_point_that_fails_or_is_unknown_says_so(extension) -> None:
-    with pytest.raises(ValueError, match=r"criterion: 'broken' \(their_criteria:absent\) can't be loaded"):
-        make(criterion="broken")
+    with pytest.raises(ValueError, match=r"criterion: 'broken' \(theirs:absent\) can't be loaded"):
+        make_short(criterion="broken")
     with pytest.raises(ValueError, match=r"criterion: expected one of .*weight_l1.*theirs.*did you mean theirs"):
-        make(criterion="their")
+        make_short(criterion="their")
 
 
 @pytest.mark.parametrize("net", [ConvNet, ResidualNet, DepthwiseNet, ConcatNet])
 @pytest.mark.parametrize("name", [name for name in CRITERIA if isinstance(CRITERIA[name], Criterion)])
 def test_every_criterion_that_observes_prunes_every_network(net, name: str) -> None:
-    history = run(*make(net, criterion=name))
-    assert history[-1]["density"] <= 0.6
+    events = advance(*make_short(net, criterion=name), steps=4)
+    assert events[-1].density <= 0.6
 
 
 @pytest.mark.parametrize("observes", ["spikes", "gradients"])
 def test_only_the_steps_before_an_update_are_observed(observes: str) -> None:
     spy = Spy(observes, steps=2)
-    model, optimizer, scheduler = make(criterion=spy, start=4, stop=8, interval=4)
+    model, optimizer, scheduler = make_short(criterion=spy, start=4, stop=8, interval=4)
     seen = []
     for _ in range(10):
         train_step(model, optimizer)
@@ -170,7 +163,7 @@ def test_only_the_steps_before_an_update_are_observed(observes: str) -> None:
 
 def test_observed_gradients_are_those_of_the_spikes() -> None:
     spy = Spy("gradients")
-    model, optimizer, _ = make(criterion=spy)
+    model, optimizer, _ = make_short(criterion=spy)
     kept = []
 
     def keep(module, inputs, spikes) -> None:
@@ -188,7 +181,7 @@ def test_observed_gradients_are_those_of_the_spikes() -> None:
 
 def test_observed_passes_are_those_of_training_alone() -> None:
     spy = Spy()
-    model, _, scheduler = make(criterion=spy)
+    model, _, scheduler = make_short(criterion=spy)
     with torch.no_grad():
         loss_of(model.eval())
     model.train()
@@ -201,12 +194,17 @@ def test_observed_passes_are_those_of_training_alone() -> None:
 
 def test_observed_sums_of_several_passes_add_up_and_survive_a_resumption() -> None:
     spy = Spy(steps=2)
-    model, optimizer, scheduler = make(criterion=spy, start=2, stop=4, interval=2)
+    model, optimizer, scheduler = make_short(criterion=spy, start=2, stop=4, interval=2)
+    loss_of(model)  # as a part of a batch, whose gradients are added up
     train_step(model, optimizer)
     scheduler.step()
     state = scheduler.state_dict()
-    assert set(state["observed"]) == {"count@first", "count@second"}
-    other, other_optimizer, resumed = make(criterion=Spy(steps=2), start=2, stop=4, interval=2)
+    counts = [spy.observe(seen)["count"] for seen in spy.seen.copy()]
+    assert len(counts) == 4  # passes by layers
+    assert state["observed"].keys() == {"count@first", "count@second"}
+    assert torch.equal(state["observed"]["count@first"], counts[0] + counts[2])
+    assert torch.equal(state["observed"]["count@second"], counts[1] + counts[3])
+    other, other_optimizer, resumed = make_short(criterion=Spy(steps=2), start=2, stop=4, interval=2)
     other.load_state_dict(model.state_dict())
     other_optimizer.load_state_dict(optimizer.state_dict())
     resumed.load_state_dict(state)
@@ -217,7 +215,7 @@ def test_observed_sums_of_several_passes_add_up_and_survive_a_resumption() -> No
 
 
 def test_copies_of_model_optimizer_and_scheduler_observe_for_themselves() -> None:
-    whole = make(criterion=Spy())  # the first update comes next, so that hooks are on the model
+    whole = make_short(criterion=Spy())  # the first update comes next, so that hooks are on the model
     model, optimizer, scheduler = copy.deepcopy(whole)
     train_step(model, optimizer)
     scheduler.step()
@@ -229,7 +227,7 @@ def test_copies_of_model_optimizer_and_scheduler_observe_for_themselves() -> Non
 
 
 def test_observed_passes_leave_nothing_alive() -> None:
-    model, _, _ = make(criterion="taylor")
+    model, _, _ = make_short(criterion="taylor")
     spikes = []
     model.norm1.register_forward_hook(lambda module, inputs, output: spikes.append(weakref.ref(output)))
     loss_of(model).backward()
@@ -240,7 +238,7 @@ def test_observed_passes_leave_nothing_alive() -> None:
 
 
 def test_criterion_that_saw_no_pass_says_what_is_missing() -> None:
-    model, optimizer, scheduler = make(criterion=Spy("gradients"))
+    model, optimizer, scheduler = make_short(criterion=Spy("gradients"))
     optimizer.step()
     with torch.no_grad():
         loss_of(model)
@@ -249,16 +247,14 @@ def test_criterion_that_saw_no_pass_says_what_is_missing() -> None:
 
 
 def test_unclipped_score_equals_the_clipped_one_where_nothing_exceeds_the_threshold() -> None:
-    model = ConvNet(v_threshold=1e6)
-    _, optimizer, scheduler = make(model=model, criterion="sca_unclipped", regrow_fraction=0)
-    clipped = {}
+    model, optimizer, scheduler = make_short(
+        lambda: ConvNet(v_threshold=1e6), criterion="sca_unclipped", regrow_fraction=0
+    )
     train_step(model, optimizer)
-    for name in ("norm1", "norm2"):
-        activity = getattr(model, name).activity
-        clipped[name] = (activity.spike_count + activity.membrane_l1) / activity.positions
-    scheduler.step()
-    unclipped = sca.packed.unpack(scheduler.history[0]["groups"]["first"]["all_scores"])
-    torch.testing.assert_close(torch.tensor(unclipped.copy()), clipped["norm1"].float())
+    activity = model.norm1.activity
+    clipped = (activity.spike_count + activity.membrane_l1) / activity.positions
+    event = scheduler.step()
+    torch.testing.assert_close(event.groups["first"].all_scores, clipped)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"v_reset": None}, {"v_reset": 0.25, "tau": 3.0}, {"decay_input": False}])

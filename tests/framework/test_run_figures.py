@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import sca
 from sca.cli import app
+from sca.pictures import png
 from sca.report.runs import accuracies, last_accuracy, read_runs
 from sca.training import RunFolder, load_data, load_model, load_pruned
 from sca.training.evaluation import COUNTED_IMAGES, count_cost, measure_accuracy
@@ -229,14 +230,54 @@ def test_a_run_may_be_tested_after_its_last_epoch_alone_or_not_at_all(copy):
     assert "has not been tested yet, at a density of" in (copy / "report.html").read_text()
 
 
-def test_curves_take_either_split(finished, copy):
-    from sca.training.plot import plot
+def told_by(axes) -> dict[str, list[float]]:
+    """What the legend lists, and what is drawn under that name."""
+    curves = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(curves)
+    return curves
 
-    config = RunFolder.stored_config(finished[0])
-    rows = measured_on_validation(copy, last_has_test=True)
-    for some, dense in ((rows, rows), (rows[:1], []), ([{**row, "x": 0} for row in rows], [])):
-        plot(copy / "other.png", some, dense, config)
+
+def test_curves_take_either_split(finished, copy, monkeypatch):
+    from sca.training import plot
+
+    figures = []
+    monkeypatch.setattr(plot, "png", lambda figure: figures.append(figure) or png(figure))
+
+    def drawn(history: list[dict], dense: list[dict]) -> list[dict[str, list[float]]]:
+        plot.plot(copy / "other.png", history, dense, RunFolder.stored_config(finished[0]))
         assert (copy / "other.png").read_bytes().startswith(b"\x89PNG")
+        return [told_by(axes) for axes in figures.pop().axes]
+
+    def at_the_end(what: str, values: list[float]) -> dict[str, list[float]]:
+        return {f"{what}: {values[-1]:.2%} at the end": values}
+
+    def column(rows: list[dict], name: str) -> list[float]:
+        return [row[name] for row in rows]
+
+    dense = [json.loads(line) for line in (copy / "dense" / "metrics.jsonl").read_text().splitlines()]
+    rows = measured_on_validation(copy, last_has_test=True)
+    train, measured, reference = (
+        at_the_end("train", column(rows, "train_accuracy")),
+        at_the_end("validation", column(rows, "validation_accuracy")),
+        at_the_end("test, dense reference", column(dense, "test_accuracy")),
+    )
+    accuracy, share, speed = drawn(rows, dense)
+    assert accuracy == {**reference, **train, **measured, "test: 43.21% at the end": [0.4321]}
+    assert share == {
+        "density: active channels": column(rows, "density"),
+        "connectivity: active weights": column(rows, "connectivity"),
+    }
+    assert speed == {
+        name: column(of, "samples_per_second") for name, of in (("dense reference", dense), ("this run", rows))
+    }
+    accuracy, _, speed = drawn(rows[:1], [])
+    assert list(accuracy.values()) == [[rows[0]["train_accuracy"]], [rows[0]["validation_accuracy"]]]
+    assert list(speed) == ["this run"]
+    accuracy, *_ = drawn(dense, [])
+    assert accuracy == {
+        **at_the_end("train", column(dense, "train_accuracy")),
+        **at_the_end("test", column(dense, "test_accuracy")),
+    }
 
 
 # --- environment -----------------------------------------------------------------------------------------------------

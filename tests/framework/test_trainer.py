@@ -54,14 +54,34 @@ def test_trainer_equals_ones_own_loop_bit_for_bit():
     assert_equal_state(dict(trainer.model.state_dict()), dict(model.state_dict()))
 
 
+def worked(context: str, **options: Any) -> Trainer:
+    """A trainer whose batches worker processes make."""
+    options = {"epochs": 1, **options}
+    loading = {"shuffle": True, "collate_fn": together, "num_workers": 2, "multiprocessing_context": context}
+    return own_trainer(train=DataLoader(Images(), batch_size=10, **loading), **options)
+
+
 @pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_trainer_takes_batches_of_worker_processes(context):
-    loader = DataLoader(
-        Images(), batch_size=10, shuffle=True, collate_fn=together, num_workers=2, multiprocessing_context=context
-    )
-    trainer = own_trainer(train=loader, epochs=1)
-    trainer.fit()
-    assert trainer.step == 5
+def test_trainer_takes_the_same_batches_of_worker_processes_whatever_ran_before(context):
+    first, second = worked(context), worked(context)
+    first.fit()
+    torch.rand(5)
+    second.fit()
+    assert first.step == 5
+    assert_equal_state(second.state(), first.state())
+
+
+def test_trainer_resumed_on_batches_of_worker_processes_equals_the_uninterrupted_run(tmp_path):
+    whole = worked("fork", epochs=2)
+    whole.fit()
+    with pytest.raises(Interrupted):
+        worked("fork", epochs=2, callbacks=[Checkpoints(tmp_path), Watch(stop_after=7)]).fit()
+    resumed = worked("fork", epochs=2)
+    torch.rand(5)
+    assert Checkpoints(tmp_path).resume(resumed)
+    assert resumed.step == 7
+    resumed.fit()
+    assert_equal_state(resumed.state(), whole.state())
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")

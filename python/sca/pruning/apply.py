@@ -75,7 +75,9 @@ class Surgery:
 
     def follow(self, model: nn.Module) -> None:
         """See :meth:`sca.SCAScheduler.follow`."""
-        follower = unwrapped(model.module if isinstance(model, AveragedModel) else model)
+        follower = unwrapped(model)
+        while isinstance(follower, AveragedModel):  # in a wrapper, or of one
+            follower = unwrapped(follower.module)
         if follower is self.model:
             raise ValueError("model: expected another one than that of the scheduler, as an average of its weights")
         restore_structure(follower, structure_of(self.model))
