@@ -21,7 +21,7 @@ namespace py = pybind11;
 namespace {
 
 // Raised with every change of a signature below; backends/cpu.py refuses a build that is out of date.
-constexpr int kAbiVersion = 6;
+constexpr int kAbiVersion = 7;
 
 // (address, (t, n, c, s) strides in elements)
 using Activation = std::tuple<uintptr_t, std::array<int64_t, 4>>;
@@ -143,40 +143,39 @@ PYBIND11_MODULE(_cpu, m) {
         "batch_norm_forward",
         [](const sca::NeuronConfig& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
            const Activation& x, const MaybeActivation& v_init, uintptr_t weight, uintptr_t bias, double eps,
-           uintptr_t mean, uintptr_t var, uintptr_t rate, const Activation& spikes, const MaybeActivation& v,
-           uintptr_t mask, uintptr_t count, uintptr_t l1) {
+           uintptr_t statistics, uintptr_t rate, const Activation& spikes, const MaybeActivation& v, uintptr_t mask,
+           uintptr_t count, uintptr_t l1) {
             const Problem p(shape, dtype, threads, x, v_init, 0, 0, rate);
             const sca::BatchNorm norm{vector_at<const float>(weight), vector_at<const float>(bias), eps};
             const sca::ForwardOutput out{view(spikes, p.dtype), state(v), vector_at<const uint8_t>(mask),
                                          vector_at<int64_t>(count), vector_at<float>(l1)};
             const py::gil_scoped_release released;
-            sca::batch_norm_forward(neuron, norm, p.in, out, vector_at<float>(mean), vector_at<float>(var));
+            sca::batch_norm_forward(neuron, norm, p.in, out, vector_at<float>(statistics));
             return any_nan(out.l1, p.in.shape.c);
         },
         py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"),
-        py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("mean"), py::arg("var"), py::arg("rate"),
-        py::arg("spikes"), py::arg("v"), py::arg("mask"), py::arg("count"), py::arg("l1"));
+        py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("statistics"), py::arg("rate"), py::arg("spikes"),
+        py::arg("v"), py::arg("mask"), py::arg("count"), py::arg("l1"));
 
     m.def(
         "batch_norm_backward",
         [](const sca::NeuronConfig& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
-           const Activation& x, const MaybeActivation& v_init, uintptr_t weight, uintptr_t bias, double eps,
-           uintptr_t mean, uintptr_t var, uintptr_t rate, const MaybeActivation& grad_spikes,
-           const MaybeActivation& grad_v, const MaybeActivation& grad_x, const MaybeActivation& grad_v_init,
-           uintptr_t grad_weight, uintptr_t grad_bias, uintptr_t grad_rate) {
+           const Activation& x, const MaybeActivation& v_init, uintptr_t weight, double eps, uintptr_t statistics,
+           uintptr_t rate, const MaybeActivation& grad_spikes, const MaybeActivation& grad_v,
+           const MaybeActivation& grad_x, const MaybeActivation& grad_v_init, uintptr_t grad_weight,
+           uintptr_t grad_bias, uintptr_t grad_rate) {
             const Problem p(shape, dtype, threads, x, v_init, 0, 0, rate);
-            const sca::BatchNorm norm{vector_at<const float>(weight), vector_at<const float>(bias), eps};
+            const sca::BatchNorm norm{vector_at<const float>(weight), nullptr, eps};
             const sca::BackwardInput grad{view(grad_spikes, p.dtype), state(grad_v)};
             const sca::BackwardOutput out{view(grad_x, p.dtype), state(grad_v_init), vector_at<float>(grad_weight),
                                           vector_at<float>(grad_bias), vector_at<float>(grad_rate)};
             const py::gil_scoped_release released;
-            sca::batch_norm_backward(neuron, norm, p.in, vector_at<const float>(mean), vector_at<const float>(var),
-                                     grad, out);
+            sca::batch_norm_backward(neuron, norm, p.in, vector_at<const float>(statistics), grad, out);
         },
         py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"),
-        py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("mean"), py::arg("var"), py::arg("rate"),
-        py::arg("grad_spikes"), py::arg("grad_v"), py::arg("grad_x"), py::arg("grad_v_init"), py::arg("grad_weight"),
-        py::arg("grad_bias"), py::arg("grad_rate"));
+        py::arg("weight"), py::arg("eps"), py::arg("statistics"), py::arg("rate"), py::arg("grad_spikes"),
+        py::arg("grad_v"), py::arg("grad_x"), py::arg("grad_v_init"), py::arg("grad_weight"), py::arg("grad_bias"),
+        py::arg("grad_rate"));
 
     m.def(
         "pack_bits",

@@ -58,17 +58,17 @@ void sum_moments(const Input& in, const Tiling& tiling, int64_t b, Sums& sums) {
 }  // namespace
 
 void batch_norm_forward(const NeuronConfig& neuron, const BatchNorm& norm, const Input& given, const ForwardOutput& out,
-                        float* mean, float* var) {
+                        float* statistics) {
     const int64_t channels = given.shape.c;
     clear(out, channels);
-    std::fill_n(mean, channels, std::numeric_limits<float>::quiet_NaN());
-    std::fill_n(var, channels, std::numeric_limits<float>::quiet_NaN());
+    std::fill_n(statistics, 4 * channels, std::numeric_limits<float>::quiet_NaN());
     if (empty(given.shape)) return;
 
-    std::vector<float> scale(channels), shift(channels);
+    float *const mean = statistics, *const var = mean + channels, *const scale = var + channels,
+                 *const shift = scale + channels;
     Input in = given;
-    in.scale = scale.data();
-    in.shift = shift.data();
+    in.scale = scale;
+    in.shift = shift;
     ForwardPass forward(neuron, in, out, Order::channels);
     Sums sums(forward.tiling, kMoments);
     const AffineNorm numbers(norm, mean, var);
@@ -87,22 +87,19 @@ void batch_norm_forward(const NeuronConfig& neuron, const BatchNorm& norm, const
     });
 }
 
-void batch_norm_backward(const NeuronConfig& neuron, const BatchNorm& norm, const Input& given, const float* mean,
-                         const float* var, const BackwardInput& grad, const BackwardOutput& out) {
+void batch_norm_backward(const NeuronConfig& neuron, const BatchNorm& norm, const Input& given,
+                         const float* statistics, const BackwardInput& grad, const BackwardOutput& out) {
     const int64_t channels = given.shape.c;
     clear(out, channels);
     if (empty(given.shape)) return;
 
-    std::vector<float> scale(channels), shift(channels), slope(channels), offset(channels);
+    const float *const mean = statistics, *const var = mean + channels;
+    std::vector<float> slope(channels), offset(channels);
     const AffineNorm numbers(norm, mean, var);
-    for (int64_t c = 0; c < channels; ++c) {
-        scale[c] = static_cast<float>(numbers.scale(c));
-        shift[c] = static_cast<float>(numbers.shift(c));
-    }
     Input in = given;
-    in.scale = scale.data();
-    in.shift = shift.data();
-    BackwardPass backward(neuron, in, grad, out, {scale.data(), slope.data(), offset.data(), mean}, Order::channels);
+    in.scale = var + channels;
+    in.shift = in.scale + channels;
+    BackwardPass backward(neuron, in, grad, out, {in.scale, slope.data(), offset.data(), mean}, Order::channels);
     // Each presentation of x subtracts the two means once.
     const double presentations = out.x.t == 0 ? static_cast<double>(in.shape.t) : 1.0;
     const double count = static_cast<double>(in.shape.t * in.shape.n * in.shape.s);

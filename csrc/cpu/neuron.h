@@ -56,11 +56,11 @@ void clear(const BackwardOutput&, int64_t channels);
 void neuron_forward(const NeuronConfig&, const Input&, const ForwardOutput&);
 void neuron_backward(const NeuronConfig&, const Input&, const BackwardInput&, const BackwardOutput&);
 
-// Training batch norm in front: scale and shift of the input are ignored, mean and (biased) var are outputs.
-void batch_norm_forward(const NeuronConfig&, const BatchNorm&, const Input&, const ForwardOutput&, float* mean,
-                        float* var);
-// scale and shift of the output are the gradients of weight and bias.
-void batch_norm_backward(const NeuronConfig&, const BatchNorm&, const Input&, const float* mean, const float* var,
+// Training batch norm in front: scale and shift of the input are ignored; statistics, [4, C], are an output: mean,
+// (biased) variance, and scale and shift that follow from these.
+void batch_norm_forward(const NeuronConfig&, const BatchNorm&, const Input&, const ForwardOutput&, float* statistics);
+// scale and shift of the output are the gradients of weight and bias; the bias itself is not read.
+void batch_norm_backward(const NeuronConfig&, const BatchNorm&, const Input&, const float* statistics,
                          const BackwardInput&, const BackwardOutput&);
 
 }  // namespace sca

@@ -19,9 +19,9 @@ from torch import Tensor
 from .. import channels as active
 from ..channels import Bits, Channels, Geometry, numel
 from ..neurons import NeuronConfig
-from ..reference import channel_conv, running
-
-Statistics = tuple[Tensor, Tensor, Tensor, Tensor, "float | Tensor"]
+from .. import tracking as tracked
+from ..reference import batch_norm, channel_conv
+from ..tracking import Tracking
 
 
 class BackendError(RuntimeError):
@@ -66,7 +66,7 @@ def in_full(error: BaseException) -> str:
 
 class Forward(NamedTuple):
     """Spikes [T, N, C, *S] in x's dtype, final v [N, C, *S] (None unless asked for), spike_count int64 [C], membrane_l1
-    float32 [C], and whether that holds a NaN, where the backend knows.
+    float32 [C], whether that holds a NaN, where the backend knows, and whether what was to be tracked has been.
 
     A channel whose mask is False integrates, is counted, and emits zeros.
     """
@@ -76,6 +76,7 @@ class Forward(NamedTuple):
     spike_count: Tensor
     membrane_l1: Tensor
     is_nan: bool | None = None
+    has_tracked: bool = False
 
 
 class NeuronGradients(NamedTuple):
@@ -89,7 +90,7 @@ class NeuronGradients(NamedTuple):
 
 
 class BatchNormGradients(NamedTuple):
-    """Gradients of ``batch_norm_forward``; weight and bias None where the input was None."""
+    """Gradients of ``batch_norm_forward``; weight and bias as long as the input, None where that was None."""
 
     x: Tensor
     weight: Tensor | None
@@ -137,8 +138,14 @@ class Backend(ABC):
         v_init: Tensor | None,
         mask: Tensor | None,
         return_v: bool,
+        tracking: Tracking | None = None,
     ) -> Forward:
-        """Integrate ``y = x * scale + shift``; an absent scale is 1, an absent shift 0 (no operation at all)."""
+        """Integrate ``y = x * scale + shift``; an absent scale is 1, an absent shift 0 (no operation at all).
+
+        Args:
+            tracking: what the pass is to change in place; a backend that leaves it leaves ``has_tracked`` False, and
+                :meth:`finish` follows.
+        """
 
     @abstractmethod
     def neuron_backward(
@@ -168,11 +175,17 @@ class Backend(ABC):
         v_init: Tensor | None,
         mask: Tensor | None,
         return_v: bool,
-    ) -> tuple[Forward, Tensor, Tensor]:
-        """Training batch norm in front of the neuron: also returns the batch mean and biased variance [C].
-
-        Both are rounded to the state's dtype first; scale and shift follow from the rounded values, in float64, rounded
+        channels: Tensor | None = None,
+        tracking: Tracking | None = None,
+    ) -> tuple[Forward, Tensor]:
+        """Training batch norm in front of the neuron: also returns ``norm`` [4, C] in the state's dtype: the batch mean
+        and biased variance, and the scale and shift that follow from these, which are rounded first, in float64, rounded
         once.
+
+        Args:
+            weight, bias: [C], or of the length that running statistics have, read through ``channels``.
+            channels: sorted int64 [C] or None.
+            tracking: see :meth:`neuron_forward`; its channels are the same.
         """
 
     @abstractmethod
@@ -185,40 +198,43 @@ class Backend(ABC):
         config: NeuronConfig,
         weight: Tensor | None,
         bias: Tensor | None,
+        norm: Tensor,
+        eps: float,
+        rate: Tensor | None,
+        v_init: Tensor | None,
+        channels: Tensor | None = None,
+    ) -> BatchNormGradients:
+        """Adjoint of :meth:`batch_norm_forward`; gradients of channels that ``channels`` has not are zero."""
+
+    def batch_norm_inference(
+        self,
+        x: Tensor,
+        time_steps: int,
+        config: NeuronConfig,
+        weight: Tensor | None,
+        bias: Tensor | None,
         mean: Tensor,
         var: Tensor,
         eps: float,
         rate: Tensor | None,
         v_init: Tensor | None,
-    ) -> BatchNormGradients:
-        """Adjoint of :meth:`batch_norm_forward`."""
+        mask: Tensor | None,
+        return_v: bool,
+        channels: Tensor | None = None,
+    ) -> Forward:
+        """The neuron behind batch norm by given statistics; all four vectors [C], or longer and read through
+        ``channels``."""
+        weight, bias, mean, var = (at_width(z, channels, x) for z in (weight, bias, mean, var))
+        prelude = batch_norm.prelude(mean, var, weight, bias, eps)
+        return self.neuron_forward(x, time_steps, config, *prelude, rate, v_init, mask, return_v)
 
-    def finish(
-        self,
-        out: Forward,
-        seen: int,
-        sums: tuple[Tensor, Tensor, Tensor] | None,
-        statistics: Statistics | None,
-        channels: Tensor | None,
-        finite_only: bool,
-    ) -> None:
-        """Change in place what a forward pass leaves behind, once it has turned out well.
-
-        Args:
-            seen: T * N * prod(S), values per channel.
-            sums: of activity, as :func:`sca_kernels.reference.running.record` has them; None: none are wanted.
-            statistics: mean and biased variance of the batch, the running ones, and the batch's weight in these; None:
-                none are tracked.
-            channels: where x's channels stand in the sums and the running statistics; None: one for one.
-            finite_only: whether only finite statistics move the running ones.
-
-        Here torch's operators do it; where launches are dear, a backend does it by a kernel of its own.
-        """
-        if statistics is not None:
-            mean, var, *rest = statistics
-            running.track(mean, var, seen, *rest, channels, finite_only)
-        if sums is not None:
-            running.record(out.spike_count, out.membrane_l1, seen, sums, channels)
+    def finish(self, out: Forward, norm: Tensor | None, tracking: Tracking) -> None:
+        """Change in place what a forward pass tracks, once it has turned out well; by torch's operators, for backends
+        whose kernels don't."""
+        if tracking.running is not None:
+            tracked.track(norm[0], norm[1], tracking)
+        if tracking.sums is not None:
+            tracked.record(out.spike_count, out.membrane_l1, tracking)
 
     @abstractmethod
     def pack_spikes(self, spikes: Tensor) -> Tensor:
@@ -276,3 +292,17 @@ class Backend(ABC):
         if isinstance(x, Tensor):
             return x
         return x.unflattened(self.unpack_spikes(x.packed, numel(x.shape), dtype))
+
+
+def at_width(vector: Tensor | None, channels: Tensor | None, x: Tensor) -> Tensor | None:
+    """A per-channel vector as wide as x: itself, or read through the list."""
+    if vector is None or channels is None or vector.numel() == x.shape[2]:
+        return vector
+    return vector.index_select(0, channels)
+
+
+def at_length(gradient: Tensor | None, like: Tensor | None, channels: Tensor | None) -> Tensor | None:
+    """Inverse of :func:`at_width`: as long as the vector, zero for channels that the list has not."""
+    if gradient is None or gradient.numel() == like.numel():
+        return gradient
+    return torch.zeros_like(like).index_copy_(0, channels, gradient)

@@ -19,9 +19,9 @@ from ..channels import Bits, Channels, Geometry, empty_weight, memory_format, ou
 from ..layout import collapse, empty_activation, empty_state, in_layout_of, spatial_size
 from ..neurons import NeuronConfig
 from ..reference import channel_conv
-from .base import Backend, BatchNormGradients, Forward, NeuronGradients
+from .base import Backend, BatchNormGradients, Forward, NeuronGradients, at_length, at_width
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _CPU = torch.device("cpu")  # named, since another one may be the default
 _REINSTALL = "install a C++17 compiler with Python's headers and run pip install again"
@@ -81,7 +81,7 @@ class CpuBackend(Backend):
         module = _load()
         return frozenset() if isinstance(module, str) or module.isa() == "baseline" else frozenset({"winograd"})
 
-    def neuron_forward(self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v) -> Forward:
+    def neuron_forward(self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v, tracking=None) -> Forward:
         x, v_init = _strided(x, _one_step(v_init))
         tensors, outputs = _forward(x, time_steps, mask, return_v)
         prelude = _address(scale), _address(shift), _address(rate)
@@ -99,24 +99,28 @@ class CpuBackend(Backend):
         return g
 
     def batch_norm_forward(
-        self, x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
-    ) -> tuple[Forward, Tensor, Tensor]:
+        self, x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v, channels=None, tracking=None
+    ) -> tuple[Forward, Tensor]:
+        weight, bias = at_width(weight, channels, x), at_width(bias, channels, x)
         x, v_init = _strided(x, _one_step(v_init))
         tensors, outputs = _forward(x, time_steps, mask, return_v)
-        mean, var = (torch.empty(x.shape[2], dtype=torch.float32, device=_CPU) for _ in range(2))
-        norm = _address(weight), _address(bias), eps, _address(mean), _address(var), _address(rate)
-        is_nan = _load().batch_norm_forward(*_problem(x, time_steps, config, v_init), *norm, *outputs)
-        return Forward(*tensors, is_nan), mean, var
+        norm = torch.empty((4, x.shape[2]), dtype=torch.float32, device=_CPU)
+        affine = _address(weight), _address(bias), eps, _address(norm), _address(rate)
+        is_nan = _load().batch_norm_forward(*_problem(x, time_steps, config, v_init), *affine, *outputs)
+        return Forward(*tensors, is_nan), norm
 
     def batch_norm_backward(
-        self, grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
+        self, grad_spikes, grad_v, x, time_steps, config, weight, bias, norm, eps, rate, v_init, channels=None
     ) -> BatchNormGradients:
+        gamma, beta = at_width(weight, channels, x), at_width(bias, channels, x)
         x, v_init, grad_spikes, grad_v = _strided(x, _one_step(v_init), grad_spikes, _one_step(grad_v))
-        g, gradients = _backward(BatchNormGradients, x, time_steps, weight, bias, rate, v_init)
-        norm = _address(weight), _address(bias), eps, _address(mean), _address(var), _address(rate)
+        g, gradients = _backward(BatchNormGradients, x, time_steps, gamma, beta, rate, v_init)
+        affine = _address(gamma), eps, _address(norm), _address(rate)
         incoming = _view(grad_spikes, time_steps), _view(grad_v)
-        _load().batch_norm_backward(*_problem(x, time_steps, config, v_init), *norm, *incoming, *gradients)
-        return g
+        _load().batch_norm_backward(*_problem(x, time_steps, config, v_init), *affine, *incoming, *gradients)
+        if gamma is weight and beta is bias:
+            return g
+        return g._replace(weight=at_length(g.weight, weight, channels), bias=at_length(g.bias, bias, channels))
 
     def pack_spikes(self, spikes: Tensor) -> Tensor:
         spikes = spikes.contiguous()

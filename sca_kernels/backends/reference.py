@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from ..layout import empty_activation, empty_state
-from ..neurons import NeuronConfig
 from ..reference import batch_norm, bitpack, multistep
 from ..reference.multistep import Prelude
-from .base import Backend, BatchNormGradients, Forward, NeuronGradients
+from .base import Backend, BatchNormGradients, Forward, NeuronGradients, at_length, at_width
 
 
 class ReferenceBackend(Backend):
@@ -22,7 +21,7 @@ class ReferenceBackend(Backend):
             return False, f"dtype {dtype} is not a floating-point dtype"
         return True, "plain PyTorch"
 
-    def neuron_forward(self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v) -> Forward:
+    def neuron_forward(self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v, tracking=None) -> Forward:
         spikes, v, count, l1 = multistep.forward(x, time_steps, config, Prelude(scale, shift), rate, v_init)
         if mask is not None:
             spikes = spikes * multistep.per_channel(mask, spikes[0])
@@ -48,22 +47,24 @@ class ReferenceBackend(Backend):
         )
 
     def batch_norm_forward(
-        self, x, time_steps, config: NeuronConfig, weight, bias, eps, rate, v_init, mask, return_v
-    ) -> tuple[Forward, Tensor, Tensor]:
+        self, x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v, channels=None, tracking=None
+    ) -> tuple[Forward, Tensor]:
         mean, var = batch_norm.moments(x)
-        scale, shift = batch_norm.prelude(mean, var, weight, bias, eps)
-        return self.neuron_forward(x, time_steps, config, scale, shift, rate, v_init, mask, return_v), mean, var
+        scale, shift = batch_norm.prelude(mean, var, at_width(weight, channels, x), at_width(bias, channels, x), eps)
+        out = self.neuron_forward(x, time_steps, config, scale, shift, rate, v_init, mask, return_v)
+        return out, torch.stack((mean, var, scale, shift))
 
     def batch_norm_backward(
-        self, grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
+        self, grad_spikes, grad_v, x, time_steps, config, weight, bias, norm, eps, rate, v_init, channels=None
     ) -> BatchNormGradients:
-        prelude = batch_norm.prelude(mean, var, weight, bias, eps)
-        g = multistep.backward(grad_spikes, grad_v, x, time_steps, config, prelude, rate, v_init)
-        g_x, g_weight, g_bias = batch_norm.input_gradient(g.y, x, mean, var, weight, eps, time_steps // x.shape[0])
+        mean, var, *prelude = norm
+        g = multistep.backward(grad_spikes, grad_v, x, time_steps, config, Prelude(*prelude), rate, v_init)
+        gamma, presentations = at_width(weight, channels, x), time_steps // x.shape[0]
+        g_x, g_weight, g_bias = batch_norm.input_gradient(g.y, x, mean, var, gamma, eps, presentations)
         return BatchNormGradients(
             _dense(g_x, x),
-            None if weight is None else g_weight,
-            None if bias is None else g_bias,
+            None if weight is None else at_length(g_weight, weight, channels),
+            None if bias is None else at_length(g_bias, bias, channels),
             g.rate,
             None if v_init is None else empty_state(x, g.v_init.dtype).copy_(g.v_init),
         )

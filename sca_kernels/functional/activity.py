@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -43,9 +45,10 @@ class ActivitySums:
         self.channels = check_index("channels", channels, spike_count.numel(), spike_count, "spike_count")
         self.width = spike_count.numel() if channels is None else channels.numel()
 
-    def has_checked(self, channels: Tensor, vector: Tensor | None) -> bool:
-        """Whether these channels are known to stand in a vector."""
-        return channels is self.channels and vector is not None and vector.shape == self.spike_count.shape
+    def has_checked(self, channels: Tensor, vectors: Sequence[Tensor | None]) -> bool:
+        """Whether these channels are known to stand in vectors."""
+        shape = self.spike_count.shape
+        return channels is self.channels and all(z is None or z.shape == shape for z in vectors)
 
 
 def check_activity(activity: ActivitySums, x: Tensor) -> None:

@@ -151,11 +151,11 @@ def _check_vector(name: str, p: Tensor, x: Tensor, channels: Tensor | None = Non
     same_device(name, p, x)
 
 
-def check_vector(name: str, p: Tensor | None, x: Tensor) -> Tensor | None:
-    """A contiguous [C] vector in the state's dtype; None stays."""
+def check_vector(name: str, p: Tensor | None, x: Tensor, channels: Tensor | None = None) -> Tensor | None:
+    """A contiguous vector in the state's dtype, [C] or with ``channels`` of any length; None stays."""
     if p is None:
         return None
-    _check_vector(name, p, x)
+    _check_vector(name, p, x, channels)
     return as_state(p, x)
 
 
@@ -168,13 +168,13 @@ def as_state(p: Tensor, x: Tensor) -> Tensor:
 # ---- batch norm
 
 
-def check_channels(channels: Tensor, x: Tensor, statistics: Sequence[Tensor | None]) -> None:
-    """Where x's channels stand, each once, in running statistics of all."""
+def check_channels(channels: Tensor, x: Tensor, vectors: Sequence[Tensor | None]) -> None:
+    """Where x's channels stand, each once, in vectors of all."""
     if not is_plain(channels) or channels.shape != x.shape[2:3] or channels.dtype != torch.int64:
         raise ValueError(f"channels: expected an int64 tensor [{x.shape[2]}], got {describe(channels)}")
     same_device("channels", channels, x)
     if not torch.compiler.is_compiling() and not channels.is_meta:  # compiled, the operator looks
-        sizes = [z.numel() for z in statistics if isinstance(z, Tensor)]
+        sizes = [z.numel() for z in vectors if isinstance(z, Tensor)]
         check_values("channels", channels, min(sizes, default=checks.MOST))
 
 
@@ -219,6 +219,15 @@ def check_batch_norm(
         if uses_batch and not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             raise ValueError("process_group: expected None, since torch.distributed is not initialised")
     return uses_batch, momentum, eps
+
+
+def check_counter(name: str, counter: Tensor | None, x: Tensor) -> None:
+    """An int64 tensor of one that can be increased in place, or None."""
+    if counter is None:
+        return
+    if not is_plain(counter) or counter.dtype != torch.int64 or counter.numel() != 1:
+        raise ValueError(f"{name}: expected an int64 tensor of one, got {describe(counter)}")
+    same_device(name, counter, x)
 
 
 def check_process_group(group: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import checks, ops
-from ..reference import running
+from ..tracking import Tracking, record
 from ..surrogates import Surrogate
 from .activity import ActivitySums, check_activity
 from .arguments import (
@@ -136,7 +136,7 @@ def recorded(arguments: tuple[Any, ...], activity: ActivitySums) -> Sequence[Ten
         return ops.recorded_neuron_forward(*arguments, *sums, activity.channels)
     outputs = ops.neuron_forward(*arguments)
     with torch.no_grad():
-        running.record(*outputs[2:4], ops.seen(*arguments[:2]), sums, activity.channels)
+        record(*outputs[2:4], Tracking(ops.seen(*arguments[:2]), sums, channels=activity.channels))
     return outputs
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from .. import checks, ops
 from ..layout import spatial_size, state_dtype
 from ..ops.common import passes_nan
-from ..reference import running
 from ..reference.batch_norm import prelude as affine_prelude
 from ..surrogates import Surrogate
+from ..tracking import Tracking, move, record, track
 from ..sync import synchronized_moments
 from .activity import ActivitySums, check_activity
 from .arguments import (
@@ -22,6 +22,7 @@ from .arguments import (
     check_backend,
     check_batch_norm,
     check_channels,
+    check_counter,
     check_leak_rate,
     check_mask,
     check_neuron,
@@ -58,6 +59,7 @@ def batch_norm_neuron(
     backend: str | None = None,
     activity: ActivitySums | None = None,
     channels: Tensor | None = None,
+    num_batches_tracked: Tensor | None = None,
 ) -> NeuronOutput:
     """Batch norm over (T, N, S) and a neuron in one operator; the normalised current is never written to memory.
 
@@ -67,15 +69,16 @@ def batch_norm_neuron(
 
     Args:
         x: [T, N, C, *S], a convolution's output; with ``time_steps``, [1, N, C, *S].
-        weight, bias: [C] or None (gamma 1, beta 0).
+        weight, bias: [C] or None (gamma 1, beta 0); with ``channels`` also longer.
         running_mean, running_var: [C] or None; updated in place when training, once the pass has turned out well.
         training: whether to use (and track) batch statistics.
         momentum: weight of the new batch in the running statistics; a number, or a tensor of one on the device of x,
             which is then not waited for.
         eps: added to the variance, > 0.
         process_group: a torch.distributed group (True: the default one) over whose ranks batch statistics are taken.
-        channels: sorted unique int64 indices [C], where the channels of x stand in running_mean and running_var, which
-            may then have any size; None: one for one. ``activity`` must have the same.
+        channels: sorted unique int64 indices [C], where the channels of x stand in running_mean and running_var, and in
+            weight and bias where these are longer than [C]; None: one for one. ``activity`` must have the same.
+        num_batches_tracked: int64 tensor of one, increased by one when running statistics are updated, or None.
         channel_mask, and all others: see :func:`neuron`.
 
     Raises:
@@ -84,66 +87,85 @@ def batch_norm_neuron(
     config = check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
     x, steps = check_activation(x, time_steps)
     statistics = running_mean, running_var
-    if channels is not None and not (activity is not None and activity.has_checked(channels, running_mean)):
-        check_channels(channels, x, statistics)
+    vectors = weight, bias, *statistics
+    if channels is not None and not (activity is not None and activity.has_checked(channels, vectors)):
+        long = [z for z in (weight, bias) if isinstance(z, Tensor) and z.numel() != x.shape[2]]
+        check_channels(channels, x, [*long, *statistics])
     training, momentum, eps = check_batch_norm(x, *statistics, training, momentum, eps, process_group, channels)
+    check_counter("num_batches_tracked", num_batches_tracked, x)
     if activity is not None:
         check_activity(activity, x)
-        if activity.channels is not channels and running_mean is not None:
+        if activity.channels is not channels and (running_mean is not None or channels is not None):
             raise ValueError("activity: expected one with the list of channels that the running statistics have")
-    weight, bias = check_vector("weight", weight, x), check_vector("bias", bias, x)
-    common = (
-        check_leak_rate(w, config, x),
-        check_v_init(v_init, x),
-        check_mask(channel_mask, x),
-        checks.boolean("return_v", return_v),
-        check_backend(backend),
-        *config,
-    )
+        channels = activity.channels
+    weight, bias = check_vector("weight", weight, x, channels), check_vector("bias", bias, x, channels)
+    before = check_leak_rate(w, config, x), check_v_init(v_init, x), check_mask(channel_mask, x)
+    before += (checks.boolean("return_v", return_v),)
+    behind = check_backend(backend), *config
+    count = _count(x, steps, process_group) if training else 0
+    if training and process_group is None and count:
+        arguments = x, steps, weight, bias, eps, *before, channels, *behind
+        tracked = *statistics, num_batches_tracked, momentum
+        return as_output(_in_training(arguments, tracked, activity, count), return_v)
+    if not training and activity is None and not _is_differentiated(x, weight, bias, *before[:2]):
+        mean, var = (as_state(z, x) for z in statistics)
+        arguments = x, steps, weight, bias, mean, var, eps, *before, channels, *behind
+        return as_output(ops.batch_norm_inference(*arguments), return_v)
+    weight, bias = _at_width(weight, channels, x), _at_width(bias, channels, x)
     if not training:
-        mean, var = (as_state(z if channels is None else z.index_select(0, channels), x) for z in statistics)
+        mean, var = (as_state(_at_width(z, channels, x), x) for z in statistics)
+    elif process_group is None:  # nothing to normalise or to track, as in torch
+        mean, var = (full((x.shape[2],), dtype=state_dtype(x)) for full in (x.new_zeros, x.new_ones))
     else:
-        count = _count(x, steps, process_group)
-        if process_group is None and count:
-            before = x, steps, weight, bias, eps, *common
-            return as_output(_in_training(before, statistics, momentum, activity, channels, count), return_v)
-        if process_group is None:  # nothing to normalise or to track, as in torch
-            mean, var = (full((x.shape[2],), dtype=state_dtype(x)) for full in (x.new_zeros, x.new_ones))
-        else:
-            *moments, count = synchronized_moments(x, count, process_group)
-            mean, var = (z.to(state_dtype(x)) for z in moments)
-    arguments = x, steps, *affine_prelude(mean, var, weight, bias, eps), *common
+        *moments, count = synchronized_moments(x, count, process_group)
+        mean, var = (z.to(state_dtype(x)) for z in moments)
+    arguments = x, steps, *affine_prelude(mean, var, weight, bias, eps), *before, *behind
     outputs = ops.neuron_forward(*arguments) if activity is None else recorded(arguments, activity)
     if training and process_group is not None and running_mean is not None:
         _track(mean, var, count, *statistics, momentum, channels)
+        if num_batches_tracked is not None:
+            num_batches_tracked.add_(1)
     return as_output(outputs, return_v)
+
+
+def _at_width(p: Tensor | None, channels: Tensor | None, x: Tensor) -> Tensor | None:
+    """A per-channel vector as wide as x."""
+    return p if p is None or channels is None or p.numel() == x.shape[2] else p.index_select(0, channels)
+
+
+def _is_differentiated(*tensors: Tensor | None) -> bool:
+    """Whether anybody may ask for a derivative by one of these, in either mode, or a transform is at work."""
+    if ops.transformed(*tensors):
+        return True
+    return torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in tensors)
 
 
 def _in_training(
     arguments: tuple[Any, ...],
-    statistics: tuple[Tensor | None, Tensor | None],
-    momentum: float | Tensor,
+    tracked: tuple[Tensor | None, Tensor | None, Tensor | None, float | Tensor],
     activity: ActivitySums | None,
-    channels: Tensor | None,
     count: int,
 ) -> Sequence[Tensor]:
-    """What ``ops.batch_norm_forward`` gives first for its arguments, with running statistics moved and the activity
-    added to sums."""
-    tracked = statistics[0] is not None
-    if not tracked and activity is None:
+    """What ``ops.batch_norm_forward`` gives first for its arguments, with running statistics (the first two tracked),
+    the number of batches moved, by a momentum, and the activity added to sums."""
+    *statistics, batches, momentum = tracked
+    if statistics[0] is None and activity is None:
         return ops.batch_norm_forward(*arguments)[:4]
+    batches = batches if statistics[0] is not None else None
     sums = (None, None, None)
     if activity is not None:
-        sums, channels = (activity.spike_count, activity.membrane_l1, activity.positions), activity.channels
+        sums = activity.spike_count, activity.membrane_l1, activity.positions
     if ops.can_change_in_place(*statistics):
         weight = (0.0, momentum) if isinstance(momentum, Tensor) else (momentum, None)
-        return ops.recorded_batch_norm_forward(*arguments, *statistics, *weight, *sums, channels)[:4]
-    *outputs, mean, var = ops.batch_norm_forward(*arguments)
-    if tracked:
-        _track(mean, var, count, *statistics, momentum, channels)
-    if activity is not None:
-        with torch.no_grad():
-            running.record(*outputs[2:4], count, sums, channels)
+        return ops.recorded_batch_norm_forward(*arguments, *statistics, batches, *weight, *sums)[:4]
+    *outputs, norm = ops.batch_norm_forward(*arguments)
+    channels = arguments[9]
+    with torch.no_grad():
+        if statistics[0] is not None:
+            finite_only = passes_nan(norm.device.type)
+            track(norm[0], norm[1], Tracking(count, None, tuple(statistics), momentum, batches, channels, finite_only))
+        if activity is not None:
+            record(*outputs[2:4], Tracking(count, sums, channels=channels))
     return outputs
 
 
@@ -206,7 +228,7 @@ def batch_norm(
         y = torch.batch_norm(x.flatten(0, 1), weight, bias, mean, var, training, weighted, eps, on_cudnn)
         if apart and count:
             with torch.no_grad():
-                running.move(mean, var, running_mean, running_var, momentum, None, passes_nan(x.device.type))
+                move(mean, var, running_mean, running_var, momentum, None, passes_nan(x.device.type))
         return y.unflatten(0, x.shape[:2])
     *moments, count = synchronized_moments(x, count, process_group)
     mean, var = (z.to(state_dtype(x)) for z in moments)
@@ -226,9 +248,18 @@ def _count(x: Tensor, steps: int, process_group: Any) -> int:
 
 
 @torch.no_grad()
-def _track(mean: Tensor, var: Tensor, *statistics: Any) -> None:
-    """:func:`sca_kernels.reference.running.track` where no operator does it."""
-    running.track(mean, var, *statistics, passes_nan(mean.device.type))
+def _track(
+    mean: Tensor,
+    var: Tensor,
+    count: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float | Tensor,
+    channels: Tensor | None,
+) -> None:
+    """Move running statistics towards those of ``count`` values, a tensor, of all ranks."""
+    unbiased = var * (count / (count - 1).clamp(min=1))
+    move(mean, unbiased, running_mean, running_var, momentum, channels, passes_nan(mean.device.type))
 
 
 def _is_negated(p: Tensor) -> bool:

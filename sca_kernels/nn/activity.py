@@ -9,7 +9,7 @@ from .. import checks
 from ..functional import ActivitySums, NeuronOutput
 from ..layout import spatial_size
 from ..ops.guards import SUMS
-from ..reference import running
+from ..tracking import Tracking, record
 from .group import ChannelGroup
 
 
@@ -65,7 +65,6 @@ class Activity:
         device = out.spike_count.device
         index = None if group is None else group.index(device)
         sums = self.begin(out.spike_count.numel() if group is None else group.num_channels, device, index)
-        running.record(
-            out.spike_count, out.membrane_l1, seen, (sums.spike_count, sums.membrane_l1, sums.positions), index
-        )
+        tracking = Tracking(seen, (sums.spike_count, sums.membrane_l1, sums.positions), channels=index)
+        record(out.spike_count, out.membrane_l1, tracking)
         self.keep()

@@ -214,10 +214,10 @@ class BatchNormNeuron(Normalisation, NeuronModule):
         arguments = self.call_arguments(x)
         if group is not None:
             arguments["channels"] = group.index(x.device)
-        out = F.batch_norm_neuron(
+        return F.batch_norm_neuron(
             x,
-            gathered(self.weight, group),
-            gathered(self.bias, group),
+            self.weight,
+            self.bias,
             self.running_mean if known else None,
             self.running_var if known else None,
             self.training,
@@ -228,11 +228,9 @@ class BatchNormNeuron(Normalisation, NeuronModule):
             w=self.leak_parameter(),
             time_steps=time_steps,
             process_group=self.process_group,
+            num_batches_tracked=self.num_batches_tracked if tracking else None,
             **arguments,
         )
-        if tracking:
-            self.num_batches_tracked.add_(1)
-        return out
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, {NeuronModule.extra_repr(self)}"

@@ -6,7 +6,7 @@ no kernel reads or writes where nothing is (:mod:`sca_kernels.ops.guards`). An e
 that can run.
 """
 
-from .batch_norm import batch_norm_backward, batch_norm_forward, recorded_batch_norm_forward
+from .batch_norm import batch_norm_backward, batch_norm_forward, batch_norm_inference, recorded_batch_norm_forward
 from .bitpack import pack_spikes, unpack_spikes
 from .channel_conv import channel_conv2d, channel_conv2d_backward
 from .channel_conv import channel_conv2d_by_torch as channel_conv2d_by_torch
@@ -19,6 +19,7 @@ from .neuron import neuron_backward, neuron_forward, recorded_neuron_forward
 __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
+    "batch_norm_inference",
     "channel_conv2d",
     "channel_conv2d_backward",
     "neuron_backward",

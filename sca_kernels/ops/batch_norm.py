@@ -1,16 +1,19 @@
 """``sca_kernels::batch_norm_forward`` and its backward: training batch norm fused in front of a neuron;
-``recorded_batch_norm_forward`` moves running statistics and adds the activity to sums as well."""
+``recorded_batch_norm_forward`` moves running statistics and adds the activity to sums as well.
+``batch_norm_inference`` takes given statistics, and is not differentiable."""
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from torch import Tensor
 
 from ..backends import run
-from ..backends.base import Backend, Forward
+from ..checks import describe
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
+from ..tracking import Tracking
 from .common import (
     Operator,
     fake_forward,
@@ -21,7 +24,7 @@ from .common import (
     passes_nan,
     seen,
 )
-from .guards import SUMS, guard_neuron, guard_sums, guard_vectors
+from .guards import SUMS, guard_counter, guard_list_of, guard_long, guard_neuron, guard_sums, guard_vectors
 
 
 @Operator
@@ -35,6 +38,7 @@ def batch_norm_forward(
     v_init: Tensor | None,
     mask: Tensor | None,
     return_v: bool,
+    channels: Tensor | None,
     backend: str,
     neuron: str,
     tau: float,
@@ -45,33 +49,42 @@ def batch_norm_forward(
     surrogate: str,
     alpha: float,
     beta: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Behind the outputs of a neuron stands ``norm`` [4, C]: mean, biased variance, scale, shift. ``channels``: where
+    those of x stand in weight and bias, if these are longer."""
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
-    arguments = x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
-    _, (out, mean, var) = _run(*arguments, backend)
-    return *forward_outputs(out, x), mean, var
+    arguments = x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v, channels
+    return _run(arguments, backend, None)
 
 
-def _run(
-    x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v, backend
-) -> tuple[Backend, tuple[Forward, Tensor, Tensor]]:
-    guard_vectors(x, ("weight", "bias", "rate", "mask"), weight, bias, rate, mask)
-    arguments = x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
-    return run(backend, "batch_norm_forward", x, *arguments)
+def _run(arguments: tuple[Any, ...], backend: str, tracking: Tracking | None) -> tuple[Tensor | None, ...]:
+    """Outputs of the operator; what is to be tracked is once they have turned out well."""
+    x, _, _, weight, bias, _, rate, _, mask, _, channels = arguments
+    guard_vectors(x, ("rate", "mask"), rate, mask)
+    guard_long(x, channels, ("weight", "bias"), weight, bias)
+    found, (out, norm) = run(backend, "batch_norm_forward", x, *arguments, tracking)
+    outputs = forward_outputs(out, x)
+    if tracking is not None and not out.has_tracked:
+        found.finish(out, norm, tracking)
+    return *outputs, norm
 
 
 @batch_norm_forward.guarded
-def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, backend, *config):
+def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, channels, backend, *config):
     guard_neuron(x, time_steps, rate, NeuronConfig(*config), v_init=v_init)
+    guard_list_of(x, channels, weight, bias)
 
 
 @batch_norm_forward.fake
-def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, backend, *config):
-    stats = [x.new_empty(x.shape[2], dtype=state_dtype(x)) for _ in range(2)]
-    return *fake_forward(x, time_steps, return_v), *stats
+def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, channels, backend, *config):
+    return *fake_forward(x, time_steps, return_v), x.new_empty((4, x.shape[2]), dtype=state_dtype(x))
 
 
-@functools.partial(Operator, changed=("running_mean", "running_var", *SUMS), plain=(*SUMS, "channels"))
+@functools.partial(
+    Operator,
+    changed=("running_mean", "running_var", "batches", *SUMS),
+    plain=("batches", *SUMS, "channels"),
+)
 def recorded_batch_norm_forward(
     x: Tensor,
     time_steps: int,
@@ -82,6 +95,7 @@ def recorded_batch_norm_forward(
     v_init: Tensor | None,
     mask: Tensor | None,
     return_v: bool,
+    channels: Tensor | None,
     backend: str,
     neuron: str,
     tau: float,
@@ -94,41 +108,88 @@ def recorded_batch_norm_forward(
     beta: float,
     running_mean: Tensor | None,
     running_var: Tensor | None,
+    batches: Tensor | None,
     momentum: float,
     momentum_tensor: Tensor | None,
     spike_count: Tensor | None,
     membrane_l1: Tensor | None,
     positions: Tensor | None,
-    channels: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Behind beta: running statistics (None: not tracked), the weight of this batch in them (the tensor, where there is
-    one), sums of activity (None: not recorded), and where x's channels stand in all of these; see
-    :mod:`sca_kernels.reference.running`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Behind beta: running statistics (None: not tracked), a counter of batches, the weight of this batch in the
+    statistics (the tensor, where there is one), and sums of activity (None: not recorded); ``channels``: where those of
+    x stand in all of these. See :class:`sca_kernels.tracking.Tracking`."""
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
-    arguments = x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
-    found, (out, mean, var) = _run(*arguments, backend)
-    outputs = forward_outputs(out, x)
-    sums = None if spike_count is None else (spike_count, membrane_l1, positions)
-    statistics, finite_only = None, False
-    if running_mean is not None:
-        share = momentum if momentum_tensor is None else momentum_tensor
-        statistics, finite_only = (mean, var, running_mean, running_var, share), passes_nan(x.device.type)
-    found.finish(out, seen(x, time_steps), sums, statistics, channels, finite_only)
-    return *outputs, mean, var
+    arguments = x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v, channels
+    tracking = Tracking(
+        seen(x, time_steps),
+        None if spike_count is None else (spike_count, membrane_l1, positions),
+        None if running_mean is None else (running_mean, running_var),
+        momentum if momentum_tensor is None else momentum_tensor,
+        batches,
+        channels,
+        running_mean is not None and passes_nan(x.device.type),
+    )
+    return _run(arguments, backend, tracking)
 
 
 @recorded_batch_norm_forward.guarded
-def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, backend, *rest):
-    *config, running_mean, running_var, _, _, spike_count, membrane_l1, positions, channels = rest
+def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, channels, backend, *rest):
+    *config, running_mean, running_var, batches, _, _, spike_count, membrane_l1, positions = rest
     guard_neuron(x, time_steps, rate, NeuronConfig(*config), v_init=v_init)
+    guard_list_of(x, channels, weight, bias)
     guard_sums(x, channels, spike_count=spike_count, membrane_l1=membrane_l1, positions=positions)
     guard_sums(x, channels, running_mean=running_mean, running_var=running_var)
+    guard_counter("batches", batches)
 
 
 @recorded_batch_norm_forward.fake
-def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, backend, *rest):
-    stats = [x.new_empty(x.shape[2], dtype=state_dtype(x)) for _ in range(2)]
-    return *fake_forward(x, time_steps, return_v), *stats
+def _(x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, channels, backend, *rest):
+    return *fake_forward(x, time_steps, return_v), x.new_empty((4, x.shape[2]), dtype=state_dtype(x))
+
+
+@Operator
+def batch_norm_inference(
+    x: Tensor,
+    time_steps: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    rate: Tensor | None,
+    v_init: Tensor | None,
+    mask: Tensor | None,
+    return_v: bool,
+    channels: Tensor | None,
+    backend: str,
+    neuron: str,
+    tau: float,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    detach_reset: bool,
+    surrogate: str,
+    alpha: float,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The outputs of a neuron behind batch norm by given statistics; ``channels``: where those of x stand in these,
+    weight and bias, if they are longer."""
+    config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
+    guard_vectors(x, ("rate", "mask"), rate, mask)
+    guard_long(x, channels, ("weight", "bias", "mean", "var"), weight, bias, mean, var)
+    arguments = x, time_steps, config, weight, bias, mean, var, eps, rate, v_init, mask, return_v, channels
+    return forward_outputs(run(backend, "batch_norm_inference", x, *arguments)[1], x)
+
+
+@batch_norm_inference.guarded
+def _(x, time_steps, weight, bias, mean, var, eps, rate, v_init, mask, return_v, channels, backend, *config):
+    guard_neuron(x, time_steps, rate, NeuronConfig(*config), v_init=v_init)
+    guard_list_of(x, channels, weight, bias, mean, var)
+
+
+@batch_norm_inference.fake
+def _(x, time_steps, weight, bias, mean, var, eps, rate, v_init, mask, return_v, channels, backend, *config):
+    return fake_forward(x, time_steps, return_v)
 
 
 @Operator
@@ -139,11 +200,11 @@ def batch_norm_backward(
     time_steps: int,
     weight: Tensor | None,
     bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
+    norm: Tensor,
     eps: float,
     rate: Tensor | None,
     v_init: Tensor | None,
+    channels: Tensor | None,
     backend: str,
     neuron: str,
     tau: float,
@@ -156,19 +217,23 @@ def batch_norm_backward(
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
-    guard_vectors(x, ("weight", "bias", "mean", "var", "rate"), weight, bias, mean, var, rate)
-    arguments = grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
+    guard_vectors(x, ("mean", "rate"), norm[0], rate)
+    guard_long(x, channels, ("weight", "bias"), weight, bias)
+    arguments = grad_spikes, grad_v, x, time_steps, config, weight, bias, norm, eps, rate, v_init, channels
     return run(backend, "batch_norm_backward", x, *arguments)[1]
 
 
 @batch_norm_backward.guarded
-def _(grad_spikes, grad_v, x, time_steps, weight, bias, mean, var, eps, rate, v_init, backend, *config):
+def _(grad_spikes, grad_v, x, time_steps, weight, bias, norm, eps, rate, v_init, channels, backend, *config):
     like_x = {"v_init": v_init, "grad_v": grad_v, "grad_spikes": grad_spikes}
     guard_neuron(x, time_steps, rate, NeuronConfig(*config), **like_x)
+    guard_list_of(x, channels, weight, bias)
+    if norm.shape != (4, x.shape[2]) or not norm.is_contiguous():
+        raise ValueError(f"norm: expected a contiguous tensor [4, {x.shape[2]}], got {describe(norm)}")
 
 
 @batch_norm_backward.fake
-def _(grad_spikes, grad_v, x, time_steps, weight, bias, mean, var, eps, rate, v_init, backend, *config):
+def _(grad_spikes, grad_v, x, time_steps, weight, bias, norm, eps, rate, v_init, channels, backend, *config):
     return (
         empty_activation(x, x.shape[0]),
         fake_gradient(weight, x),
@@ -179,19 +244,19 @@ def _(grad_spikes, grad_v, x, time_steps, weight, bias, mean, var, eps, rate, v_
 
 
 def _setup(ctx, inputs, output):
-    x, time_steps, weight, bias, eps, rate, v_init, _mask, return_v, *rest = inputs
-    ctx.save_for_backward(x, weight, bias, rate, v_init, output[4], output[5])
+    x, time_steps, weight, bias, eps, rate, v_init, _mask, return_v, channels, *rest = inputs
+    ctx.save_for_backward(x, weight, bias, rate, v_init, output[4], channels)
     ctx.time_steps, ctx.eps, ctx.rest, ctx.inputs = time_steps, eps, rest[:10], len(inputs)
     ctx.mark_non_differentiable(*not_differentiable(output, return_v))
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad_spikes, grad_v, *_):
-    x, weight, bias, rate, v_init, mean, var = ctx.saved_tensors
+    x, weight, bias, rate, v_init, norm, channels = ctx.saved_tensors
     grads = [None] * ctx.inputs
     if grad_spikes is not None or grad_v is not None:
         g = batch_norm_backward(
-            grad_spikes, grad_v, x, ctx.time_steps, weight, bias, mean, var, ctx.eps, rate, v_init, *ctx.rest
+            grad_spikes, grad_v, x, ctx.time_steps, weight, bias, norm, ctx.eps, rate, v_init, channels, *ctx.rest
         )
         grads[0] = g[0]
         for slot, given, z in zip((2, 3, 5, 6), (weight, bias, rate, v_init), g[1:], strict=True):

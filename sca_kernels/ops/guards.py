@@ -40,6 +40,34 @@ def guard_vectors(x: Tensor, names: Sequence[str], *vectors: Tensor | None) -> N
                 raise ValueError(f"{names[i]}: expected a contiguous {wanted} vector {list(shape)}, got {describe(z)}")
 
 
+def guard_long(x: Tensor, channels: Tensor | None, names: Sequence[str], *vectors: Tensor | None) -> None:
+    """Per-channel vectors are contiguous, in the state's dtype, and [C] or, with a list of channels, longer."""
+    shape, dtype = x.shape[2:3], state_dtype(x)
+    for i, z in enumerate(vectors):
+        if z is None or (z.dtype is dtype and z.is_contiguous() and z.shape == shape):
+            continue
+        if channels is None or z.dim() != 1 or z.dtype is not dtype or not z.is_contiguous():
+            size = f"[{shape[0]}]" if channels is None else f"[{shape[0]}], or longer"
+            raise ValueError(f"{names[i]}: expected a contiguous {dtype} vector {size}, got {describe(z)}")
+
+
+def guard_list_of(x: Tensor, channels: Tensor | None, *vectors: Tensor | None) -> None:
+    """A list of x's channels names entries of all vectors that are not as wide as x."""
+    if channels is None:
+        return
+    guard_list("channels", channels)
+    if channels.numel() != x.shape[2]:
+        raise ValueError(f"channels: expected an index for each of {x.shape[2]} channels, got {describe(channels)}")
+    for z in vectors:
+        if z is not None and z.numel() != x.shape[2]:
+            check_values("channels", channels, z.numel())
+
+
+def guard_counter(name: str, counter: Tensor | None) -> None:
+    if counter is not None and (counter.dtype != torch.int64 or counter.numel() != 1):
+        raise ValueError(f"{name}: expected an int64 tensor of one, got {describe(counter)}")
+
+
 def guard_tensors(names: Sequence[str], arguments: Sequence[object]) -> None:
     """All tensors are plain ones, with memory of their own behind them, and on one device."""
     first = None

@@ -8,9 +8,9 @@ import functools
 from torch import Tensor
 
 from ..backends import run
-from ..backends.base import Backend, Forward
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
+from ..tracking import Tracking
 from .common import Operator, fake_forward, fake_gradient, forward_outputs, not_differentiable, or_empty, seen
 from .guards import SUMS, guard_neuron, guard_sums, guard_vectors
 
@@ -37,13 +37,20 @@ def neuron_forward(
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
-    return forward_outputs(_run(x, time_steps, config, scale, shift, rate, v_init, mask, return_v, backend)[1], x)
+    return _run(x, time_steps, config, scale, shift, rate, v_init, mask, return_v, backend, None)
 
 
-def _run(x, time_steps, config, scale, shift, rate, v_init, mask, return_v, backend) -> tuple[Backend, Forward]:
+def _run(
+    x, time_steps, config, scale, shift, rate, v_init, mask, return_v, backend, tracking
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Outputs of the operator; what is to be tracked is once they have turned out well."""
     guard_vectors(x, ("scale", "shift", "rate", "mask"), scale, shift, rate, mask)
     arguments = x, time_steps, config, scale, shift, rate, v_init, mask, return_v
-    return run(backend, "neuron_forward", x, *arguments)
+    found, out = run(backend, "neuron_forward", x, *arguments, tracking)
+    outputs = forward_outputs(out, x)
+    if tracking is not None and not out.has_tracked:
+        found.finish(out, None, tracking)
+    return outputs
 
 
 @neuron_forward.guarded
@@ -82,12 +89,10 @@ def recorded_neuron_forward(
     channels: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The last four are sums, and where x's channels stand in them; see
-    :func:`sca_kernels.reference.running.record`."""
+    :class:`sca_kernels.tracking.Tracking`."""
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
-    found, out = _run(x, time_steps, config, scale, shift, rate, v_init, mask, return_v, backend)
-    outputs = forward_outputs(out, x)
-    found.finish(out, seen(x, time_steps), (spike_count, membrane_l1, positions), None, channels, False)
-    return outputs
+    tracking = Tracking(seen(x, time_steps), (spike_count, membrane_l1, positions), channels=channels)
+    return _run(x, time_steps, config, scale, shift, rate, v_init, mask, return_v, backend, tracking)
 
 
 @recorded_neuron_forward.guarded

@@ -1,0 +1,185 @@
+"""All time steps of a neuron (twin of :mod:`sca_kernels.reference.multistep`): a launch forward, and one backward.
+
+Nothing but x is kept for the backward pass, which recomputes h.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..layout import empty_activation, empty_state
+from ..neurons import NeuronConfig
+from ..tracking import Tracking, track
+from .launcher import Launcher
+from .plan import Plan
+
+
+class Current(NamedTuple):
+    """How the input current follows from x: the affine prelude, the leak's rate and the first potential."""
+
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    rate: Tensor | None = None
+    v_init: Tensor | None = None
+
+
+class Outputs(NamedTuple):
+    """Spikes [T, N, C, *S], final v [N, C, *S] or None, spike_count int64 [C] and membrane_l1 float32 [C]."""
+
+    spikes: Tensor
+    v: Tensor | None
+    spike_count: Tensor
+    membrane_l1: Tensor
+
+
+def forward(
+    launcher: Launcher,
+    x: Tensor,
+    time_steps: int,
+    config: NeuronConfig,
+    current: Current,
+    mask: Tensor | None,
+    return_v: bool,
+    tracking: Tracking | None = None,
+    norm: Tensor | None = None,
+    **statistics: Any,
+) -> Outputs:
+    """Arguments as of :meth:`sca_kernels.backends.base.Backend.neuron_forward`.
+
+    Args:
+        tracking: what the launch changes in place beside; running statistics move towards the first rows of norm [4, C].
+        statistics: mean, var, weight, bias, eps and weight_channels in place of the current's scale and shift, see
+            :class:`Launcher`.
+    """
+    plan = Plan(launcher, x, time_steps, v_init=current.v_init)
+    out = Outputs(
+        empty_activation(x, time_steps),
+        empty_state(x, torch.float32) if return_v else None,
+        torch.empty(x.shape[2], dtype=torch.int64, device=x.device),
+        torch.empty(x.shape[2], dtype=torch.float32, device=x.device),
+    )
+    if not plan.tiles.programs:
+        out.spike_count.zero_()
+        out.membrane_l1.zero_()
+        return out
+    moved = tracking is not None and tracking.running is not None
+    # Statistics of another dtype are torch's business.
+    by_kernel = moved and all(z.dtype == torch.float32 for z in tracking.running)
+    launcher.forward(
+        plan,
+        config,
+        spikes=out.spikes,
+        v_init=plan.tensors["v_init"],
+        v_last=out.v,
+        scale=current.scale,
+        shift=current.shift,
+        rate=current.rate,
+        mask=mask,
+        spike_count=out.spike_count,
+        membrane_l1=out.membrane_l1,
+        **{"mean": None, "var": None, "weight": None, "bias": None, "eps": 0.0, "weight_channels": None, **statistics},
+        **_tracked(tracking, norm if by_kernel else None),
+    )
+    if moved and not by_kernel:
+        track(norm[0], norm[1], tracking)
+    return out
+
+
+def _tracked(tracking: Tracking | None, norm: Tensor | None) -> dict[str, Any]:
+    """The launcher's arguments for it."""
+    asked = Tracking(0) if tracking is None else tracking
+    spikes, l1, positions = (None, None, None) if asked.sums is None else asked.sums
+    mean, var = (None, None) if norm is None else asked.running
+    by_tensor = isinstance(asked.weight, Tensor)
+    return {
+        "channels": asked.channels,
+        "sums_spikes": spikes,
+        "sums_l1": l1,
+        "sums_positions": positions,
+        "seen": asked.seen,
+        "norm": norm,
+        "running_mean": mean,
+        "running_var": var,
+        "batches": asked.batches,
+        "weight_of_batch": 0.0 if by_tensor else float(asked.weight),
+        "weight_tensor": asked.weight if by_tensor else None,
+        "unbiased": asked.unbiased,
+        "finite_only": asked.finite_only,
+    }
+
+
+class Adjoint:
+    """The backward pass of one call; batch norm runs it twice, for the sums and then for grad_x."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        grad_spikes: Tensor | None,
+        grad_v: Tensor | None,
+        x: Tensor,
+        time_steps: int,
+        config: NeuronConfig,
+        current: Current,
+    ) -> None:
+        self.launcher, self.config, self.current = launcher, config, current
+        self.plan = Plan(launcher, x, time_steps, grad_spikes, grad_v=grad_v, v_init=current.v_init)
+
+    def _run(self, **arguments: Any) -> None:
+        absent = ("grad_x", "grad_v_init", "center", "slope", "offset", "first", "second", "third")
+        absent += ("coefficients", "norm", "weight", "weight_channels")
+        numbers = {"sums": False, "eps": 0.0, "count": 1, "presentations": 1, "grad_size": 0}
+        tensors = {name: self.plan.tensors[name] for name in ("grad_v", "v_init")}
+        vectors = {"scale": self.current.scale, "shift": self.current.shift, "rate": self.current.rate}
+        self.launcher.backward(
+            self.plan, self.config, **{**dict.fromkeys(absent), **numbers, **tensors, **vectors, **arguments}
+        )
+
+    def sums(self, *outputs: Tensor | None, **arguments: Any) -> None:
+        """Write the sums of g, of g * (x - center) and of the rate's gradient, each where it is wanted; or what follows
+        from them, see :class:`Launcher`."""
+        first, second, third = (*outputs, None, None, None)[:3]
+        if self.plan.tiles.programs:
+            self._run(sums=True, first=first, second=second, third=third, **arguments)
+        else:
+            zeros(first, second, third, arguments.get("coefficients"))
+
+    def gradients(self, *outputs: Tensor | None, **arguments: Any) -> tuple[Tensor, Tensor | None]:
+        """Gradients of x and of v_init (None where there was none); ``slope`` and ``offset`` enter that of x. With
+        outputs the sums are written as well."""
+        x = self.plan.x
+        grad_x = empty_activation(x, x.shape[0])
+        grad_v_init = None if self.current.v_init is None else empty_state(x, torch.float32)
+        wanted = any(z is not None for z in outputs)
+        if self.plan.tiles.programs:
+            named = dict(zip(("first", "second", "third"), outputs, strict=False))
+            self._run(grad_x=grad_x, grad_v_init=grad_v_init, sums=wanted, **named, **arguments)
+        else:
+            zeros(*outputs)
+        return grad_x, grad_v_init
+
+
+def zeros(*outputs: Tensor | None) -> None:
+    """Sums over nothing."""
+    for z in outputs:
+        if z is not None:
+            z.zero_()
+
+
+def backward(
+    launcher: Launcher,
+    grad_spikes: Tensor | None,
+    grad_v: Tensor | None,
+    x: Tensor,
+    time_steps: int,
+    config: NeuronConfig,
+    current: Current,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, scale, shift, rate and v_init, as in
+    :meth:`sca_kernels.backends.base.Backend.neuron_backward`."""
+    adjoint = Adjoint(launcher, grad_spikes, grad_v, x, time_steps, config, current)
+    g_scale, g_shift, g_rate = (None if p is None else torch.empty_like(p) for p in current[:3])
+    g_x, g_v_init = adjoint.gradients(g_shift, g_scale, g_rate)
+    return g_x, g_scale, g_shift, g_rate, g_v_init
