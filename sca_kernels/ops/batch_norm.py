@@ -217,7 +217,7 @@ def batch_norm_backward(
     beta: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
-    guard_vectors(x, ("mean", "rate"), norm[0], rate)
+    guard_vectors(x, ("rate",), rate)
     guard_long(x, channels, ("weight", "bias"), weight, bias)
     arguments = grad_spikes, grad_v, x, time_steps, config, weight, bias, norm, eps, rate, v_init, channels
     return run(backend, "batch_norm_backward", x, *arguments)[1]
@@ -228,8 +228,8 @@ def _(grad_spikes, grad_v, x, time_steps, weight, bias, norm, eps, rate, v_init,
     like_x = {"v_init": v_init, "grad_v": grad_v, "grad_spikes": grad_spikes}
     guard_neuron(x, time_steps, rate, NeuronConfig(*config), **like_x)
     guard_list_of(x, channels, weight, bias)
-    if norm.shape != (4, x.shape[2]) or not norm.is_contiguous():
-        raise ValueError(f"norm: expected a contiguous tensor [4, {x.shape[2]}], got {describe(norm)}")
+    if norm.shape != (4, x.shape[2]) or norm.dtype != state_dtype(x) or not norm.is_contiguous():
+        raise ValueError(f"norm: expected contiguous {state_dtype(x)} [4, {x.shape[2]}], got {describe(norm)}")
 
 
 @batch_norm_backward.fake

@@ -34,13 +34,18 @@ def calls(device, backend):
     )
     yield (
         "batch_norm_forward",
-        (x, 4, c, c, 1e-5, c, v, mask, True, backend, *PLIF),
+        (x, 4, c, c, 1e-5, c, v, mask, True, None, backend, *PLIF),
         {2: "weight", 3: "bias", 5: "rate", 6: "v_init", 7: "mask"},
     )
     yield (
+        "batch_norm_inference",
+        (x, 4, c, c, c, c, 1e-5, c, v, mask, True, None, backend, *PLIF),
+        {2: "weight", 3: "bias", 4: "mean", 5: "var", 7: "rate", 8: "v_init", 9: "mask"},
+    )
+    yield (
         "batch_norm_backward",
-        (x, v, x, 4, c, c, c, c, 1e-5, c, v, backend, *PLIF),
-        {0: "grad_spikes", 1: "grad_v", 4: "weight", 5: "bias", 6: "mean", 7: "var", 9: "rate", 10: "v_init"},
+        (x, v, x, 4, c, c, torch.rand(4, len(c), device=device), 1e-5, c, v, None, backend, *PLIF),
+        {0: "grad_spikes", 1: "grad_v", 4: "weight", 5: "bias", 6: "norm", 8: "rate", 9: "v_init"},
     )
     frames, weight = torch.ones(8, 2, 5, 6, device=device), torch.randn(4, 3, 3, 3, device=device)
     lists = torch.tensor([0, 2], device=device), torch.tensor([1, 3], device=device)

@@ -33,27 +33,45 @@ def samples(backend):
     yield "neuron_forward", (last[:1], 4, vector(), None, None, None, None, True, backend, *CONFIG)
     yield "neuron_backward", (x, None, x, 4, None, None, None, None, backend, *CONFIG)
     yield "neuron_backward", (None, v, last, 4, vector(), vector(), vector().sigmoid(), v, backend, *PLIF)
-    yield "batch_norm_forward", (x, 4, None, None, 1e-5, None, None, None, False, backend, *CONFIG)
+    yield "batch_norm_forward", (x, 4, None, None, 1e-5, None, None, None, False, None, backend, *CONFIG)
     yield (
         "batch_norm_forward",
-        (last, 4, vector(), vector(), 1e-5, vector().sigmoid(), v, mask, True, backend, *PLIF),
+        (last, 4, vector(), vector(), 1e-5, vector().sigmoid(), v, mask, True, None, backend, *PLIF),
+    )
+    listed = torch.tensor([0, 2, 5])
+    yield (
+        "batch_norm_forward",
+        (last, 4, vector(7), vector(7), 1e-5, None, v, mask, True, listed, backend, *CONFIG),
+    )
+    yield (
+        "batch_norm_inference",
+        (x, 4, vector(7), None, vector(7), vector(7), 1e-5, None, v, mask, True, listed, backend, *CONFIG),
+    )
+    yield (
+        "batch_norm_inference",
+        (last, 4, None, None, vector(), vector(), 1e-5, vector().sigmoid(), v, None, False, None, backend, *PLIF),
     )
     yield (
         "batch_norm_backward",
-        (last, v, x, 4, vector(), vector(), vector(), vector(), 1e-5, None, v, backend, *CONFIG),
+        (last, v, x, 4, vector(), vector(), torch.rand(4, 3), 1e-5, None, v, None, backend, *CONFIG),
     )
-    listed = torch.tensor([0, 2, 5])
+    yield (
+        "batch_norm_backward",
+        (last, v, x, 4, vector(7), None, torch.rand(4, 3), 1e-5, None, v, listed, backend, *CONFIG),
+    )
     yield "recorded_neuron_forward", (x, 4, None, None, None, None, None, False, backend, *CONFIG, *sums(3), None)
     yield (
         "recorded_neuron_forward",
         (last, 4, vector(), vector(), vector().sigmoid(), v, mask, True, backend, *PLIF, *sums(7), listed),
     )
-    norm = (x, 4, vector(), vector(), 1e-5, None, None, None, False, backend, *CONFIG)
-    yield "recorded_batch_norm_forward", (*norm, vector(), vector(), 0.1, None, None, None, None, None)
-    yield "recorded_batch_norm_forward", (*norm, None, None, 0.0, None, *sums(7), listed)
+    norm = (x, 4, vector(), vector(), 1e-5, None, None, None, False)
+    of_all, of_some = (*norm, None, backend, *CONFIG), (*norm, listed, backend, *CONFIG)
+    batches = torch.tensor(3)
+    yield "recorded_batch_norm_forward", (*of_all, vector(), vector(), batches, 0.1, None, None, None, None)
+    yield "recorded_batch_norm_forward", (*of_some, None, None, None, 0.0, None, *sums(7))
     yield (
         "recorded_batch_norm_forward",
-        (*norm, vector(7), vector(7), 0.0, torch.tensor(0.25, dtype=torch.float64), *sums(7), listed),
+        (*of_some, vector(7), vector(7), batches, 0.0, torch.tensor(0.25, dtype=torch.float64), *sums(7)),
     )
     spikes = (x > 0).float()
     yield "pack_spikes", (spikes, backend)

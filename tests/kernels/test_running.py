@@ -40,9 +40,10 @@ def plus(total, new, index):
 def expected(x, weight, bias, statistics, momentum, sums, index, backend, eps=1e-5):
     """What a training pass leaves: running statistics and activity, by calls of torch on what the operator gives."""
     given = (z if z is None or index is None else z[index] for z in (weight, bias))
-    *_, count, l1, mean, var = ops.batch_norm_forward(
-        x.detach(), x.shape[0], *given, eps, None, None, None, False, backend, *CONFIG
+    *_, count, l1, norm = ops.batch_norm_forward(
+        x.detach(), x.shape[0], *given, eps, None, None, None, False, None, backend, *CONFIG
     )
+    mean, var = norm[:2]
     seen = x[:, :, 0].numel()
     unbiased = var * (seen / max(seen - 1, 1))
     statistics = [moved(z, new, momentum, index) for z, new in zip(statistics, (mean, unbiased), strict=True)]
@@ -311,7 +312,7 @@ def test_guards_of_what_is_changed(name, wrong, says):
 
 def test_the_schema_says_what_is_changed():
     changed = {"spike_count", "membrane_l1", "positions"}
-    for name, more in (("neuron", set()), ("batch_norm", {"running_mean", "running_var"})):
+    for name, more in (("neuron", set()), ("batch_norm", {"running_mean", "running_var", "batches"})):
         schema = getattr(torch.ops.sca_kernels, f"recorded_{name}_forward").default._schema
         assert {a.name for a in schema.arguments if a.is_write} == changed | more
         assert not any(a.is_write for a in getattr(torch.ops.sca_kernels, f"{name}_forward").default._schema.arguments)
@@ -345,13 +346,15 @@ def test_a_backend_may_do_it_all_by_a_kernel_of_its_own(monkeypatch):
     module, x, _ = layer(True)
     module(x).sum().backward()
     nn.LIF()(x)
-    ((out, values, sums, statistics, channels, finite_only),) = seen
-    assert values == 120
-    assert sums[0] is module.activity.spike_count
-    assert (statistics[2] is module.running_mean, statistics[3] is module.running_var) == (True, True)
-    assert statistics[4] == 0.1
-    assert channels is module.group.index(torch.device("cpu"))
-    assert not finite_only
+    ((out, norm, tracking),) = seen
+    assert tracking.seen == 120
+    assert tracking.sums[0] is module.activity.spike_count
+    assert (tracking.running[0] is module.running_mean, tracking.running[1] is module.running_var) == (True, True)
+    assert tracking.batches is module.num_batches_tracked
+    assert tracking.weight == 0.1
+    assert tracking.channels is module.group.index(torch.device("cpu"))
+    assert not tracking.finite_only
+    assert norm.shape == (4, len(ACTIVE))
     assert torch.equal(out.spikes.sum((0, 1, 3, 4)).long(), out.spike_count)
     assert not module.running_mean.any()
 
