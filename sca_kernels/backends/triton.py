@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..gpu import batch_norm, neuron
+from ..gpu.neuron import Current
 from ..neurons import NeuronConfig
 from .base import (
     Backend,
@@ -36,12 +38,12 @@ def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     a small forward and backward, once per process: a driver too old, a missing C compiler, an unknown GPU or a release
     of Triton that refuses our kernels show nowhere else."""
     try:
-        from ..triton_kernels import multistep
+        from ..triton_kernels import launcher
 
-        x, current = torch.zeros(2, 1, 1, 4, dtype=dtype, device=device), multistep.Current(None, None, None, None)
+        x, current = torch.zeros(2, 1, 1, 4, dtype=dtype, device=device), Current()
         with _compiling():
-            spikes = multistep.forward(x, 2, _PROBED, current, None, True)[0]
-            multistep.backward(spikes, None, x, 2, _PROBED, current)
+            spikes = neuron.forward(launcher, x, 2, _PROBED, current, None, True)[0]
+            neuron.backward(launcher, spikes, None, x, 2, _PROBED, current)
     except Exception as error:  # whatever it is, it is the reason
         if would_fail_anywhere(error):
             raise
@@ -111,40 +113,42 @@ class TritonBackend(Backend):
         obstacle = _obstacle(numbered, dtype)
         return obstacle is None, obstacle or f"compute capability {capability[0]}.{capability[1]}"
 
-    def neuron_forward(self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v) -> Forward:
-        from ..triton_kernels import multistep
+    def neuron_forward(
+        self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v, tracking=None
+    ) -> Forward:
+        from ..triton_kernels import launcher
 
-        current = multistep.Current(scale, shift, rate, v_init)
+        arguments = x, time_steps, config, Current(scale, shift, rate, v_init), mask, return_v, tracking
         with _compiling():
-            return Forward(*multistep.forward(x, time_steps, config, current, mask, return_v))
+            return Forward(*neuron.forward(launcher, *arguments), has_tracked=True)
 
     def neuron_backward(
         self, grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init
     ) -> NeuronGradients:
-        from ..triton_kernels import multistep
+        from ..triton_kernels import launcher
 
-        current = multistep.Current(scale, shift, rate, v_init)
+        arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init)
         with _compiling():
-            return NeuronGradients(*multistep.backward(grad_spikes, grad_v, x, time_steps, config, current))
+            return NeuronGradients(*neuron.backward(launcher, *arguments))
 
-    def batch_norm_forward(
-        self, x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
-    ) -> tuple[Forward, Tensor, Tensor]:
-        from ..triton_kernels import batch_norm
+    def batch_norm_forward(self, *arguments) -> tuple[Forward, Tensor]:
+        from ..triton_kernels import launcher
 
-        arguments = x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
         with _compiling():
-            out, mean, var = batch_norm.forward(*arguments)
-        return Forward(*out), mean, var
+            out, norm = batch_norm.forward(launcher, *arguments)
+        return Forward(*out, has_tracked=True), norm
 
-    def batch_norm_backward(
-        self, grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
-    ) -> BatchNormGradients:
-        from ..triton_kernels import batch_norm
+    def batch_norm_backward(self, *arguments) -> BatchNormGradients:
+        from ..triton_kernels import launcher
 
-        arguments = grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
         with _compiling():
-            return BatchNormGradients(*batch_norm.backward(*arguments))
+            return BatchNormGradients(*batch_norm.backward(launcher, *arguments))
+
+    def batch_norm_inference(self, *arguments) -> Forward:
+        from ..triton_kernels import launcher
+
+        with _compiling():
+            return Forward(*batch_norm.inference(launcher, *arguments))
 
     def channel_conv2d(self, x, weight, bias, geometry, channels, full_output, path) -> Tensor:
         if path != "implicit":

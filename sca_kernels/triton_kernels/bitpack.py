@@ -7,7 +7,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ..spikes import check_earlier, check_launched, flag
-from .tiling import launch
 
 _BYTES = 512
 
@@ -61,4 +60,5 @@ def unpack(packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
 
 
 def _launch(kernel, on: Tensor, numel: int, **tensors: Tensor) -> None:
-    launch(kernel, triton.cdiv(numel, 8 * _BYTES), on, **tensors, numel=numel, BYTES=_BYTES, WHOLE=numel % 8 == 0)
+    with torch.cuda.device_of(on):
+        kernel[(triton.cdiv(numel, 8 * _BYTES),)](**tensors, numel=numel, BYTES=_BYTES, WHOLE=numel % 8 == 0)

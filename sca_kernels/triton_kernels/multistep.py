@@ -1,41 +1,28 @@
 """All time steps of a neuron in Triton: one forward and one backward kernel for every neuron, surrogate, reset and
-layout (twin of :mod:`sca_kernels.reference.multistep`).
+layout (twin of :mod:`sca_kernels.reference.multistep`; :mod:`sca_kernels.gpu.neuron` starts them).
 
 Nothing but x is kept for the backward pass, which recomputes h: in registers where T is short, else chunk by chunk,
 after a first pass that writes v at the start of each chunk to a scratch buffer of the program.
 """
 
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ..layout import dense_strides, empty_activation, empty_state, is_channels_last
-from ..neurons import NEURONS, NeuronConfig
-from ..twins import triton_of_neuron, triton_of_surrogate
-from . import neurons, surrogates
+from .finish import by_column, finished_end, finished_channels, finished_sum, is_finishing, put_partial
+from .norm import coefficients_of_norm, prelude, store_zeros_between
 from .tiling import (
-    GEOMETRY,
-    Steps,
     dense,
     exists,
-    launch,
+    listed,
     live_at,
     load_steps,
     of_channel,
-    put_partial,
-    steps_of,
+    own_channels,
+    over_tiles,
+    own_stripe,
     strided,
-    strides_of,
-    tile,
-    tile_indices,
-    write_sums,
+    tile_at,
 )
-
-_VECTORS = ["scale", "shift", "rate", "mask", "center", "slope", "offset"]
-"""Per-channel arguments: rows of larger buffers among them, so of any alignment."""
 
 
 @triton.jit
@@ -64,7 +51,61 @@ def _initial(v_init, at, valid, v_rest):
         return tl.load(v_init + at, mask=valid, other=0.0)
 
 
-@triton.jit(do_not_specialize=GEOMETRY + strides_of("x"), do_not_specialize_on_alignment=_VECTORS)
+@triton.jit
+def _moved(running, new, weight, finite):
+    """A running statistic moved towards a new one, as torch.lerp does it; where that is finite."""
+    by = new - running
+    return tl.where(finite, tl.where(tl.abs(weight) < 0.5, running + weight * by, new - by * (1 - weight)), running)
+
+
+@triton.jit
+def _finish_activity(
+    count,
+    l1,
+    channel,
+    there,
+    spike_count,
+    membrane_l1,
+    channels,
+    sums_spikes,
+    sums_l1,
+    sums_positions,
+    seen,
+    norm,
+    running_mean,
+    running_var,
+    weight_of_batch,
+    weight_tensor,
+    unbiased,
+    all_channels,
+    FINITE_ONLY: tl.constexpr,
+):
+    """What is made of some channels' sums, see :meth:`~sca_kernels.gpu.launcher.Launcher.forward`."""
+    l1 = l1.to(tl.float32)
+    tl.store(spike_count + channel, count.to(tl.int64), mask=there)
+    tl.store(membrane_l1 + channel, l1, mask=there)
+    at = listed(channels, channel, there, channel)
+    if sums_spikes is not None:
+        old = tl.load(sums_spikes + at, mask=there, other=0)
+        tl.store(sums_spikes + at, old + count.to(tl.int64), mask=there)
+        old = tl.load(sums_l1 + at, mask=there, other=0.0)
+        tl.store(sums_l1 + at, old + l1.to(tl.float64), mask=there)
+        old = tl.load(sums_positions + at, mask=there, other=0)
+        tl.store(sums_positions + at, old + seen, mask=there)
+    if running_mean is not None:
+        weight = weight_of_batch if weight_tensor is None else tl.load(weight_tensor).to(tl.float32)
+        mean = tl.load(norm + channel, mask=there, other=0.0)
+        var = tl.load(norm + all_channels + channel, mask=there, other=0.0) * unbiased
+        finite = (tl.abs(mean) < float("inf")) & (tl.abs(var) < float("inf"))  # not where one is NaN
+        if not FINITE_ONLY:
+            finite = there
+        old = tl.load(running_mean + at, mask=there, other=0.0)
+        tl.store(running_mean + at, _moved(old, mean, weight, finite), mask=there)
+        old = tl.load(running_var + at, mask=there, other=0.0)
+        tl.store(running_var + at, _moved(old, var, weight, finite), mask=there)
+
+
+@over_tiles
 def forward_kernel(
     x,
     spikes,
@@ -74,7 +115,27 @@ def forward_kernel(
     shift,
     rate,
     mask,
+    mean,
+    var,
+    weight,
+    bias,
+    weight_channels,
     partials,
+    counters,
+    spike_count,
+    membrane_l1,
+    channels,
+    sums_spikes,
+    sums_l1,
+    sums_positions,
+    norm,
+    running_mean,
+    running_var,
+    weight_tensor,
+    batches,
+    weight_of_batch: tl.float32,
+    unbiased: tl.float32,
+    seen: tl.int64,
     leak: tl.float32,
     v_threshold: tl.float32,
     v_rest: tl.float32,
@@ -84,12 +145,15 @@ def forward_kernel(
     fold: tl.int64,
     stripes: tl.int64,
     splits: tl.int64,
+    group: tl.int64,
     tiles: tl.int64,
     time_steps: tl.int64,
     x_t: tl.int64,
     x_outer: tl.int64,
     x_inner: tl.int64,
     x_stripe: tl.int64,
+    EPS: tl.constexpr,
+    FINITE_ONLY: tl.constexpr,
     STEPS: tl.constexpr,
     CHUNKED: tl.constexpr,
     REPEAT: tl.constexpr,
@@ -98,20 +162,28 @@ def forward_kernel(
     DIVIDE: tl.constexpr,
     SOFT: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    FOLDED: tl.constexpr,
     UNEVEN: tl.constexpr,
     ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    stripe = program % stripes
-    split = program // stripes
+    stripe, split, first_tile = own_stripe(stripes, tiles)
     columns = columns * ALIGN
     step = rows * columns if INTERLEAVED else rows * columns * stripes
-    if scale is not None:
-        scale = of_channel(scale, stripe, columns, fold, INTERLEAVED, COLUMNS)
-    if shift is not None:
-        shift = of_channel(shift, stripe, columns, fold, INTERLEAVED, COLUMNS)
+    if mean is not None:
+        channel, there = own_channels(stripe, columns, fold, INTERLEAVED, COLUMNS)
+        at = listed(weight_channels, channel, there, channel)
+        scale, shift = prelude(tl.load(mean + at, mask=there, other=0.0), tl.load(var + at, mask=there, other=1.0),
+                               weight, bias, at, there, EPS)
+        scale = scale[None, :]
+        shift = shift[None, :]
+    else:
+        if scale is not None:
+            scale = of_channel(scale, stripe, columns, fold, INTERLEAVED, COLUMNS)
+        if shift is not None:
+            shift = of_channel(shift, stripe, columns, fold, INTERLEAVED, COLUMNS)
     if rate is not None:
         leak = of_channel(rate, stripe, columns, fold, INTERLEAVED, COLUMNS)
     if mask is not None:
@@ -120,9 +192,11 @@ def forward_kernel(
     count = tl.zeros([ROWS, COLUMNS], tl.int32)
     l1 = tl.zeros([ROWS, COLUMNS], tl.float32)
     for i in range(tiles):
-        row, column, valid = tile_indices(split * tiles + i, stripe, rows, columns, INTERLEAVED, ROWS, COLUMNS)
-        x_at = x + strided(row, column, stripe, x_outer, x_inner, x_stripe, inner, UNEVEN, ALIGN)
-        at = dense(row, column, stripe, stripes, columns, INTERLEAVED)
+        row, column, valid = tile_at(first_tile + i, stripe, rows, columns, INTERLEAVED, ROWS, COLUMNS)
+        x_at = x + strided(
+            row, column, stripe, x_outer, x_inner, x_stripe, inner, UNEVEN, ALIGN, ROWS, COLUMNS
+        )
+        at = dense(row, column, stripe, stripes, columns, INTERLEAVED, ROWS, COLUMNS)
         v = _initial(v_init, at, valid, v_rest)
         tile_count = tl.zeros([ROWS, COLUMNS], tl.int32)
         tile_l1 = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -142,8 +216,39 @@ def forward_kernel(
         l1 += tl.where(valid, tile_l1, 0.0)
         if v_last is not None:
             tl.store(v_last + at, v, mask=valid)
-    put_partial(partials, 0, count, split, splits, stripe, stripes, columns, INTERLEAVED, COLUMNS)
-    put_partial(partials, 1, l1, split, splits, stripe, stripes, columns, INTERLEAVED, COLUMNS)
+
+    for q in tl.static_range(2):
+        sums = by_column(count if q == 0 else l1, INTERLEAVED)
+        put_partial(
+            *(partials, q, sums, stripe, split, stripes, splits, group, fold), INTERLEAVED, FOLDED, COLUMNS, SLOTS
+        )
+    if is_finishing(partials, counters, stripe, split, stripes, splits, group, 2, FOLDED, SLOTS):
+        for start in range(0, finished_end(columns, fold, FOLDED, COLUMNS), COLUMNS):
+            channel, there = finished_channels(start, stripe, columns, fold, INTERLEAVED, FOLDED, COLUMNS)
+            place = (channel, there, stripes, splits, group, fold)
+            _finish_activity(
+                finished_sum(partials, 0, *place, FOLDED, COLUMNS, SLOTS),
+                finished_sum(partials, 1, *place, FOLDED, COLUMNS, SLOTS),
+                channel,
+                there,
+                spike_count,
+                membrane_l1,
+                channels,
+                sums_spikes,
+                sums_l1,
+                sums_positions,
+                seen,
+                norm,
+                running_mean,
+                running_var,
+                weight_of_batch,
+                weight_tensor,
+                unbiased,
+                columns // fold if INTERLEAVED else stripes,
+                FINITE_ONLY,
+            )
+        if batches is not None and (FOLDED or stripe == 0):
+            tl.store(batches, tl.load(batches) + 1)
 
 
 @triton.jit
@@ -171,18 +276,15 @@ def _potentials(
 
 
 @triton.jit
-def _input_gradient(g, x, scale, slope, offset):
+def _input_gradient(g, x, scale, center, slope, offset):
     if scale is not None:
         g = g * scale
     if slope is not None:
-        g = g + (slope * x.to(tl.float32) + offset)
+        g += tl.fma(slope + tl.zeros_like(g), x.to(tl.float32) - center, offset + tl.zeros_like(g))
     return g
 
 
-@triton.jit(
-    do_not_specialize=GEOMETRY + strides_of("x") + strides_of("grad_spikes"),
-    do_not_specialize_on_alignment=_VECTORS,
-)
+@over_tiles
 def backward_kernel(
     grad_spikes,
     grad_v,
@@ -197,7 +299,18 @@ def backward_kernel(
     slope,
     offset,
     partials,
+    counters,
     checkpoints,
+    first,
+    second,
+    third,
+    coefficients,
+    norm,
+    weight,
+    weight_channels,
+    count: tl.int64,
+    presentations: tl.int64,
+    grad_size: tl.int64,
     leak: tl.float32,
     v_threshold: tl.float32,
     v_rest: tl.float32,
@@ -209,6 +322,7 @@ def backward_kernel(
     fold: tl.int64,
     stripes: tl.int64,
     splits: tl.int64,
+    group: tl.int64,
     tiles: tl.int64,
     time_steps: tl.int64,
     x_t: tl.int64,
@@ -219,6 +333,7 @@ def backward_kernel(
     grad_spikes_outer: tl.int64,
     grad_spikes_inner: tl.int64,
     grad_spikes_stripe: tl.int64,
+    EPS: tl.constexpr,
     STEPS: tl.constexpr,
     CHUNKED: tl.constexpr,
     REPEAT: tl.constexpr,
@@ -231,17 +346,21 @@ def backward_kernel(
     SOFT: tl.constexpr,
     DETACH_RESET: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    FOLDED: tl.constexpr,
     UNEVEN: tl.constexpr,
     ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):
-    """With g the gradient of the input current: grad_x = scale * g + slope * x + offset; partials = sums of g, of
-    g * (x - center), and of the rate's gradient. What is None is not read, written or summed. Where a tile reaches
-    beyond the tensors, the gradients that come in are loaded as zeros, and all that follow from them are zeros."""
-    program = tl.program_id(0).to(tl.int64)
-    stripe = program % stripes
-    split = program // stripes
+    """With g the gradient of the input current: grad_x = scale * g + slope * (x - center) + offset, and sums of g, of
+    g * (x - center), and of the rate's gradient, see :meth:`~sca_kernels.gpu.launcher.Launcher.backward`. What is None
+    is not read, written or summed. Where a tile reaches beyond the tensors, the gradients that come in are loaded as
+    zeros, and all that follow from them are zeros.
+
+    Behind the threshold nothing has to be rounded as the equations say: there multiplications and additions are fused.
+    """
+    stripe, split, first_tile = own_stripe(stripes, tiles)
     columns = columns * ALIGN
     step = rows * columns if INTERLEAVED else rows * columns * stripes
     if scale is not None:
@@ -260,16 +379,18 @@ def backward_kernel(
     rate_of_leak = 1.0 / leak if DIVIDE else leak
     chunks = tl.cdiv(time_steps, STEPS) if CHUNKED else 1
     if CHUNKED:
-        row = program * chunks * ROWS + tl.arange(0, ROWS)
-        checkpoints += (row * COLUMNS)[:, None] + tl.arange(0, COLUMNS)[None, :]
+        at = (tl.program_id(0).to(tl.int64) * chunks * ROWS + tl.arange(0, ROWS)) * COLUMNS
+        checkpoints += at[:, None] + tl.arange(0, COLUMNS)[None, :]
 
     sum_g = tl.zeros([ROWS, COLUMNS], tl.float32)
     sum_gx = tl.zeros([ROWS, COLUMNS], tl.float32)
     sum_rate = tl.zeros([ROWS, COLUMNS], tl.float32)
     for i in range(tiles):
-        row, column, valid = tile_indices(split * tiles + i, stripe, rows, columns, INTERLEAVED, ROWS, COLUMNS)
-        x_at = x + strided(row, column, stripe, x_outer, x_inner, x_stripe, inner, UNEVEN, ALIGN)
-        at = dense(row, column, stripe, stripes, columns, INTERLEAVED)
+        row, column, valid = tile_at(first_tile + i, stripe, rows, columns, INTERLEAVED, ROWS, COLUMNS)
+        x_at = x + strided(
+            row, column, stripe, x_outer, x_inner, x_stripe, inner, UNEVEN, ALIGN, ROWS, COLUMNS
+        )
+        at = dense(row, column, stripe, stripes, columns, INTERLEAVED, ROWS, COLUMNS)
         v = _initial(v_init, at, valid, v_rest)
         if CHUNKED:
             tl.debug_barrier()  # other threads may still read what the last tile left here
@@ -286,35 +407,34 @@ def backward_kernel(
         g_x = tl.zeros([ROWS, COLUMNS], tl.float32)  # of a repeated step
         for back in range(chunks):
             chunk = chunks - 1 - back
-            first = chunk * STEPS
-            xs = load_steps(x_at, first, x_t * ALIGN, valid, time_steps, STEPS, CHUNKED, REPEAT)
+            begin = chunk * STEPS
+            xs = load_steps(x_at, begin, x_t * ALIGN, valid, time_steps, STEPS, CHUNKED, REPEAT)
             if grad_spikes is not None:
                 g_at = grad_spikes + strided(
                     *(row, column, stripe, grad_spikes_outer, grad_spikes_inner, grad_spikes_stripe, inner),
-                    UNEVEN,
-                    ALIGN,
+                    *(UNEVEN, ALIGN, ROWS, COLUMNS),
                 )
-                g_s = load_steps(g_at, first, grad_spikes_t * ALIGN, valid, time_steps, STEPS, CHUNKED, False)
+                g_s = load_steps(g_at, begin, grad_spikes_t * ALIGN, valid, time_steps, STEPS, CHUNKED, False)
             if CHUNKED:
                 v = tl.load(checkpoints + chunk * (ROWS * COLUMNS))
             hs, _ = _potentials(
                 v, xs, scale, shift, leak, v_threshold, v_rest, STEPS, CHARGE, DECAY_INPUT, DIVIDE, SOFT
             )
             for t in tl.static_range(STEPS - 1, -1, -1):
-                is_step = exists(first + t, time_steps, CHUNKED)
+                is_step = exists(begin + t, time_steps, CHUNKED)
                 h = hs[t]
                 fired = h >= v_threshold
                 spike_slope = SURROGATE(h - v_threshold, alpha, beta)
                 g_h = g_v if SOFT else tl.where(fired, 0.0, g_v)
                 if not DETACH_RESET:
-                    g_h += g_v * ((-v_threshold) if SOFT else (v_rest - h)) * spike_slope
+                    g_h = tl.fma(g_v * ((-v_threshold) if SOFT else (v_rest - h)), spike_slope, g_h)
                 if grad_spikes is not None:
-                    g_h += g_s[t].to(tl.float32) * spike_slope
-                y = _affine(xs[t], scale, shift)
+                    g_h = tl.fma(g_s[t].to(tl.float32), spike_slope, g_h)
                 if rate is not None and partials is not None:
                     v_before = v
                     if t > 0:
                         v_before = _after_spike(hs[t - 1], hs[t - 1] >= v_threshold, v_threshold, v_rest, SOFT)
+                    y = _affine(xs[t], scale, shift)
                     sum_rate += tl.where(is_step, LEAK_GRADIENT(g_h, v_before, y, v_rest, DECAY_INPUT), 0.0)
                 g_before, g = ADJOINT(g_h, rate_of_leak, DECAY_INPUT)
                 g_v = tl.where(is_step, g_before, g_v)
@@ -324,184 +444,50 @@ def backward_kernel(
                     if center is not None:
                         centered -= center
                     sum_g += g
-                    sum_gx += g * centered
+                    sum_gx = tl.fma(g, centered, sum_gx)
                 if REPEAT:
                     g_x += g
                 elif grad_x is not None:
-                    g = _input_gradient(g, xs[t], scale, slope, offset)
-                    live = live_at(valid, first + t, time_steps, CHUNKED)
-                    tl.store(grad_x + (first + t) * step + at, g.to(grad_x.dtype.element_ty), mask=live)
+                    g = _input_gradient(g, xs[t], scale, center, slope, offset)
+                    live = live_at(valid, begin + t, time_steps, CHUNKED)
+                    tl.store(grad_x + (begin + t) * step + at, g.to(grad_x.dtype.element_ty), mask=live)
         if REPEAT and grad_x is not None:
-            g_x = _input_gradient(g_x, tl.load(x_at, mask=valid, other=0.0), scale, slope, offset)
+            g_x = _input_gradient(g_x, tl.load(x_at, mask=valid, other=0.0), scale, center, slope, offset)
             tl.store(grad_x + at, g_x.to(grad_x.dtype.element_ty), mask=valid)
         if grad_v_init is not None:
             tl.store(grad_v_init + at, g_v, mask=valid)
+
     if partials is not None:
-        put_partial(partials, 0, sum_g, split, splits, stripe, stripes, columns, INTERLEAVED, COLUMNS)
-        put_partial(partials, 1, sum_gx, split, splits, stripe, stripes, columns, INTERLEAVED, COLUMNS)
-        if rate is not None:
-            put_partial(partials, 2, sum_rate, split, splits, stripe, stripes, columns, INTERLEAVED, COLUMNS)
-
-
-class Dynamics(NamedTuple):
-    """What both kernels need to know of a neuron: run-time numbers, compile-time modes, and how they go over time."""
-
-    numbers: dict
-    modes: dict
-    steps: Steps
-
-
-def _dynamics(config: NeuronConfig, x: Tensor, time_steps: int) -> Dynamics:
-    numbers = {
-        "leak": config.leak,
-        "v_threshold": config.v_threshold,
-        "v_rest": config.v_rest,
-    }
-    modes = {
-        "REPEAT": x.shape[0] != time_steps,
-        "CHARGE": triton_of_neuron(neurons, config, "charge"),
-        "DECAY_INPUT": config.decay_input,
-        "DIVIDE": config.divides_by_tau,
-        "SOFT": config.v_reset is None,
-    }
-    return Dynamics(numbers, modes, steps_of(time_steps))
-
-
-def _dense_state(v: Tensor | None, x: Tensor) -> Tensor | None:
-    """v [N, C, *S] as it is where dense in the layout of x, else a dense copy."""
-    if v is None or v.stride() == dense_strides(x.shape, is_channels_last(x))[1:]:
-        return v
-    return empty_state(x, v.dtype).copy_(v)
-
-
-class Current(NamedTuple):
-    """How the input current follows from x: the affine prelude, the leak's rate and the first potential."""
-
-    scale: Tensor | None
-    shift: Tensor | None
-    rate: Tensor | None
-    v_init: Tensor | None
-
-
-def forward(
-    x: Tensor,
-    time_steps: int,
-    config: NeuronConfig,
-    current: Current,
-    mask: Tensor | None,
-    return_v: bool,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Spikes, final v, spike_count and membrane_l1, as in
-    :meth:`sca_kernels.backends.base.Backend.neuron_forward`."""
-    tiling, _ = tile(x, time_steps)
-    channels = x.shape[2]
-    spikes = empty_activation(x, time_steps)
-    v_last = empty_state(x, torch.float32) if return_v else None
-    spike_count = torch.empty(channels, dtype=torch.int64, device=x.device)
-    membrane_l1 = torch.empty(channels, dtype=torch.float32, device=x.device)
-    partials = tiling.partials(2, x.device)
-    dynamics = _dynamics(config, x, time_steps)
-    launch(
-        forward_kernel,
-        tiling.programs,
-        x,
-        **tiling.arguments,
-        **tiling.argument("x", 0, x),
-        spikes=spikes,
-        v_last=v_last,
-        mask=mask,
-        partials=partials,
-        **current._replace(v_init=_dense_state(current.v_init, x))._asdict(),
-        **dynamics.numbers,
-        **dynamics.modes,
-        **dynamics.steps.arguments(crowded=tiling.narrow),
-    )
-    write_sums(tiling, partials, spike_count, membrane_l1)
-    return spikes, v_last, spike_count, membrane_l1
-
-
-class Adjoint:
-    """The backward pass of one call; batch norm runs it twice, for the sums and then for grad_x."""
-
-    def __init__(
-        self,
-        grad_spikes: Tensor | None,
-        grad_v: Tensor | None,
-        x: Tensor,
-        time_steps: int,
-        config: NeuronConfig,
-        current: Current,
-    ) -> None:
-        self.x = x
-        self.current = current._replace(v_init=_dense_state(current.v_init, x))
-        self.grad_v = _dense_state(grad_v, x)
-        self.tiling, (self.grad_spikes,) = tile(x, time_steps, grad_spikes)
-        self.dynamics = _dynamics(config, x, time_steps)
-        learned = NEURONS[config.neuron].learnable_leak
-        self.modes = {
-            "ADJOINT": triton_of_neuron(neurons, config, "adjoint"),
-            "LEAK_GRADIENT": triton_of_neuron(neurons, config, "leak_gradient") if learned else None,
-            "SURROGATE": triton_of_surrogate(surrogates, config),
-            "DETACH_RESET": config.detach_reset,
-        }
-        self.slopes = {"alpha": config.alpha, "beta": config.beta}
-
-    def _run(self, **arguments: Tensor | None) -> None:
-        chunks, checkpoints = self.dynamics.steps.chunks, None
-        if chunks > 1:
-            size = self.tiling.programs * chunks * self.tiling.tile_size
-            checkpoints = torch.empty(size, dtype=torch.float32, device=self.x.device)
-        launch(
-            backward_kernel,
-            self.tiling.programs,
-            self.x,
-            **self.tiling.arguments,
-            **self.tiling.argument("x", 0, self.x),
-            **self.tiling.argument("grad_spikes", 1, self.grad_spikes),
-            grad_v=self.grad_v,
-            checkpoints=checkpoints,
-            **self.current._asdict(),
-            **dict.fromkeys(("center", "slope", "offset", "partials", "grad_x", "grad_v_init")) | arguments,
-            **self.dynamics.numbers,
-            **self.dynamics.modes,
-            **self.dynamics.steps.arguments(crowded=self.tiling.narrow or self.x.element_size() == 2),
-            **self.modes,
-            **self.slopes,
-        )
-
-    def partials(self) -> Tensor:
-        """Room for the sums of g, of g * (x - center), and of the rate's gradient where there is one."""
-        return self.tiling.partials(2 if self.current.rate is None else 3, self.x.device)
-
-    def sums(self, center: Tensor) -> Tensor:
-        """These sums alone, as partials."""
-        partials = self.partials()
-        self._run(center=center, partials=partials)
-        return partials
-
-    def gradients(self, **arguments: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Gradients of x and of v_init (None where there was none); ``slope`` and ``offset`` enter that of x, and with
-        ``partials`` the sums are taken as well."""
-        grad_x = empty_activation(self.x, self.x.shape[0])
-        grad_v_init = None if self.current.v_init is None else empty_state(self.x, torch.float32)
-        self._run(grad_x=grad_x, grad_v_init=grad_v_init, **arguments)
-        return grad_x, grad_v_init
-
-
-def backward(
-    grad_spikes: Tensor | None,
-    grad_v: Tensor | None,
-    x: Tensor,
-    time_steps: int,
-    config: NeuronConfig,
-    current: Current,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, scale, shift, rate and v_init, as in
-    :meth:`sca_kernels.backends.base.Backend.neuron_backward`."""
-    adjoint = Adjoint(grad_spikes, grad_v, x, time_steps, config, current)
-    g_scale, g_shift, g_rate = (None if p is None else torch.empty_like(p) for p in current[:3])
-    partials = None if g_scale is None and g_shift is None and g_rate is None else adjoint.partials()
-    g_x, g_v_init = adjoint.gradients(partials=partials)
-    if partials is not None:
-        write_sums(adjoint.tiling, partials, g_shift, g_scale, g_rate)
-    return g_x, g_scale, g_shift, g_rate, g_v_init
+        QUANTITIES: tl.constexpr = 2 if rate is None else 3
+        for q in tl.static_range(QUANTITIES):
+            sums = by_column(sum_g if q == 0 else sum_gx if q == 1 else sum_rate, INTERLEAVED)
+            put_partial(
+                *(partials, q, sums, stripe, split, stripes, splits, group, fold), INTERLEAVED, FOLDED, COLUMNS, SLOTS
+            )
+        if is_finishing(partials, counters, stripe, split, stripes, splits, group, QUANTITIES, FOLDED, SLOTS):
+            all_channels = columns // fold if INTERLEAVED else stripes
+            for start in range(0, finished_end(columns, fold, FOLDED, COLUMNS), COLUMNS):
+                channel, there = finished_channels(start, stripe, columns, fold, INTERLEAVED, FOLDED, COLUMNS)
+                place = (channel, there, stripes, splits, group, fold)
+                if coefficients is not None or first is not None:
+                    g = finished_sum(partials, 0, *place, FOLDED, COLUMNS, SLOTS)
+                if coefficients is not None or second is not None:
+                    gx = finished_sum(partials, 1, *place, FOLDED, COLUMNS, SLOTS)
+                at = channel
+                if coefficients is not None:
+                    gx = coefficients_of_norm(
+                        *(coefficients, norm, weight, weight_channels, g, gx, channel, there, all_channels),
+                        *(count, presentations, EPS),
+                    )
+                    at = listed(weight_channels, channel, there, channel)
+                if first is not None:
+                    tl.store(first + at, g.to(first.dtype.element_ty), mask=there)
+                    if weight_channels is not None:
+                        store_zeros_between(first, weight_channels, at, channel, there, all_channels, grad_size)
+                if second is not None:
+                    tl.store(second + at, gx.to(second.dtype.element_ty), mask=there)
+                    if weight_channels is not None:
+                        store_zeros_between(second, weight_channels, at, channel, there, all_channels, grad_size)
+                if third is not None:
+                    rate_sum = finished_sum(partials, 2, *place, FOLDED, COLUMNS, SLOTS)
+                    tl.store(third + channel, rate_sum.to(third.dtype.element_ty), mask=there)
