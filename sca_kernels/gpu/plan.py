@@ -36,7 +36,7 @@ _FOLD_ODD_BELOW = 1024  # positions of planes that 16-byte accesses don't divide
 _COLUMNS = 16, 64  # narrower tiles waste rows of short maps; 64 columns fill whole memory transactions
 _MAX_PROGRAMS = 8192  # several waves on any GPU; more would only lengthen the sum over partials
 _MAX_TERMS = 64  # steps x tiles that a float32 accumulator takes in before it is widened
-_GROUPED_ABOVE = 64  # splits, of which one program adds up the sums in a microsecond
+_GROUPED_ABOVE = 32  # splits, of which one program adds up the sums in a few microseconds
 
 
 def ceil_div(a: int, b: int) -> int:

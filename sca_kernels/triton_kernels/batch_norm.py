@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .finish import by_column, finished_end, finished_channels, finished_sum, is_finishing, put_partial
 from .norm import store_norm
-from .tiling import live_at, load_steps, over_tiles, own_stripe, strided, tile_at
+from .tiling import in_tile, live_at, load_steps, over_tiles, own_stripe, strided, tile_at
 
 
 @over_tiles
@@ -56,8 +56,7 @@ def moments_kernel(
     row, column, _ = tile_at(first_tile, stripe, rows, columns, INTERLEAVED, ROWS, COLUMNS)
     if INTERLEAVED:
         at = strided(row, column, stripe, x_outer, x_inner, x_stripe, inner, UNEVEN, ALIGN, 1, COLUMNS)
-        column += tl.arange(0, COLUMNS)
-        there = (column < columns)[None, :]
+        there = (column + tl.arange(0, COLUMNS) < columns)[None, :]
     else:
         at = strided(row, column, stripe, x_outer, x_inner, x_stripe, inner, UNEVEN, ALIGN, 1, 1)
         there = at >= 0
@@ -65,7 +64,7 @@ def moments_kernel(
 
     sum_d = tl.zeros([ROWS, COLUMNS], tl.float32)
     sum_dd = tl.zeros([ROWS, COLUMNS], tl.float32)
-    seen = tl.zeros([ROWS, COLUMNS], tl.int32)
+    n = tiles * 0
     for i in range(tiles):
         row, column, valid = tile_at(first_tile + i, stripe, rows, columns, INTERLEAVED, ROWS, COLUMNS)
         x_at = x + strided(
@@ -81,28 +80,28 @@ def moments_kernel(
                 chunk_dd = tl.fma(d, d, chunk_dd)
             sum_d += chunk_d
             sum_dd += chunk_dd
-        seen += valid.to(tl.int32)
+        n += in_tile(row, column, rows, columns, INTERLEAVED, ROWS, COLUMNS)
 
-    n = by_column(seen, INTERLEAVED).to(tl.float64) * time_steps.to(tl.float64)
+    n = (n * time_steps).to(tl.float64)
     origin = by_column(origin, INTERLEAVED).to(tl.float64)
     d = by_column(sum_d, INTERLEAVED).to(tl.float64)
     dd = by_column(sum_dd, INTERLEAVED).to(tl.float64)
     for q in tl.static_range(2):
-        sums = n * origin + d if q == 0 else dd + origin * (2.0 * d + n * origin)
+        sums = tl.fma(n, origin, d) if q == 0 else tl.fma(origin, tl.fma(n, origin, 2.0 * d), dd)
         put_partial(
             *(partials, q, sums, stripe, split, stripes, splits, group, fold), INTERLEAVED, FOLDED, COLUMNS, SLOTS
         )
     if is_finishing(partials, counters, stripe, split, stripes, splits, group, 2, FOLDED, SLOTS):
-        all_channels = columns // fold if INTERLEAVED else stripes
         for start in range(0, finished_end(columns, fold, FOLDED, COLUMNS), COLUMNS):
-            channel, there = finished_channels(start, stripe, columns, fold, INTERLEAVED, FOLDED, COLUMNS)
-            place = (channel, there, stripes, splits, group, fold)
+            channel, known = finished_channels(start, stripe, columns, fold, INTERLEAVED, FOLDED, COLUMNS)
+            place = (channel, known, stripes, splits, group, fold)
             s = finished_sum(partials, 0, *place, FOLDED, COLUMNS, SLOTS)
             ss = finished_sum(partials, 1, *place, FOLDED, COLUMNS, SLOTS)
+            all_channels = columns // fold if INTERLEAVED else stripes
             if moments is not None:
-                tl.store(moments + channel, s, mask=there)
-                tl.store(moments + all_channels + channel, ss, mask=there)
+                tl.store(moments + channel, s, mask=known)
+                tl.store(moments + all_channels + channel, ss, mask=known)
             if norm is not None:
                 store_norm(
-                    *(norm, s, ss, weight, bias, weight_channels, channel, there, all_channels, count), EPS
+                    *(norm, s, ss, weight, bias, weight_channels, channel, known, all_channels, count), EPS
                 )

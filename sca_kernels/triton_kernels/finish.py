@@ -5,7 +5,7 @@ import triton.language as tl
 
 from .tiling import own_channels
 
-_SUMMED = tl.constexpr(1024)  # partials that a program has in flight: eight of each thread
+_SUMMED = tl.constexpr(512)  # partials that a program has in flight; more would cost the kernel registers
 
 
 @triton.jit
@@ -68,8 +68,8 @@ def _is_last(counter, expected):
 def _sum_rows(partials, first, rows, row_size, at, there, SUMMED: tl.constexpr):
     """Sums of so many rows of partials at ``at`` [W], float64, in a fixed order."""
     total = tl.zeros([SUMMED, at.shape[0]], tl.float64)
-    for row in range(0, rows, SUMMED):
-        row += tl.arange(0, SUMMED)
+    for start in range(0, rows, SUMMED):
+        row = start + tl.arange(0, SUMMED)
         places = partials + ((first + row) * row_size)[:, None] + at[None, :]
         # Past the L1 cache, which does not see what other multiprocessors have written.
         live = (row < rows)[:, None] & there[None, :]
@@ -162,8 +162,8 @@ def finished_sum(
         for _ in range((fold32 - 1) // COLUMNS + 2):  # stripes that its columns may lie in
             slot = channel - ((stripe * COLUMNS).to(tl.int32) // fold32).to(tl.int64)
             touched = there & (stripe * COLUMNS < (channel + 1) * fold)
-            total += _sum_rows(partials, first, rows, stripes * SLOTS, stripe * SLOTS + slot, touched, 1024 // COLUMNS)
+            total += _sum_rows(partials, first, rows, stripes * SLOTS, stripe * SLOTS + slot, touched, _SUMMED // COLUMNS)
             stripe += 1
         return total
     else:
-        return _sum_rows(partials, first, rows, stripes * SLOTS, channel, there, 1024 // SLOTS if SLOTS > 4 else 256)
+        return _sum_rows(partials, first, rows, stripes * SLOTS, channel, there, _SUMMED // SLOTS if SLOTS > 4 else 256)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .finish import by_column, finished_end, finished_channels, finished_sum, is_finishing, put_partial
-from .norm import coefficients_of_norm, prelude, store_zeros_between
+from .norm import coefficients_of_norm, prelude, store_listed
 from .tiling import (
     dense,
     exists,
@@ -55,7 +55,9 @@ def _initial(v_init, at, valid, v_rest):
 def _moved(running, new, weight, finite):
     """A running statistic moved towards a new one, as torch.lerp does it; where that is finite."""
     by = new - running
-    return tl.where(finite, tl.where(tl.abs(weight) < 0.5, running + weight * by, new - by * (1 - weight)), running)
+    weight += tl.zeros_like(by)
+    moved = tl.where(tl.abs(weight) < 0.5, tl.fma(weight, by, running), tl.fma(-by, 1 - weight, new))
+    return tl.where(finite, moved, running)
 
 
 @triton.jit
@@ -224,13 +226,13 @@ def forward_kernel(
         )
     if is_finishing(partials, counters, stripe, split, stripes, splits, group, 2, FOLDED, SLOTS):
         for start in range(0, finished_end(columns, fold, FOLDED, COLUMNS), COLUMNS):
-            channel, there = finished_channels(start, stripe, columns, fold, INTERLEAVED, FOLDED, COLUMNS)
-            place = (channel, there, stripes, splits, group, fold)
+            summed, known = finished_channels(start, stripe, columns, fold, INTERLEAVED, FOLDED, COLUMNS)
+            place = (summed, known, stripes, splits, group, fold)
             _finish_activity(
                 finished_sum(partials, 0, *place, FOLDED, COLUMNS, SLOTS),
                 finished_sum(partials, 1, *place, FOLDED, COLUMNS, SLOTS),
-                channel,
-                there,
+                summed,
+                known,
                 spike_count,
                 membrane_l1,
                 channels,
@@ -470,24 +472,18 @@ def backward_kernel(
                 channel, there = finished_channels(start, stripe, columns, fold, INTERLEAVED, FOLDED, COLUMNS)
                 place = (channel, there, stripes, splits, group, fold)
                 if coefficients is not None or first is not None:
-                    g = finished_sum(partials, 0, *place, FOLDED, COLUMNS, SLOTS)
+                    by_shift = finished_sum(partials, 0, *place, FOLDED, COLUMNS, SLOTS)
                 if coefficients is not None or second is not None:
-                    gx = finished_sum(partials, 1, *place, FOLDED, COLUMNS, SLOTS)
-                at = channel
+                    by_scale = finished_sum(partials, 1, *place, FOLDED, COLUMNS, SLOTS)
                 if coefficients is not None:
-                    gx = coefficients_of_norm(
-                        *(coefficients, norm, weight, weight_channels, g, gx, channel, there, all_channels),
-                        *(count, presentations, EPS),
+                    by_scale = coefficients_of_norm(
+                        *(coefficients, norm, weight, weight_channels, by_shift, by_scale, channel, there),
+                        *(all_channels, count, presentations, EPS),
                     )
-                    at = listed(weight_channels, channel, there, channel)
                 if first is not None:
-                    tl.store(first + at, g.to(first.dtype.element_ty), mask=there)
-                    if weight_channels is not None:
-                        store_zeros_between(first, weight_channels, at, channel, there, all_channels, grad_size)
+                    store_listed(first, by_shift, weight_channels, channel, there, all_channels, grad_size)
                 if second is not None:
-                    tl.store(second + at, gx.to(second.dtype.element_ty), mask=there)
-                    if weight_channels is not None:
-                        store_zeros_between(second, weight_channels, at, channel, there, all_channels, grad_size)
+                    store_listed(second, by_scale, weight_channels, channel, there, all_channels, grad_size)
                 if third is not None:
-                    rate_sum = finished_sum(partials, 2, *place, FOLDED, COLUMNS, SLOTS)
-                    tl.store(third + channel, rate_sum.to(third.dtype.element_ty), mask=there)
+                    by_rate = finished_sum(partials, 2, *place, FOLDED, COLUMNS, SLOTS)
+                    tl.store(third + channel, by_rate.to(third.dtype.element_ty), mask=there)

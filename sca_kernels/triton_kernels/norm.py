@@ -67,13 +67,18 @@ def coefficients_of_norm(
 
 
 @triton.jit
-def store_zeros_between(vector, index, at, channel, there, all_channels, size):
-    """Zeros for all that a sorted list has not: each entry clears what lies between the one before it and itself, the
-    last also what follows."""
-    before = tl.load(index + channel - 1, mask=there & (channel > 0), other=-1)
-    gap = tl.where(there, at - before, 0)
-    for i in range(1, tl.max(gap).to(tl.int32)):
-        tl.store(vector + before + i, tl.zeros(at.shape, tl.float32), mask=i < gap)
-    rest = tl.where(there & (channel == all_channels - 1), size - at, 0)
-    for i in range(1, tl.max(rest).to(tl.int32)):
-        tl.store(vector + at + i, tl.zeros(at.shape, tl.float32), mask=i < rest)
+def store_listed(vector, values, index, channel, there, all_channels, size):
+    """Write values to a vector of so many entries where a sorted list says, zero to all others: each entry of the list
+    clears what lies between the one before it and itself, the last also what follows. Without a list: one for one."""
+    values = values.to(vector.dtype.element_ty)
+    at = listed(index, channel, there, channel)
+    tl.store(vector + at, values, mask=there)
+    if index is not None:
+        zeros = tl.zeros_like(values)
+        before = tl.load(index + channel - 1, mask=there & (channel > 0), other=-1)
+        gap = tl.where(there, at - before, 0)
+        for i in range(1, tl.max(gap)):
+            tl.store(vector + before + i, zeros, mask=i < gap)
+        rest = tl.where(there & (channel == all_channels - 1), size - at, 0)
+        for i in range(1, tl.max(rest)):
+            tl.store(vector + at + i, zeros, mask=i < rest)

@@ -47,6 +47,16 @@ def tile_at(tile, stripe, rows, columns, INTERLEAVED: tl.constexpr, ROWS: tl.con
 
 
 @triton.jit
+def in_tile(row, column, rows, columns, INTERLEAVED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """How many elements a tile has of each column; of all, where a program stays in one channel."""
+    own_rows = tl.maximum(tl.minimum(rows - row, ROWS), 0)
+    if INTERLEAVED:
+        return own_rows
+    else:
+        return own_rows * tl.minimum(columns - column, COLUMNS)
+
+
+@triton.jit
 def strided(
     row,
     column,

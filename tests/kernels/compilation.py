@@ -11,7 +11,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from sca_kernels.backends import registry
 from sca_kernels.channels import Channels, Geometry
+from sca_kernels.neurons import NEURONS, NeuronConfig
+from sca_kernels.tracking import Tracking
 from sca_kernels.triton_kernels import channel_conv
 
 
@@ -57,6 +60,41 @@ def account(kernel, tmp_path: Path) -> dict[str, int]:
     return {
         key: int(value) for key, value in re.findall(r"(\w+):(\d+)", tool("cuobjdump", kernel, tmp_path, "-res-usage"))
     }
+
+
+def fire(x: torch.Tensor, time_steps: int, config: NeuronConfig, state: bool = False) -> None:
+    """Forward and backward of a neuron as a layer runs it, whose activity is recorded; ``state``: with v_init, mask and
+    the last potential."""
+    rate, v, mask, sums, _ = _beside(x, config, state)
+    triton = registry()["triton"]
+    spikes = triton.neuron_forward(
+        x, time_steps, config, None, None, rate, v, mask, state, Tracking(10, sums)
+    ).spikes
+    triton.neuron_backward(spikes, v, x, time_steps, config, None, None, rate, v)
+
+
+def fire_behind_norm(
+    x: torch.Tensor, time_steps: int, config: NeuronConfig, state: bool = False, listed: bool = False
+) -> None:
+    """The same behind training batch norm, whose statistics are tracked, at full width or through a list."""
+    rate, v, mask, sums, vector = _beside(x, config, state)
+    channels = torch.arange(x.shape[2]) if listed else None
+    long = torch.ones(x.shape[2] + 1) if listed else vector
+    tracking = Tracking(10, sums, (vector.clone(), vector.clone()), 0.1, torch.tensor(0), channels)
+    triton = registry()["triton"]
+    affine = (long, long.clone())
+    out, norm = triton.batch_norm_forward(
+        x, time_steps, config, *affine, 1e-5, rate, v, mask, state, channels, tracking
+    )
+    triton.batch_norm_backward(out.spikes, v, x, time_steps, config, *affine, norm, 1e-5, rate, v, channels)
+
+
+def _beside(x: torch.Tensor, config: NeuronConfig, state: bool) -> tuple:
+    """Rate, potential, mask and sums of activity for x, and a vector of ones."""
+    vector = torch.ones(x.shape[2])
+    rate = vector if NEURONS[config.neuron].learnable_leak else None
+    v = torch.zeros_like(x[0], dtype=torch.float32) if state else None
+    return rate, v, vector.bool() if state else None, (vector.long(), vector.double(), vector.long()), vector
 
 
 def convolve(

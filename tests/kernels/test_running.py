@@ -80,7 +80,11 @@ def test_a_training_pass_moves_statistics_and_adds_activity_as_torch_would(targe
                 backend=backend,
             )
         out.spikes.sum().backward()
-        assert all(torch.equal(a, b) for a, b in zip([*statistics, *sums], after, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(sums, after[2:], strict=True))
+        for ours, torchs in zip(statistics, after, strict=False):
+            # A GPU kernel has its own word on whether a product and a sum are rounded once or twice.
+            bound = 0 if backend in ("cpu", "reference") else 2.4e-7
+            torch.testing.assert_close(ours, torchs, rtol=bound, atol=bound / 4)
 
 
 @pytest.mark.parametrize("watched", WATCHED)

@@ -14,6 +14,7 @@ from sca_kernels import functional as F
 from sca_kernels.backends import choose, registry
 from sca_kernels.backends.base import BackendError
 from sca_kernels.channels import Bits
+from sca_kernels.gpu import neuron
 
 CUDA = torch.device("cuda", 0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,19 +36,17 @@ def pretended_gpu(monkeypatch, backend):
     finds: fill the list with an exception to make it fail."""
     pytest.importorskip("triton", reason="needs Triton (pip install triton)")
     from sca_kernels import triton_kernels
-    from sca_kernels.triton_kernels import multistep
-
     failures = []
 
-    def probe(x, *arguments):
+    def probe(launcher, x, *arguments):
         for failure in failures:
             raise_within_triton(failure)
         return x, None
 
     zeros = torch.zeros
     monkeypatch.setattr(triton_kernels, "INTERPRETED", False)
-    monkeypatch.setattr(multistep, "forward", probe)
-    monkeypatch.setattr(multistep, "backward", lambda *arguments: None)
+    monkeypatch.setattr(neuron, "forward", probe)
+    monkeypatch.setattr(neuron, "backward", lambda *arguments: None)
     monkeypatch.setattr(torch, "zeros", lambda *a, device=None, **k: zeros(*a, **k))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -136,8 +135,8 @@ def test_a_named_backend_that_cannot_compile_is_an_error_with_the_reason(pretend
 
 @pytest.mark.parametrize("module", [None, object()], ids=["absent", "another Triton's"])
 def test_whatever_keeps_the_kernels_from_loading_is_the_reason(pretended_gpu, monkeypatch, backend, module):
-    monkeypatch.setitem(sys.modules, "sca_kernels.triton_kernels.multistep", module)
-    monkeypatch.delattr("sca_kernels.triton_kernels.multistep")
+    monkeypatch.setitem(sys.modules, "sca_kernels.triton_kernels.launcher", module)
+    monkeypatch.delattr("sca_kernels.triton_kernels.launcher")
     ok, reason = backend.supports(CUDA, torch.float32)
     assert not ok
     assert "Error: " in reason
@@ -327,14 +326,12 @@ def test_a_compilation_error_of_triton_becomes_one_sentence():
 
 
 def test_the_probe_of_a_kind_of_tensors_asks_for_their_dtype(pretended_gpu, monkeypatch):
-    from sca_kernels.triton_kernels import multistep
-
-    def forward(x, *arguments):
+    def forward(launcher, x, *arguments):
         if x.dtype == torch.bfloat16:
             raise_within_triton(RuntimeError("no bfloat16 in this PTX"))
         return x, None
 
-    monkeypatch.setattr(multistep, "forward", forward)
+    monkeypatch.setattr(neuron, "forward", forward)
     assert registry()["triton"].supports(CUDA, torch.float32)[0]
     ok, reason = registry()["triton"].supports(CUDA, torch.bfloat16)
     assert not ok

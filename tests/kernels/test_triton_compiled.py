@@ -21,8 +21,17 @@ triton = pytest.importorskip("triton", reason="needs Triton (pip install triton)
 from triton.runtime.jit import JITFunction  # noqa: E402  after importorskip
 
 from sca_kernels import triton_kernels  # noqa: E402
-from sca_kernels.triton_kernels import batch_norm, bitpack, multistep  # noqa: E402
-from tests.kernels.compilation import NoDevice, account, compile_only, convolve, made_frames, tool  # noqa: E402
+from sca_kernels.triton_kernels import bitpack  # noqa: E402
+from tests.kernels.compilation import (  # noqa: E402
+    NoDevice,
+    account,
+    compile_only,
+    convolve,
+    fire,
+    fire_behind_norm,
+    made_frames,
+    tool,
+)
 
 pytestmark = [
     pytest.mark.compile_only,
@@ -39,13 +48,8 @@ def compiling(monkeypatch):
 def train(x: torch.Tensor, time_steps: int, neuron: str = "lif", surrogate: str = "atan", tau: float = 2.0) -> None:
     """Forward and backward of a neuron, then of batch norm in front of it."""
     config = check_neuron(neuron, tau, 1.0, 0.0, True, False, surrogate, None)
-    c = torch.ones(x.shape[2])
-    rate = c if neuron == "plif" else None
-    current = multistep.Current(None, None, rate, None)
-    spikes, *_ = multistep.forward(x, time_steps, config, current, None, False)
-    multistep.backward(spikes, None, x, time_steps, config, current)
-    _, mean, var = batch_norm.forward(x, time_steps, config, c, c, 1e-5, rate, None, None, False)
-    batch_norm.backward(spikes, None, x, time_steps, config, c, c, mean, var, 1e-5, rate, None)
+    fire(x, time_steps, config)
+    fire_behind_norm(x, time_steps, config)
 
 
 # --- registers, spills, access widths --------------------------------------------------------------------------------
@@ -57,7 +61,7 @@ def disassembled(kernel, tmp_path: Path) -> tuple[Counter, dict[str, int]]:
     return Counter(re.findall(instruction, tool("nvdisasm", kernel, tmp_path), re.M)), account(kernel, tmp_path)
 
 
-LAUNCHES = ("forward", "backward", "deviations", "forward behind norm", "sums behind norm", "backward behind norm")
+LAUNCHES = ("forward", "backward", "moments", "forward behind norm", "sums behind norm", "backward behind norm")
 """The kernels over activations that :func:`train` starts, in order."""
 
 RESOURCES = {
@@ -75,7 +79,7 @@ MARGIN = 1.1  # rounding up of registers, and other patch releases
 # tests/kernels/spills.py names, to which test_triton_versions.py holds them.
 IS_MEASURED = triton.__version__.startswith("3.7.")
 
-OVER_ACTIVATIONS = ("forward_kernel", "backward_kernel", "deviations_kernel")
+OVER_ACTIVATIONS = ("forward_kernel", "backward_kernel", "moments_kernel")
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100], ids="sm_{}".format)
@@ -95,7 +99,7 @@ def test_kernels_move_16_bytes_per_access_spill_nothing_and_stay_within_their_re
         assert instructions.total() <= MARGIN * length, name
         # Four steps of x, in the backward also of the gradient; nothing of an activation in smaller pieces.
         assert instructions["LDG.E.128"] == (8 if kernel.name == "backward_kernel" else 4), name
-        assert instructions["STG.E.128"] == (0 if name in ("deviations", "sums behind norm") else 4), name
+        assert instructions["STG.E.128"] == (0 if name in ("moments", "sums behind norm") else 4), name
         assert not [i for i in instructions if re.match(r"STG\.E(\.U?(8|16|32))?$", i)], name
 
 
@@ -185,7 +189,7 @@ def test_no_kernel_indexes_in_32_bits(compiling, steps):
     bitpack.pack(torch.zeros(7999))
     for dtype, some, stride in ((torch.bfloat16, None, 1), (torch.float32, torch.arange(9), 2)):
         convolve(made_frames(2, 64, 8, dtype), some, stride)
-    others = {"correlate_kernel", "weight_gradient_kernel", "pack_weight_kernel", "statistics_kernel", "pack_kernel"}
+    others = {"correlate_kernel", "weight_gradient_kernel", "pack_weight_kernel", "pack_kernel"}
     assert {kernel.name for kernel in kernels} >= {*OVER_ACTIVATIONS, *others}
     assert [line for kernel in kernels for line in narrow_indexing(kernel.asm["ttir"])] == []
 
@@ -235,8 +239,7 @@ def test_new_sizes_and_pruned_widths_compile_a_small_constant_of_variants(varian
     # Forward and backward run with and without batch norm, the backward with it twice.
     assert counts["forward_kernel"] <= 2 * tiles
     assert counts["backward_kernel"] <= 3 * tiles
-    assert counts["deviations_kernel"] <= tiles
-    assert counts["statistics_kernel"] == counts["prelude_kernel"] == counts["coefficients_kernel"] == 1
+    assert counts["moments_kernel"] <= tiles
     before = sum(counts.values())
     for channels in (63, 77, 100, 154, 301):
         for n in (1, 3, 8):
@@ -274,7 +277,7 @@ def test_all_lengths_beyond_a_chunk_share_one_variant(variants):
     counts = {name: len(keys) for name, keys in variants.items()}
     assert counts["forward_kernel"] == 2
     assert counts["backward_kernel"] == 3
-    assert counts["deviations_kernel"] == 1
+    assert counts["moments_kernel"] == 1
 
 
 def test_code_does_not_grow_with_the_number_of_steps(compiling):

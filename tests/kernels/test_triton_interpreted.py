@@ -19,7 +19,10 @@ from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402  after i
 
 from sca_kernels import triton_kernels  # noqa: E402
 from sca_kernels.channels import Channels, Geometry  # noqa: E402
-from sca_kernels.triton_kernels import batch_norm, bitpack, channel_conv, multistep, tiling  # noqa: E402
+from sca_kernels.gpu import batch_norm, neuron  # noqa: E402
+from sca_kernels.gpu.neuron import Current  # noqa: E402
+from sca_kernels.gpu.plan import Plan  # noqa: E402
+from sca_kernels.triton_kernels import bitpack, channel_conv, launcher  # noqa: E402
 
 pytestmark = [
     pytest.mark.interpreter,
@@ -77,22 +80,22 @@ INPUTS = pytest.mark.parametrize(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_a_neuron_reads_x_once_and_writes_spikes_once(traffic, shape, channels_last, dtype):
     x = activation(shape, dtype, channels_last)
-    current = multistep.Current(None, None, None, None)
-    spikes, *_ = multistep.forward(x, 4, CONFIG, current, None, False)
+    current = Current()
+    spikes, *_ = neuron.forward(launcher, x, 4, CONFIG, current, None, False)
     assert traffic.times(x) == (ONCE, NEVER)
     assert traffic.times(spikes) == (NEVER, ONCE)
     # Nothing else of the size of an activation: beside it stand the sums of each program, and their total.
     others = traffic.loaded.total() + traffic.stored.total() - 2 * x.numel()
-    programs = tiling.tile(x, 4)[0].programs
-    assert others <= 2 * 2 * 64 * programs + 2 * shape[2]
+    tiles = Plan(launcher, x, 4).tiles
+    assert others <= 2 * 2 * 2 * 64 * (tiles.programs + tiles.counters) + 2 * shape[2]
 
 
 @INPUTS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_its_backward_reads_x_and_the_gradient_once_and_writes_once(traffic, shape, channels_last, dtype):
     x, grad = (activation(shape, dtype, channels_last) for _ in range(2))
-    current = multistep.Current(None, None, None, None)
-    g_x, *_ = multistep.backward(grad, None, x, 4, CONFIG, current)
+    current = Current()
+    g_x, *_ = neuron.backward(launcher, grad, None, x, 4, CONFIG, current)
     assert traffic.times(x) == traffic.times(grad) == (ONCE, NEVER)
     assert traffic.times(g_x) == (NEVER, ONCE)
     assert traffic.loaded.total() + traffic.stored.total() == 3 * x.numel()
@@ -101,24 +104,24 @@ def test_its_backward_reads_x_and_the_gradient_once_and_writes_once(traffic, sha
 @INPUTS
 def test_batch_norm_reads_x_once_more_for_its_statistics(traffic, shape, channels_last):
     x = activation(shape, channels_last=channels_last)
-    (spikes, *_), *_ = batch_norm.forward(x, 4, CONFIG, None, None, 1e-5, None, None, None, False)
+    (spikes, *_), _ = batch_norm.forward(launcher, x, 4, CONFIG, None, None, 1e-5, None, None, None, False)
     assert traffic.times(spikes) == (NEVER, ONCE)
-    # Of the first step, the programs of the statistics read each channel's first element once more.
+    # Of the first step, each program of the statistics reads its first element of a column once more.
     assert traffic.times(x[1:]) == ({2}, NEVER)
 
 
 @INPUTS
 def test_batch_norms_backward_reads_twice_and_writes_once(traffic, shape, channels_last):
     x, grad = (activation(shape, channels_last=channels_last) for _ in range(2))
-    mean, var, weight = torch.zeros(shape[2]), torch.ones(shape[2]), torch.ones(shape[2])
-    g_x, *_ = batch_norm.backward(grad, None, x, 4, CONFIG, weight, None, mean, var, 1e-5, None, None)
+    norm, weight = torch.ones(4, shape[2]), torch.ones(shape[2])
+    g_x, *_ = batch_norm.backward(launcher, grad, None, x, 4, CONFIG, weight, None, norm, 1e-5, None, None)
     assert traffic.times(x) == traffic.times(grad) == ({2}, NEVER)
     assert traffic.times(g_x) == (NEVER, ONCE)
 
 
 def test_one_step_presented_many_times_is_read_once(traffic):
     x = activation((1, 3, 5, 7, 9))
-    spikes, *_ = multistep.forward(x, 4, CONFIG, multistep.Current(None, None, None, None), None, False)
+    spikes, *_ = neuron.forward(launcher, x, 4, CONFIG, Current(), None, False)
     assert traffic.times(x) == (ONCE, NEVER)
     assert traffic.times(spikes) == (NEVER, ONCE)
 
@@ -126,7 +129,7 @@ def test_one_step_presented_many_times_is_read_once(traffic):
 def test_long_sequences_read_x_twice_in_the_backward_and_keep_one_potential_per_chunk(traffic):
     """Beyond the steps whose potentials the registers hold: a pass for v at the start of each chunk, and one back."""
     x, grad = (activation((20, 1, 3, 4, 16)) for _ in range(2))
-    g_x, *_ = multistep.backward(grad, None, x, 20, CONFIG, multistep.Current(None, None, None, None))
+    g_x, *_ = neuron.backward(launcher, grad, None, x, 20, CONFIG, Current())
     assert traffic.times(grad) == (ONCE, NEVER)
     assert traffic.times(g_x) == (NEVER, ONCE)
     # All but the last chunk, whose potentials the first pass does not need.
@@ -159,17 +162,3 @@ def test_a_convolution_at_full_width_reads_and_writes_active_channels_alone(traf
             active = channel in index
             for a in addresses[..., channel].flatten().tolist():
                 assert (traffic.loaded[a], traffic.stored[a]) == (read * active, written * active)
-
-
-@pytest.mark.parametrize("fold", [1, 4])
-def test_counts_beyond_32_bits_are_exact(fold):
-    """checklist: counts above 2^24 and 2^31; here as the sums that programs hand to the second stage."""
-    x = torch.empty(1, 3000, 2, fold, 1) if fold > 1 else torch.empty(1, 3000, 2, 64)
-    plan, _ = tiling.tile(x, 1)
-    partials = plan.partials(1, x.device)
-    torch.manual_seed(0)
-    partials.copy_(torch.randint(2**30, 2**31, partials.shape))
-    count = torch.empty(2, dtype=torch.int64)
-    tiling.write_sums(plan, partials, count)
-    assert count.tolist() == partials.long().sum((0, 1)).view(2, -1).sum(1).tolist()
-    assert count.min() > 2**31

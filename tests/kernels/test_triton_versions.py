@@ -22,8 +22,8 @@ from tests.kernels.spills import PERMITTED
 triton = pytest.importorskip("triton", reason="needs Triton (pip install triton)")
 
 from sca_kernels import triton_kernels  # noqa: E402  after importorskip
-from sca_kernels.triton_kernels import batch_norm, bitpack, multistep  # noqa: E402
-from tests.kernels.compilation import account, compile_only, convolve, made_frames  # noqa: E402
+from sca_kernels.triton_kernels import bitpack  # noqa: E402
+from tests.kernels.compilation import account, compile_only, convolve, fire, fire_behind_norm, made_frames  # noqa: E402
 
 VERSIONS = (Path(__file__).parents[2] / ".ci" / "triton_versions").read_text().split()
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
@@ -65,24 +65,16 @@ def trained(dtype: torch.dtype, steps: int, shape: tuple[int, int], last: bool, 
     def start() -> None:
         x = activation((1 if modes.repeat else steps, 2, channels, size, size), dtype, last)
         config = check_neuron(modes.neuron, 4 / 3, 1.0, modes.v_reset, True, False, modes.surrogate, None)
-        vector = torch.ones(channels)
-        rate = vector if modes.neuron == "plif" else None
-        v = torch.zeros_like(x[0], dtype=torch.float32) if modes.state else None
-        mask = vector.bool() if modes.state else None
         if modes.norm:
-            arguments = x, steps, config, vector, vector
-            (spikes, *_), mean, var = batch_norm.forward(*arguments, 1e-5, rate, v, mask, modes.state)
-            batch_norm.backward(spikes, v, *arguments, mean, var, 1e-5, rate, v)
+            fire_behind_norm(x, steps, config, modes.state, listed=channels % 2 > 0)
         else:
-            current = multistep.Current(None, None, rate, v)
-            spikes, *_ = multistep.forward(x, steps, config, current, mask, modes.state)
-            multistep.backward(spikes, v, x, steps, config, current)
+            fire(x, steps, config, modes.state)
 
     whole = 16 // dtype.itemsize
     align = next(a for a in (8, 4, 2, 1) if a <= whole and (not last or channels % a == 0))
     # More than four steps whose potentials are kept, of elements that came eight to a thread: half an access.
     crowded = min(align, 4) if steps > 4 else align
-    access = {"forward_kernel": align, "deviations_kernel": align, "backward_kernel": crowded}
+    access = {"forward_kernel": align, "moments_kernel": align, "backward_kernel": crowded}
     return Case(start, {name: elements * dtype.itemsize for name, elements in access.items()})
 
 
