@@ -237,7 +237,8 @@ def _tiles(
     tiles = max(1, min(ceil_div(stripes * in_stripe, _MAX_PROGRAMS), _MAX_TERMS // time_steps))
     splits = ceil_div(in_stripe, tiles)
     fold = s if folded else 1
-    slots = _power_of_two(tile_columns // fold + 2) if fold > 1 else tile_columns if interleaved else 1
+    # Two columns or more per channel, of which the first stripe's and the last's may be incomplete.
+    slots = tile_columns // 2 if fold > 1 else tile_columns if interleaved else 1
     return Tiles(
         rows=rows,
         columns=columns,
@@ -247,7 +248,7 @@ def _tiles(
         splits=splits,
         group=max(splits, 1) if splits <= _GROUPED_ABOVE else _power_of_two(math.isqrt(splits)),
         tiles=tiles,
-        slots=min(slots, tile_columns) if fold > 1 else slots,
+        slots=slots,
         interleaved=interleaved,
         uneven=uneven,
         align=align,

@@ -381,8 +381,8 @@ def backward_kernel(
     rate_of_leak = 1.0 / leak if DIVIDE else leak
     chunks = tl.cdiv(time_steps, STEPS) if CHUNKED else 1
     if CHUNKED:
-        at = (tl.program_id(0).to(tl.int64) * chunks * ROWS + tl.arange(0, ROWS)) * COLUMNS
-        checkpoints += at[:, None] + tl.arange(0, COLUMNS)[None, :]
+        own_row = tl.program_id(0).to(tl.int64) * chunks * ROWS + tl.arange(0, ROWS)
+        checkpoints += (own_row * COLUMNS)[:, None] + tl.arange(0, COLUMNS)[None, :]
 
     sum_g = tl.zeros([ROWS, COLUMNS], tl.float32)
     sum_gx = tl.zeros([ROWS, COLUMNS], tl.float32)

@@ -169,13 +169,19 @@ def test_no_multiply_add_is_fused_in_front_of_a_threshold(compiling, tmp_path):
 
 
 def narrow_indexing(ttir: str) -> list[str]:
-    """What of a kernel's code computes an address in 32 bits: offsets, products, and program ids used unwidened."""
-    lines = ttir.splitlines()
-    wrong = [line for line in lines if "tt.addptr" in line and not re.search(r"i64>?( loc.*)?$", line.strip())]
-    wrong += [line for line in lines if re.search(r"arith\.muli .*\bx?i32>?( loc.*)?$", line.strip())]
+    """What of a kernel's code computes an address in 32 bits: offsets that are neither constants nor positions within a
+    tile, products, and program ids of which more than a quotient or remainder is taken unwidened."""
+    lines = [re.sub(r" loc\(.*", "", line.strip()) for line in ttir.splitlines()]
+    ranges = set(re.findall(r"(%\w+) = tt\.make_range", ttir)) | set(re.findall(r"(%c\w*_i32\w*) = arith\.constant", ttir))
+    wrong = []
+    for line in lines:
+        if "tt.addptr" in line and not line.endswith(("i64", "i64>")):
+            offset = re.search(r"tt\.addptr %[\w#]+, (%\w+)", line)[1]
+            wrong += [] if offset in ranges else [line]
+    wrong += [line for line in lines if re.search(r"arith\.muli .*\bx?i32>?$", line)]
     for program in re.findall(r"(%\w+) = tt\.get_program_id", ttir):
         uses = [line for line in lines if re.search(rf"{program}\b", line.partition(" = ")[2])]
-        wrong += [line for line in uses if "arith.extsi" not in line]
+        wrong += [line for line in uses if not re.search(r"arith\.(extsi|divsi|remsi)", line)]
     return wrong
 
 
@@ -200,8 +206,12 @@ def test_narrow_indexing_finds_planted_ones():
       %a = arith.muli %p, %c : i32 loc(#loc2)
       %b = tt.addptr %x, %a : !tt.ptr<f32>, i32 loc(#loc3)
       %d = tt.addptr %x, %e : tensor<4x!tt.ptr<f32>>, tensor<4xi64> loc(#loc4)
+      %q = arith.divsi %p, %c : i32 loc(#loc5)
+      %r = tt.make_range {end = 4 : i32, start = 0 : i32} : tensor<4xi32> loc(#loc6)
+      %s = tt.addptr %x, %r : tensor<4x!tt.ptr<f32>>, tensor<4xi32> loc(#loc7)
+      %t = tt.addptr %x, %q : !tt.ptr<f32>, i32 loc(#loc8)
     """
-    assert len(narrow_indexing(planted)) == 3
+    assert [line.partition(" = ")[0] for line in narrow_indexing(planted)] == ["%b", "%t", "%a", "%a"]
 
 
 # --- how much is compiled --------------------------------------------------------------------------------------------
