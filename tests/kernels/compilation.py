@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -60,6 +61,34 @@ def account(kernel, tmp_path: Path) -> dict[str, int]:
     return {
         key: int(value) for key, value in re.findall(r"(\w+):(\d+)", tool("cuobjdump", kernel, tmp_path, "-res-usage"))
     }
+
+
+def tile_loop(kernel, tmp_path: Path) -> Counter[str]:
+    """Instructions of the loop over tiles in a kernel's machine code: of the first that loads anything, and of those
+    that begin with it the longest; what finishes the sums comes behind it."""
+    instructions, labels, loops = [], {}, []
+    for line in tool("nvdisasm", kernel, tmp_path).splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][\w.]*)(.*)", line):
+            instructions.append(found[1])
+            target = re.search(r"\.L_x_\d+", found[2])
+            if found[1].startswith("BRA") and target and target[0] in labels:
+                loops.append((labels[target[0]], len(instructions)))
+    loops = [loop for loop in loops if any(i.startswith("LDG") for i in instructions[slice(*loop)])]
+    first, end = min(loops, key=lambda loop: (loop[0], -loop[1]))
+    return Counter(instructions[first:end])
+
+
+def accesses_of(loop: Counter[str]) -> tuple[Counter[int], Counter[int]]:
+    """Loads from and stores to device memory in machine code, each as bytes that an instruction moves -> how many."""
+    moved = {"LDG": Counter(), "STG": Counter()}
+    for instruction, count in loop.items():
+        kind, *parts = instruction.split(".")
+        if kind in moved:
+            bits = next((int(part.lstrip("US")) for part in parts if re.fullmatch(r"[US]?(8|16|64|128)", part)), 32)
+            moved[kind][bits // 8] += count
+    return moved["LDG"], moved["STG"]
 
 
 def fire(x: torch.Tensor, time_steps: int, config: NeuronConfig, state: bool = False) -> None:

@@ -1,5 +1,5 @@
-"""Bytes of local memory of a thread that kernels of ``test_triton_versions.py`` may take: a few registers spilled. The
-test wants exactly these, so a new spill fails, and so does one that is gone.
+"""What kernels of ``test_triton_versions.py`` may spill: those over activations accesses to local memory in their loop over
+tiles, others bytes of a thread. The test wants exactly these, so a new spill fails, and so does one that is gone.
 """
 
 PERMITTED = {

@@ -23,10 +23,21 @@ triton = pytest.importorskip("triton", reason="needs Triton (pip install triton)
 
 from sca_kernels import triton_kernels  # noqa: E402  after importorskip
 from sca_kernels.triton_kernels import bitpack  # noqa: E402
-from tests.kernels.compilation import account, compile_only, convolve, fire, fire_behind_norm, made_frames  # noqa: E402
+from tests.kernels.compilation import (  # noqa: E402
+    account,
+    accesses_of,
+    compile_only,
+    convolve,
+    fire,
+    fire_behind_norm,
+    made_frames,
+    tile_loop,
+)
 
 VERSIONS = (Path(__file__).parents[2] / ".ci" / "triton_versions").read_text().split()
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
+OVER_ACTIVATIONS = ("forward_kernel", "backward_kernel", "moments_kernel")
+KEPT = 128
 IN_FULL = (90,)  # where every case is compiled; elsewhere each on one Triton or the other
 
 pytestmark = [
@@ -155,24 +166,33 @@ def accesses(ptx: str) -> tuple[Counter[int], Counter[int]]:
 
 
 def spilled(kernels: list, tmp_path: Path) -> dict[str, int]:
-    """Of the kernels that use local memory: the bytes that each of them takes of it."""
+    """Bytes of local memory of the kernels that use it. Those over activations may keep there, once, what they need after
+    their loop over tiles (at most ``KEPT`` bytes): of them, how often the loop goes to local memory."""
     seen, found = Counter(), {}
     for kernel in kernels:
         seen[kernel.name] += 1
         memory = account(kernel, tmp_path)
-        if local := memory["STACK"] + memory["LOCAL"]:
+        local = memory["STACK"] + memory["LOCAL"]
+        if local and kernel.name in OVER_ACTIVATIONS:
+            assert local <= KEPT, kernel.name
+            local = sum(n for i, n in tile_loop(kernel, tmp_path).items() if i.startswith(("LDL", "STL")))
+        if local:
             found[f"{kernel.name} {seen[kernel.name]}"] = local
     return found
 
 
-def broken_up(kernels: list, access: dict[str, int]) -> list[tuple]:
-    """The kernels that load nothing in accesses as wide as expected, or store in narrower ones (sums apart, of 8)."""
+def broken_up(kernels: list, access: dict[str, int], tmp_path: Path) -> list[tuple]:
+    """The kernels that load nothing in accesses as wide as expected, or store in narrower ones; of those over activations
+    what their loop over tiles does, since sums are narrower."""
     found = []
     for kernel in kernels:
         expected = access.get(kernel.name, 0)
-        loads, stores = accesses(kernel.asm["ptx"])
-        narrower = [size for size in stores if size < expected and size != 8]
-        if expected and (not loads[expected] or narrower):
+        if not expected:
+            continue
+        over_tiles = kernel.name in OVER_ACTIVATIONS
+        loads, stores = accesses_of(tile_loop(kernel, tmp_path)) if over_tiles else accesses(kernel.asm["ptx"])
+        narrower = [size for size in stores if size < expected]
+        if not loads[expected] or narrower:
             found.append((kernel.name, expected, loads, stores))
     return found
 
@@ -184,7 +204,7 @@ def test_a_kernel_compiles_spills_only_what_is_permitted_and_moves_whole_accesse
     kernels = compile_only(monkeypatch, capability)
     CASES[case].start()
     assert kernels
-    assert broken_up(kernels, CASES[case].access) == []
+    assert broken_up(kernels, CASES[case].access, tmp_path) == []
     assert spilled(kernels, tmp_path) == PERMITTED.get((triton.__version__, capability, case), {})
 
 
@@ -200,13 +220,20 @@ def test_accesses_are_counted_in_bytes():
     assert sorted(stores.elements()) == [16]
 
 
-def test_narrower_accesses_are_found():
+def test_narrower_accesses_are_found(tmp_path):
     class Kernel:
         def __init__(self, load: str, store: str) -> None:
-            self.name = "forward_kernel"
-            self.asm = {"ptx": f"ld.global.{load} {{}}, [a];\n st.global.b64 [b], c;\n st.global.{store} [b], c;"}
+            self.name = "correlate_kernel"
+            self.asm = {"ptx": f"ld.global.{load} {{}}, [a];\n st.global.{store} [b], c;"}
 
     wide, torn, narrow = Kernel("v4.b32", "v4.b32"), Kernel("v4.b32", "b16"), Kernel("v2.b32", "v4.b32")
-    assert [found[0] for found in broken_up([wide, torn, narrow], {"forward_kernel": 16})] == ["forward_kernel"] * 2
-    assert not broken_up([wide], {"forward_kernel": 16})
-    assert not broken_up([Kernel("b16", "b16")], {"forward_kernel": 2})
+    access = {"correlate_kernel": 16}
+    assert [found[0] for found in broken_up([wide, torn, narrow], access, tmp_path)] == ["correlate_kernel"] * 2
+    assert not broken_up([wide], access, tmp_path)
+    assert not broken_up([Kernel("b16", "b16")], {"correlate_kernel": 2}, tmp_path)
+
+
+def test_accesses_in_machine_code_are_counted_in_bytes():
+    loads, stores = accesses_of(Counter({"LDG.E.128": 4, "LDG.E.U16.CONSTANT": 1, "STG.E": 2, "STG.E.64": 3, "LDS": 9}))
+    assert loads == {16: 4, 2: 1}
+    assert stores == {4: 2, 8: 3}
