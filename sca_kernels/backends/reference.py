@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..layout import empty_activation, empty_state
+from ..layout import empty_activation, empty_state, spatial_size
 from ..neurons import NeuronConfig
 from ..reference import batch_norm, bitpack, multistep
 from ..reference.multistep import Prelude
@@ -59,11 +59,13 @@ class ReferenceBackend(Backend):
     ) -> BatchNormGradients:
         prelude = batch_norm.prelude(mean, var, weight, bias, eps)
         g = multistep.backward(grad_spikes, grad_v, x, time_steps, config, prelude, rate, v_init)
-        g_x, g_weight, g_bias = batch_norm.input_gradient(g.y, x, mean, var, weight, eps, time_steps // x.shape[0])
+        sums = batch_norm.gradient_sums(g.y, x, mean)
+        presentations, count = time_steps // x.shape[0], max(time_steps * x.shape[1] * spatial_size(x), 1)
+        lines = batch_norm.coefficients(sums, prelude.scale, var, eps, presentations, count)
         return BatchNormGradients(
-            _dense(g_x, x),
-            None if weight is None else g_weight,
-            None if bias is None else g_bias,
+            _dense(batch_norm.input_gradient(g.y, x, prelude.scale, mean, *lines), x),
+            None if weight is None else (sums[1] * (var.double() + eps).rsqrt()).to(weight.dtype),
+            None if bias is None else sums[0].to(bias.dtype),
             g.rate,
             None if v_init is None else empty_state(x, g.v_init.dtype).copy_(g.v_init),
         )

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import checks, ops
-from ..layout import spatial_size, state_dtype
+from ..layout import state_dtype
 from ..ops.common import passes_nan
 from ..reference import running
 from ..reference.batch_norm import prelude as affine_prelude
 from ..surrogates import Surrogate
-from ..sync import synchronized_moments
+from . import ranks
 from .activity import ActivitySums, check_activity
 from .arguments import (
     as_state,
@@ -103,19 +103,17 @@ def batch_norm_neuron(
     if not training:
         mean, var = (as_state(z if channels is None else z.index_select(0, channels), x) for z in statistics)
     else:
-        count = _count(x, steps, process_group)
-        if process_group is None and count:
-            before = x, steps, weight, bias, eps, *common
+        before = x, steps, weight, bias, eps, *common
+        if process_group is not None:
+            *outputs, mean, var, count = ranks.batch_norm_neuron(before, process_group, activity)
+            _track_ranks(mean, var, count, *statistics, momentum, channels)
+            return as_output(outputs, return_v)
+        if count := _count(x, steps):
             return as_output(_in_training(before, statistics, momentum, activity, channels, count), return_v)
-        if process_group is None:  # nothing to normalise or to track, as in torch
-            mean, var = (full((x.shape[2],), dtype=state_dtype(x)) for full in (x.new_zeros, x.new_ones))
-        else:
-            *moments, count = synchronized_moments(x, count, process_group)
-            mean, var = (z.to(state_dtype(x)) for z in moments)
+        # nothing to normalise or to track, as in torch
+        mean, var = (full((x.shape[2],), dtype=state_dtype(x)) for full in (x.new_zeros, x.new_ones))
     arguments = x, steps, *affine_prelude(mean, var, weight, bias, eps), *common
     outputs = ops.neuron_forward(*arguments) if activity is None else recorded(arguments, activity)
-    if training and process_group is not None and running_mean is not None:
-        _track(mean, var, count, *statistics, momentum, channels)
     return as_output(outputs, return_v)
 
 
@@ -192,8 +190,8 @@ def batch_norm(
     x, steps = check_activation(x, None)
     training, momentum, eps = check_batch_norm(x, running_mean, running_var, training, momentum, eps, process_group)
     weight, bias = check_vector("weight", weight, x), check_vector("bias", bias, x)
-    count = _count(x, steps, process_group) if training else None
     if not training or process_group is None:
+        count = _count(x, steps) if training else None
         mean, var = (None, None) if running_mean is None else (as_state(running_mean, x), as_state(running_var, x))
         own = mean is running_mean and var is running_var and not isinstance(momentum, Tensor)
         own = own and not passes_nan(x.device.type)
@@ -208,19 +206,15 @@ def batch_norm(
             with torch.no_grad():
                 running.move(mean, var, running_mean, running_var, momentum, None, passes_nan(x.device.type))
         return y.unflatten(0, x.shape[:2])
-    *moments, count = synchronized_moments(x, count, process_group)
-    mean, var = (z.to(state_dtype(x)) for z in moments)
-    scale, shift = (z.view(-1, *[1] * (x.dim() - 3)) for z in affine_prelude(mean, var, weight, bias, eps))
-    y = (x * scale + shift).to(x.dtype)
-    if running_mean is not None:
-        _track(mean, var, count, running_mean, running_var, momentum, None)
+    y, mean, var, count = ranks.batch_norm(x, weight, bias, eps, process_group)
+    _track_ranks(mean, var, count, running_mean, running_var, momentum, None)
     return y
 
 
-def _count(x: Tensor, steps: int, process_group: Any) -> int:
-    """Values per channel on this rank."""
-    count = steps * x.shape[1] * spatial_size(x)
-    if count == 1 and process_group is None:
+def _count(x: Tensor, steps: int) -> int:
+    """Values per channel."""
+    count = ops.seen(x, steps)
+    if count == 1:
         raise ValueError(f"x: expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
     return count
 
@@ -229,6 +223,16 @@ def _count(x: Tensor, steps: int, process_group: Any) -> int:
 def _track(mean: Tensor, var: Tensor, *statistics: Any) -> None:
     """:func:`sca_kernels.reference.running.track` where no operator does it."""
     running.track(mean, var, *statistics, passes_nan(mean.device.type))
+
+
+@torch.no_grad()
+def _track_ranks(
+    mean: Tensor, var: Tensor, count: Tensor, running_mean: Tensor | None, running_var: Tensor | None, *rest: Any
+) -> None:
+    """The same on one of several ranks. What is not finite moves nothing: no rank may have had a value, and one without
+    samples is not told of another's NaN."""
+    if running_mean is not None:
+        running.track(mean, var, count, running_mean, running_var, *rest, True)
 
 
 def _is_negated(p: Tensor) -> bool:

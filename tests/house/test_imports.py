@@ -27,7 +27,7 @@ KERNEL_LAYERS = [
     {"neurons"},
     {"surrogates"},
     {"paths"},
-    {"channels", "checks", "layout", "memory", "spikes", "sync", "threads", "torch_private", "version"},
+    {"channels", "checks", "layout", "memory", "spikes", "threads", "torch_private", "version"},
 ]
 COMPILED = {"sca_kernels._cpu": "sca_kernels.backends.cpu", "sca_kernels._cuda": "sca_kernels.backends.cuda"}
 
