@@ -229,10 +229,10 @@ def _track(mean: Tensor, var: Tensor, *statistics: Any) -> None:
 def _track_ranks(
     mean: Tensor, var: Tensor, count: Tensor, running_mean: Tensor | None, running_var: Tensor | None, *rest: Any
 ) -> None:
-    """The same on one of several ranks. What is not finite moves nothing: no rank may have had a value, and one without
-    samples is not told of another's NaN."""
+    """The same on one of several ranks. What is not finite moves nothing: a rank without samples is not told of
+    another's NaN. Nor does a batch of no samples at all, which nobody waits for the count of."""
     if running_mean is not None:
-        running.track(mean, var, count, running_mean, running_var, *rest, True)
+        running.track(torch.where(count > 0, mean, torch.nan), var, count, running_mean, running_var, *rest, True)
 
 
 def _is_negated(p: Tensor) -> bool:

@@ -25,7 +25,6 @@ from .multistep import recorded
 _BLOCK = 1 << 16
 
 
-@disable_dynamo
 def batch_norm_neuron(
     arguments: tuple[Any, ...], process_group: Any, activity: ActivitySums | None
 ) -> tuple[Tensor | None, ...]:
@@ -36,10 +35,9 @@ def batch_norm_neuron(
         RuntimeError: within a transform of torch.func, and in forward mode.
     """
     _refuse_transforms(*arguments)
-    return _BatchNormNeuron.apply(process_group, activity, *arguments)
+    return _apply(_BatchNormNeuron, process_group, activity, *arguments)
 
 
-@disable_dynamo
 def batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, process_group: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -49,7 +47,17 @@ def batch_norm(
         RuntimeError: within a transform of torch.func, and in forward mode.
     """
     _refuse_transforms(x, weight, bias)
-    return _BatchNorm.apply(process_group, x, weight, bias, eps)
+    return _apply(_BatchNorm, process_group, x, weight, bias, eps)
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> tuple[Tensor | None, ...]:
+    """Run it, apart from what a compiler makes of the code around it, which knows nothing of sums over ranks."""
+    return _apart(function, *arguments) if torch.compiler.is_compiling() else function.apply(*arguments)
+
+
+@disable_dynamo
+def _apart(function: type[torch.autograd.Function], *arguments: Any) -> tuple[Tensor | None, ...]:
+    return function.apply(*arguments)
 
 
 def _refuse_transforms(*arguments: Any) -> None:
@@ -106,18 +114,32 @@ class _BatchNorm(torch.autograd.Function):
         return y, mean, var, count
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad, *_):
-        x, weight, mean, var, count = ctx.saved_tensors
-        needs_x, *needs_vectors = ctx.needs_input_grad[1:4]
-        rstd = (var.double() + ctx.eps).rsqrt()
+        needed = ctx.needs_input_grad[1:4]
+        return None, *_Gradients.apply(grad, *ctx.saved_tensors, ctx.eps, ctx.process_group, needed), None
+
+
+class _Gradients(torch.autograd.Function):
+    """Those of :class:`_BatchNorm`, as far as they are needed."""
+
+    @staticmethod
+    def forward(ctx, grad, x, weight, mean, var, count, eps, process_group, needed):
+        needs_x, *needs_vectors = needed
+        rstd = (var.double() + eps).rsqrt()
         # torch has kernels for it on CUDA devices, and nowhere else.
         sums_of, input_gradient_of = _BY_TORCH if x.is_cuda else _BY_BLOCKS
         sums, grad_x = sums_of(grad, x, mean, rstd), None
         if needs_x:
-            total = _sum_over_ranks(sums.clone(), ctx.process_group)
-            grad_x = input_gradient_of(grad, x, mean, var, weight, ctx.eps, total, count)
-        return None, grad_x, *_vector_gradients(sums, rstd, *needs_vectors, var.dtype), None
+            total = _sum_over_ranks(sums.clone(), process_group)
+            grad_x = input_gradient_of(grad, x, mean, var, weight, eps, total, count)
+        return grad_x, *_vector_gradients(sums, rstd, *needs_vectors, var.dtype)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "second-order gradients of batch norm over ranks are not defined. Call backward() without "
+            "create_graph=True."
+        )
 
 
 def _sums_by_torch(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
@@ -162,11 +184,11 @@ _BY_BLOCKS = _sums, _input_gradient
 
 
 def _statistics(x: Tensor, time_steps: int, backend: str, process_group: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance [C] of all ranks in the state's dtype, NaN where none has a value, and the number of
-    values per channel, a float64 number on the device."""
+    """Mean and biased variance [C] of all ranks in the state's dtype, and the number of values per channel, a float64
+    number on the device; zeros where no rank has a value."""
     own = ops.batch_norm_moments(x, time_steps, backend) * (time_steps // x.shape[0])
     total = _sum_over_ranks(torch.cat([own.flatten(), own.new_full((1,), ops.seen(x, time_steps))]), process_group)
-    mean, square = (total[:-1] / total[-1]).view(2, -1)
+    mean, square = (total[:-1] / total[-1].clamp(min=1)).view(2, -1)
     var = (square - mean.square()).clamp(min=0)
     return mean.to(state_dtype(x)), var.to(state_dtype(x)), total[-1]
 

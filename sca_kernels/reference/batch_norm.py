@@ -52,7 +52,7 @@ def gradient_sums(g_y: Tensor, x: Tensor, center: Tensor) -> Tensor:
         center: [C], the mean.
     """
     dims, g = [d for d in range(x.dim()) if d != 2], g_y.double()
-    centred = x.to(g_y.dtype) - per_channel(center, x[0])
+    centred = x.to(g_y.dtype) - per_channel(center, g_y[0])
     return torch.stack([g.sum(dims), (g * centred).sum(dims)])
 
 

@@ -51,8 +51,15 @@ def calls(device, backend):
         "batch_norm_gradient",
         (x, v, x, 4, c, c, c, c, c, c, v, backend, *PLIF),
         {
-            **{0: "grad_spikes", 1: "grad_v", 4: "scale", 5: "shift", 6: "center", 7: "slope", 8: "offset"},
-            **{9: "rate", 10: "v_init"},
+            0: "grad_spikes",
+            1: "grad_v",
+            4: "scale",
+            5: "shift",
+            6: "center",
+            7: "slope",
+            8: "offset",
+            9: "rate",
+            10: "v_init",
         },
     )
     frames, weight = torch.ones(8, 2, 5, 6, device=device), torch.randn(4, 3, 3, 3, device=device)
