@@ -197,7 +197,7 @@ def test_two_ranks_compute_what_one_process_does(ranks, name):
     parts = [{key: z for key, z in rank[name].items() if key != "sent"} for rank in ranks]
     whole = run(case, layer(case), slice(None))
     narrow, alone = case.dtype == torch.bfloat16, case.kind is nn.ChannelBatchNorm2d
-    if not alone:
+    if not alone:  # spikes
         assert torch.equal(torch.cat([part["y"] for part in parts], 1), whole["y"])
         assert torch.equal(parts[0]["spike_count"] + parts[1]["spike_count"], whole["spike_count"])
     # of bfloat16, that one number in 256 is rounded the other way
@@ -231,26 +231,44 @@ def group_of_one():
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.usefixtures("group_of_one")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["channels_last", "plif", "repeated step", "alone"])
-def test_every_backend_takes_the_statistics_of_a_group_as_its_own(target, name, dtype):
-    backend, device = target
-    case = CASES[name]._replace(dtype=dtype)
-    if case.kind is nn.ChannelBatchNorm2d and backend != "reference":
-        pytest.skip("batch norm alone asks for no backend")
+def alone_and_over_a_group(case: Case, device: str, backend: str | None = None) -> list[list[torch.Tensor]]:
     results = []
     for options in ({}, {"process_group": True}):
         module = layer(case, **options).to(device)
-        if case.kind is not nn.ChannelBatchNorm2d:
+        if backend is not None:
             module.arguments["backend"] = backend
         torch.manual_seed(1)
-        leaf = activation((case.steps, 3, WIDTH, 3, 5), dtype, case.channels_last).to(device).requires_grad_()
-        y = module(leaf, *(() if case.time_steps is None else (case.time_steps,)))
+        x = activation((case.steps, 3, WIDTH, 3, 5), case.dtype, case.channels_last).to(device).requires_grad_()
+        y = module(x, *(() if case.time_steps is None else (case.time_steps,)))
         (y * torch.randn(y.shape).to(y)).sum().backward()
-        results.append([y, leaf.grad, *(p.grad for p in module.parameters()), *module.buffers()])
-    for ours, alone in zip(*reversed(results), strict=True):
-        assert relative_l2(ours, alone) <= (1e-6 if dtype == torch.float32 else 3e-3)
+        results.append([y, x.grad, *(p.grad for p in module.parameters()), *module.buffers()])
+    return results
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+@pytest.mark.usefixtures("group_of_one")
+@DTYPES
+@pytest.mark.parametrize("name", ["channels_last", "plif", "repeated step"])
+def test_every_backend_takes_the_statistics_of_a_group_as_its_own(target, name, dtype):
+    backend, device = target
+    alone, over_group = alone_and_over_a_group(CASES[name]._replace(dtype=dtype), device, backend)
+    for ours, expected in zip(over_group, alone, strict=True):
+        assert relative_l2(ours, expected) <= (1e-6 if dtype == torch.float32 else 3e-3)
+
+
+@pytest.mark.usefixtures("group_of_one")
+@DTYPES
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_batch_norm_alone_takes_the_statistics_of_a_group_as_its_own(device, channels_last, dtype):
+    case = Case(nn.ChannelBatchNorm2d, channels_last=channels_last, dtype=dtype)
+    alone, over_group = alone_and_over_a_group(case, device)
+    for ours, expected in zip(over_group, alone, strict=True):
+        assert ours.stride() == expected.stride()
+        # of bfloat16, torch's own gradient in channels_last on the CPU is off by more than its rounding
+        assert relative_l2(ours, expected) <= (1e-6 if dtype == torch.float32 else 6e-3)
 
 
 @pytest.mark.usefixtures("group_of_one")
@@ -334,7 +352,7 @@ def peak(function) -> int:
 
 @pytest.mark.usefixtures("group_of_one")
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@DTYPES
 @pytest.mark.parametrize("kind", [nn.BatchNormLIF, nn.BatchNormPLIF, nn.ChannelBatchNorm2d])
 def test_statistics_of_ranks_take_no_copy_of_the_activation(kind, dtype, channels_last):
     if kind is not nn.ChannelBatchNorm2d and "cpu" not in registry():

@@ -82,7 +82,7 @@ class Ranks:
         wrapper = nn.parallel.DistributedDataParallel
         known = inspect.signature(wrapper).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return wrapper(model, **{name: False})
+        return wrapper(model, gradient_as_bucket_view=True, **{name: False})
 
     def sum(self, *values: float) -> tuple[float, ...]:
         """Sums over the processes, in float64."""
