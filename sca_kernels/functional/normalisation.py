@@ -73,13 +73,15 @@ def batch_norm_neuron(
         momentum: weight of the new batch in the running statistics; a number, or a tensor of one on the device of x,
             which is then not waited for.
         eps: added to the variance, > 0.
-        process_group: a torch.distributed group (True: the default one) over whose ranks batch statistics are taken.
+        process_group: a torch.distributed group (True: the default one) over whose ranks batch statistics are taken,
+            by one sum over ranks in each pass. Gradients of weight, bias and w are those of this rank's batch.
         channels: sorted unique int64 indices [C], where the channels of x stand in running_mean and running_var, which
             may then have any size; None: one for one. ``activity`` must have the same.
         channel_mask, and all others: see :func:`neuron`.
 
     Raises:
         ValueError: also when training with one value per channel, as torch.nn.functional.batch_norm.
+        RuntimeError: with a process group within transforms of torch.func, or in forward mode.
     """
     config = check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
     x, steps = check_activation(x, time_steps)
