@@ -126,8 +126,8 @@ class _Gradients(torch.autograd.Function):
     def forward(ctx, grad, x, weight, mean, var, count, eps, process_group, needed):
         needs_x, *needs_vectors = needed
         rstd = (var.double() + eps).rsqrt()
-        # torch has kernels for it on CUDA devices, and nowhere else.
-        sums_of, input_gradient_of = _BY_TORCH if x.is_cuda else _BY_BLOCKS
+        # torch has kernels for it on CUDA devices, and nowhere else; they want at least one element.
+        sums_of, input_gradient_of = _BY_TORCH if x.is_cuda and x.numel() else _BY_BLOCKS
         sums, grad_x = sums_of(grad, x, mean, rstd), None
         if needs_x:
             total = _sum_over_ranks(sums.clone(), process_group)
