@@ -247,7 +247,9 @@ def alone_and_over_a_group(case: Case, device: str, backend: str | None = None) 
 
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+# Of bfloat16, Triton's interpreter cuts off what it should round; torch's own gradient in channels_last is less exact.
+BOUNDS = {torch.float32: 1e-6, torch.bfloat16: 6e-3}
+DTYPES = pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 
 
 @pytest.mark.usefixtures("group_of_one")
@@ -257,7 +259,7 @@ def test_every_backend_takes_the_statistics_of_a_group_as_its_own(target, name, 
     backend, device = target
     alone, over_group = alone_and_over_a_group(CASES[name]._replace(dtype=dtype), device, backend)
     for ours, expected in zip(over_group, alone, strict=True):
-        assert relative_l2(ours, expected) <= (1e-6 if dtype == torch.float32 else 3e-3)
+        assert relative_l2(ours, expected) <= BOUNDS[dtype]
 
 
 @pytest.mark.usefixtures("group_of_one")
@@ -269,8 +271,7 @@ def test_batch_norm_alone_takes_the_statistics_of_a_group_as_its_own(device, cha
     alone, over_group = alone_and_over_a_group(case, device)
     for ours, expected in zip(over_group, alone, strict=True):
         assert ours.stride() == expected.stride()
-        # of bfloat16, torch's own gradient in channels_last on the CPU is off by more than its rounding
-        assert relative_l2(ours, expected) <= (1e-6 if dtype == torch.float32 else 6e-3)
+        assert relative_l2(ours, expected) <= BOUNDS[dtype]
 
 
 @pytest.mark.usefixtures("group_of_one")
@@ -341,6 +342,9 @@ def test_moments_have_all_derivatives():
     assert torch.autograd.gradgradcheck(lambda z: ops.batch_norm_moments(z, 2, ""), x)
 
 
+ON, WHY_NOT = registry()["cpu"].supports(torch.device("cpu"), torch.float32)
+
+
 def peak(function) -> int:
     """Bytes that torch's CPU allocator hands out beyond those before, at most."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
@@ -353,13 +357,13 @@ def peak(function) -> int:
     return most
 
 
+@pytest.mark.native
+@pytest.mark.skipif(not ON, reason=f"backend cpu: {WHY_NOT}")
 @pytest.mark.usefixtures("group_of_one")
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 @DTYPES
 @pytest.mark.parametrize("kind", [nn.BatchNormLIF, nn.BatchNormPLIF, nn.ChannelBatchNorm2d])
 def test_statistics_of_ranks_take_no_copy_of_the_activation(kind, dtype, channels_last):
-    if kind is not nn.ChannelBatchNorm2d and "cpu" not in registry():
-        pytest.skip("the reference copies")
     x = activation((4, 8, 32, 64, 64), dtype, channels_last).requires_grad_()
     grad = torch.ones_like(x)
     peaks = []
