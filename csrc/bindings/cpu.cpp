@@ -21,7 +21,7 @@ namespace py = pybind11;
 namespace {
 
 // Raised with every change of a signature below; backends/cpu.py refuses a build that is out of date.
-constexpr int kAbiVersion = 7;
+constexpr int kAbiVersion = 8;
 
 // (address, (t, n, c, s) strides in elements)
 using Activation = std::tuple<uintptr_t, std::array<int64_t, 4>>;
@@ -176,6 +176,47 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("weight"), py::arg("eps"), py::arg("statistics"), py::arg("rate"), py::arg("grad_spikes"),
         py::arg("grad_v"), py::arg("grad_x"), py::arg("grad_v_init"), py::arg("grad_weight"), py::arg("grad_bias"),
         py::arg("grad_rate"));
+
+    m.def(
+        "batch_norm_moments",
+        [](const std::array<int64_t, 4>& shape, const std::string& dtype, int threads, const Activation& x,
+           uintptr_t sums) {
+            const Problem p(shape, dtype, threads, x, {}, 0, 0, 0);
+            const py::gil_scoped_release released;
+            sca::batch_norm_moments(p.in, vector_at<double>(sums));
+        },
+        py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("sums"));
+
+    m.def(
+        "batch_norm_sums",
+        [](const sca::NeuronConfig& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
+           const Activation& x, const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t center,
+           uintptr_t rate, const MaybeActivation& grad_spikes, const MaybeActivation& grad_v, uintptr_t sums) {
+            const Problem p(shape, dtype, threads, x, v_init, scale, shift, rate);
+            const sca::BackwardInput grad{view(grad_spikes, p.dtype), state(grad_v)};
+            const py::gil_scoped_release released;
+            sca::batch_norm_sums(neuron, p.in, vector_at<const float>(center), grad, vector_at<double>(sums));
+        },
+        py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"),
+        py::arg("scale"), py::arg("shift"), py::arg("center"), py::arg("rate"), py::arg("grad_spikes"),
+        py::arg("grad_v"), py::arg("sums"));
+
+    m.def(
+        "batch_norm_gradient",
+        [](const sca::NeuronConfig& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
+           const Activation& x, const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t center,
+           uintptr_t slope, uintptr_t offset, uintptr_t rate, const MaybeActivation& grad_spikes,
+           const MaybeActivation& grad_v, const Activation& grad_x, const MaybeActivation& grad_v_init) {
+            const Problem p(shape, dtype, threads, x, v_init, scale, shift, rate);
+            const sca::BackwardInput grad{view(grad_spikes, p.dtype), state(grad_v)};
+            const sca::BackwardOutput out{view(grad_x, p.dtype), state(grad_v_init), nullptr, nullptr, nullptr};
+            const py::gil_scoped_release released;
+            sca::batch_norm_gradient(neuron, p.in, vector_at<const float>(center), vector_at<const float>(slope),
+                                     vector_at<const float>(offset), grad, out);
+        },
+        py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"),
+        py::arg("scale"), py::arg("shift"), py::arg("center"), py::arg("slope"), py::arg("offset"), py::arg("rate"),
+        py::arg("grad_spikes"), py::arg("grad_v"), py::arg("grad_x"), py::arg("grad_v_init"));
 
     m.def(
         "pack_bits",

@@ -33,13 +33,17 @@ BackwardPass::BackwardPass(const NeuronConfig& neuron, const Input& in, const Ba
       grad_spikes_(or_zero(grad.spikes, in.x.dtype)) {}
 
 void BackwardPass::run(const Stripe& stripe, int threads) {
-    parallel_for(stripe.first, stripe.last, threads, [&](int64_t b) { run(b, {true, true, nullptr}); });
+    parallel_for(stripe.first, stripe.last, threads, [&](int64_t b) { run(b, {true, true, true, nullptr}); });
     sums_.combine(stripe);
+}
+
+void BackwardPass::run_gradients(const Stripe& stripe, int threads) {
+    parallel_for(stripe.first, stripe.last, threads, [&](int64_t b) { run(b, {false, true, true, nullptr}); });
 }
 
 void BackwardPass::run_sums(const Stripe& stripe, int threads, float* parked) {
     parallel_for(stripe.first, stripe.last, threads, [&](int64_t b) {
-        run(b, {true, false, parked == nullptr ? nullptr : parked + (b - stripe.first) * parked_task()});
+        run(b, {true, true, false, parked == nullptr ? nullptr : parked + (b - stripe.first) * parked_task()});
     });
     sums_.combine(stripe);
 }
@@ -48,7 +52,7 @@ void BackwardPass::run_x(const Stripe& stripe, int threads, const float* parked)
     // From the last task down: its data is what the caches still hold.
     parallel_for(stripe.first, stripe.last, threads, [&](int64_t i) {
         const int64_t b = stripe.first + stripe.last - 1 - i;
-        parked == nullptr ? run(b, {false, true, nullptr}) : finish(b, parked + (b - stripe.first) * parked_task());
+        parked == nullptr ? run(b, {false, false, true, nullptr}) : finish(b, parked + (b - stripe.first) * parked_task());
     });
 }
 
@@ -68,7 +72,7 @@ int64_t BackwardPass::parked_size(const Stripe& stripe) const {
 void BackwardPass::run(int64_t b, Wanted pass) {
     const int64_t steps = in_.shape.t, chunks = (steps + kSteps - 1) / kSteps;
     const int dtype = static_cast<int>(in_.x.dtype);
-    const bool to_x = pass.x && out_.x.data != nullptr, leak = pass.sums && out_.rate != nullptr;
+    const bool to_x = pass.x && out_.x.data != nullptr, leak = pass.sums && in_.rate != nullptr;
 
     Scratch scratch(10, tiling.most_period(), chunks + 3 * kSteps + 2);
     Parameters parameters(tiling, scratch);
@@ -142,7 +146,7 @@ void BackwardPass::run(int64_t b, Wanted pass) {
             finish(lanes, over_time, read(x, x, 0, 1, size, x_buffer), out.sink);
             out.finish();
         }
-        if (pass.sums && carries) write_state(g_v, size, piece.at(out_.v_init));
+        if (pass.state && carries) write_state(g_v, size, piece.at(out_.v_init));
         if (pass.parked != nullptr) pass.parked += steps * padded(size);
     };
     const auto drain = [&](const Span& done) {

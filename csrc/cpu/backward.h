@@ -25,6 +25,8 @@ class BackwardPass {
 
     // All gradients of a stripe of channels.
     void run(const Stripe& stripe, int threads);
+    // All but the sums.
+    void run_gradients(const Stripe& stripe, int threads);
     // The same in two passes, the second of which writes dL/dx, for a prelude whose adjoint depends on the sums.
     // Between them `parked` holds dL/dy, in parked_size() floats; null: the second pass computes it again.
     void run_sums(const Stripe& stripe, int threads, float* parked);
@@ -36,7 +38,8 @@ class BackwardPass {
 
   private:
     struct Wanted {
-        bool sums;  // and the gradients of v_init and rate
+        bool sums;   // and the gradient of rate
+        bool state;  // the gradient of v_init
         bool x;
         float* parked;  // where dL/dy goes, or null
     };

@@ -122,4 +122,43 @@ void batch_norm_backward(const NeuronConfig& neuron, const BatchNorm& norm, cons
     });
 }
 
+void batch_norm_moments(const Input& in, double* out) {
+    const int64_t channels = in.shape.c;
+    std::fill_n(out, kMoments * channels, 0.0);
+    if (empty(in.shape)) return;
+    // In the order of batch_norm_forward, whose bits these are.
+    const Tiling tiling(in.shape, {&in.x}, kMostLanes, Order::channels);
+    Sums sums(tiling, kMoments);
+    for_stripes(tiling, useful_threads(in.shape, in.threads), [&](const Stripe& stripe, int threads) {
+        parallel_for(stripe.first, stripe.last, threads, [&](int64_t b) { sum_moments(in, tiling, b, sums); });
+        sums.combine(stripe);
+    });
+    for (int kind = 0; kind < kMoments; ++kind)
+        for (int64_t c = 0; c < channels; ++c) out[kind * channels + c] = sums.of(kind, c);
+}
+
+void batch_norm_sums(const NeuronConfig& neuron, const Input& in, const float* center, const BackwardInput& grad,
+                     double* out) {
+    const int64_t channels = in.shape.c;
+    std::fill_n(out, (in.rate == nullptr ? 2 : 3) * channels, 0.0);
+    if (empty(in.shape)) return;
+    const BackwardOutput none{};
+    BackwardPass backward(neuron, in, grad, none, {in.scale, nullptr, nullptr, center}, Order::channels);
+    for_stripes(backward.tiling, useful_threads(in.shape, in.threads),
+                [&](const Stripe& stripe, int threads) { backward.run_sums(stripe, threads, nullptr); });
+    for (int64_t c = 0; c < channels; ++c) {
+        out[c] = backward.sum(BackwardPass::kShift, c);
+        out[channels + c] = backward.sum(BackwardPass::kScale, c);
+        if (in.rate != nullptr) out[2 * channels + c] = backward.sum(BackwardPass::kRate, c);
+    }
+}
+
+void batch_norm_gradient(const NeuronConfig& neuron, const Input& in, const float* center, const float* slope,
+                         const float* offset, const BackwardInput& grad, const BackwardOutput& out) {
+    if (empty(in.shape)) return;
+    BackwardPass backward(neuron, in, grad, out, {in.scale, slope, offset, center}, Order::memory);
+    for_stripes(backward.tiling, useful_threads(in.shape, in.threads),
+                [&](const Stripe& stripe, int threads) { backward.run_gradients(stripe, threads); });
+}
+
 }  // namespace sca

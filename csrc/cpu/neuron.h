@@ -63,4 +63,13 @@ void batch_norm_forward(const NeuronConfig&, const BatchNorm&, const Input&, con
 void batch_norm_backward(const NeuronConfig&, const BatchNorm&, const Input&, const float* statistics,
                          const BackwardInput&, const BackwardOutput&);
 
+// The same by parts, for statistics of more elements than these (those of other processes). Sums are [2, C], or [3, C].
+// Of x and of x^2, a step that is presented often counted once:
+void batch_norm_moments(const Input&, double* sums);
+// Of dL/dy, of dL/dy (x - center) and, where there is a rate, of dL/d(1/tau), for y = x * scale + shift:
+void batch_norm_sums(const NeuronConfig&, const Input&, const float* center, const BackwardInput&, double* sums);
+// dL/dx = scale dL/dy + (slope (x - center) + offset), and dL/dv_init.
+void batch_norm_gradient(const NeuronConfig&, const Input&, const float* center, const float* slope,
+                         const float* offset, const BackwardInput&, const BackwardOutput&);
+
 }  // namespace sca

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from .. import channels as active
-from ..channels import Bits, Channels, Geometry, numel
-from ..neurons import NeuronConfig
 from .. import tracking as tracked
-from ..reference import batch_norm, channel_conv
+from ..channels import Bits, Channels, Geometry, numel
+from ..layout import empty_activation, empty_state
+from ..neurons import NeuronConfig
+from ..reference import batch_norm, channel_conv, multistep
 from ..tracking import Tracking
 
 
@@ -235,6 +236,57 @@ class Backend(ABC):
             tracked.track(norm[0], norm[1], tracking)
         if tracking.sums is not None:
             tracked.record(out.spike_count, out.membrane_l1, tracking)
+
+    # Batch norm by parts, for statistics that are those of several processes. Forward: moments, a sum over processes,
+    # neuron_forward. Backward: batch_norm_sums, a sum over processes, batch_norm_gradient. Here torch's operators do
+    # it, with copies of the activation; kernels need no memory but for what they return.
+
+    def moments(self, x: Tensor, time_steps: int) -> Tensor:
+        """Sums of x and of x^2, float64 [2, C], of each element of x once, however often it is presented."""
+        return batch_norm.sums(x)
+
+    def batch_norm_sums(
+        self,
+        grad_spikes: Tensor | None,
+        grad_v: Tensor | None,
+        x: Tensor,
+        time_steps: int,
+        config: NeuronConfig,
+        scale: Tensor,
+        shift: Tensor,
+        center: Tensor,
+        rate: Tensor | None,
+        v_init: Tensor | None,
+    ) -> Tensor:
+        """Sums of g = dL/dy, of g * (x - center) and, with a rate, of its gradient, float64 [2, C] or [3, C], for the
+        neuron behind ``y = x * scale + shift``."""
+        current = multistep.Prelude(scale, shift)
+        g = multistep.backward(grad_spikes, grad_v, x, time_steps, config, current, rate, v_init)
+        sums = batch_norm.gradient_sums(g.y, x, center)
+        return sums if g.rate is None else torch.cat([sums, g.rate.double()[None]])
+
+    def batch_norm_gradient(
+        self,
+        grad_spikes: Tensor | None,
+        grad_v: Tensor | None,
+        x: Tensor,
+        time_steps: int,
+        config: NeuronConfig,
+        scale: Tensor,
+        shift: Tensor,
+        center: Tensor,
+        slope: Tensor,
+        offset: Tensor,
+        rate: Tensor | None,
+        v_init: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """dL/dx = ``scale * g + slope * (x - center) + offset`` in x's dtype and shape, g (of a step that is presented
+        often) summed over time, and dL/dv_init where there is a v_init."""
+        current = multistep.Prelude(scale, shift)
+        g = multistep.backward(grad_spikes, grad_v, x, time_steps, config, current, rate, v_init)
+        g_x = batch_norm.input_gradient(g.y, x, scale, center, slope, offset)
+        g_v = None if v_init is None else empty_state(x, g.v_init.dtype).copy_(g.v_init)
+        return empty_activation(x, x.shape[0]).copy_(g_x), g_v
 
     @abstractmethod
     def pack_spikes(self, spikes: Tensor) -> Tensor:

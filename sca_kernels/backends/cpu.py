@@ -21,7 +21,7 @@ from ..neurons import NeuronConfig
 from ..reference import channel_conv
 from .base import Backend, BatchNormGradients, Forward, NeuronGradients, at_length, at_width
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _CPU = torch.device("cpu")  # named, since another one may be the default
 _REINSTALL = "install a C++17 compiler with Python's headers and run pip install again"
@@ -121,6 +121,30 @@ class CpuBackend(Backend):
         if gamma is weight and beta is bias:
             return g
         return g._replace(weight=at_length(g.weight, weight, channels), bias=at_length(g.bias, bias, channels))
+
+    def moments(self, x: Tensor, time_steps: int) -> Tensor:
+        (x,) = _strided(x)
+        sums = torch.empty((2, x.shape[2]), dtype=torch.float64, device=_CPU)
+        _load().batch_norm_moments(*_activation(x, time_steps), _address(sums))
+        return sums
+
+    def batch_norm_sums(self, grad_spikes, grad_v, x, time_steps, config, scale, shift, center, rate, v_init) -> Tensor:
+        x, v_init, grad_spikes, grad_v = _strided(x, _one_step(v_init), grad_spikes, _one_step(grad_v))
+        sums = torch.empty((2 if rate is None else 3, x.shape[2]), dtype=torch.float64, device=_CPU)
+        vectors = map(_address, (scale, shift, center, rate))
+        incoming = _view(grad_spikes, time_steps), _view(grad_v)
+        _load().batch_norm_sums(*_problem(x, time_steps, config, v_init), *vectors, *incoming, _address(sums))
+        return sums
+
+    def batch_norm_gradient(
+        self, grad_spikes, grad_v, x, time_steps, config, scale, shift, center, slope, offset, rate, v_init
+    ) -> tuple[Tensor, Tensor | None]:
+        x, v_init, grad_spikes, grad_v = _strided(x, _one_step(v_init), grad_spikes, _one_step(grad_v))
+        g_x, g_v = empty_activation(x, x.shape[0]), None if v_init is None else empty_state(x, torch.float32)
+        vectors = map(_address, (scale, shift, center, slope, offset, rate))
+        views = _view(grad_spikes, time_steps), _view(grad_v), _view(g_x, time_steps), _view(_one_step(g_v))
+        _load().batch_norm_gradient(*_problem(x, time_steps, config, v_init), *vectors, *views)
+        return g_x, g_v
 
     def pack_spikes(self, spikes: Tensor) -> Tensor:
         spikes = spikes.contiguous()
@@ -265,9 +289,13 @@ def _view(z: Tensor | None, time_steps: int = 1) -> _View | None:
 
 
 def _problem(x: Tensor, time_steps: int, config: NeuronConfig, v_init: Tensor | None) -> tuple[Any, ...]:
-    """The arguments that every kernel starts with."""
+    """The arguments that every kernel of a neuron starts with."""
+    return _neuron(config), *_activation(x, time_steps), _view(v_init)
+
+
+def _activation(x: Tensor, time_steps: int) -> tuple[Any, ...]:
     shape = (time_steps, x.shape[1], x.shape[2], spatial_size(x))
-    return _neuron(config), shape, _DTYPES[x.dtype], torch.get_num_threads(), _view(x, time_steps), _view(v_init)
+    return shape, _DTYPES[x.dtype], torch.get_num_threads(), _view(x, time_steps)
 
 
 def _forward(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..layout import empty_activation, empty_state
+from ..layout import empty_activation, empty_state, spatial_size
 from ..reference import batch_norm, bitpack, multistep
 from ..reference.multistep import Prelude
 from .base import Backend, BatchNormGradients, Forward, NeuronGradients, at_length, at_width
@@ -59,12 +59,14 @@ class ReferenceBackend(Backend):
     ) -> BatchNormGradients:
         mean, var, *prelude = norm
         g = multistep.backward(grad_spikes, grad_v, x, time_steps, config, Prelude(*prelude), rate, v_init)
-        gamma, presentations = at_width(weight, channels, x), time_steps // x.shape[0]
-        g_x, g_weight, g_bias = batch_norm.input_gradient(g.y, x, mean, var, gamma, eps, presentations)
+        sums = batch_norm.gradient_sums(g.y, x, mean)
+        presentations, count = time_steps // x.shape[0], max(time_steps * x.shape[1] * spatial_size(x), 1)
+        lines = batch_norm.coefficients(sums, prelude[0], var, eps, presentations, count)
+        g_weight, g_bias = sums[1] * (var.double() + eps).rsqrt(), sums[0]
         return BatchNormGradients(
-            _dense(g_x, x),
-            None if weight is None else at_length(g_weight, weight, channels),
-            None if bias is None else at_length(g_bias, bias, channels),
+            _dense(batch_norm.input_gradient(g.y, x, prelude[0], mean, *lines), x),
+            None if weight is None else at_length(g_weight.to(weight.dtype), weight, channels),
+            None if bias is None else at_length(g_bias.to(bias.dtype), bias, channels),
             g.rate,
             None if v_init is None else empty_state(x, g.v_init.dtype).copy_(g.v_init),
         )

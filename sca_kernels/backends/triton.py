@@ -150,6 +150,29 @@ class TritonBackend(Backend):
         with _compiling():
             return Forward(*batch_norm.inference(launcher, *arguments))
 
+    def moments(self, x: Tensor, time_steps: int) -> Tensor:
+        from ..triton_kernels import launcher
+
+        with _compiling():
+            return batch_norm.moments(launcher, x)
+
+    def batch_norm_sums(self, grad_spikes, grad_v, x, time_steps, config, scale, shift, center, rate, v_init) -> Tensor:
+        from ..triton_kernels import launcher
+
+        current = Current(scale, shift, rate, v_init)
+        with _compiling():
+            return batch_norm.sums(launcher, grad_spikes, grad_v, x, time_steps, config, current, center)
+
+    def batch_norm_gradient(
+        self, grad_spikes, grad_v, x, time_steps, config, scale, shift, center, slope, offset, rate, v_init
+    ) -> tuple[Tensor, Tensor | None]:
+        from ..triton_kernels import launcher
+
+        vectors = {"center": center, "slope": slope, "offset": offset}
+        arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init)
+        with _compiling():
+            return batch_norm.gradient(launcher, *arguments, **vectors)
+
     def channel_conv2d(self, x, weight, bias, geometry, channels, full_output, path) -> Tensor:
         if path != "implicit":
             return super().channel_conv2d(x, weight, bias, geometry, channels, full_output, path)

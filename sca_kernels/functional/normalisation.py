@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import checks, ops
-from ..layout import spatial_size, state_dtype
+from ..layout import state_dtype
 from ..ops.common import passes_nan
 from ..reference.batch_norm import prelude as affine_prelude
 from ..surrogates import Surrogate
 from ..tracking import Tracking, move, record, track
-from ..sync import synchronized_moments
+from . import ranks
 from .activity import ActivitySums, check_activity
 from .arguments import (
     as_state,
@@ -75,7 +75,8 @@ def batch_norm_neuron(
         momentum: weight of the new batch in the running statistics; a number, or a tensor of one on the device of x,
             which is then not waited for.
         eps: added to the variance, > 0.
-        process_group: a torch.distributed group (True: the default one) over whose ranks batch statistics are taken.
+        process_group: a torch.distributed group (True: the default one) over whose ranks batch statistics are taken,
+            by one sum over ranks in each pass. Gradients of weight, bias and w are those of this rank's batch.
         channels: sorted unique int64 indices [C], where the channels of x stand in running_mean and running_var, and in
             weight and bias where these are longer than [C]; None: one for one. ``activity`` must have the same.
         num_batches_tracked: int64 tensor of one, increased by one when running statistics are updated, or None.
@@ -83,6 +84,7 @@ def batch_norm_neuron(
 
     Raises:
         ValueError: also when training with one value per channel, as torch.nn.functional.batch_norm.
+        RuntimeError: with a process group within transforms of torch.func, or in forward mode.
     """
     config = check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
     x, steps = check_activation(x, time_steps)
@@ -102,8 +104,7 @@ def batch_norm_neuron(
     before = check_leak_rate(w, config, x), check_v_init(v_init, x), check_mask(channel_mask, x)
     before += (checks.boolean("return_v", return_v),)
     behind = check_backend(backend), *config
-    count = _count(x, steps, process_group) if training else 0
-    if training and process_group is None and count:
+    if training and process_group is None and (count := _count(x, steps)):
         arguments = x, steps, weight, bias, eps, *before, channels, *behind
         tracked = *statistics, num_batches_tracked, momentum
         return as_output(_in_training(arguments, tracked, activity, count), return_v)
@@ -112,19 +113,17 @@ def batch_norm_neuron(
         arguments = x, steps, weight, bias, mean, var, eps, *before, channels, *behind
         return as_output(ops.batch_norm_inference(*arguments), return_v)
     weight, bias = _at_width(weight, channels, x), _at_width(bias, channels, x)
-    if not training:
-        mean, var = (as_state(_at_width(z, channels, x), x) for z in statistics)
-    elif process_group is None:  # nothing to normalise or to track, as in torch
+    if training and process_group is not None:
+        arguments = x, steps, weight, bias, eps, *before, *behind
+        *outputs, mean, var, total = ranks.batch_norm_neuron(arguments, process_group, activity)
+        _track_ranks(mean, var, total, *statistics, num_batches_tracked, momentum, channels)
+        return as_output(outputs, return_v)
+    if training:  # nothing to normalise or to track, as in torch
         mean, var = (full((x.shape[2],), dtype=state_dtype(x)) for full in (x.new_zeros, x.new_ones))
     else:
-        *moments, count = synchronized_moments(x, count, process_group)
-        mean, var = (z.to(state_dtype(x)) for z in moments)
+        mean, var = (as_state(_at_width(z, channels, x), x) for z in statistics)
     arguments = x, steps, *affine_prelude(mean, var, weight, bias, eps), *before, *behind
     outputs = ops.neuron_forward(*arguments) if activity is None else recorded(arguments, activity)
-    if training and process_group is not None and running_mean is not None:
-        _track(mean, var, count, *statistics, momentum, channels)
-        if num_batches_tracked is not None:
-            num_batches_tracked.add_(1)
     return as_output(outputs, return_v)
 
 
@@ -214,8 +213,8 @@ def batch_norm(
     x, steps = check_activation(x, None)
     training, momentum, eps = check_batch_norm(x, running_mean, running_var, training, momentum, eps, process_group)
     weight, bias = check_vector("weight", weight, x), check_vector("bias", bias, x)
-    count = _count(x, steps, process_group) if training else None
     if not training or process_group is None:
+        count = _count(x, steps) if training else None
         mean, var = (None, None) if running_mean is None else (as_state(running_mean, x), as_state(running_var, x))
         own = mean is running_mean and var is running_var and not isinstance(momentum, Tensor)
         own = own and not passes_nan(x.device.type)
@@ -230,36 +229,39 @@ def batch_norm(
             with torch.no_grad():
                 move(mean, var, running_mean, running_var, momentum, None, passes_nan(x.device.type))
         return y.unflatten(0, x.shape[:2])
-    *moments, count = synchronized_moments(x, count, process_group)
-    mean, var = (z.to(state_dtype(x)) for z in moments)
-    scale, shift = (z.view(-1, *[1] * (x.dim() - 3)) for z in affine_prelude(mean, var, weight, bias, eps))
-    y = (x * scale + shift).to(x.dtype)
-    if running_mean is not None:
-        _track(mean, var, count, running_mean, running_var, momentum, None)
+    y, mean, var, count = ranks.batch_norm(x, weight, bias, eps, process_group)
+    _track_ranks(mean, var, count, running_mean, running_var, None, momentum, None)
     return y
 
 
-def _count(x: Tensor, steps: int, process_group: Any) -> int:
-    """Values per channel on this rank."""
-    count = steps * x.shape[1] * spatial_size(x)
-    if count == 1 and process_group is None:
+def _count(x: Tensor, steps: int) -> int:
+    """Values per channel."""
+    count = ops.seen(x, steps)
+    if count == 1:
         raise ValueError(f"x: expected more than 1 value per channel when training, got shape {tuple(x.shape)}")
     return count
 
 
 @torch.no_grad()
-def _track(
+def _track_ranks(
     mean: Tensor,
     var: Tensor,
     count: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batches: Tensor | None,
     momentum: float | Tensor,
     channels: Tensor | None,
 ) -> None:
-    """Move running statistics towards those of ``count`` values, a tensor, of all ranks."""
-    unbiased = var * (count / (count - 1).clamp(min=1))
-    move(mean, unbiased, running_mean, running_var, momentum, channels, passes_nan(mean.device.type))
+    """Move running statistics towards those of ``count`` values per channel, a number on the device, of several ranks.
+    What is not finite moves nothing: a rank without samples is not told of another's NaN. Nor does a batch of no
+    samples at all, which nobody waits for the count of."""
+    if running_mean is None:
+        return
+    mean, unbiased = torch.where(count > 0, mean, torch.nan), var * (count / (count - 1).clamp(min=1))
+    move(mean, unbiased, running_mean, running_var, momentum, channels, True)
+    if batches is not None:
+        batches.add_(1)
 
 
 def _is_negated(p: Tensor) -> bool:

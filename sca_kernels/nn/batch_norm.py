@@ -170,7 +170,8 @@ class BatchNormNeuron(Normalisation, NeuronModule):
         num_features: C, full width.
         eps, momentum, affine, track_running_stats: as in torch.nn.BatchNorm2d (momentum=None: cumulative average).
         process_group: average the batch statistics over the ranks of this torch.distributed group (``True``: the
-            default group) when training, as torch.nn.SyncBatchNorm does.
+            default group) when training, as torch.nn.SyncBatchNorm does: one sum over ranks in each pass, and no memory
+            but for the output's. Compiled, it stays outside of the graph.
         group, stateful, backend and the neuron's arguments: see :class:`NeuronModule`.
     """
 

@@ -6,7 +6,15 @@ no kernel reads or writes where nothing is (:mod:`sca_kernels.ops.guards`). An e
 that can run.
 """
 
-from .batch_norm import batch_norm_backward, batch_norm_forward, batch_norm_inference, recorded_batch_norm_forward
+from .batch_norm import (
+    batch_norm_backward,
+    batch_norm_forward,
+    batch_norm_gradient,
+    batch_norm_inference,
+    batch_norm_moments,
+    batch_norm_sums,
+    recorded_batch_norm_forward,
+)
 from .bitpack import pack_spikes, unpack_spikes
 from .channel_conv import channel_conv2d, channel_conv2d_backward
 from .channel_conv import channel_conv2d_by_torch as channel_conv2d_by_torch
@@ -19,7 +27,10 @@ from .neuron import neuron_backward, neuron_forward, recorded_neuron_forward
 __all__ = [
     "batch_norm_backward",
     "batch_norm_forward",
+    "batch_norm_gradient",
     "batch_norm_inference",
+    "batch_norm_moments",
+    "batch_norm_sums",
     "channel_conv2d",
     "channel_conv2d_backward",
     "neuron_backward",

@@ -1,18 +1,21 @@
 """``sca_kernels::batch_norm_forward`` and its backward: training batch norm fused in front of a neuron;
 ``recorded_batch_norm_forward`` moves running statistics and adds the activity to sums as well.
-``batch_norm_inference`` takes given statistics, and is not differentiable."""
+``batch_norm_inference`` takes given statistics, and is not differentiable. ``batch_norm_moments``, ``batch_norm_sums`` and
+``batch_norm_gradient`` are its parts on one of several processes, between whose sums lies a sum over processes."""
 
 from __future__ import annotations
 
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..backends import run
 from ..checks import describe
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
+from ..reference import batch_norm as by_torch
 from ..tracking import Tracking
 from .common import (
     Operator,
@@ -24,7 +27,16 @@ from .common import (
     passes_nan,
     seen,
 )
-from .guards import SUMS, guard_counter, guard_list_of, guard_long, guard_neuron, guard_sums, guard_vectors
+from .guards import (
+    SUMS,
+    guard_activation,
+    guard_counter,
+    guard_list_of,
+    guard_long,
+    guard_neuron,
+    guard_sums,
+    guard_vectors,
+)
 
 
 @Operator
@@ -267,3 +279,109 @@ def _backward(ctx, grad_spikes, grad_v, *_):
 batch_norm_forward.differentiable(_backward, _setup)
 recorded_batch_norm_forward.differentiable(_backward, _setup)
 batch_norm_backward.no_second_order()
+
+
+@Operator
+def batch_norm_moments(x: Tensor, time_steps: int, backend: str) -> Tensor:
+    return run(backend, "moments", x, x, time_steps)[1]
+
+
+@batch_norm_moments.guarded
+def _(x, time_steps, backend):
+    guard_activation(x, time_steps)
+
+
+@batch_norm_moments.fake
+def _(x, time_steps, backend):
+    return x.new_empty((2, x.shape[2]), dtype=torch.float64)
+
+
+@Operator
+def batch_norm_sums(
+    grad_spikes: Tensor | None,
+    grad_v: Tensor | None,
+    x: Tensor,
+    time_steps: int,
+    scale: Tensor,
+    shift: Tensor,
+    center: Tensor,
+    rate: Tensor | None,
+    v_init: Tensor | None,
+    backend: str,
+    neuron: str,
+    tau: float,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    detach_reset: bool,
+    surrogate: str,
+    alpha: float,
+    beta: float,
+) -> Tensor:
+    config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
+    guard_vectors(x, ("scale", "shift", "center", "rate"), scale, shift, center, rate)
+    arguments = grad_spikes, grad_v, x, time_steps, config, scale, shift, center, rate, v_init
+    return run(backend, "batch_norm_sums", x, *arguments)[1]
+
+
+@batch_norm_sums.guarded
+def _(grad_spikes, grad_v, x, time_steps, scale, shift, center, rate, v_init, backend, *config):
+    like_x = {"v_init": v_init, "grad_v": grad_v, "grad_spikes": grad_spikes}
+    guard_neuron(x, time_steps, rate, NeuronConfig(*config), **like_x)
+
+
+@batch_norm_sums.fake
+def _(grad_spikes, grad_v, x, time_steps, scale, shift, center, rate, v_init, backend, *config):
+    return x.new_empty((2 if rate is None else 3, x.shape[2]), dtype=torch.float64)
+
+
+@Operator
+def batch_norm_gradient(
+    grad_spikes: Tensor | None,
+    grad_v: Tensor | None,
+    x: Tensor,
+    time_steps: int,
+    scale: Tensor,
+    shift: Tensor,
+    center: Tensor,
+    slope: Tensor,
+    offset: Tensor,
+    rate: Tensor | None,
+    v_init: Tensor | None,
+    backend: str,
+    neuron: str,
+    tau: float,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    detach_reset: bool,
+    surrogate: str,
+    alpha: float,
+    beta: float,
+) -> tuple[Tensor, Tensor]:
+    config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
+    vectors = scale, shift, center, slope, offset, rate
+    guard_vectors(x, ("scale", "shift", "center", "slope", "offset", "rate"), *vectors)
+    arguments = grad_spikes, grad_v, x, time_steps, config, *vectors, v_init
+    return run(backend, "batch_norm_gradient", x, *arguments)[1]
+
+
+@batch_norm_gradient.guarded
+def _(grad_spikes, grad_v, x, time_steps, scale, shift, center, slope, offset, rate, v_init, backend, *config):
+    like_x = {"v_init": v_init, "grad_v": grad_v, "grad_spikes": grad_spikes}
+    guard_neuron(x, time_steps, rate, NeuronConfig(*config), **like_x)
+
+
+@batch_norm_gradient.fake
+def _(grad_spikes, grad_v, x, time_steps, scale, shift, center, slope, offset, rate, v_init, backend, *config):
+    g_v = or_empty(None, x) if v_init is None else empty_state(x, state_dtype(x))
+    return empty_activation(x, x.shape[0]), g_v
+
+
+def _moments_by_torch(x: Tensor, time_steps: int, backend: str) -> Tensor:
+    return by_torch.sums(x)
+
+
+batch_norm_moments.differentiable(by_torch=_moments_by_torch)
+batch_norm_sums.no_second_order()
+batch_norm_gradient.no_second_order()

@@ -91,13 +91,17 @@ def check_time_steps(time_steps: int, given: int) -> None:
         raise ValueError(f"time_steps: expected {given} or, with x of one step, any number >= 1, got {time_steps}")
 
 
+def guard_activation(x: Tensor, time_steps: int) -> None:
+    if x.dim() < 3 or x.shape[0] < 1 or x.shape[2] < 1 or not x.is_floating_point():
+        raise ValueError(f"x: expected floating-point [T, N, C, *S], at least one step and channel, got {describe(x)}")
+    check_time_steps(time_steps, x.shape[0])
+
+
 def guard_neuron(
     x: Tensor, time_steps: int, rate: Tensor | None, config: NeuronConfig, **states_and_grads: Tensor | None
 ) -> None:
     """x and all that has its shape; v_init and grad_v are states, grad_spikes is like the spikes."""
-    if x.dim() < 3 or x.shape[0] < 1 or x.shape[2] < 1 or not x.is_floating_point():
-        raise ValueError(f"x: expected floating-point [T, N, C, *S], at least one step and channel, got {describe(x)}")
-    check_time_steps(time_steps, x.shape[0])
+    guard_activation(x, time_steps)
     for name, z in states_and_grads.items():
         if name == "grad_spikes":
             _check(name, z, (time_steps, *x.shape[1:]), x.dtype)

@@ -35,24 +35,43 @@ def prelude(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | Non
     return Prelude(scale.to(mean.dtype), shift.to(mean.dtype))
 
 
-def input_gradient(
-    g_y: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, eps: float, presentations: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of training batch norm: (dL/dx in x's dtype, dL/dweight [C], dL/dbias [C]).
+def sums(x: Tensor) -> Tensor:
+    """Sums of x and of x^2 per channel of x [T, N, C, *S], float64 [2, C], to be added to those of other processes.
+
+    A variance that is made of them has a relative error of about 1e-16 (mean / deviation)^2.
+    """
+    dims, z = [d for d in range(x.dim()) if d != 2], x.double()
+    return torch.stack([z.sum(dims), z.square().sum(dims)])
+
+
+def gradient_sums(g_y: Tensor, x: Tensor, center: Tensor) -> Tensor:
+    """Sums of dL/dy and of dL/dy (x - center) per channel, float64 [2, C], which the gradient of x depends on.
 
     Args:
         g_y: dL/dy [T or 1, N, C, *S] in the state's dtype; for one step presented T times, already summed over time.
-        presentations: how often each element of x is presented (T for such a step, else 1).
+        center: [C], the mean.
     """
-    dims = [d for d in range(x.dim()) if d != 2]
-    centred = x.to(g_y.dtype) - per_channel(mean, x[0])
-    rstd = (var.double() + eps).rsqrt()
-    g_bias = g_y.double().sum(dims)
-    g_centred = (g_y.double() * centred).sum(dims)
-    count = max(x.numel() // max(x.shape[2], 1) * presentations, 1)
-    scale = rstd if weight is None else rstd * weight.double()
-    # Each presentation subtracts the two means once.
-    a, b = g_bias / count * presentations, rstd.square() * g_centred / count * presentations
-    like = g_y[0]
-    g_x = (g_y - per_channel(a, like) - centred * per_channel(b, like)) * per_channel(scale, like)
-    return g_x.to(x.dtype), (g_centred * rstd).to(mean.dtype), g_bias.to(mean.dtype)
+    dims, g = [d for d in range(x.dim()) if d != 2], g_y.double()
+    centred = x.to(g_y.dtype) - per_channel(center, g_y[0])
+    return torch.stack([g.sum(dims), (g * centred).sum(dims)])
+
+
+def coefficients(
+    totals: Tensor, scale: Tensor, var: Tensor, eps: float, presentations: int, count: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    """slope and offset [C] of :func:`input_gradient`, in the dtype of ``scale``: each presentation of x subtracts the
+    mean of dL/dy, and that of dL/dy (x - mean) times (x - mean) / (var + eps).
+
+    Args:
+        totals: of :func:`gradient_sums`, of all processes that the statistics are of.
+        presentations: how often each element of x is presented (T for one step presented T times, else 1).
+        count: values per channel of all processes, each presentation counted.
+    """
+    factor = scale.double() * (-presentations / count)
+    return (factor / (var.double() + eps) * totals[1]).to(scale.dtype), (factor * totals[0]).to(scale.dtype)
+
+
+def input_gradient(g_y: Tensor, x: Tensor, scale: Tensor, center: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
+    """dL/dx = scale dL/dy + slope (x - center) + offset, in x's dtype; g_y as in :func:`gradient_sums`."""
+    scale, center, slope, offset = (per_channel(z, g_y[0]) for z in (scale, center, slope, offset))
+    return (g_y * scale + ((x.to(g_y.dtype) - center) * slope + offset)).to(x.dtype)

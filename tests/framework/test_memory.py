@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from benchmarks import ranks
 from sca import models
 from sca.bench.memory import allocated, saved_bytes
 from sca.models.vgg import ConvBlock
@@ -16,6 +17,7 @@ from sca.structure.groups import find_groups
 from sca.training.firing import FiringRate
 from sca.training.precision import autocast
 from sca_kernels import nn as snn
+from sca_kernels.backends import registry
 
 T, N, SIZE = 3, 2, 8
 
@@ -132,6 +134,17 @@ def test_allocated_counts_the_peak_and_what_is_held():
         return second
 
     assert allocated(work) == (5 * 2**20, 2 * 2**20)
+
+
+@pytest.mark.native
+def test_batch_norm_over_ranks_takes_next_to_no_memory():
+    """Of each process, against one alone with the same batch; what it shares are sums per channel."""
+    can, why_not = registry()["cpu"].supports(torch.device("cpu"), torch.bfloat16)
+    if not (can and torch.distributed.is_available()):
+        pytest.skip(f"backend cpu: {why_not}" if not can else "torch without distributed")
+    ways = ("one process", "two, batch norm over both")
+    alone, shared = (ranks.peak(way, 6, "bfloat16", name="vgg9", width=0.25) for way in ways)
+    assert alone < shared <= 1.02 * alone
 
 
 LOOP = """

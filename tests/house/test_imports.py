@@ -23,11 +23,12 @@ KERNEL_LAYERS = [
     {"ops"},
     {"backends"},
     {"reference", "triton_kernels", "cuda_kernels"},
+    {"gpu"},
     {"twins"},
     {"neurons"},
     {"surrogates"},
     {"paths"},
-    {"channels", "checks", "layout", "memory", "spikes", "sync", "threads", "torch_private", "version"},
+    {"channels", "checks", "layout", "memory", "spikes", "threads", "torch_private", "tracking", "version"},
 ]
 COMPILED = {"sca_kernels._cpu": "sca_kernels.backends.cpu", "sca_kernels._cuda": "sca_kernels.backends.cuda"}
 

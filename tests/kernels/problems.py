@@ -1,4 +1,4 @@
-"""Problems for whole backends: every output of their four kernels by name, and activations with any strides."""
+"""Problems for whole backends: every output of their neuron kernels by name, and activations with any strides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def config_of(neuron="lif", tau=2.0, v_reset=0.0, decay_input=True, detach_reset
 
 
 def run(backend, x, config, grad=None, *, time_steps=None, affine=True, v_init=None, mask=None, grad_v=None):
-    """Every output of the four kernels on one problem, by name."""
+    """Every output of the neuron kernels on one problem, by name."""
     steps, channels = time_steps or x.shape[0], x.shape[2]
     generator = torch.Generator().manual_seed(7)
     scale, shift = torch.rand(channels, generator=generator) + 0.5, torch.randn(channels, generator=generator)
@@ -43,6 +43,10 @@ def run(backend, x, config, grad=None, *, time_steps=None, affine=True, v_init=N
         grad, grad_v, x, steps, config, scale, shift, norm, 1e-5, rate, v_init
     )
     out |= {f"norm_backward.{k}": v for k, v in backward._asdict().items()}
+    center = slope = shift
+    parts = grad, grad_v, x, steps, config, scale, shift, center
+    out |= {"parts.moments": backend.moments(x, steps), "parts.sums": backend.batch_norm_sums(*parts, rate, v_init)}
+    out["parts.x"], out["parts.v_init"] = backend.batch_norm_gradient(*parts, slope, scale, rate, v_init)
     return {k: v for k, v in out.items() if isinstance(v, torch.Tensor)}
 
 

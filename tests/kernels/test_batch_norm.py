@@ -223,51 +223,6 @@ def test_convolution_with_folded_batch_norm_flips_few_spikes(target):
     assert (spikes != other).float().mean() < 1e-4
 
 
-def synchronised_worker(rank, file, queue, kind, first):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    torch.manual_seed(0)
-    own = slice(first, None) if rank else slice(first)
-    x = activation((3, 4, 5, 6, 2))[:, own].clone().requires_grad_()
-    weights = torch.randn(3, 4, 5, 6, 2)[:, own]
-    module = kind(5, process_group=True)
-    y = module(x)
-    (y * weights).sum().backward()
-    queue.put((rank, [z.detach().numpy() for z in (y, x.grad, module.weight.grad, module.running_var)]))
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize(
-    ("kind", "first"),
-    [(nn.BatchNormLIF, 2), (nn.ChannelBatchNorm2d, 2), (nn.BatchNormLIF, 4)],
-    ids=["BatchNormLIF", "ChannelBatchNorm2d", "the other rank has nothing"],
-)
-def test_batch_norm_synchronised_over_two_ranks_equals_one_process(tmp_path, kind, first):
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    shared = tmp_path / "store", queue, kind, first
-    workers = [context.Process(target=synchronised_worker, args=(r, *shared)) for r in range(2)]
-    for worker in workers:
-        worker.start()
-    results = dict(queue.get(timeout=60) for _ in workers)  # a worker that died sends nothing
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-    torch.manual_seed(0)
-    x = activation((3, 4, 5, 6, 2)).requires_grad_()
-    weights = torch.randn(3, 4, 5, 6, 2)
-    module = kind(5)
-    y = module(x)
-    (y * weights).sum().backward()
-    parts = [torch.cat([torch.from_numpy(results[r][i]) for r in range(2)], 1) for i in (0, 1)]
-    assert relative_l2(parts[0], y.detach()) <= (0 if kind is nn.BatchNormLIF else 1e-6)
-    assert relative_l2(parts[1], x.grad) <= 1e-5
-    summed = torch.from_numpy(results[0][2]) + torch.from_numpy(results[1][2])
-    assert relative_l2(summed, module.weight.grad) <= 1e-5
-    for r in range(2):
-        assert relative_l2(torch.from_numpy(results[r][3]), module.running_var) <= 1e-6
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [

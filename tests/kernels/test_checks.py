@@ -47,6 +47,26 @@ def calls(device, backend):
         (x, v, x, 4, c, c, torch.rand(4, len(c), device=device), 1e-5, c, v, None, backend, *PLIF),
         {0: "grad_spikes", 1: "grad_v", 4: "weight", 5: "bias", 6: "norm", 8: "rate", 9: "v_init"},
     )
+    yield (
+        "batch_norm_sums",
+        (x, v, x, 4, c, c, c, c, v, backend, *PLIF),
+        {0: "grad_spikes", 1: "grad_v", 4: "scale", 5: "shift", 6: "center", 7: "rate", 8: "v_init"},
+    )
+    yield (
+        "batch_norm_gradient",
+        (x, v, x, 4, c, c, c, c, c, c, v, backend, *PLIF),
+        {
+            0: "grad_spikes",
+            1: "grad_v",
+            4: "scale",
+            5: "shift",
+            6: "center",
+            7: "slope",
+            8: "offset",
+            9: "rate",
+            10: "v_init",
+        },
+    )
     frames, weight = torch.ones(8, 2, 5, 6, device=device), torch.randn(4, 3, 3, 3, device=device)
     lists = torch.tensor([0, 2], device=device), torch.tensor([1, 3], device=device)
     bits = ops.pack_spikes(frames.flatten(), backend)

@@ -59,6 +59,13 @@ def samples(backend):
         "batch_norm_backward",
         (last, v, x, 4, vector(7), None, torch.rand(4, 3), 1e-5, None, v, listed, backend, *CONFIG),
     )
+    yield "batch_norm_moments", (last[:1], 4, backend)
+    alone = (x, None, last, 4, *(vector() for _ in range(3)), None, None, backend, *CONFIG)
+    yield "batch_norm_sums", alone
+    yield "batch_norm_gradient", (*alone[:7], vector(), vector(), *alone[7:])
+    full = (last, v, x[:1], 4, *(vector() for _ in range(3)), vector().sigmoid(), v, backend, *PLIF)
+    yield "batch_norm_sums", full
+    yield "batch_norm_gradient", (*full[:7], vector(), vector(), *full[7:])
     yield "recorded_neuron_forward", (x, 4, None, None, None, None, None, False, backend, *CONFIG, *sums(3), None)
     yield (
         "recorded_neuron_forward",
@@ -140,7 +147,7 @@ def test_opcheck_on_every_operator(target, number):
     if device != "cpu":
         pytest.skip("opcheck runs on CPU tensors")
     name, arguments = list(samples(backend))[number]
-    if not name.endswith(("backward", "spikes")):
+    if not name.endswith(("backward", "spikes", "sums", "gradient")):
         arguments = differentiable(name, arguments)
     torch.library.opcheck(getattr(torch.ops.sca_kernels, name).default, arguments)
 

@@ -79,10 +79,11 @@ class Ranks:
             return model
         set_norm_group(model, True)
         # The batch norms' statistics are the same everywhere: no buffer has to be sent. Torch 2.13 renamed the switch.
+        # Gradients are views of the wrapper's buckets: else there are two copies of each.
         wrapper = nn.parallel.DistributedDataParallel
         known = inspect.signature(wrapper).parameters
         name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return wrapper(model, **{name: False})
+        return wrapper(model, gradient_as_bucket_view=True, **{name: False})
 
     def sum(self, *values: float) -> tuple[float, ...]:
         """Sums over the processes, in float64."""
