@@ -190,9 +190,7 @@ class CudaBackend(Backend):
     def moments(self, x: Tensor, time_steps: int) -> Tensor:
         return batch_norm.moments(self._launcher, x)
 
-    def batch_norm_sums(
-        self, grad_spikes, grad_v, x, time_steps, config, scale, shift, center, rate, v_init
-    ) -> Tensor:
+    def batch_norm_sums(self, grad_spikes, grad_v, x, time_steps, config, scale, shift, center, rate, v_init) -> Tensor:
         arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init)
         return batch_norm.sums(self._launcher, *arguments, center)
 

@@ -65,16 +65,22 @@ Structure unpacked(const py::bytes& bytes) {
     return to;
 }
 
-// Where a thread of a block stands in the tile that is so many after its first: whether the tensor has that, and the
-// offsets of its first element in a strided and in a dense tensor.
+// Where the threads of a block stand in the tile that is so many after its first, those of which the tensor has the
+// elements: offsets of the first in a strided and in a dense tensor, by thread.
 template <bool planes, int V>
-py::tuple place(const py::bytes& tiles, const py::bytes& strided, unsigned block, unsigned thread, int tile) {
-    blockIdx.x = block;
-    threadIdx.x = thread;
+std::map<unsigned, std::pair<sca::int64, sca::int64>> places(const py::bytes& tiles, const py::bytes& strided,
+                                                             unsigned block, int tile) {
+    std::map<unsigned, std::pair<sca::int64, sca::int64>> found;
     const auto given = unpacked<sca::Tiles>(tiles);
-    sca::Place<planes, V> at(given);
-    for (int i = 0; i < tile; ++i) at.next();
-    return py::make_tuple(at.valid(), at.offset(unpacked<sca::Strided>(strided)), at.dense());
+    const auto z = unpacked<sca::Strided>(strided);
+    blockIdx.x = block;
+    for (unsigned thread = 0; thread < sca::kThreads; ++thread) {
+        threadIdx.x = thread;
+        sca::Place<planes, V> at(given);
+        for (int i = 0; i < tile; ++i) at.next();
+        if (at.valid()) found[thread] = {at.offset(z), at.dense()};
+    }
+    return found;
 }
 
 const std::map<std::string, Launch>& table() {
@@ -93,8 +99,12 @@ PYBIND11_MODULE(emulated, m) {
     m.def("launch",
           [](const std::string& kernel, unsigned grid, int threads, size_t shared, const py::bytes& parameters,
              unsigned seed) { table().at(kernel)(std::string_view(parameters).data(), grid, threads, shared, seed); });
-    m.def("place_in_planes", place<true, 4>);
-    m.def("place_interleaved", place<false, 4>);
+    const std::map<std::pair<bool, int>, decltype(&places<true, 4>)> widths = {{{true, 4}, places<true, 4>},
+                                                                               {{false, 4}, places<false, 4>},
+                                                                               {{true, 1}, places<true, 1>},
+                                                                               {{false, 1}, places<false, 1>}};
+    m.def("places", [widths](bool planes, int width, const py::bytes& tiles, const py::bytes& strided, unsigned block,
+                             int tile) { return widths.at({planes, width})(tiles, strided, block, tile); });
     std::map<std::string, size_t> sizes;
 #define SCA_ROW(Parameters) sizes[#Parameters] = sizeof(sca::Parameters);
     SCA_PARAMETERS(SCA_ROW)
