@@ -30,7 +30,7 @@ struct AffineMap {
 // relative to the deviation from the origin, not from the mean, which is why more than one element makes it. In the
 // tests the mean ends within 2e-7 of the larger of itself and the deviation, the variance within 5e-7 of itself.
 template <class T, bool planes, int V>
-__global__ void __launch_bounds__(kThreads) moments(const MomentsParameters p) {
+__global__ void __launch_bounds__(kThreads, 6) moments(const MomentsParameters p) {
     constexpr int kAhead = 4, kMostTerms = 64;
     using At = Place<planes, V>;
     At place(p.tiles);

@@ -45,9 +45,11 @@ SCA_DEVICE void write_listed(void* to, const BackwardParameters& p, int64 channe
     write(to, at, value, p.wide);
     const int64* const list = p.affine.channels;
     if (list == nullptr) return;
+#pragma unroll 1
     for (int64 gap = channel == 0 ? 0 : list[channel - 1] + 1; gap < at; ++gap) write(to, gap, 0.0, p.wide);
-    if (channel == p.tiles.channels - 1)
-        for (int64 rest = at + 1; rest < p.grad_size; ++rest) write(to, rest, 0.0, p.wide);
+    if (channel != p.tiles.channels - 1) return;
+#pragma unroll 1
+    for (int64 rest = at + 1; rest < p.grad_size; ++rest) write(to, rest, 0.0, p.wide);
 }
 
 // What is made of a channel's sums of g, g * (x - center) and the rate's gradient. Between the two passes of batch norm:

@@ -51,7 +51,7 @@ SCA_DEVICE void track(const Tracking& p, int64 channel, int64 channels, int64 sp
 }
 
 template <class T, bool planes, int V>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 ? 4 : 3) neuron_forward(const ForwardParameters p) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || planes ? 5 : 3) neuron_forward(const ForwardParameters p) {
     Place<planes, V> place(p.tiles);
     const ColumnSums<planes, V> columns(place);
     const BlockSums<2> sums(p.tiles, p.partials, place);
