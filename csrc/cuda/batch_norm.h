@@ -11,7 +11,7 @@ struct AffineMap {
     double rstd, scale, shift;
 
     // `at`: of the channel in weight and bias.
-    SCA_DEVICE AffineMap(float mean, float var, const Affine& affine, int64 at)
+    SCA_DEVICE AffineMap(float mean, float var, const AffineParameters& affine, int64 at)
         : rstd(1.0 / sqrt(static_cast<double>(var) + affine.eps)),
           scale(affine.weight == nullptr ? rstd : rstd * static_cast<double>(affine.weight[at])),
           shift(-static_cast<double>(mean) * scale) {

@@ -1,5 +1,5 @@
-// Every kernel, and the list of what is compiled: row(parameters, expression). The expression, as text, is the name that
-// a launch asks for, and what NVRTC instantiates.
+// Every kernel, and the list of what is compiled: row(parameters, expression). The expression, as text, is the name
+// that a launch asks for, and what NVRTC instantiates.
 #pragma once
 
 #include "batch_norm.h"
@@ -12,7 +12,7 @@
     row(Parameters, sca::kernel<T, true, V>) row(Parameters, sca::kernel<T, false, V>) \
         row(Parameters, sca::kernel<T, true, 1>) row(Parameters, sca::kernel<T, false, 1>)
 
-#define SCA_ALL_KERNELS(row, T, V)                                                      \
+#define SCA_ALL_KERNELS(row, T, V)                                                            \
     SCA_WALKS(row, neuron_forward, ForwardParameters, T, V)                                   \
     SCA_WALKS(row, neuron_backward, BackwardParameters, T, V)                                 \
     SCA_WALKS(row, moments, MomentsParameters, T, V)                                          \

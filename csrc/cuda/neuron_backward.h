@@ -52,9 +52,9 @@ SCA_DEVICE void write_listed(void* to, const BackwardParameters& p, int64 channe
     for (int64 rest = at + 1; rest < p.grad_size; ++rest) write(to, rest, 0.0, p.wide);
 }
 
-// What is made of a channel's sums of g, g * (x - center) and the rate's gradient. Between the two passes of batch norm:
-// gradients of its weight and bias, and what the gradient of x takes. Each presentation of x subtracts the mean of g,
-// and the mean of g * (x - mean) times (x - mean) / (var + eps).
+// What is made of a channel's sums of g, g * (x - center) and the rate's gradient. Between the two passes of batch
+// norm: gradients of its weight and bias, and what the gradient of x takes. Each presentation of x subtracts the mean
+// of g, and the mean of g * (x - mean) times (x - mean) / (var + eps).
 SCA_DEVICE void finish_gradients(const BackwardParameters& p, int64 channel, const double (&found)[3]) {
     const double g = found[0];
     double gx = found[1];

@@ -32,7 +32,7 @@ SCA_DEVICE float moved(float old, float to, float weight) {
 SCA_DEVICE bool is_finite(float x) { return (bits_as<unsigned>(x) & 0x7f800000u) != 0x7f800000u; }
 
 // What a call changes beside its own outputs, for one channel.
-SCA_DEVICE void track(const Tracking& p, int64 channel, int64 channels, int64 spikes, float l1) {
+SCA_DEVICE void track(const TrackingParameters& p, int64 channel, int64 channels, int64 spikes, float l1) {
     const int64 at = listed(p.channels, channel);
     if (p.spikes != nullptr) {
         p.spikes[at] += spikes;
@@ -51,7 +51,8 @@ SCA_DEVICE void track(const Tracking& p, int64 channel, int64 channels, int64 sp
 }
 
 template <class T, bool planes, int V>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || planes ? 5 : 3) neuron_forward(const ForwardParameters p) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || planes ? 5 : 3)
+    neuron_forward(const ForwardParameters p) {
     Place<planes, V> place(p.tiles);
     const ColumnSums<planes, V> columns(place);
     const BlockSums<2> sums(p.tiles, p.partials, place);

@@ -7,14 +7,16 @@ namespace sca {
 using int64 = long long;
 
 // The tiles of a launch; sca_kernels/gpu/plan.py has the plan, walk.h the reading. Sizes in elements.
-struct Tiles {
-    int64 rows, columns, channels;         // columns: of all stripes together; in planes of one channel
-    int64 inner, outer_step, inner_step;   // positions per sample where rows are not evenly spaced, else 1; and the rows
-                                           // of a tile in these two digits
-    int64 fold;                            // columns per channel
-    int64 stripes, splits, group, tiles;   // blocks that share a stripe, and that add up together; tiles of each block
-    int64 tile_rows, tile_columns, column_tiles;  // column_tiles: side by side in a plane
-    int64 lane_bits, slot_bits;            // log2 of the threads side by side, and of the channels of a stripe
+struct TileParameters {
+    int64 rows, columns, channels;  // columns: of all stripes together; in planes of one channel
+    int64 inner;                    // positions per sample where rows are not evenly spaced, else 1: a row is two
+    int64 outer_step, inner_step;   // digits, row / inner and row % inner; and the rows of a tile, in these
+    int64 fold;                     // columns per channel
+    int64 stripes;
+    int64 splits, group, tiles;  // blocks that share a stripe, and that add up together; tiles of each block
+    int64 tile_rows, tile_columns;
+    int64 column_tiles;          // side by side in a plane
+    int64 lane_bits, slot_bits;  // log2 of the threads side by side, and of the channels that a stripe can have
 };
 
 // Where sums go: double [quantity, splits and then their groups, stripes * slots], and the counters that blocks arrive
@@ -24,8 +26,8 @@ struct Partials {
     int* counters;
 };
 
-// An activation [T, N, C, S]. Strides in elements: per step, per row (two digits, see Tiles) and per stripe. data is
-// null where there is none. Whatever has no strides is dense in the layout of x.
+// An activation [T, N, C, S]. Strides in elements: per step, per row (by its two digits) and per stripe. data is null
+// where there is none. Whatever has no strides is dense in the layout of x.
 struct Strided {
     const void* data;
     int64 t, outer, inner, stripe;
@@ -43,14 +45,14 @@ struct PreludeParameters {
 };
 
 // What batch norm has beside statistics: [C], or longer and then read at `channels`; each may be null.
-struct Affine {
+struct AffineParameters {
     const float *weight, *bias;
     const int64* channels;
     double eps;
 };
 
 // What the finish of a forward pass changes beside the sums of the call; each may be null.
-struct Tracking {
+struct TrackingParameters {
     const int64* channels;  // where channels stand in all that follows, which may be longer
     int64* spikes;
     double* l1;
@@ -64,11 +66,11 @@ struct Tracking {
 };
 
 struct ForwardParameters {
-    Tiles tiles;
+    TileParameters tiles;
     NeuronParameters neuron;
     PreludeParameters prelude;
     const float *mean, *var;  // where given, scale and shift follow from these and `affine`
-    Affine affine;
+    AffineParameters affine;
     int64 steps;
     Strided x;
     void* spikes;
@@ -78,11 +80,11 @@ struct ForwardParameters {
     Partials partials;  // 2 quantities: spikes, and |v - rest|
     int64* spike_count;
     float* membrane_l1;
-    Tracking tracking;
+    TrackingParameters tracking;
 };
 
 struct BackwardParameters {
-    Tiles tiles;
+    TileParameters tiles;
     NeuronParameters neuron;
     PreludeParameters prelude;
     int64 steps, resident;  // all, and those that shared memory holds at a time
@@ -98,19 +100,19 @@ struct BackwardParameters {
     void *first, *second, *third;
     float* coefficients;  // [2, C] or null: slope and offset of training batch norm; first and second are then its
     const float* norm;    // [2, C] of it: mean, variance    gradients of bias and weight, grad_size long
-    Affine affine;
+    AffineParameters affine;
     int64 grad_size;
     double count, presentations;
 };
 
 struct MomentsParameters {
-    Tiles tiles;
+    TileParameters tiles;
     int64 steps;
     Strided x;
     Partials partials;  // 2 quantities: sums of x and x^2
     double* moments;    // [2, C]: these sums; or null
     float* norm;        // [4, C]: mean, variance, scale, shift; or null
-    Affine affine;
+    AffineParameters affine;
     double count;
 };
 

@@ -92,7 +92,7 @@ class BlockSums {
 
   public:
     template <bool planes, int V>
-    SCA_DEVICE BlockSums(const Tiles& tiles, const Partials& partials, const Place<planes, V>& place,
+    SCA_DEVICE BlockSums(const TileParameters& tiles, const Partials& partials, const Place<planes, V>& place,
                          int quantities = Q)
         : tiles_(tiles),
           partials_(partials),
@@ -211,7 +211,7 @@ class BlockSums {
         return true;
     }
 
-    const Tiles& tiles_;
+    const TileParameters& tiles_;
     const Partials& partials_;
     const int quantities_, thread_, stripe_, split_, splits_, group_, groups_;
 };

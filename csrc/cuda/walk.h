@@ -25,8 +25,8 @@ class Place {
     static constexpr int kWidth = planes ? 1 : V;  // columns of a thread whose sums are its own
 
     // Of this thread; or of another, for what a tile begins with.
-    SCA_DEVICE explicit Place(const Tiles& tiles) : Place(tiles, static_cast<int>(threadIdx.x)) {}
-    SCA_DEVICE Place(const Tiles& tiles, int thread)
+    SCA_DEVICE explicit Place(const TileParameters& tiles) : Place(tiles, static_cast<int>(threadIdx.x)) {}
+    SCA_DEVICE Place(const TileParameters& tiles, int thread)
         : tiles_(tiles), row_in_tile_(thread >> tiles.lane_bits), lane_(thread & (lanes() - 1)) {
         const unsigned block = static_cast<unsigned>(blockIdx.x), stripes = static_cast<unsigned>(tiles.stripes);
         const unsigned split = block / stripes, tile = split * static_cast<unsigned>(tiles.tiles);
@@ -117,7 +117,7 @@ class Place {
         return static_cast<int>(size < 0 ? 0 : size < most ? size : most);
     }
 
-    const Tiles& tiles_;
+    const TileParameters& tiles_;
     const int row_in_tile_, lane_;
     int stripe_, split_;
     int64 row_, column_, outer_, inner_;  // the row also in two digits
@@ -211,7 +211,7 @@ class PerChannel<false, V> {
     static constexpr int kAccess = V < 4 ? V : 4;
 
   public:
-    static SCA_DEVICE int bytes(const Place<false, V>& place) { return place.lanes() * V * static_cast<int>(sizeof(float)); }
+    static SCA_DEVICE int bytes(const Place<false, V>& place) { return place.lanes() * V * 4; }
     SCA_DEVICE PerChannel(const Place<false, V>& place, int slot)
         : p_(reinterpret_cast<float*>(shared_memory() + slot * bytes(place)) + place.lane() * kAccess),
           apart_(place.lanes() * kAccess) {}

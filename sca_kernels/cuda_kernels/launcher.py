@@ -8,13 +8,12 @@ import functools
 import torch
 from torch import Tensor
 
-from ..gpu import plan as gpu
-from ..gpu.plan import Plan, ceil_div
+from ..gpu.plan import Plan, Tiles, ceil_div
 from ..neurons import NeuronConfig
 from .parameters import (
     NAMES,
     THREADS,
-    Affine,
+    AffineParameters,
     BackwardParameters,
     ForwardParameters,
     Launch,
@@ -23,8 +22,8 @@ from .parameters import (
     Partials,
     PreludeParameters,
     Strided,
-    Tiles,
-    Tracking,
+    TileParameters,
+    TrackingParameters,
     address,
 )
 
@@ -95,7 +94,7 @@ class CudaLauncher:
             steps=plan.time_steps,
             x=_strided(plan, "x"),
             partials=partials.parameters,
-            tracking=Tracking(
+            tracking=TrackingParameters(
                 channels=address(channels),
                 spikes=address(sums_spikes),
                 l1=address(sums_l1),
@@ -227,9 +226,9 @@ def _sum_bytes(kernel: str, plan: Plan) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _tiles(tiles: gpu.Tiles, channels: int, width: int) -> Tiles:
+def _tiles(tiles: Tiles, channels: int, width: int) -> TileParameters:
     inner = tiles.inner if tiles.uneven else 1
-    return Tiles(
+    return TileParameters(
         rows=tiles.rows,
         columns=tiles.columns,
         channels=channels,
@@ -257,5 +256,5 @@ def _strided(plan: Plan, name: str) -> Strided:
     return Strided(address(tensor), 0 if tensor.shape[0] != plan.time_steps else t, *strides)
 
 
-def _affine(weight: Tensor | None, bias: Tensor | None, channels: Tensor | None, eps: float) -> Affine:
-    return Affine(address(weight), address(bias), address(channels), eps)
+def _affine(weight: Tensor | None, bias: Tensor | None, channels: Tensor | None, eps: float) -> AffineParameters:
+    return AffineParameters(address(weight), address(bias), address(channels), eps)

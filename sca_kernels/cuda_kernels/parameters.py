@@ -29,7 +29,7 @@ def _reals(*names: str) -> list[tuple[str, type]]:
     return [(name, ctypes.c_double) for name in names]
 
 
-class Tiles(ctypes.Structure):
+class TileParameters(ctypes.Structure):
     _fields_ = [
         *_integers("rows", "columns", "channels", "inner", "outer_step", "inner_step", "fold"),
         *_integers("stripes", "splits", "group", "tiles", "tile_rows", "tile_columns", "column_tiles"),
@@ -66,11 +66,11 @@ class PreludeParameters(ctypes.Structure):
     _fields_ = _pointers("scale", "shift", "rate")
 
 
-class Affine(ctypes.Structure):
+class AffineParameters(ctypes.Structure):
     _fields_ = _pointers("weight", "bias", "channels") + _reals("eps")
 
 
-class Tracking(ctypes.Structure):
+class TrackingParameters(ctypes.Structure):
     _fields_ = [
         *_pointers("channels", "spikes", "l1", "positions", "batches", "norm", "running_mean", "running_var"),
         *_pointers("weight_float", "weight_double"),
@@ -81,23 +81,23 @@ class Tracking(ctypes.Structure):
 
 class ForwardParameters(ctypes.Structure):
     _fields_ = [
-        ("tiles", Tiles),
+        ("tiles", TileParameters),
         ("neuron", NeuronParameters),
         ("prelude", PreludeParameters),
         *_pointers("mean", "var"),
-        ("affine", Affine),
+        ("affine", AffineParameters),
         *_integers("steps"),
         ("x", Strided),
         *_pointers("spikes", "v_init", "v_last", "mask"),
         ("partials", Partials),
         *_pointers("spike_count", "membrane_l1"),
-        ("tracking", Tracking),
+        ("tracking", TrackingParameters),
     ]
 
 
 class BackwardParameters(ctypes.Structure):
     _fields_ = [
-        ("tiles", Tiles),
+        ("tiles", TileParameters),
         ("neuron", NeuronParameters),
         ("prelude", PreludeParameters),
         *_integers("steps", "resident", "repeated"),
@@ -106,7 +106,7 @@ class BackwardParameters(ctypes.Structure):
         ("partials", Partials),
         *_integers("wide"),
         *_pointers("first", "second", "third", "coefficients", "norm"),
-        ("affine", Affine),
+        ("affine", AffineParameters),
         *_integers("grad_size"),
         *_reals("count", "presentations"),
     ]
@@ -114,12 +114,12 @@ class BackwardParameters(ctypes.Structure):
 
 class MomentsParameters(ctypes.Structure):
     _fields_ = [
-        ("tiles", Tiles),
+        ("tiles", TileParameters),
         *_integers("steps"),
         ("x", Strided),
         ("partials", Partials),
         *_pointers("moments", "norm"),
-        ("affine", Affine),
+        ("affine", AffineParameters),
         *_reals("count"),
     ]
 

@@ -571,7 +571,7 @@ def test_places_of_tensors_of_more_than_2_to_the_31_elements(sizes):
     planes, inner, lanes = "column_tiles" in sizes, sizes.get("inner", 1), sizes["tile_columns"] // 4
     rows = parameters.THREADS // lanes
     steps = {"tile_rows": rows, "inner": inner, "outer_step": rows // inner, "inner_step": rows % inner}
-    tiles = parameters.Tiles(rows=2**40, tiles=3, lane_bits=lanes.bit_length() - 1, **{**sizes, **steps})
+    tiles = parameters.TileParameters(rows=2**40, tiles=3, lane_bits=lanes.bit_length() - 1, **{**sizes, **steps})
     z = parameters.Strided(None, 0, 2**21, 2**20, 2**37)
     last = tiles.stripes * tiles.splits - 1
     assert last < 2**31

@@ -71,7 +71,7 @@ template <bool planes, int V>
 std::map<unsigned, std::pair<sca::int64, sca::int64>> places(const py::bytes& tiles, const py::bytes& strided,
                                                              unsigned block, int tile) {
     std::map<unsigned, std::pair<sca::int64, sca::int64>> found;
-    const auto given = unpacked<sca::Tiles>(tiles);
+    const auto given = unpacked<sca::TileParameters>(tiles);
     const auto z = unpacked<sca::Strided>(strided);
     blockIdx.x = block;
     for (unsigned thread = 0; thread < sca::kThreads; ++thread) {
