@@ -74,8 +74,14 @@ def planned(monkeypatch):
 CUTS = pytest.mark.parametrize(
     "cut", [{}, MANY_TILES, GROUPS], ids=["a tile per block", "many tiles", "groups of splits"]
 )
-# Planes; interleaved; folded, with channels in one stripe and in two; folded over more columns than a tile has.
-CUT_SHAPES = [(4, 40, 6, 8, 8), (3, 130, 24, 2, 2), (3, 90, 20, 7, 7), (2, 70, 8, 11, 11)]
+KINDS = {
+    "planes": ((4, 40, 6, 8, 8), False),
+    "interleaved": ((3, 130, 24, 2, 2), True),
+    "folded": ((3, 130, 24, 2, 2), False),
+    "folded, channels in two stripes": ((3, 90, 20, 7, 7), False),
+    "folded over more columns than a tile has": ((2, 70, 8, 11, 11), False),
+}
+EACH_KIND = pytest.mark.parametrize(("shape", "channels_last"), KINDS.values(), ids=KINDS)
 
 
 # Taken in float32: a mean, and the shift that is made of it, is as good as the deviation, here about one, allows.
@@ -208,9 +214,8 @@ def test_empty_tensors_do_nothing_and_zero_the_sums(emulation, shape, channels_l
 
 
 @EMULATED
-@LAYOUTS
 @CUTS
-@pytest.mark.parametrize("shape", CUT_SHAPES, ids=str)
+@EACH_KIND
 def test_blocks_in_any_order_give_the_same_bits_and_leave_counters_at_zero(
     emulation, planned, monkeypatch, shape, cut, channels_last
 ):
@@ -229,21 +234,23 @@ def test_blocks_in_any_order_give_the_same_bits_and_leave_counters_at_zero(
     assert not any(z.any() for z in counters)
 
 
-@EMULATED
-def test_cuts_are_what_the_tests_of_them_need(planned):
-    """Each kind of sum is there: over one group and several, of a channel in one stripe and in several."""
-    kinds = set()
-    for cut in ({}, MANY_TILES, GROUPS):
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_and_cuts_are_what_their_tests_need(planned, kind):
+    shape, last = KINDS[kind]
+    found = []
+    for cut in (MANY_TILES, GROUPS):
         planned(**cut)
-        for shape in CUT_SHAPES:
-            for last in (False, True):
-                tiles = plan_of(shape, channels_last=last).tiles
-                kind = "folded" if tiles.fold > 1 else "interleaved" if tiles.interleaved else "planes"
-                across = tiles.fold > tiles.tile_columns
-                kinds |= {(kind, across, "groups")} if tiles.groups > 1 else set()
-                kinds |= {(kind, across, "tiles")} if tiles.tiles > 1 else set()
-    for kind, across in (("planes", False), ("interleaved", False), ("folded", False), ("folded", True)):
-        assert {(kind, across, "groups"), (kind, across, "tiles")} <= kinds
+        found.append(Plan(CudaLauncher(None), activation(shape, channels_last=last), shape[0]).tiles)
+    many, grouped = found
+    assert many.tiles > 1
+    assert grouped.groups > 1
+    folded = many.fold > 1
+    assert (folded, many.interleaved) == (kind.startswith("folded"), kind != "planes")
+    if folded:
+        starts = range(0, shape[2] * many.fold, many.fold)
+        crossed = any(start // many.tile_columns != (start + many.fold - 1) // many.tile_columns for start in starts)
+        assert crossed == (kind != "folded")
+        assert (many.fold > many.tile_columns) == ("more columns" in kind)
 
 
 @EMULATED
@@ -260,10 +267,9 @@ def test_statistics_are_as_good_with_a_large_mean_and_an_outlier_in_front(emulat
 
 
 @EMULATED
-@LAYOUTS
 @CUTS
 @pytest.mark.parametrize("finite_only", [False, True])
-@pytest.mark.parametrize("shape", CUT_SHAPES, ids=str)
+@EACH_KIND
 def test_one_launch_moves_listed_statistics_and_adds_activity_as_torch_does(
     emulation, planned, shape, finite_only, cut, channels_last
 ):
@@ -322,9 +328,8 @@ def test_vectors_are_read_and_all_of_their_gradients_written_through_a_list(emul
 
 
 @EMULATED
-@LAYOUTS
 @pytest.mark.parametrize("listed", [False, True], ids=["all", "listed"])
-@pytest.mark.parametrize("shape", CUT_SHAPES, ids=str)
+@EACH_KIND
 def test_given_statistics_become_scale_and_shift_in_the_launch_itself(emulation, shape, listed, channels_last):
     x, width = activation(shape, channels_last=channels_last), shape[2]
     length = 2 * width if listed else width
@@ -340,10 +345,9 @@ def test_given_statistics_become_scale_and_shift_in_the_launch_itself(emulation,
 
 
 @EMULATED
-@LAYOUTS
 @CUTS
 @pytest.mark.parametrize("learned", [False, True], ids=["lif", "plif"])
-@pytest.mark.parametrize("shape", CUT_SHAPES, ids=str)
+@EACH_KIND
 def test_the_parts_of_batch_norm_give_what_its_backward_pass_gives(
     emulation, planned, shape, learned, cut, channels_last
 ):
@@ -452,10 +456,6 @@ class Launches(list):
 
     def names(self):
         return [launch.kernel.partition("<")[0].removeprefix("sca::") for launch in self]
-
-
-def plan_of(shape, dtype=torch.float32, channels_last=False):
-    return Plan(CudaLauncher(None), activation(shape, dtype, channels_last=channels_last), shape[0])
 
 
 @pytest.mark.parametrize(

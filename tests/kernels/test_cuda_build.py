@@ -219,9 +219,9 @@ def test_cupy_launches_with_the_structure_by_value_and_compiles_a_kernel_once():
 
 def test_a_failed_compile_is_one_sentence_that_names_the_kernel():
     kernels = cuda.RunTime(Cupy(fails=True))
-    says = r"^backend cuda: CuPy can't compile or start sca::moments<float, true, 1>: CompileException: a.cu\(1\): .*thing$"
+    says = r"^backend cuda: CuPy can't compile or start sca::pack_bits<float, 4>: CompileException: a.cu\(1\): .*thing$"
     with pytest.raises(BackendError, match=says):
-        kernels.start("sca::moments<float, true, 1>", 1, 1, 0, b"", 0, 0)
+        kernels.start("sca::pack_bits<float, 4>", 1, 1, 0, b"", 0, 0)
 
 
 @pytest.mark.parametrize(
