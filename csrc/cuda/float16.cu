@@ -1,4 +1,4 @@
 #include "kernels.h"
 #include "table.h"
 
-static const sca::KernelRows rows{SCA_ALL_OVER_ELEMENTS(SCA_TABLE_ROW, sca::float16, 8)};
+static const sca::KernelRows rows{SCA_ALL_KERNELS(SCA_TABLE_ROW, sca::float16, 8)};

@@ -7,7 +7,7 @@
 
 #include "../include/sca/neurons.h"
 #include "../include/sca/surrogates.h"
-#include "walk.h"
+#include "sums.h"
 
 namespace sca {
 
@@ -31,27 +31,27 @@ SCA_DEVICE void with_surrogate(int64 row, const Body& body) {
 }
 #undef SCA_CASE
 
-// A neuron's numbers as a thread has them.
+// A neuron's numbers as a thread has them, from its scale and shift. A barrier follows before they are used.
 template <bool planes, int V>
 struct Cell {
     static constexpr int kVectors = 3;  // per channel
+    static constexpr int kWidth = Place<planes, V>::kWidth;
     const NeuronParameters& neuron;
     const float threshold, rest;
     PerChannel<planes, V> scale, shift, rate;
 
-    SCA_DEVICE Cell(const NeuronParameters& given, const PreludeParameters& prelude, const Place<planes, V>& place)
+    SCA_DEVICE Cell(const NeuronParameters& given, const float (&scales)[kWidth], const float (&shifts)[kWidth],
+                    const float* rates, const Place<planes, V>& place)
         : neuron(given),
           threshold(static_cast<float>(given.threshold)),
           rest(static_cast<float>(given.rest)),
           scale(place, 0),
           shift(place, 1),
           rate(place, 2) {
-        float vector[Place<planes, V>::kWidth];
-        place.of_channel(vector, prelude.scale, 1.0f);
-        scale.put(vector);
-        place.of_channel(vector, prelude.shift, 0.0f);
-        shift.put(vector);
-        place.of_channel(vector, prelude.rate, static_cast<float>(given.rate));
+        float vector[kWidth];
+        scale.put(scales);
+        shift.put(shifts);
+        place.of_channel(vector, rates, static_cast<float>(given.rate));
         rate.put(vector);
     }
 
@@ -90,11 +90,12 @@ SCA_DEVICE void load_steps(Vector<T, V> (&to)[kAhead], const T* p, int64 stride,
         if (k < steps) to[k] = k > 0 && stride == 0 ? to[0] : load<T, V>(p);
 }
 
-template <bool planes, int V>
-SCA_DEVICE void initial(float (&potential)[V], const Strided& z, const Place<planes, V>& place, float absent) {
+// Potentials of a dense tensor at an offset, or what stands for an absent one.
+template <int V>
+SCA_DEVICE void initial(float (&potential)[V], const float* z, int64 at, float absent) {
 #pragma unroll
     for (int v = 0; v < V; ++v) potential[v] = absent;
-    if (z.data != nullptr) load_floats(potential, place.template in<float>(z), 4);
+    if (z != nullptr) load_floats(potential, z + at, 4);
 }
 
 }  // namespace sca

@@ -1,28 +1,29 @@
 #pragma once
 
+#include "batch_norm.h"
 #include "neuron.h"
 
 namespace sca {
 
 // What a thread keeps per step, in shared memory, since registers can't be indexed at run time: h, and x and dL/ds as
-// they came; h, the last, may have a slot
-// more, for a sum over all steps. No other thread looks at it, so there is nothing to wait for.
+// they came; h, the last, may have a slot more, for a sum over all steps. No other thread looks at it, so there is
+// nothing to wait for.
 template <class T, int V>
 class Tape {
     static constexpr int kAccess = V < 4 ? V : 4;
 
   public:
-    SCA_DEVICE Tape(unsigned char* memory, int64 steps) {
-        const int64 thread = static_cast<int64>(threadIdx.x);
+    SCA_DEVICE Tape(unsigned char* memory, int steps) {
+        const int thread = static_cast<int>(threadIdx.x);
         grad_ = reinterpret_cast<Vector<T, V>*>(memory) + thread;
         x_ = grad_ + steps * kThreads;
         h_ = reinterpret_cast<float*>(memory + 2 * steps * kThreads * sizeof(Vector<T, V>)) + thread * kAccess;
     }
 
-    SCA_DEVICE void put_h(int64 k, const float (&h)[V]) { store_floats(h_ + k * kThreads * V, kThreads * kAccess, h); }
-    SCA_DEVICE void get_h(int64 k, float (&h)[V]) const { load_floats(h, h_ + k * kThreads * V, kThreads * kAccess); }
-    SCA_DEVICE Vector<T, V>& grad(int64 k) { return grad_[k * kThreads]; }
-    SCA_DEVICE Vector<T, V>& x(int64 k) { return x_[k * kThreads]; }
+    SCA_DEVICE void put_h(int k, const float (&h)[V]) { store_floats(h_ + k * kThreads * V, kThreads * kAccess, h); }
+    SCA_DEVICE void get_h(int k, float (&h)[V]) const { load_floats(h, h_ + k * kThreads * V, kThreads * kAccess); }
+    SCA_DEVICE Vector<T, V>& grad(int k) { return grad_[k * kThreads]; }
+    SCA_DEVICE Vector<T, V>& x(int k) { return x_[k * kThreads]; }
 
   private:
     float* h_;
@@ -30,17 +31,63 @@ class Tape {
     Vector<T, V>* x_;
 };
 
+SCA_DEVICE void write(void* to, int64 at, double value, int64 wide) {
+    if (to == nullptr) return;
+    if (wide != 0)
+        static_cast<double*>(to)[at] = value;
+    else
+        static_cast<float*>(to)[at] = static_cast<float>(value);
+}
+
+// A gradient of channel `at` of a vector that may be longer: every entry that the list has not becomes zero, each once.
+SCA_DEVICE void write_listed(void* to, const BackwardParameters& p, int64 channel, int64 at, double value) {
+    if (to == nullptr) return;
+    write(to, at, value, p.wide);
+    const int64* const list = p.affine.channels;
+    if (list == nullptr) return;
+#pragma unroll 1
+    for (int64 gap = channel == 0 ? 0 : list[channel - 1] + 1; gap < at; ++gap) write(to, gap, 0.0, p.wide);
+    if (channel != p.tiles.channels - 1) return;
+#pragma unroll 1
+    for (int64 rest = at + 1; rest < p.grad_size; ++rest) write(to, rest, 0.0, p.wide);
+}
+
+// What is made of a channel's sums of g, g * (x - center) and the rate's gradient. Between the two passes of batch
+// norm: gradients of its weight and bias, and what the gradient of x takes. Each presentation of x subtracts the mean
+// of g, and the mean of g * (x - mean) times (x - mean) / (var + eps).
+SCA_DEVICE void finish_gradients(const BackwardParameters& p, int64 channel, const double (&found)[3]) {
+    const double g = found[0];
+    double gx = found[1];
+    int64 at = channel;
+    if (p.coefficients != nullptr) {
+        const int64 channels = p.tiles.channels;
+        at = listed(p.affine.channels, channel);
+        const AffineMap map(p.norm[channel], p.norm[channels + channel], p.affine, at);
+        const double factor = -map.scale * p.presentations / p.count;
+        p.coefficients[channel] = static_cast<float>(factor * map.rstd * map.rstd * gx);
+        p.coefficients[channels + channel] = static_cast<float>(factor * g);
+        gx *= map.rstd;
+    }
+    write_listed(p.first, p, channel, at, g);
+    write_listed(p.second, p, channel, at, gx);
+    write(p.third, channel, found[2], p.wide);
+}
+
 // With g the gradient of the input current: grad_x and the sums that the parameters list. h is recomputed from x,
-// `resident` steps at a time, the last first; the others start from checkpoints.
+// `resident` steps at a time, the last first; the others start from checkpoints. Behind the threshold nothing has to be
+// rounded as the equations say: there this file fuses multiplications and additions.
 template <class T, bool planes, int V>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2)
     neuron_backward(const BackwardParameters p) {
-    Place<planes, V> place(p.walk);
-    const Cell<planes, V> cell(p.neuron, p.prelude, place);
+    Place<planes, V> place(p.tiles);
+    float vector[place.kWidth], shifts[place.kWidth];
+    place.of_channel(vector, p.prelude.scale, 1.0f);
+    place.of_channel(shifts, p.prelude.shift, 0.0f);
+    const Cell<planes, V> cell(p.neuron, vector, shifts, p.prelude.rate, place);
     constexpr int kFirst = cell.kVectors;
     PerChannel<planes, V> by_v(place, kFirst), by_x(place, kFirst + 1), center(place, kFirst + 2),
         slope(place, kFirst + 3), offset(place, kFirst + 4);
-    float vector[place.kWidth], derivative[place.kWidth];
+    float derivative[place.kWidth];
     place.of_channel(vector, p.prelude.rate, static_cast<float>(p.neuron.rate));
     with_charge(p.neuron.charge, [&](auto c) {
         for (int w = 0; w < place.kWidth; ++w) derivative[w] = decltype(c)::by_v(vector[w]);
@@ -56,12 +103,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2)
     offset.put(vector);
     __syncthreads();
 
-    Tape<T, V> tape(shared_memory() + (kFirst + 5) * PerChannel<planes, V>::bytes(place), p.resident);
-    const float alpha = static_cast<float>(p.neuron.alpha), beta = static_cast<float>(p.neuron.beta);
-    const bool repeated = p.grad_x.data != nullptr && p.grad_x.t == 0, sums = p.partials != nullptr,
-               leaks = sums && p.prelude.rate != nullptr;
     const int resident = static_cast<int>(p.resident);
+    Tape<T, V> tape(shared_memory() + (kFirst + 5) * PerChannel<planes, V>::bytes(place), resident);
+    const float alpha = static_cast<float>(p.neuron.alpha), beta = static_cast<float>(p.neuron.beta);
+    const bool repeated = p.grad_x != nullptr && p.repeated != 0, sums = p.partials.sums != nullptr,
+               leaks = sums && p.prelude.rate != nullptr;
     const int chunks = static_cast<int>((p.steps + resident - 1) / resident);  // of steps
+    const int64 step = place.step();
     float* const checkpoints =
         p.checkpoints +
         (static_cast<int64>(blockIdx.x) * (chunks - 1) * kThreads + static_cast<int64>(threadIdx.x)) * V;
@@ -78,21 +126,24 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2)
         }
 #pragma unroll
         for (int v = 0; v < V; ++v) {
-            const float scaled = g[v] * factor[v];
-            round_to(to.at[v],
-                     p.slope == nullptr ? scaled : scaled + (slopes[v] * (widened(x.at[v]) - centers[v]) + offsets[v]));
+            const float of_norm =
+                p.slope == nullptr ? 0.0f : fmaf(slopes[v], widened(x.at[v]) - centers[v], offsets[v]);
+            round_to(to.at[v], p.slope == nullptr ? g[v] * factor[v] : fmaf(g[v], factor[v], of_norm));
         }
         return to;
     };
 
     float sum_g[place.kWidth] = {}, sum_gx[place.kWidth] = {}, sum_rate[place.kWidth] = {};
-    for (; place.valid(); place.next()) {
+    const int tiles = static_cast<int>(p.tiles.tiles);
+    for (int tile = 0; tile < tiles; ++tile, place.next()) {
+        if (!place.valid()) continue;
         float potential[V], grad_v[V];
-        const T* x_at = place.template in<const T>(p.x);
+        const int64 at = place.dense();
+        const T* x_at = place.template in<T>(p.x);
         // Loads a chunk's steps, kAhead at once, and integrates them.
         const auto record = [&](int chunk, int steps, bool with_gradients) {
             const int64 first = static_cast<int64>(chunk) * resident;
-            const T* grad_at = place.template in<const T>(p.grad_spikes);
+            const T* grad_at = place.template in<T>(p.grad_spikes);
             for (int t = 0; t < steps; t += kAhead) {
                 Vector<T, V> x[kAhead], grad[kAhead] = {};
                 load_steps(x, x_at + (first + t) * p.x.t, p.x.t, steps - t);
@@ -112,18 +163,18 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2)
                 tape.put_h(t, h);
             }
         };
-        initial(potential, p.v_init, place, cell.rest);
+        initial(potential, p.v_init, at, cell.rest);
         for (int c = 0; c < chunks - 1; ++c) {
             record(c, resident, false);
             store_state(checkpoints + static_cast<int64>(c) * kThreads * V, potential);
         }
         const auto restart = [&](float (&v)[V], int chunk) {  // v in front of a chunk's steps
             if (chunk == 0)
-                initial(v, p.v_init, place, cell.rest);
+                initial(v, p.v_init, at, cell.rest);
             else
                 load_floats(v, checkpoints + static_cast<int64>(chunk - 1) * kThreads * V, 4);
         };
-        initial(grad_v, p.grad_v, place, 0.0f);
+        initial(grad_v, p.grad_v, at, 0.0f);
         if (repeated) tape.put_h(resident, {});
         for (int c = chunks - 1; c >= 0; --c) {
             const int64 first = static_cast<int64>(c) * resident;
@@ -131,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2)
             if (c < chunks - 1) restart(potential, c);
             record(c, steps, p.grad_spikes.data != nullptr);
 
-            T* out = place.template in<T>(p.grad_x) + (first + steps) * p.grad_x.t;
+            T* out = static_cast<T*>(p.grad_x) + at + (first + steps) * step;
 #pragma unroll 1
             for (int t = steps - 1; t >= 0; --t) {
                 float h[V], at_h[V], g_h[V], derivatives[V];
@@ -168,29 +219,29 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2)
 #pragma unroll
                         for (int v = 0; v < V; ++v) {
                             const float y = widened(x.at[v]) * scales[v] + shifts[v];
-                            by_rate[v] = g_h[v] * decltype(charge)::by_leak(before[v], y, cell.rest);
+                            by_rate[v] = decltype(charge)::by_leak(before[v], y, cell.rest);
                         }
                     });
-                    accumulate(sum_rate, by_rate);
+                    accumulate(sum_rate, g_h, by_rate);
                 }
                 by_v.get(derivatives);
                 for (int v = 0; v < V; ++v) grad_v[v] = g_h[v] * derivatives[v];
                 by_x.get(derivatives);
                 for (int v = 0; v < V; ++v) g_h[v] *= derivatives[v];  // from here on: of the current
                 if (sums) {
-                    float by_scale[V];
-                    center.get(by_scale);
+                    float centered[V];
+                    center.get(centered);
 #pragma unroll
-                    for (int v = 0; v < V; ++v) by_scale[v] = g_h[v] * (widened(x.at[v]) - by_scale[v]);
+                    for (int v = 0; v < V; ++v) centered[v] = widened(x.at[v]) - centered[v];
                     accumulate(sum_g, g_h);
-                    accumulate(sum_gx, by_scale);
+                    accumulate(sum_gx, g_h, centered);
                 }
-                out -= p.grad_x.t;
+                out -= step;
                 if (repeated) {
                     tape.get_h(resident, h);
                     for (int v = 0; v < V; ++v) g_h[v] += h[v];
                     tape.put_h(resident, g_h);
-                } else if (p.grad_x.data != nullptr) {
+                } else if (p.grad_x != nullptr) {
                     store_global(out, input_gradient(g_h, x));
                 }
             }
@@ -198,14 +249,25 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2)
         if (repeated) {
             float sum[V];
             tape.get_h(resident, sum);
-            store_global(place.template in<T>(p.grad_x), input_gradient(sum, load<T, V>(x_at)));
+            store_global(static_cast<T*>(p.grad_x) + at, input_gradient(sum, load<T, V>(x_at)));
         }
-        if (p.grad_v_init.data != nullptr) store_state(place.template in<float>(p.grad_v_init), grad_v);
+        if (p.grad_v_init != nullptr) store_state(p.grad_v_init + at, grad_v);
     }
     if (!sums) return;
-    place.put(p.partials, 0, sum_g);
-    place.put(p.partials, 1, sum_gx);
-    if (leaks) place.put(p.partials, 2, sum_rate);
+
+    const ColumnSums<planes, V> columns(place);
+    const BlockSums<3> blocks(p.tiles, p.partials, place, leaks ? 3 : 2);
+    if (leaks)
+        columns.put(sum_g, sum_gx, sum_rate);
+    else
+        columns.put(sum_g, sum_gx);
+    double totals[3] = {};
+    blocks.own_columns([&](int column) {
+        totals[0] += columns.template get<float>(0, column);
+        totals[1] += columns.template get<float>(1, column);
+        if (leaks) totals[2] += columns.template get<float>(2, column);
+    });
+    blocks.put(totals, [&](int64 channel, const double(&found)[3]) { finish_gradients(p, channel, found); });
 }
 
 }  // namespace sca

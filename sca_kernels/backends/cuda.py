@@ -1,8 +1,8 @@
 """The CUDA backend: the kernels of ``csrc/cuda``, compiled ahead by ``setup.py`` (``sca_kernels._cuda``) or, where that
 module is not there, at their first use from the same source through CuPy.
 
-Both ways start kernels by the same names with the same structures; what is started, and how, :mod:`..cuda_kernels`
-decides.
+Both ways start kernels by the same names with the same structures; what is started, and how, :mod:`..gpu` and
+:mod:`..cuda_kernels` decide.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..cuda_kernels import batch_norm, bitpack, multistep
-from ..cuda_kernels.multistep import Current
-from ..cuda_kernels.parameters import SIZES
-from ..cuda_kernels.tiling import NAMES
+from ..cuda_kernels import bitpack
+from ..cuda_kernels.launcher import CudaLauncher
+from ..cuda_kernels.parameters import NAMES, SIZES
+from ..gpu import batch_norm, neuron
+from ..gpu.neuron import Current
 from ..twins import sources
 from .base import Backend, BackendError, BatchNormGradients, Forward, NeuronGradients, sentence, would_fail_anywhere
 
@@ -105,8 +106,7 @@ class RunTime:
 def program() -> tuple[str, tuple[str, ...]]:
     """Source text and options for NVRTC. It checks that structures have the size that they are packed in."""
     sizes = ",".join(map(str, SIZES.values()))
-    code = '#include "cuda/kernels.h"\n#include "cuda/sums.h"\n'
-    return code, (*_OPTIONS, f"-I{sources()}", f"-DSCA_SIZES={sizes}")
+    return '#include "cuda/kernels.h"\n', (*_OPTIONS, f"-I{sources()}", f"-DSCA_SIZES={sizes}")
 
 
 @functools.cache
@@ -161,28 +161,45 @@ class CudaBackend(Backend):
             stream = torch.cuda.current_stream(on.device).cuda_stream
             _kernels().start(kernel, grid, threads, shared, bytes(parameters), on.device.index, stream)
 
-    def neuron_forward(self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v) -> Forward:
-        current = Current(scale, shift, rate, v_init)
-        return Forward(*multistep.forward(self.launch, x, time_steps, config, current, mask, return_v))
+    @property
+    def _launcher(self) -> CudaLauncher:
+        return CudaLauncher(self.launch)
+
+    def neuron_forward(
+        self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v, tracking=None
+    ) -> Forward:
+        arguments = x, time_steps, config, Current(scale, shift, rate, v_init), mask, return_v, tracking
+        return Forward(*neuron.forward(self._launcher, *arguments), has_tracked=True)
 
     def neuron_backward(
         self, grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init
     ) -> NeuronGradients:
-        current = Current(scale, shift, rate, v_init)
-        return NeuronGradients(*multistep.backward(self.launch, grad_spikes, grad_v, x, time_steps, config, current))
+        arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init)
+        return NeuronGradients(*neuron.backward(self._launcher, *arguments))
 
-    def batch_norm_forward(
-        self, x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
-    ) -> tuple[Forward, Tensor, Tensor]:
-        arguments = x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v
-        out, mean, var = batch_norm.forward(self.launch, *arguments)
-        return Forward(*out), mean, var
+    def batch_norm_forward(self, *arguments) -> tuple[Forward, Tensor]:
+        out, norm = batch_norm.forward(self._launcher, *arguments)
+        return Forward(*out, has_tracked=True), norm
 
-    def batch_norm_backward(
-        self, grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
-    ) -> BatchNormGradients:
-        arguments = grad_spikes, grad_v, x, time_steps, config, weight, bias, mean, var, eps, rate, v_init
-        return BatchNormGradients(*batch_norm.backward(self.launch, *arguments))
+    def batch_norm_backward(self, *arguments) -> BatchNormGradients:
+        return BatchNormGradients(*batch_norm.backward(self._launcher, *arguments))
+
+    def batch_norm_inference(self, *arguments) -> Forward:
+        return Forward(*batch_norm.inference(self._launcher, *arguments))
+
+    def moments(self, x: Tensor, time_steps: int) -> Tensor:
+        return batch_norm.moments(self._launcher, x)
+
+    def batch_norm_sums(self, grad_spikes, grad_v, x, time_steps, config, scale, shift, center, rate, v_init) -> Tensor:
+        arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init)
+        return batch_norm.sums(self._launcher, *arguments, center)
+
+    def batch_norm_gradient(
+        self, grad_spikes, grad_v, x, time_steps, config, scale, shift, center, slope, offset, rate, v_init
+    ) -> tuple[Tensor, Tensor | None]:
+        arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init)
+        vectors = {"center": center, "slope": slope, "offset": offset}
+        return batch_norm.gradient(self._launcher, *arguments, **vectors)
 
     def pack_spikes(self, spikes: Tensor) -> Tensor:
         return bitpack.pack(self.launch, spikes)

@@ -1,6 +1,5 @@
-"""Host side of the CUDA kernels in ``csrc/cuda``: which kernel runs, on what grid, with which scratch buffers, for both
-ways to compile them.
+"""Starts the CUDA kernels in ``csrc/cuda``, for both ways to compile them, as :mod:`sca_kernels.gpu` plans.
 
-Each function takes ``launch``, a :class:`~sca_kernels.cuda_kernels.parameters.Launch`, and depends on nothing else of
-CUDA; :mod:`sca_kernels.backends.cuda` supplies it.
+All of it takes ``launch``, a :class:`~sca_kernels.cuda_kernels.parameters.Launch`, and depends on nothing else of CUDA;
+:mod:`sca_kernels.backends.cuda` supplies it.
 """

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..gpu.plan import ceil_div
 from ..spikes import check_earlier, check_launched, flag
-from .parameters import BitpackParameters, Launch, address
-from .tiling import NAMES, THREADS, ceil_div
+from .parameters import NAMES, THREADS, BitpackParameters, Launch, address
 
 _BYTES_PER_BLOCK = 4 * THREADS
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 import ctypes
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .. import twins
 from ..neurons import NeuronConfig
+
+THREADS = 128
+"""Of a block."""
+NAMES = {torch.float32: "float", torch.bfloat16: "sca::bfloat16", torch.float16: "sca::float16"}
+"""C++ name of each dtype that the kernels take."""
 
 
 def _integers(*names: str) -> list[tuple[str, type]]:
@@ -23,14 +29,20 @@ def _reals(*names: str) -> list[tuple[str, type]]:
     return [(name, ctypes.c_double) for name in names]
 
 
+class TileParameters(ctypes.Structure):
+    _fields_ = [
+        *_integers("rows", "columns", "channels", "inner", "outer_step", "inner_step", "fold"),
+        *_integers("stripes", "splits", "group", "tiles", "tile_rows", "tile_columns", "column_tiles"),
+        *_integers("lane_bits", "slot_bits"),
+    ]
+
+
+class Partials(ctypes.Structure):
+    _fields_ = _pointers("sums", "counters")
+
+
 class Strided(ctypes.Structure):
     _fields_ = _pointers("data") + _integers("t", "outer", "inner", "stripe")
-
-
-class Walk(ctypes.Structure):
-    _fields_ = _integers(
-        "places", "inner", "stripes", "lanes", "columns", "fold", "splits", "items", "rows", "outer_step", "inner_step"
-    )
 
 
 class NeuronParameters(ctypes.Structure):
@@ -54,39 +66,61 @@ class PreludeParameters(ctypes.Structure):
     _fields_ = _pointers("scale", "shift", "rate")
 
 
+class AffineParameters(ctypes.Structure):
+    _fields_ = _pointers("weight", "bias", "channels") + _reals("eps")
+
+
+class TrackingParameters(ctypes.Structure):
+    _fields_ = [
+        *_pointers("channels", "spikes", "l1", "positions", "batches", "norm", "running_mean", "running_var"),
+        *_pointers("weight_float", "weight_double"),
+        *_reals("weight", "unbiased"),
+        *_integers("finite_only", "seen"),
+    ]
+
+
 class ForwardParameters(ctypes.Structure):
     _fields_ = [
-        ("walk", Walk),
+        ("tiles", TileParameters),
         ("neuron", NeuronParameters),
         ("prelude", PreludeParameters),
+        *_pointers("mean", "var"),
+        ("affine", AffineParameters),
         *_integers("steps"),
-        *((name, Strided) for name in ("x", "spikes", "v_init", "v_last")),
-        *_pointers("mask", "partials"),
+        ("x", Strided),
+        *_pointers("spikes", "v_init", "v_last", "mask"),
+        ("partials", Partials),
+        *_pointers("spike_count", "membrane_l1"),
+        ("tracking", TrackingParameters),
     ]
 
 
 class BackwardParameters(ctypes.Structure):
     _fields_ = [
-        ("walk", Walk),
+        ("tiles", TileParameters),
         ("neuron", NeuronParameters),
         ("prelude", PreludeParameters),
-        *_integers("steps", "resident"),
-        *((name, Strided) for name in ("x", "grad_spikes", "grad_v", "v_init", "grad_x", "grad_v_init")),
-        *_pointers("center", "slope", "offset", "partials", "checkpoints"),
+        *_integers("steps", "resident", "repeated"),
+        *((name, Strided) for name in ("x", "grad_spikes")),
+        *_pointers("grad_v", "v_init", "grad_x", "grad_v_init", "center", "slope", "offset", "checkpoints"),
+        ("partials", Partials),
+        *_integers("wide"),
+        *_pointers("first", "second", "third", "coefficients", "norm"),
+        ("affine", AffineParameters),
+        *_integers("grad_size"),
+        *_reals("count", "presentations"),
     ]
 
 
 class MomentsParameters(ctypes.Structure):
-    _fields_ = [("walk", Walk), *_integers("steps"), ("x", Strided), *_pointers("partials")]
-
-
-class SumsParameters(ctypes.Structure):
     _fields_ = [
-        *_integers("channels", "fold", "splits"),
-        *_pointers("partials"),
-        *_reals("count", "presentations", "eps"),
-        *_pointers("spike_count", "membrane_l1", "weight", "bias", "mean", "var", "scale", "shift", "slope", "offset"),
-        *_pointers("grad_scale", "grad_shift", "grad_rate"),
+        ("tiles", TileParameters),
+        *_integers("steps"),
+        ("x", Strided),
+        ("partials", Partials),
+        *_pointers("moments", "norm"),
+        ("affine", AffineParameters),
+        *_reals("count"),
     ]
 
 
@@ -96,7 +130,7 @@ class BitpackParameters(ctypes.Structure):
 
 SIZES = {
     structure.__name__: ctypes.sizeof(structure)
-    for structure in (ForwardParameters, BackwardParameters, MomentsParameters, SumsParameters, BitpackParameters)
+    for structure in (ForwardParameters, BackwardParameters, MomentsParameters, BitpackParameters)
 }
 """Bytes of each structure; whoever compiled the kernels must agree."""
 

@@ -103,7 +103,7 @@ def _tracked(tracking: Tracking | None, norm: Tensor | None) -> dict[str, Any]:
         "norm": norm,
         "running_mean": mean,
         "running_var": var,
-        "batches": asked.batches,
+        "batches": None if norm is None else asked.batches,
         "weight_of_batch": 0.0 if by_tensor else float(asked.weight),
         "weight_tensor": asked.weight if by_tensor else None,
         "unbiased": asked.unbiased,

@@ -122,11 +122,11 @@ def test_version_stands_in_one_place():
 
 
 # Classes that two files define because they are one thing in two places: the same structure in Python and C++, the same
-# step of the Triton and the CUDA kernels' host side, the same equation in torch and C++.
+# equation in torch and C++.
 TWINS = {
-    *("ForwardParameters", "BackwardParameters", "MomentsParameters", "SumsParameters", "BitpackParameters"),
-    *("NeuronParameters", "PreludeParameters", "NeuronConfig", "Strided", "Walk"),
-    *("Adjoint", "Current", "Tiling", "AffineNorm", "Gradients", "Prelude", "bfloat16"),
+    *("ForwardParameters", "BackwardParameters", "MomentsParameters", "BitpackParameters", "TileParameters"),
+    *("NeuronParameters", "PreludeParameters", "AffineParameters", "TrackingParameters", "NeuronConfig"),
+    *("Partials", "Strided", "Gradients", "Prelude", "bfloat16"),
     *("IntegrateAndFire", "Leaky"),
 }
 

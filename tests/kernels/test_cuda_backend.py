@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,16 @@ import torch
 from sca_kernels import functional as F
 from sca_kernels import spikes
 from sca_kernels.backends import registry
-from sca_kernels.cuda_kernels import multistep, parameters, tiling
-from sca_kernels.cuda_kernels.multistep import Current
-from sca_kernels.cuda_kernels.tiling import Tiling
+from sca_kernels.cuda_kernels import launcher, parameters
+from sca_kernels.cuda_kernels.launcher import CudaLauncher
+from sca_kernels.gpu import batch_norm as gpu_batch_norm
+from sca_kernels.gpu import neuron as gpu_neuron
+from sca_kernels.gpu import plan as gpu_plan
+from sca_kernels.gpu.neuron import Current
+from sca_kernels.gpu.plan import Plan
+from sca_kernels.layout import dense_strides, is_channels_last
 from sca_kernels.testing import activation, poisoned_memory, relative_l2
+from sca_kernels.tracking import Tracking
 from tests.kernels.problems import config_of, run, views
 
 HERE = Path(__file__).parent
@@ -46,16 +53,53 @@ def emulation(monkeypatch):
         yield
 
 
+MANY_TILES, GROUPS = {"_MAX_PROGRAMS": 1}, {"_GROUPED_ABOVE": 1}
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Sets constants of the plan, so that small tensors are cut as large ones are."""
+
+    given = {name: getattr(gpu_plan, name) for name in (*MANY_TILES, *GROUPS)}
+
+    def constants(**values):
+        for name, value in {**given, **values}.items():
+            monkeypatch.setattr(gpu_plan, name, value)
+        gpu_plan._tiles.cache_clear()
+
+    yield constants
+    gpu_plan._tiles.cache_clear()
+
+
+CUTS = pytest.mark.parametrize(
+    "cut", [{}, MANY_TILES, GROUPS], ids=["a tile per block", "many tiles", "groups of splits"]
+)
+KINDS = {
+    "planes": ((4, 40, 6, 8, 8), False),
+    "interleaved": ((3, 130, 24, 2, 2), True),
+    "folded": ((3, 130, 24, 2, 2), False),
+    "folded, channels in two stripes": ((3, 90, 20, 7, 7), False),
+    "folded over more columns than a tile has": ((2, 70, 8, 11, 11), False),
+}
+EACH_KIND = pytest.mark.parametrize(("shape", "channels_last"), KINDS.values(), ids=KINDS)
+
+
+# Taken in float32: a mean, and the shift that is made of it, is as good as the deviation, here about one, allows.
+ABSOLUTE, RELATIVE = {"rtol": 3e-7, "atol": 5e-7}, {"rtol": 6e-7, "atol": 0}
+STATISTICS = {"norm.mean": ABSOLUTE, "norm.var": RELATIVE, "norm.scale": RELATIVE, "norm.shift": ABSOLUTE}
+
+
 def assert_agrees(ours, truth, bound=2e-6):
-    """Spikes and counts equal, everything else within a relative bound; mean and variance within their last bit."""
+    """Spikes and counts equal, everything else within a relative bound. (Spikes behind batch norm are compared behind
+    the same statistics, by ``run``.)"""
     assert ours.keys() == truth.keys()
     for name, expected in truth.items():
         assert ours[name].dtype == expected.dtype, name
         assert ours[name].stride() == expected.stride(), name
         if name.endswith(("spikes", "spike_count")):
             assert torch.equal(ours[name], expected), name
-        elif name in ("norm.mean", "norm.var"):
-            torch.testing.assert_close(ours[name], expected, rtol=1.2e-7, atol=0)
+        elif name in STATISTICS:
+            torch.testing.assert_close(ours[name], expected, **STATISTICS[name])
         else:
             # Batch norm of a value or two has no gradient but rounding's: there nothing relative can be asked.
             vanishes = name == "norm_backward.x" and expected.abs().max() < 1e-5
@@ -74,7 +118,7 @@ def bound_of(dtype):
 @pytest.mark.slow
 def test_the_shared_kernel_tests_pass_on_the_emulation():
     """Everything that any backend must pass: spikes bit for bit, gradients against float64 autograd, every flag."""
-    tests = [str(HERE / f"test_{name}.py") for name in ("neuron", "batch_norm", "operators", "state")]
+    tests = [str(HERE / f"test_{name}.py") for name in ("neuron", "batch_norm", "operators", "state", "running")]
     options = ["-p", "emulated", "-k", "cuda-cpu", "-q", "--no-header", "-p", "no:cacheprovider"]
     path = {"PYTHONPATH": ":".join([str(HERE / "cuda_emulation"), *filter(None, sys.path)])}
     done = subprocess.run(
@@ -109,11 +153,10 @@ def test_steps_and_sizes_are_fully_written_and_agree_with_the_reference(emulatio
 @EMULATED
 @LAYOUTS
 @DTYPES
-@pytest.mark.parametrize("items", [1, 5], ids=["one place per thread", "many"])
+@CUTS
 @pytest.mark.parametrize("shape", [(4, 6, 16, 8, 8), (6, 40, 24, 2, 2), (3, 30, 5, 3, 3)], ids=str)
-def test_dtypes_masks_and_walks_agree_with_the_reference(emulation, monkeypatch, shape, items, dtype, channels_last):
-    if items > 1:
-        monkeypatch.setattr(tiling, "_BLOCKS", (1, 2))
+def test_dtypes_masks_and_cuts_agree_with_the_reference(emulation, planned, shape, cut, dtype, channels_last):
+    planned(**cut)
     x, grad = activation(shape, dtype, channels_last=channels_last), torch.randn(shape).to(dtype)
     mask = torch.arange(shape[2]) % 3 != 0
     ours, truth = (run(b, x, config_of(tau=3.0), grad, mask=mask) for b in (BACKEND, REFERENCE))
@@ -171,21 +214,167 @@ def test_empty_tensors_do_nothing_and_zero_the_sums(emulation, shape, channels_l
 
 
 @EMULATED
-def test_two_runs_agree_bit_for_bit(emulation):
-    x, grad = activation((4, 5, 13, 6, 6)), torch.randn(4, 5, 13, 6, 6)
-    one, other = (run(BACKEND, x, config_of("plif"), grad) for _ in range(2))
-    assert all(torch.equal(one[k], other[k]) for k in one)
+@CUTS
+@EACH_KIND
+def test_blocks_in_any_order_give_the_same_bits_and_leave_counters_at_zero(
+    emulation, planned, monkeypatch, shape, cut, channels_last
+):
+    """Whoever comes last finishes the sums: they must not show who that was."""
+    planned(**cut)
+    counters = []
+    fresh = gpu_plan._counters
+    monkeypatch.setattr(gpu_plan, "_counters", lambda *arguments: counters.append(fresh(*arguments)) or counters[-1])
+    x, grad = activation(shape, channels_last=channels_last), torch.randn(shape)
+    runs = []
+    for order in (0, 0, 1, 2):
+        monkeypatch.setattr(emulated, "order", order)
+        runs.append(run(BACKEND, x, config_of("plif"), grad))
+    assert all(torch.equal(other[k], runs[0][k]) for other in runs[1:] for k in runs[0])
+    assert len(counters) == 4 * 5  # neuron forward and backward, moments, neuron, its adjoint's sums
+    assert not any(z.any() for z in counters)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_and_cuts_are_what_their_tests_need(planned, kind):
+    shape, last = KINDS[kind]
+    found = []
+    for cut in (MANY_TILES, GROUPS):
+        planned(**cut)
+        found.append(Plan(CudaLauncher(None), activation(shape, channels_last=last), shape[0]).tiles)
+    many, grouped = found
+    assert many.tiles > 1
+    assert grouped.groups > 1
+    folded = many.fold > 1
+    assert (folded, many.interleaved) == (kind.startswith("folded"), kind != "planes")
+    if folded:
+        starts = range(0, shape[2] * many.fold, many.fold)
+        crossed = any(start // many.tile_columns != (start + many.fold - 1) // many.tile_columns for start in starts)
+        assert crossed == (kind != "folded")
+        assert (many.fold > many.tile_columns) == ("more columns" in kind)
 
 
 @EMULATED
-def test_a_large_mean_leaves_the_variance_exact(emulation):
-    x = activation((4, 5, 8, 6, 6)) + 1000.0
-    ours, truth = (
-        b.batch_norm_forward(x, 4, config_of(), None, None, 1e-5, None, None, None, False) for b in (BACKEND, REFERENCE)
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+def test_statistics_are_as_good_with_a_large_mean_and_an_outlier_in_front(emulation, mean):
+    """Sums are float32 about an origin near the mean: squares of x itself, or about a far element, would cancel."""
+    x = activation((4, 5, 8, 6, 6)) + mean
+    x[0, 0, :, 0, 0] += 50.0
+    norm = BACKEND.batch_norm_forward(x, 4, config_of(), None, None, 1e-5, None, None, None, False)[1]
+    var, exact = torch.var_mean(x.double(), (0, 1, 3, 4), correction=0)
+    torch.testing.assert_close(norm[0].double(), exact, rtol=1e-7, atol=5e-7)
+    torch.testing.assert_close(norm[1].double(), var, rtol=2e-6, atol=0)
+    torch.testing.assert_close(norm[2].double(), (norm[1].double() + 1e-5).rsqrt(), rtol=1e-7, atol=0)
+
+
+@EMULATED
+@CUTS
+@pytest.mark.parametrize("finite_only", [False, True])
+@EACH_KIND
+def test_one_launch_moves_listed_statistics_and_adds_activity_as_torch_does(
+    emulation, planned, shape, finite_only, cut, channels_last
+):
+    planned(**cut)
+    x, width = activation(shape, channels_last=channels_last), shape[2]
+    x[1, 1, 2] = float("nan")
+    channels = torch.arange(width) * 2 + 1
+    seen = x[:, :, 0].numel()
+    for weight in (0.25, 0.75, torch.tensor(0.25), torch.tensor(1 / 3, dtype=torch.float64), torch.tensor(0.5).half()):
+        tracked = []
+        for backend in (BACKEND, None):
+            sums = (torch.arange(2 * width), torch.arange(2.0 * width).double(), torch.arange(2 * width))
+            running = torch.linspace(-1.0, 1.0, 2 * width), torch.linspace(0.5, 2.0, 2 * width)
+            tracking = Tracking(seen, sums, running, weight, torch.tensor(41), channels, finite_only)
+            if backend is not None:
+                out, norm = backend.batch_norm_forward(
+                    x, shape[0], config_of(), None, None, 1e-5, None, None, None, False, None, tracking
+                )
+                assert out.has_tracked
+            else:
+                REFERENCE.finish(out, norm, tracking)
+            tracked.append((*sums, *running, tracking.batches))
+        assert tracked[0][-1] == 42
+        for ours, truth in zip(*tracked, strict=True):
+            torch.testing.assert_close(ours, truth, rtol=0, atol=0, equal_nan=True)
+
+
+@EMULATED
+def test_statistics_of_another_dtype_are_moved_by_torch_and_the_batch_counted_once(emulation):
+    x, running = activation((2, 3, 4, 5)), (torch.zeros(4).double(), torch.ones(4).double())
+    tracking = Tracking(30, running=running, weight=0.5, batches=torch.tensor(7))
+    norm = BACKEND.batch_norm_forward(x, 2, config_of(), None, None, 1e-5, None, None, None, False, None, tracking)[1]
+    assert tracking.batches == 8
+    torch.testing.assert_close(running[0], norm[0].double() / 2)
+
+
+@EMULATED
+@LAYOUTS
+@pytest.mark.parametrize("listed", [[0, 1, 2, 3], [3, 4, 7, 9], [0, 2, 5, 8], [1, 2, 3, 10]], ids=str)
+def test_vectors_are_read_and_all_of_their_gradients_written_through_a_list(emulation, listed, channels_last):
+    x, grad, length = activation((3, 4, 4, 6, 6), channels_last=channels_last), torch.randn(3, 4, 4, 6, 6), 11
+    channels, weight, bias = torch.tensor(listed), torch.rand(length) + 0.5, torch.randn(length)
+    problem = (x, 3, config_of(), weight, bias, 1e-5, None, None, None, False, channels)
+    norm = BACKEND.batch_norm_forward(*problem)[1]
+    truth = REFERENCE.batch_norm_forward(*problem)[1]
+    torch.testing.assert_close(norm, truth, rtol=6e-7, atol=5e-7)
+    ours, expected = (
+        b.batch_norm_backward(grad, None, x, 3, config_of(), weight, bias, truth, 1e-5, None, None, channels)
+        for b in (BACKEND, REFERENCE)
     )
-    torch.testing.assert_close(ours[1], truth[1], rtol=1.2e-7, atol=0)
-    torch.testing.assert_close(ours[2], truth[2], rtol=1.2e-7, atol=0)
-    assert torch.equal(ours[0].spikes, truth[0].spikes)
+    for name in ("x", "weight", "bias"):
+        assert relative_l2(getattr(ours, name), getattr(expected, name)) < 2e-6, name
+    dormant = [c for c in range(length) if c not in listed]
+    assert not ours.weight[dormant].any()
+    assert not ours.bias[dormant].any()
+
+
+@EMULATED
+@pytest.mark.parametrize("listed", [False, True], ids=["all", "listed"])
+@EACH_KIND
+def test_given_statistics_become_scale_and_shift_in_the_launch_itself(emulation, shape, listed, channels_last):
+    x, width = activation(shape, channels_last=channels_last), shape[2]
+    length = 2 * width if listed else width
+    channels = torch.arange(width) * 2 if listed else None
+    vectors = torch.rand(length) + 0.5, torch.randn(length), torch.randn(length), torch.rand(length)
+    ours, truth = (
+        b.batch_norm_inference(x, shape[0], config_of(), *vectors, 1e-5, None, None, None, True, channels)
+        for b in (BACKEND, REFERENCE)
+    )
+    assert torch.equal(ours.spikes, truth.spikes)
+    assert torch.equal(ours.v, truth.v)
+    assert torch.equal(ours.spike_count, truth.spike_count)
+
+
+@EMULATED
+@CUTS
+@pytest.mark.parametrize("learned", [False, True], ids=["lif", "plif"])
+@EACH_KIND
+def test_the_parts_of_batch_norm_give_what_its_backward_pass_gives(
+    emulation, planned, shape, learned, cut, channels_last
+):
+    """What ranks need: sums of their own, to be added up, and the gradient behind the sums of all."""
+    planned(**cut)
+    x, grad, v = activation(shape, channels_last=channels_last), torch.randn(shape), torch.randn(shape[1:])
+    config, width, steps = config_of("plif" if learned else "lif"), shape[2], shape[0]
+    rate = torch.rand(width) * 0.5 + 0.25 if learned else None
+    found, n = BACKEND.moments(x, steps), x.numel() // width
+    exact = torch.stack([x.double().sum((0, 1, 3, 4)), x.double().square().sum((0, 1, 3, 4))])
+    torch.testing.assert_close(found / n, exact / n, rtol=1e-6, atol=1e-6)
+
+    problem = (x, steps, config, None, None, 1e-5, rate, v, None, False)
+    norm = REFERENCE.batch_norm_forward(*problem)[1]
+    mean, var, scale, shift = norm
+    truth = BACKEND.batch_norm_backward(grad, None, x, steps, config, None, None, norm, 1e-5, rate, v)
+    sums = BACKEND.batch_norm_sums(grad, None, x, steps, config, scale, shift, mean, rate, v)
+    assert sums.dtype == torch.float64
+    rstd = (var.double() + 1e-5).rsqrt()
+    slope, offset = -rstd.pow(3) * sums[1] / n, -rstd * sums[0] / n
+    g_x, g_v = BACKEND.batch_norm_gradient(
+        *(grad, None, x, steps, config, scale, shift, mean, slope.float(), offset.float(), rate, v)
+    )
+    assert relative_l2(g_x, truth.x) < 1e-6
+    assert torch.equal(g_v, truth.v_init)
+    if learned:
+        torch.testing.assert_close(sums[2].float(), truth.rate)
 
 
 @EMULATED
@@ -259,8 +448,14 @@ def test_gradients_are_rounded_to_nearest_even_and_keep_nan(emulation, dtype):
 # ---- what is launched ------------------------------------------------------------------------------------------------
 
 
-def tiling_of(shape, dtype=torch.float32, channels_last=False, **beside):
-    return Tiling(activation(shape, dtype, channels_last=channels_last), shape[0], **beside)
+class Launches(list):
+    """Stands for what starts kernels, and keeps what it was asked for."""
+
+    def __call__(self, kernel, grid, threads, shared, parameters, on):
+        self.append(types.SimpleNamespace(kernel=kernel, grid=grid, shared=shared, parameters=parameters))
+
+    def names(self):
+        return [launch.kernel.partition("<")[0].removeprefix("sca::") for launch in self]
 
 
 @pytest.mark.parametrize(
@@ -277,69 +472,159 @@ def tiling_of(shape, dtype=torch.float32, channels_last=False, **beside):
     ],
 )
 def test_layout_and_width_of_accesses_follow_from_shape_and_strides(shape, dtype, channels_last, variant):
-    assert tiling_of(shape, dtype, channels_last).kernel("k") == f"sca::k<{variant}>"
+    launches = Launches()
+    x = activation(shape, dtype, channels_last=channels_last)
+    gpu_batch_norm.moments(CudaLauncher(launches), x)
+    assert [launch.kernel for launch in launches] == [f"sca::moments<{variant}>"]
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("batch", [1, 8, 4096])
-def test_blocks_cover_every_place_and_stay_few(batch, channels_last):
-    """Sizes are looked at, no memory: samples have stride 0."""
-    x = activation((1, 1, 64, 32, 32), channels_last=channels_last).expand(4, batch, 64, 32, 32)
-    walk, plan = Tiling(x, 4).walk, Tiling(x, 4)
-    assert walk.splits * walk.items * walk.rows >= walk.places > (walk.splits - 1) * walk.items * walk.rows
-    assert walk.stripes * walk.splits == plan.blocks <= 8192
-    assert walk.items * 4 <= 256
-    assert walk.rows * walk.lanes == tiling.THREADS
-    assert (walk.outer_step * walk.inner + walk.inner_step) == walk.rows
+def test_how_many_launches_a_pass_takes():
+    x, c = activation((4, 2, 8, 6, 6)), torch.ones(8)
+    current = Current(c, c, None, None)
+    launches = Launches()
+    launcher = CudaLauncher(launches)
+    gpu_neuron.forward(launcher, x, 4, config_of(), current, None, True)
+    gpu_neuron.backward(launcher, x, None, x, 4, config_of(), current)
+    assert launches.names() == ["neuron_forward", "neuron_backward"]
+    launches.clear()
+    problem = (launcher, x, 4, config_of(), c, c)
+    gpu_batch_norm.forward(*problem, 1e-5, None, None, None, False, None, Tracking(288, running=(c, c)))
+    assert launches.names() == ["moments", "neuron_forward"]
+    launches.clear()
+    norm = torch.ones(4, 8)
+    gpu_batch_norm.backward(launcher, x, None, x, 4, config_of(), c, c, norm, 1e-5, None, None)
+    assert launches.names() == ["neuron_backward"] * 2
+    launches.clear()
+    gpu_batch_norm.inference(*problem, c, c, 1e-5, None, None, None, False)
+    assert launches.names() == ["neuron_forward"]
 
 
 def test_shared_memory_stays_within_what_every_device_gives():
-    asked = []
-
-    def launch(kernel, grid, threads, shared, parameters, on):
-        asked.append((shared, parameters))
-
+    launches = Launches()
+    launcher = CudaLauncher(launches)
     for shape in STEPS + SIZES:
         for last in (False, True):
-            for dtype in tiling.NAMES:
+            for dtype in parameters.NAMES:
                 x = activation(shape, dtype, channels_last=last)
                 v, c = torch.zeros(shape[1:]), torch.ones(shape[2])
-                multistep.backward(launch, x, v, x, shape[0], config_of(), Current(c, c, c, v))
-                one = multistep.Adjoint(x, v, x[:1], shape[0], config_of(), Current(None, None, None, v))
-                one.run(launch, "grad_x")
-    assert max(shared for shared, _ in asked) <= 48 * 1024
-    resident = [p.resident for _, p in asked if isinstance(p, parameters.BackwardParameters)]
-    assert min(resident) >= 1
+                current = Current(c, c, c, v)
+                gpu_neuron.forward(launcher, x, shape[0], config_of(), current, None, True)
+                gpu_neuron.backward(launcher, x, v, x, shape[0], config_of(), current)
+                gpu_neuron.backward(launcher, x, v, x[:1], shape[0], config_of(), Current(v_init=v))
+                gpu_batch_norm.moments(launcher, x)
+    assert max(launch.shared for launch in launches) <= 48 * 1024
+    backward = [z.parameters for z in launches if isinstance(z.parameters, parameters.BackwardParameters)]
+    assert min(p.resident for p in backward) >= 1
 
 
 def test_no_launch_reads_more_than_x_and_the_upstream_gradient_twice():
     """Up to four steps nothing is kept but in registers and shared memory: no checkpoints, one launch."""
-    launched = []
+    launches = Launches()
     x = activation((4, 2, 64, 16, 16), channels_last=True)
-    adjoint = multistep.Adjoint(x, None, x, 4, config_of(), Current(None, None, None, None))
-    adjoint.run(lambda *arguments: launched.append(arguments), "grad_x")
-    (only,) = launched
-    assert only[4].resident == only[4].steps == 4
+    gpu_neuron.backward(CudaLauncher(launches), x, None, x, 4, config_of(), Current())
+    (only,) = launches
+    assert only.parameters.resident == only.parameters.steps == 4
+    assert only.parameters.checkpoints is None
 
 
 def test_offsets_beyond_32_bits_are_handed_over_whole():
     x = torch.empty_strided((2, 2, 1, 4), (2**33, 2**32, 4, 1), device="meta")
-    strided = Tiling(x, 2).strided("x")["x"]
+    strided = launcher._strided(Plan(CudaLauncher(None), x, 2), "x")
     assert (strided.t, strided.outer) == (2**33, 2**32)
+
+
+def places_by_definition(tiles, z, planes, block, tile):
+    """As the plan describes them, what ``emulated.places`` tells of the kernels, by thread."""
+    split, stripe = divmod(block, tiles.stripes)
+    number = split * tiles.tiles + tile
+    row_tile, column_tile = divmod(number, tiles.column_tiles) if planes else (number, stripe)
+    found = {}
+    for thread in range(parameters.THREADS):
+        row_in_tile, lane = divmod(thread, 1 << tiles.lane_bits)
+        row, column = row_tile * tiles.tile_rows + row_in_tile, column_tile * tiles.tile_columns + 4 * lane
+        outer, inner = divmod(row, tiles.inner)
+        offset = outer * z.outer + inner * z.inner + stripe * z.stripe + column
+        dense = (row * tiles.stripes + stripe if planes else row) * tiles.columns + column
+        if row < tiles.rows and column < tiles.columns:
+            found[thread] = offset, dense
+    return found
+
+
+LARGE = {
+    "planes": {"columns": 2**33, "stripes": 3, "splits": 2**29, "column_tiles": 2**26, "tile_columns": 128},
+    "planes of many samples": {"columns": 192, "stripes": 200, "splits": 2**23, "column_tiles": 2, "tile_columns": 128},
+    "interleaved": {"columns": 4096, "stripes": 32, "splits": 2**25, "tile_columns": 128},
+    "uneven": {"columns": 64, "stripes": 1, "splits": 2**30, "tile_columns": 64, "inner": 7},
+    "uneven, samples shorter than a tile": {
+        "columns": 16,
+        "stripes": 1,
+        "splits": 2**30,
+        "tile_columns": 16,
+        "inner": 3,
+    },
+}
+
+
+@EMULATED
+@pytest.mark.parametrize("sizes", LARGE.values(), ids=LARGE)
+def test_places_of_tensors_of_more_than_2_to_the_31_elements(sizes):
+    planes, inner, lanes = "column_tiles" in sizes, sizes.get("inner", 1), sizes["tile_columns"] // 4
+    rows = parameters.THREADS // lanes
+    steps = {"tile_rows": rows, "inner": inner, "outer_step": rows // inner, "inner_step": rows % inner}
+    tiles = parameters.TileParameters(rows=2**40, tiles=3, lane_bits=lanes.bit_length() - 1, **{**sizes, **steps})
+    z = parameters.Strided(None, 0, 2**21, 2**20, 2**37)
+    last = tiles.stripes * tiles.splits - 1
+    assert last < 2**31
+    for block in (0, 1, last // 2, last - 1, last):
+        for tile in range(3):
+            found = emulated.module().places(planes, 4, bytes(tiles), bytes(z), block, tile)
+            assert found == places_by_definition(tiles, z, planes, block, tile)
+            assert found
+
+
+@EMULATED
+@CUTS
+@pytest.mark.parametrize("view", list(views(torch.zeros(1, 1, 1, 1, 1))))
+@pytest.mark.parametrize("shape", [(2, 5, 12, 4, 4), (1, 3, 4, 20, 24), (1, 40, 8, 2, 2), (1, 5, 3, 7, 7)], ids=str)
+def test_every_element_has_one_thread(planned, shape, view, cut):
+    planned(**cut)
+    x = views(torch.arange(float(torch.Size(shape).numel())).view(shape))[view]
+    plan, width = Plan(CudaLauncher(None), x, shape[0]), 4
+    if plan.tiles.align != width:
+        width = 1
+    packed = bytes(launcher._tiles(plan.tiles, shape[2], width)), bytes(launcher._strided(plan, "x"))
+    met = [
+        place
+        for block in range(plan.tiles.programs)
+        for tile in range(plan.tiles.tiles)
+        for place in emulated.module().places(not plan.tiles.interleaved, width, *packed, block, tile).values()
+    ]
+    offsets, dense = torch.tensor(met).T
+    assert sorted(dense.tolist()) == list(range(0, x[0].numel(), width))
+    like = torch.empty_strided(x.shape, dense_strides(x.shape, is_channels_last(x))).copy_(x)
+    flat = torch.as_strided(like, (x[0].numel(),), (1,))
+    source = torch.as_strided(x, (int(offsets.max()) + 1,), (1,))
+    assert torch.equal(source[offsets], flat[dense])
 
 
 # ---- the sources -----------------------------------------------------------------------------------------------------
 
 
-def test_no_kernel_indexes_in_32_bits():
-    """Every block index is widened where it is read; thread indices, where they enter an offset."""
+def test_no_offset_is_taken_in_32_bits():
+    """Block indices are widened where they are read, but for the number of a tile (of which the tests above prove that
+    it is enough); thread indices, where they enter an offset."""
+    read = {"walk.h": ["unsigned"], "bitpack.h": ["int64"] * 2, "neuron_backward.h": ["int64"]}
     for path in (CSRC / "cuda").glob("*.h"):
         text = path.read_text()
-        assert len(re.findall(r"blockIdx", text)) == len(re.findall(r"static_cast<int64>\(blockIdx\.x\)", text)), path
+        assert re.findall(r"static_cast<(\w+)>\(blockIdx\.x\)", text) == read.get(path.name, []), path
+        assert len(re.findall(r"blockIdx", text)) == len(read.get(path.name, [])), path
         assert len(re.findall(r"threadIdx", text)) == len(
             re.findall(r"static_cast<int(?:64)?>\(threadIdx\.x\)", text)
         ), path
-        assert not re.search(r"\b(blockDim|gridDim|unsigned int|size_t|atomic)", text), path
+        assert not re.search(r"\b(blockDim|gridDim|unsigned int|size_t)", text), path
+        # Sums have a fixed order; blocks only count who has arrived.
+        atomics = re.findall(r"\batomic\w*\([^)]*\)", text)
+        assert atomics == (["atomicAdd(counter, 1)"] if path.name == "sums.h" else []), path
 
 
 @EMULATED

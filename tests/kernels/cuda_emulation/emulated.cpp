@@ -4,7 +4,6 @@
 // clang-format off: the kernels need what the emulation defines
 #include "emulation.h"
 
-#include "../../../csrc/cuda/sums.h"
 #include "../../../csrc/cuda/kernels.h"
 // clang-format on
 
@@ -50,18 +49,45 @@ namespace py = pybind11;
 
 namespace {
 
-using Launch = void (*)(const void*, unsigned, int, size_t);
+using Launch = void (*)(const void*, unsigned, int, size_t, unsigned);
 
 template <class Parameters, void (*kernel)(const Parameters)>
-void run(const void* bytes, unsigned grid, int threads, size_t shared) {
-    emulation::launch<Parameters>(kernel, bytes, grid, threads, shared);
+void run(const void* bytes, unsigned grid, int threads, size_t shared, unsigned seed) {
+    emulation::launch<Parameters>(kernel, bytes, grid, threads, shared, seed);
+}
+
+template <class Structure>
+Structure unpacked(const py::bytes& bytes) {
+    const std::string_view from(bytes);
+    if (from.size() != sizeof(Structure)) throw std::logic_error("bytes of another structure");
+    Structure to;
+    std::memcpy(&to, from.data(), sizeof to);
+    return to;
+}
+
+// Where the threads of a block stand in the tile that is so many after its first, those of which the tensor has the
+// elements: offsets of the first in a strided and in a dense tensor, by thread.
+template <bool planes, int V>
+std::map<unsigned, std::pair<sca::int64, sca::int64>> places(const py::bytes& tiles, const py::bytes& strided,
+                                                             unsigned block, int tile) {
+    std::map<unsigned, std::pair<sca::int64, sca::int64>> found;
+    const auto given = unpacked<sca::TileParameters>(tiles);
+    const auto z = unpacked<sca::Strided>(strided);
+    blockIdx.x = block;
+    for (unsigned thread = 0; thread < sca::kThreads; ++thread) {
+        threadIdx.x = thread;
+        sca::Place<planes, V> at(given);
+        for (int i = 0; i < tile; ++i) at.next();
+        if (at.valid()) found[thread] = {at.offset(z), at.dense()};
+    }
+    return found;
 }
 
 const std::map<std::string, Launch>& table() {
     static const std::map<std::string, Launch> rows = {
 #define SCA_ROW(Parameters, ...) {#__VA_ARGS__, run<sca::Parameters, __VA_ARGS__>},
-        SCA_ALL_OVER_ELEMENTS(SCA_ROW, float, 4) SCA_ALL_OVER_ELEMENTS(SCA_ROW, sca::bfloat16, 8)
-            SCA_ALL_OVER_ELEMENTS(SCA_ROW, sca::float16, 8) SCA_ALL_OVER_CHANNELS(SCA_ROW)
+        SCA_ALL_KERNELS(SCA_ROW, float, 4) SCA_ALL_KERNELS(SCA_ROW, sca::bfloat16, 8)
+            SCA_ALL_KERNELS(SCA_ROW, sca::float16, 8)
 #undef SCA_ROW
     };
     return rows;
@@ -71,9 +97,14 @@ const std::map<std::string, Launch>& table() {
 
 PYBIND11_MODULE(emulated, m) {
     m.def("launch",
-          [](const std::string& kernel, unsigned grid, int threads, size_t shared, const py::bytes& parameters) {
-              table().at(kernel)(std::string_view(parameters).data(), grid, threads, shared);
-          });
+          [](const std::string& kernel, unsigned grid, int threads, size_t shared, const py::bytes& parameters,
+             unsigned seed) { table().at(kernel)(std::string_view(parameters).data(), grid, threads, shared, seed); });
+    const std::map<std::pair<bool, int>, decltype(&places<true, 4>)> widths = {{{true, 4}, places<true, 4>},
+                                                                               {{false, 4}, places<false, 4>},
+                                                                               {{true, 1}, places<true, 1>},
+                                                                               {{false, 1}, places<false, 1>}};
+    m.def("places", [widths](bool planes, int width, const py::bytes& tiles, const py::bytes& strided, unsigned block,
+                             int tile) { return widths.at({planes, width})(tiles, strided, block, tile); });
     std::map<std::string, size_t> sizes;
 #define SCA_ROW(Parameters) sizes[#Parameters] = sizeof(sca::Parameters);
     SCA_PARAMETERS(SCA_ROW)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sca_kernels.backends.cuda import CudaBackend
-from sca_kernels.cuda_kernels.tiling import NAMES
+from sca_kernels.cuda_kernels.parameters import NAMES
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
@@ -59,9 +59,13 @@ def module() -> ModuleType:
     return loaded
 
 
+order = 0
+"""Seed of the order that a launch runs its blocks in; 0: their own."""
+
+
 def launch(kernel: str, grid: int, threads: int, shared: int, parameters: ctypes.Structure, on: Tensor) -> None:
     assert on.device.type == "cpu"
-    module().launch(kernel, grid, threads, shared, bytes(parameters))
+    module().launch(kernel, grid, threads, shared, bytes(parameters), order)
 
 
 def supports(self: CudaBackend, device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:

@@ -6,11 +6,14 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <stdexcept>
 #include <vector>
 
@@ -114,13 +117,18 @@ class Block {
     static inline Block* current_ = nullptr;
 };
 
+// Blocks run one after another, in the order that a seed shuffles them to; 0: in their own.
 template <class Parameters>
-void launch(void (*kernel)(const Parameters), const void* bytes, unsigned grid, int threads, size_t shared_bytes) {
+void launch(void (*kernel)(const Parameters), const void* bytes, unsigned grid, int threads, size_t shared_bytes,
+            unsigned seed) {
     Parameters p;
     std::memcpy(&p, bytes, sizeof p);
     shared.assign(shared_bytes, 0xff);
+    std::vector<unsigned> order(grid);
+    std::iota(order.begin(), order.end(), 0u);
+    if (seed != 0) std::shuffle(order.begin(), order.end(), std::mt19937(seed));
     Block block(threads);
-    for (unsigned b = 0; b < grid; ++b) {
+    for (unsigned b : order) {
         blockIdx.x = b;
         block.run([&] { kernel(p); });
     }
@@ -129,6 +137,27 @@ void launch(void (*kernel)(const Parameters), const void* bytes, unsigned grid, 
 }  // namespace emulation
 
 inline void __syncthreads() { emulation::Block::barrier(); }
+inline void __threadfence() {}
+template <class N>
+N __ldcg(const N* p) {
+    return *p;
+}
+inline int atomicAdd(int* p, int x) {
+    const int old = *p;
+    *p += x;
+    return old;
+}
+// All threads of the block take part, not only those of a warp.
+template <class N>
+N __shfl_xor_sync(unsigned, N x, int apart) {
+    static N exchanged[1024];
+    const unsigned thread = threadIdx.x;
+    exchanged[thread] = x;
+    __syncthreads();
+    const N other = exchanged[thread ^ static_cast<unsigned>(apart)];
+    __syncthreads();
+    return other;
+}
 
 namespace sca {
 
