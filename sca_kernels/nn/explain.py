@@ -99,7 +99,7 @@ def _row(name: str, module: tnn.Module, device: torch.device, dtype: torch.dtype
         if path not in {"gathered", *own}:
             backend, why = "none", f"named, but backend {backend} has no kernels for it"
     else:
-        possible = paths.possible(module.weight.shape, module.geometry, dtype, channels_last=True)
+        possible = paths.possible(module.weight.shape, module.geometry, dtype, True, active)
         path, why = paths.measured(device, dtype, sizes, active, possible)
         if path in paths.NEEDS and path not in {"gathered", *own}:
             path, why = "gathered", f"{why}, but backend {backend} has no kernels for the path {path}"
