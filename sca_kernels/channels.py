@@ -170,9 +170,7 @@ def empty_block(weight: Tensor, channels: Channels, dtype: torch.dtype) -> Tenso
     return torch.empty(shape, dtype=dtype, device=weight.device, memory_format=layout)
 
 
-def gather(
-    weight: Tensor, bias: Tensor | None, channels: Channels, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
+def gather(weight: Tensor, bias: Tensor | None, channels: Channels, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Active sub-blocks of a weight [C_out, C_in, ...] and a bias [C_out], in a dtype; themselves where they are
     that."""
     block = weight if channels.output is None else weight.index_select(0, channels.output)

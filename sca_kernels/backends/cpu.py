@@ -167,9 +167,7 @@ class CpuBackend(Backend):
         block = block.contiguous(memory_format=memory_format(full))
         _load().put_block(_address(block), *_block(full, channels), _address(full), torch.get_num_threads())
 
-    def channel_conv2d(
-        self, x, weight, bias, geometry, channels, full_output, path
-    ) -> tuple[Tensor, Tensor | None]:
+    def channel_conv2d(self, x, weight, bias, geometry, channels, full_output, path) -> tuple[Tensor, Tensor | None]:
         convolve = _convolve if path in self.paths else torch.conv2d
         return channel_conv.forward(x, weight, bias, geometry, channels, full_output, self.gather_weight, convolve)
 

@@ -167,9 +167,7 @@ class TritonBackend(Backend):
         with _compiling():
             return weights.scatter(block, bias, like, channels)
 
-    def channel_conv2d(
-        self, x, weight, bias, geometry, channels, full_output, path
-    ) -> tuple[Tensor, Tensor | None]:
+    def channel_conv2d(self, x, weight, bias, geometry, channels, full_output, path) -> tuple[Tensor, Tensor | None]:
         if path != "implicit":
             return super().channel_conv2d(x, weight, bias, geometry, channels, full_output, path)
         from ..triton_kernels import channel_conv

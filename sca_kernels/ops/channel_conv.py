@@ -119,9 +119,7 @@ def _(grad, x, shape, channels_last, weight, block, *rest):
     whole = grad.dim() == 4 and (grad.shape[0], *grad.shape[2:]) == (shape[0], *size) and grad.shape[1] in widths
     if not whole or grad.dtype != dtype:
         width = " or ".join(map(str, sorted(widths)))
-        raise ValueError(
-            f"grad: expected {dtype} [{shape[0]}, {width}, {size[0]}, {size[1]}], got {describe(grad)}"
-        )
+        raise ValueError(f"grad: expected {dtype} [{shape[0]}, {width}, {size[0]}, {size[1]}], got {describe(grad)}")
     if len(needed) != 3:
         raise ValueError(f"needed: expected three booleans, for x, weight and bias, got {list(needed)}")
 

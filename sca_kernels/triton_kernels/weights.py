@@ -217,9 +217,7 @@ def _in_memory(dense: Tensor, outputs: Axis, inputs: Axis, taps: Axis) -> tuple[
     return (outputs, taps, inputs) if last else (outputs, inputs, taps)
 
 
-def gather(
-    weight: Tensor, bias: Tensor | None, channels: Channels, dtype: torch.dtype
-) -> tuple[Tensor, Tensor | None]:
+def gather(weight: Tensor, bias: Tensor | None, channels: Channels, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """As :meth:`sca_kernels.backends.base.Backend.gather_weight`; lists in any order."""
     weight, block = collapsible(weight), empty_block(weight, channels, dtype)
     bias_block = None if bias is None else bias.new_empty(block.shape[0], dtype=dtype)
@@ -228,9 +226,7 @@ def gather(
     return block, bias_block
 
 
-def scatter(
-    block: Tensor, bias: Tensor | None, like: Tensor, channels: Channels
-) -> tuple[Tensor, Tensor | None]:
+def scatter(block: Tensor, bias: Tensor | None, like: Tensor, channels: Channels) -> tuple[Tensor, Tensor | None]:
     """As :meth:`sca_kernels.backends.base.Backend.scatter_weight`; lists sorted."""
     block, full = collapsible(block), empty_weight(like)
     full_bias = None if bias is None else bias.new_empty(full.shape[0], dtype=like.dtype)

@@ -59,9 +59,7 @@ def account(kernel, tmp_path: Path) -> dict[str, int]:
     }
 
 
-def convolve(
-    x: torch.Tensor, of: int | None = None, stride: int = 1, size: int = 3, depthwise: bool = False
-) -> None:
+def convolve(x: torch.Tensor, of: int | None = None, stride: int = 1, size: int = 3, depthwise: bool = False) -> None:
     """Forward and backward of a convolution of x [M, C, H, W] to as many channels; with ``of``, the active ones among
     so many."""
     channels = x.shape[1]

@@ -198,9 +198,7 @@ def test_autocast_multiplies_in_its_dtype_and_returns_gradients_in_the_weights(t
     bias = torch.randn(16, device=device, requires_grad=True)
     rows, columns = indices("every one", device), indices("some", device)
     with torch.autocast(device, dtype=torch.bfloat16):
-        y = F.channel_conv2d(
-            x, weight, bias, in_channels=columns, out_channels=rows, backend=backend, path="implicit"
-        )
+        y = F.channel_conv2d(x, weight, bias, in_channels=columns, out_channels=rows, backend=backend, path="implicit")
     y.float().square().sum().backward()
     truth = torch.conv2d(x, weight[:, columns], bias)
     grads = torch.autograd.grad(truth.square().sum(), (weight, bias))
@@ -214,7 +212,10 @@ def test_autocast_multiplies_in_its_dtype_and_returns_gradients_in_the_weights(t
 @pytest.mark.parametrize(("dtype", "multiple"), [(torch.float32, 4), (torch.bfloat16, 8), (torch.float16, 8)], ids=str)
 @pytest.mark.parametrize("side", ["in_channels", "out_channels"])
 def test_a_width_of_broken_accesses_is_refused_and_the_next_one_named(dtype, multiple, side):
-    x, weight = frames(2, 38 if side == "in_channels" else 40, 5, 5, dtype=dtype), torch.zeros(40, 40, 3, 3, dtype=dtype)
+    x, weight = (
+        frames(2, 38 if side == "in_channels" else 40, 5, 5, dtype=dtype),
+        torch.zeros(40, 40, 3, 3, dtype=dtype),
+    )
     says = f"path: 'implicit' expected a multiple of {multiple} active channels in {dtype}, got 38: 40 would do; SCA"
     with pytest.raises(ValueError, match=says):
         F.channel_conv2d(x, weight, path="implicit", **{side: torch.arange(38)})

@@ -256,7 +256,9 @@ def test_tensors_whose_storage_was_freed_are_refused(target):
             F.gather_weight(weight, index, backend=backend)
 
 
-@pytest.mark.parametrize("block", [None, torch.zeros(2, 1, 3, 3), torch.zeros(2, 2, 3, 3, dtype=torch.float64)], ids=str)
+@pytest.mark.parametrize(
+    "block", [None, torch.zeros(2, 1, 3, 3), torch.zeros(2, 2, 3, 3, dtype=torch.float64)], ids=str
+)
 def test_a_block_that_is_not_that_of_the_lists_is_refused(block):
     x, grad, weight = torch.ones(8, 2, 5, 6), torch.randn(8, 2, 5, 6), torch.randn(4, 3, 3, 3)
     lists, needed = (torch.tensor([0, 2]), torch.tensor([1, 3])), [True] * 3

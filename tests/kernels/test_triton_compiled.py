@@ -130,9 +130,7 @@ def test_bits_are_packed_16_bytes_at_a_time(compiling, tmp_path, dtype):
     ],
     ids=lambda value: str(value).removeprefix("torch."),
 )
-def test_convolutions_multiply_on_tensor_cores_and_spill_nothing(
-    compiling, tmp_path, capability, dtype, channels, of
-):
+def test_convolutions_multiply_on_tensor_cores_and_spill_nothing(compiling, tmp_path, capability, dtype, channels, of):
     kernels = compiling(capability)
     convolve(made_frames(2, channels, 8, dtype), of)
     assert [kernel.name for kernel in kernels] == [
