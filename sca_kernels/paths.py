@@ -24,8 +24,8 @@ from .channels import Geometry, output_size
 NEEDS = {
     "gathered": "any convolution",
     "winograd": "a float32 3x3 convolution of 1 group, stride 1, dilation 1, padding up to 2",
-    "implicit": "x in channels_last, 1 group or a depthwise convolution, and whole accesses of 16 bytes: multiples of 8 "
-    "active channels (4 in float32)",
+    "implicit": "x in channels_last, 1 group or a depthwise convolution, and multiples of 8 active channels (of 4 in "
+    "float32): accesses of 16 bytes",
 }
 """The paths that can be named, and what each takes."""
 

@@ -256,10 +256,7 @@ def weight_gradient_kernel(
 
     column_exists = column < inputs
     output_exists = output < outputs
-    if DEPTHWISE:
-        acc = tl.zeros([INNER, COLUMNS], tl.float32)
-    else:
-        acc = tl.zeros([ROWS, COLUMNS], tl.float32)
+    acc = tl.zeros([INNER, COLUMNS], tl.float32) if DEPTHWISE else tl.zeros([ROWS, COLUMNS], tl.float32)
     first_m = split * steps * INNER // (height * width)
     for step in range(steps.to(tl.int32)):
         row = (split * steps + step) * INNER + tl.arange(0, INNER)
