@@ -153,9 +153,8 @@ def empty_weight(like: Tensor) -> Tensor:
 
 def active_widths(weight: Sequence[int], groups: int, channels: Channels) -> tuple[int, int]:
     """Active input and output channels of a convolution by a weight of that shape."""
-    sizes = weight[1] * groups, weight[0]
-    inputs, outputs = (size if index is None else index.numel() for size, index in zip(sizes, channels, strict=True))
-    return inputs, outputs
+    inputs = weight[1] * groups if channels.input is None else channels.input.numel()
+    return inputs, weight[0] if channels.output is None else channels.output.numel()
 
 
 def block_shape(weight: Sequence[int], channels: Channels) -> tuple[int, ...]:
@@ -176,13 +175,11 @@ def gather(weight: Tensor, bias: Tensor | None, channels: Channels, dtype: torch
     block = weight if channels.output is None else weight.index_select(0, channels.output)
     block = block if channels.input is None else block.index_select(1, channels.input)
     block = weight.to(dtype) if block is weight else block.to(dtype, memory_format=memory_format(weight))
-    return block, gather_bias(bias, channels, dtype)
+    return block, None if bias is None else gather_bias(bias, channels, dtype)
 
 
-def gather_bias(bias: Tensor | None, channels: Channels, dtype: torch.dtype) -> Tensor | None:
+def gather_bias(bias: Tensor, channels: Channels, dtype: torch.dtype) -> Tensor:
     """The bias alone, see :func:`gather`."""
-    if bias is None:
-        return None
     return (bias if channels.output is None else bias.index_select(0, channels.output)).to(dtype)
 
 
@@ -197,12 +194,12 @@ def scatter(
             full = empty_weight(like).zero_()
             put(block, full, channels)
             block = full
-    return block, scatter_bias(bias, like, channels)
+    return block, None if bias is None else scatter_bias(bias, like, channels)
 
 
-def scatter_bias(bias: Tensor | None, like: Tensor, channels: Channels) -> Tensor | None:
+def scatter_bias(bias: Tensor, like: Tensor, channels: Channels) -> Tensor:
     """The bias alone, see :func:`scatter`."""
-    return None if bias is None else widen(bias[None].to(like.dtype), channels.output, like.shape[0])[0]
+    return widen(bias[None].to(like.dtype), channels.output, like.shape[0])[0]
 
 
 def put(block: Tensor, full: Tensor, channels: Channels) -> None:

@@ -101,7 +101,8 @@ def possible(
     plain = groups == 1 and all(step == 1 for step in (*stride, *dilation)) and max(padding) <= 2
     if plain and tuple(weight[2:]) == (3, 3) and dtype == torch.float32:
         found.append("winograd")
-    whole = all(width % per_access(dtype) == 0 for width in active)
+    multiple = per_access(dtype)
+    whole = active[0] % multiple == active[1] % multiple == 0
     if channels_last and whole and (groups == 1 or weight[1] == 1):
         found.append("implicit")
     return found

@@ -144,9 +144,9 @@ class CpuBackend(Backend):
     def gather_weight(
         self, weight: Tensor, bias: Tensor | None, channels: Channels, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor | None]:
-        bias = gather_bias(bias, channels, dtype)
+        bias = None if bias is None else gather_bias(bias, channels, dtype)
         if channels.input is None and channels.output is None:
-            return weight.to(dtype), bias
+            return weight if weight.dtype is dtype else weight.to(dtype), bias
         weight = weight.contiguous(memory_format=memory_format(weight))
         block = empty_block(weight, channels, weight.dtype)
         _load().gather_block(_address(weight), *_block(weight, channels), _address(block), torch.get_num_threads())
@@ -155,9 +155,9 @@ class CpuBackend(Backend):
     def scatter_weight(
         self, block: Tensor | None, bias: Tensor | None, like: Tensor, channels: Channels
     ) -> tuple[Tensor | None, Tensor | None]:
-        bias = scatter_bias(bias, like, channels)
+        bias = None if bias is None else scatter_bias(bias, like, channels)
         if block is None or (channels.input is None and channels.output is None):
-            return None if block is None else block.to(like.dtype), bias
+            return block if block is None or block.dtype is like.dtype else block.to(like.dtype), bias
         block = block.to(like.dtype).contiguous(memory_format=memory_format(like))
         full = empty_weight(like)
         _load().scatter_block(_address(block), *_block(like, channels), _address(full), torch.get_num_threads())

@@ -179,11 +179,11 @@ class _Refused(torch.autograd.Function):
 def _setup(ctx, inputs, output):
     x, weight, bias, *geometry, in_channels, out_channels, _, path, bits, backend = inputs
     block = output[1]
-    block = block if block is not None and block.dim() == 4 else None  # empty, as the dispatcher has it
+    if block is not None:
+        ctx.mark_non_differentiable(block)
+        ctx.set_materialize_grads(False)
+        block = block if block.dim() == 4 else None  # empty, as the dispatcher has it
     ctx.save_for_backward(x if bits is None else bits, weight, block, in_channels, out_channels)
-    if output[1] is not None:
-        ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
     ctx.cut = bits is not None and x.requires_grad  # bits don't lead back to where x came from
     ctx.shape, ctx.channels_last = x.shape, storage_order(x) != (0, 1, 2, 3)
     ctx.geometry, ctx.path, ctx.backend, ctx.has_bias = geometry, path, backend, bias is not None

@@ -413,7 +413,7 @@ def forward(
     out = active_widths(weight.shape, geometry.groups, channels)[1]
     size = output_size(x.shape, weight.shape, geometry)
     y = torch.empty((x.shape[0], out, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    bias = gather_bias(bias, channels, x.dtype)
+    bias = None if bias is None else gather_bias(bias, channels, x.dtype)
     _correlate(x, weight, bias, y, geometry, _of_weight(channels, geometry), False)
     return widen(y, channels.output, weight.shape[0]) if full_output else y
 
@@ -430,7 +430,7 @@ def backward(
         _correlate(grad, weight, None, g_x, geometry, channels, True)
     g_bias = grad.sum((0, 2, 3)) if needed[2] else None
     if not needed[1]:
-        return g_x, None, scatter_bias(g_bias, weight, channels)
+        return g_x, None, None if g_bias is None else scatter_bias(g_bias, weight, channels)
     return g_x, *weights.scatter(_weight_gradient(grad, x, weight, geometry), g_bias, weight, channels)
 
 
