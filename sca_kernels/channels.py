@@ -151,35 +151,65 @@ def empty_weight(like: Tensor) -> Tensor:
     return torch.empty_like(like, **({} if like.is_contiguous(memory_format=layout) else {"memory_format": layout}))
 
 
-def gather(weight: Tensor, channels: Channels) -> Tensor:
-    """Active sub-block of a weight [C_out, C_in, kh, kw]; the weight itself where all channels are active."""
-    if channels.input is None and channels.output is None:
-        return weight
+def active_widths(weight: Sequence[int], groups: int, channels: Channels) -> tuple[int, int]:
+    """Active input and output channels of a convolution by a weight of that shape."""
+    inputs = weight[1] * groups if channels.input is None else channels.input.numel()
+    return inputs, weight[0] if channels.output is None else channels.output.numel()
+
+
+def block_shape(weight: Sequence[int], channels: Channels) -> tuple[int, ...]:
+    """Shape of the active sub-block of a weight of that shape."""
+    lists = zip(weight[:2], channels[::-1], strict=True)
+    return *(size if index is None else index.numel() for size, index in lists), *weight[2:]
+
+
+def empty_block(weight: Tensor, channels: Channels, dtype: torch.dtype) -> Tensor:
+    """An uninitialised active sub-block of a weight, in its layout."""
+    shape, layout = block_shape(weight.shape, channels), memory_format(weight)
+    return torch.empty(shape, dtype=dtype, device=weight.device, memory_format=layout)
+
+
+def gather(weight: Tensor, bias: Tensor | None, channels: Channels, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Active sub-blocks of a weight [C_out, C_in, ...] and a bias [C_out], in a dtype; themselves where they are
+    that."""
     block = weight if channels.output is None else weight.index_select(0, channels.output)
     block = block if channels.input is None else block.index_select(1, channels.input)
-    return block.contiguous(memory_format=memory_format(weight))
+    block = weight.to(dtype) if block is weight else block.to(dtype, memory_format=memory_format(weight))
+    return block, None if bias is None else gather_bias(bias, channels, dtype)
 
 
-def scatter(block: Tensor, like: Tensor, channels: Channels) -> Tensor:
-    """Inverse of :func:`gather`: shaped like the full weight, zero outside the active sub-block."""
-    if channels.input is None and channels.output is None:
-        return block
-    if channels.input is not None:
-        rows = block.new_zeros(block.shape[0], *like.shape[1:])
-        block = rows.index_copy_(1, channels.input, block.contiguous())
-    full = empty_weight(like).zero_()
-    return full.copy_(block) if channels.output is None else full.index_copy_(0, channels.output, block)
+def gather_bias(bias: Tensor, channels: Channels, dtype: torch.dtype) -> Tensor:
+    """The bias alone, see :func:`gather`."""
+    return (bias if channels.output is None else bias.index_select(0, channels.output)).to(dtype)
+
+
+def scatter(
+    block: Tensor | None, bias: Tensor | None, like: Tensor, channels: Channels
+) -> tuple[Tensor | None, Tensor | None]:
+    """Inverse of :func:`gather`: shaped like the full weight and its bias, in the weight's dtype, zero outside the
+    active sub-block; None for None."""
+    if block is not None:
+        block = block.to(like.dtype)
+        if channels.input is not None or channels.output is not None:
+            full = empty_weight(like).zero_()
+            put(block, full, channels)
+            block = full
+    return block, None if bias is None else scatter_bias(bias, like, channels)
+
+
+def scatter_bias(bias: Tensor, like: Tensor, channels: Channels) -> Tensor:
+    """The bias alone, see :func:`scatter`."""
+    return widen(bias[None].to(like.dtype), channels.output, like.shape[0])[0]
 
 
 def put(block: Tensor, full: Tensor, channels: Channels) -> None:
     """Write what :func:`gather` reads, in place; the rest of the weight stays."""
     if channels.input is None:
         full.copy_(block) if channels.output is None else full.index_copy_(0, channels.output, block)
-        return
-    rows = full if channels.output is None else full.index_select(0, channels.output)
-    rows.index_copy_(1, channels.input, block)
-    if channels.output is not None:
-        full.index_copy_(0, channels.output, rows)
+    elif channels.output is None:
+        full.index_copy_(1, channels.input, block)
+    else:
+        full.index_put_((channels.output[:, None], channels.input), block)
 
 
 def narrow(z: Tensor, index: Tensor | None) -> Tensor:
@@ -230,8 +260,3 @@ def output_size(x: Sequence[int], weight: Sequence[int], geometry: Geometry) -> 
 def no_room(x: Sequence[int], weight: Sequence[int], geometry: Geometry) -> ValueError:
     """The error for an input whose output would be empty, see :func:`output_size`."""
     return ValueError(f"x: expected room for a kernel of {tuple(weight[2:])}, {geometry}, got shape {tuple(x)}")
-
-
-def bias_gradient(grad: Tensor, channels: Channels, width: int) -> Tensor:
-    """Sums of dL/dy per channel, [width], exactly zero for dormant channels."""
-    return widen(narrow(grad.sum((0, 2, 3))[None], channels.output), channels.output, width)[0]

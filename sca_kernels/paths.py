@@ -5,7 +5,7 @@
 * ``gathered``: torch's own convolution (oneDNN, cuDNN) on the gathered weight, at the active width.
 * ``winograd``: CPU kernels with 4/9 of the multiplications, at the active width, all channels or some; what is not in
   channels_last is copied there and its result back.
-* ``implicit``: Triton kernels that read and write activations through the index lists.
+* ``implicit``: Triton kernels at the active width, whose accesses are all of 16 bytes.
 
 :data:`RULES` holds what measurements have shown, most specific first; where they are silent, torch's own runs.
 """
@@ -24,9 +24,12 @@ from .channels import Geometry, output_size
 NEEDS = {
     "gathered": "any convolution",
     "winograd": "a float32 3x3 convolution of 1 group, stride 1, dilation 1, padding up to 2",
-    "implicit": "x in channels_last, and 1 group or a depthwise convolution",
+    "implicit": "x in channels_last, 1 group or a depthwise convolution, and multiples of 8 active channels (of 4 in "
+    "float32): accesses of 16 bytes",
 }
 """The paths that can be named, and what each takes."""
+
+_ACCESS_BYTES = 16
 
 
 class Rule(NamedTuple):
@@ -83,23 +86,45 @@ def device_class(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def possible(weight: Sequence[int], geometry: Geometry, dtype: torch.dtype, channels_last: bool) -> list[str]:
-    """The paths that a convolution can take, see :data:`NEEDS`; its weight's shape, and whether its input is in
-    channels_last."""
+def per_access(dtype: torch.dtype) -> int:
+    """Channels of which the path ``implicit`` takes multiples."""
+    return _ACCESS_BYTES // dtype.itemsize
+
+
+def possible(
+    weight: Sequence[int], geometry: Geometry, dtype: torch.dtype, channels_last: bool, active: Sequence[int]
+) -> list[str]:
+    """The paths that a convolution can take, see :data:`NEEDS`; its weight's shape, whether its input is in
+    channels_last, and the active channels of its input and its output."""
     stride, padding, dilation, groups = geometry
     found = ["gathered"]
     plain = groups == 1 and all(step == 1 for step in (*stride, *dilation)) and max(padding) <= 2
     if plain and tuple(weight[2:]) == (3, 3) and dtype == torch.float32:
         found.append("winograd")
-    if channels_last and (groups == 1 or weight[1] == 1):
+    multiple = per_access(dtype)
+    whole = active[0] % multiple == active[1] % multiple == 0
+    if channels_last and whole and (groups == 1 or weight[1] == 1):
         found.append("implicit")
     return found
 
 
 def refusal(
-    path: str, weight: Sequence[int], geometry: Geometry, dtype: torch.dtype, channels_last: bool
+    path: str,
+    weight: Sequence[int],
+    geometry: Geometry,
+    dtype: torch.dtype,
+    channels_last: bool,
+    active: Sequence[int],
 ) -> ValueError:
     """The error for a path that is not among the :func:`possible` ones."""
+    multiple = per_access(dtype)
+    narrow = [width for width in active if width % multiple]
+    if path == "implicit" and narrow:
+        width = narrow[0]
+        return ValueError(
+            f"path: 'implicit' expected a multiple of {multiple} active channels in {dtype}, got {width}: "
+            f"{-(-width // multiple) * multiple} would do; SCAScheduler(round_to={multiple}) keeps to multiples"
+        )
     kernel, layout = "x".join(map(str, weight[2:])), "channels_last" if channels_last else "another layout"
     needed = NEEDS.get(path, f"to be one of {', '.join(NEEDS)}")
     return ValueError(f"path: {path!r} expected {needed}; got {dtype}, {layout}, a {kernel} kernel, {geometry}")
@@ -152,5 +177,5 @@ def is_dense(
     if min(*output, *x) < 1:
         return False
     channels_last = channels_last or x[1] == 1 or x[2:] == (1, 1)
-    able = possible(weight, geometry, dtype, channels_last)
+    able = possible(weight, geometry, dtype, channels_last, sizes)
     return measured(device, dtype, sizes, sizes, able, output, channels_last).path == "dense"

@@ -180,8 +180,8 @@ class Backend(ABC):
         tracking: Tracking | None = None,
     ) -> tuple[Forward, Tensor]:
         """Training batch norm in front of the neuron: also returns ``norm`` [4, C] in the state's dtype: the batch mean
-        and biased variance, and the scale and shift that follow from these, which are rounded first, in float64, rounded
-        once.
+        and biased variance, and the scale and shift that follow from these, which are rounded first, in float64,
+        rounded once.
 
         Args:
             weight, bias: [C], or of the length that running statistics have, read through ``channels``.
@@ -297,13 +297,19 @@ class Backend(ABC):
     def unpack_spikes(self, packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
         """Inverse of :meth:`pack_spikes`: a flat tensor of ``numel`` elements."""
 
-    def gather_weight(self, weight: Tensor, channels: Channels) -> Tensor:
-        """Active sub-block of a weight [C_out, C_in, kh, kw]; the weight itself where all channels are active."""
-        return active.gather(weight, channels)
+    def gather_weight(
+        self, weight: Tensor, bias: Tensor | None, channels: Channels, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        """Active sub-blocks of a weight [C_out, C_in, ...] and its bias [C_out], in a dtype; themselves where they are
+        that."""
+        return active.gather(weight, bias, channels, dtype)
 
-    def scatter_weight(self, block: Tensor, like: Tensor, channels: Channels) -> Tensor:
-        """Inverse of :meth:`gather_weight`: shaped like the full weight, zero outside the active sub-block."""
-        return active.scatter(block, like, channels)
+    def scatter_weight(
+        self, block: Tensor | None, bias: Tensor | None, like: Tensor, channels: Channels
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Inverse of :meth:`gather_weight`: shaped like the full weight and its bias, in the weight's dtype, zero
+        outside the active sub-blocks, each element written once where launches are dear; None for None."""
+        return active.scatter(block, bias, like, channels)
 
     def put_weight(self, block: Tensor, full: Tensor, channels: Channels) -> None:
         """Write the active sub-block of a dense weight in place, and nothing else."""
@@ -318,10 +324,11 @@ class Backend(ABC):
         channels: Channels,
         full_output: bool,
         path: str,
-    ) -> Tensor:
-        """Convolution of the active channels. x has the active width, or on the path ``implicit`` the full one too; y
-        has the active or, with ``full_output``, the full width, dormant channels zero. The path is one that the
-        arguments allow; here, and where a backend has no kernels for it, torch's own convolves gathered weights."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Convolution of the active channels, in the dtype of x, which has the active width; weight and bias may be of
+        another dtype. y has the active or, with ``full_output``, the full width, dormant channels zero. Also returns
+        the block of the weight that the backward pass takes, None where that is the weight itself. The path is one that
+        the arguments allow; here, and where a backend has no kernels for it, torch's own convolves gathered weights."""
         return channel_conv.forward(x, weight, bias, geometry, channels, full_output, self.gather_weight)
 
     def channel_conv2d_backward(
@@ -329,15 +336,16 @@ class Backend(ABC):
         grad: Tensor,
         x: Tensor | Bits,
         weight: Tensor,
+        block: Tensor | None,
         geometry: Geometry,
         channels: Channels,
         needed: Sequence[bool],
         path: str,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Adjoint of :meth:`channel_conv2d`, grad as wide as y. The gradient of x is as wide as x, those of weight and
-        bias are full size; all are exactly zero for dormant channels."""
-        moves = self.gather_weight, self.scatter_weight
-        return channel_conv.backward(grad, self.unpacked(x, grad.dtype), weight, geometry, channels, needed, *moves)
+        """Adjoint of :meth:`channel_conv2d`, grad as wide as y, with the block that it has returned. The gradients of
+        weight and bias are full size and in the weight's dtype, exactly zero for dormant channels."""
+        x = self.unpacked(x, grad.dtype)
+        return channel_conv.backward(grad, x, weight, block, geometry, channels, needed, self.scatter_weight)
 
     def unpacked(self, x: Tensor | Bits, dtype: torch.dtype) -> Tensor:
         """The input of a convolution, whichever way it was kept."""

@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 
 from .. import twins
-from ..channels import Bits, Channels, Geometry, empty_weight, memory_format, output_size
+from ..channels import (
+    Bits,
+    Channels,
+    Geometry,
+    empty_block,
+    empty_weight,
+    gather_bias,
+    memory_format,
+    output_size,
+    scatter_bias,
+)
 from ..layout import collapse, empty_activation, empty_state, in_layout_of, spatial_size
 from ..neurons import NeuronConfig
 from ..reference import channel_conv
@@ -81,7 +91,9 @@ class CpuBackend(Backend):
         module = _load()
         return frozenset() if isinstance(module, str) or module.isa() == "baseline" else frozenset({"winograd"})
 
-    def neuron_forward(self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v, tracking=None) -> Forward:
+    def neuron_forward(
+        self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v, tracking=None
+    ) -> Forward:
         x, v_init = _strided(x, _one_step(v_init))
         tensors, outputs = _forward(x, time_steps, mask, return_v)
         prelude = _address(scale), _address(shift), _address(rate)
@@ -159,42 +171,43 @@ class CpuBackend(Backend):
         _load().unpack_bits(_address(packed), _DTYPES[dtype], numel, _address(spikes), torch.get_num_threads())
         return spikes
 
-    def gather_weight(self, weight: Tensor, channels: Channels) -> Tensor:
+    def gather_weight(
+        self, weight: Tensor, bias: Tensor | None, channels: Channels, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        bias = None if bias is None else gather_bias(bias, channels, dtype)
         if channels.input is None and channels.output is None:
-            return weight
-        layout = memory_format(weight)
-        weight = weight.contiguous(memory_format=layout)
-        sizes = [
-            n if index is None else index.numel() for n, index in zip(weight.shape[:2], channels[::-1], strict=True)
-        ]
-        block = torch.empty((*sizes, *weight.shape[2:]), dtype=weight.dtype, device=_CPU, memory_format=layout)
+            return weight if weight.dtype is dtype else weight.to(dtype), bias
+        weight = weight.contiguous(memory_format=memory_format(weight))
+        block = empty_block(weight, channels, weight.dtype)
         _load().gather_block(_address(weight), *_block(weight, channels), _address(block), torch.get_num_threads())
-        return block
+        return block.to(dtype), bias
 
-    def scatter_weight(self, block: Tensor, like: Tensor, channels: Channels) -> Tensor:
-        if channels.input is None and channels.output is None:
-            return block
-        layout = memory_format(like)
-        block = block.contiguous(memory_format=layout)
+    def scatter_weight(
+        self, block: Tensor | None, bias: Tensor | None, like: Tensor, channels: Channels
+    ) -> tuple[Tensor | None, Tensor | None]:
+        bias = None if bias is None else scatter_bias(bias, like, channels)
+        if block is None or (channels.input is None and channels.output is None):
+            return block if block is None or block.dtype is like.dtype else block.to(like.dtype), bias
+        block = block.to(like.dtype).contiguous(memory_format=memory_format(like))
         full = empty_weight(like)
         _load().scatter_block(_address(block), *_block(like, channels), _address(full), torch.get_num_threads())
-        return full
+        return full, bias
 
     def put_weight(self, block: Tensor, full: Tensor, channels: Channels) -> None:
         block = block.contiguous(memory_format=memory_format(full))
         _load().put_block(_address(block), *_block(full, channels), _address(full), torch.get_num_threads())
 
-    def channel_conv2d(self, x, weight, bias, geometry, channels, full_output, path) -> Tensor:
+    def channel_conv2d(self, x, weight, bias, geometry, channels, full_output, path) -> tuple[Tensor, Tensor | None]:
         convolve = _convolve if path in self.paths else torch.conv2d
         return channel_conv.forward(x, weight, bias, geometry, channels, full_output, self.gather_weight, convolve)
 
     def channel_conv2d_backward(
-        self, grad, x, weight, geometry, channels, needed, path
+        self, grad, x, weight, block, geometry, channels, needed, path
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         if path not in self.paths:
-            return super().channel_conv2d_backward(grad, x, weight, geometry, channels, needed, path)
-        moves = self.gather_weight, self.scatter_weight, _convolve_backward
-        return channel_conv.backward(grad, x, weight, geometry, channels, needed, *moves)
+            return super().channel_conv2d_backward(grad, x, weight, block, geometry, channels, needed, path)
+        own = self.scatter_weight, _convolve_backward
+        return channel_conv.backward(grad, x, weight, block, geometry, channels, needed, *own)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups) -> Tensor:

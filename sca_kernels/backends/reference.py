@@ -21,7 +21,9 @@ class ReferenceBackend(Backend):
             return False, f"dtype {dtype} is not a floating-point dtype"
         return True, "plain PyTorch"
 
-    def neuron_forward(self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v, tracking=None) -> Forward:
+    def neuron_forward(
+        self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v, tracking=None
+    ) -> Forward:
         spikes, v, count, l1 = multistep.forward(x, time_steps, config, Prelude(scale, shift), rate, v_init)
         if mask is not None:
             spikes = spikes * multistep.per_channel(mask, spikes[0])

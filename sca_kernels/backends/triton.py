@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..channels import Channels
 from ..gpu import batch_norm, neuron
 from ..gpu.neuron import Current
 from ..neurons import NeuronConfig
@@ -173,19 +174,39 @@ class TritonBackend(Backend):
         with _compiling():
             return batch_norm.gradient(launcher, *arguments, **vectors)
 
-    def channel_conv2d(self, x, weight, bias, geometry, channels, full_output, path) -> Tensor:
+    def gather_weight(
+        self, weight: Tensor, bias: Tensor | None, channels: Channels, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
+        if channels.input is None and channels.output is None:
+            return super().gather_weight(weight, bias, channels, dtype)
+        from ..triton_kernels import weights
+
+        with _compiling():
+            return weights.gather(weight, bias, channels, dtype)
+
+    def scatter_weight(
+        self, block: Tensor | None, bias: Tensor | None, like: Tensor, channels: Channels
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if block is None or (channels.input is None and channels.output is None):
+            return super().scatter_weight(block, bias, like, channels)
+        from ..triton_kernels import weights
+
+        with _compiling():
+            return weights.scatter(block, bias, like, channels)
+
+    def channel_conv2d(self, x, weight, bias, geometry, channels, full_output, path) -> tuple[Tensor, Tensor | None]:
         if path != "implicit":
             return super().channel_conv2d(x, weight, bias, geometry, channels, full_output, path)
         from ..triton_kernels import channel_conv
 
         with _compiling():
-            return channel_conv.forward(x, weight, bias, geometry, channels, full_output)
+            return channel_conv.forward(x, weight, bias, geometry, channels, full_output), None
 
     def channel_conv2d_backward(
-        self, grad, x, weight, geometry, channels, needed, path
+        self, grad, x, weight, block, geometry, channels, needed, path
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         if path != "implicit":
-            return super().channel_conv2d_backward(grad, x, weight, geometry, channels, needed, path)
+            return super().channel_conv2d_backward(grad, x, weight, block, geometry, channels, needed, path)
         from ..triton_kernels import channel_conv
 
         with _compiling():

@@ -11,6 +11,7 @@ from .. import backends, checks, ops, paths
 from ..channels import (
     Channels,
     Geometry,
+    active_widths,
     check_grouped_lists,
     narrow,
     no_room,
@@ -56,7 +57,7 @@ def channel_conv2d(
         in_channels, out_channels: sorted unique int64 indices of the active channels; None = all. Their values are
             looked at once per tensor (and again when it was written to): for a list of one's own on a CUDA device, the
             first call waits for it; those of a :class:`~sca_kernels.nn.ChannelGroup` are known without.
-        full_input: x holds all input channels; the active ones alone are read.
+        full_input: x holds all input channels; the active ones alone are read, by way of a copy of them.
         full_output: the result holds all output channels, dormant ones zero.
         spike_input: True: x holds zeros and ones only, ValueError if not; one bit each is kept for the backward pass.
             A GPU is not waited for: there the error comes from a later call that packs or unpacks spikes on it (its own
@@ -67,9 +68,9 @@ def channel_conv2d(
         backend: see :func:`neuron`.
         path: ``gathered`` convolves by torch's own convolution, on gathered weights; ``winograd`` with 4/9 of the
             multiplications (backend cpu; float32, 3x3, groups, stride and dilation 1; Lavin & Gray, CVPR 2016);
-            ``implicit`` by kernels that read and write x and the result through the index lists (backend triton; x
-            channels_last; groups 1 or depthwise; float32 as tf32 where ``torch.backends.cudnn`` allows that, its
-            default). None takes what was measured to be faster (:mod:`sca_kernels.paths`;
+            ``implicit`` by kernels that move 16 bytes per access (backend triton; x channels_last; groups 1 or
+            depthwise; multiples of 8 active channels, of 4 in float32; float32 as tf32 where ``torch.backends.cudnn``
+            allows that, its default). None takes what was measured to be faster (:mod:`sca_kernels.paths`;
             :func:`sca_kernels.nn.explain` tells).
 
     Returns:
@@ -111,12 +112,11 @@ def channel_conv2d(
     as_torch = ops.transformed(x, weight, bias)
     if not as_torch:
         path = _path(path, backend, frames, dtype, weight, geometry, Channels(in_channels, out_channels))
-        if path != "implicit":
-            frames = narrow(frames, in_channels)
-    if autocast:
-        frames, weight, bias = frames.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    frames = narrow(frames, in_channels)
+    if autocast:  # the operator casts of the weight what is active
+        frames, bias = frames.to(dtype), None if bias is None else bias.to(weight.dtype)
     if as_torch:
-        y = ops.channel_conv2d_by_torch(frames, weight, bias, *geometry, in_channels, out_channels, full_output)
+        y, _ = ops.channel_conv2d_by_torch(frames, weight, bias, *geometry, in_channels, out_channels, full_output)
         return y.unflatten(0, x.shape[:2]) if time_major else y
     frames = _dense_frames(frames)
     copied = path == "winograd" and not frames.is_contiguous(memory_format=torch.channels_last)
@@ -126,10 +126,10 @@ def channel_conv2d(
     spike_input = False if path == "dense" and spike_input is None else spike_input
     bits = _as_bits(frames, spike_input, backend) if needed else None
     if path == "dense" and bits is None and not backend:
-        y = torch.conv2d(frames, weight, bias, *geometry)
+        y = torch.conv2d(frames, weight.to(dtype), None if bias is None else bias.to(dtype), *geometry)
     else:
         choices = full_output, "gathered" if path == "dense" else path, bits, backend
-        y = ops.channel_conv2d(frames, weight, bias, *geometry, in_channels, out_channels, *choices)
+        y, _ = ops.channel_conv2d(frames, weight, bias, *geometry, in_channels, out_channels, *choices)
     y = y.contiguous() if copied else y
     return y.unflatten(0, x.shape[:2]) if time_major else y
 
@@ -149,17 +149,17 @@ def _path(
     if min(height, width, *frames.shape[2:]) < 1:
         raise no_room(frames.shape, weight.shape, geometry)
     channels_last = frames.is_contiguous(memory_format=torch.channels_last)
-    possible = paths.possible(weight.shape, geometry, dtype, channels_last)
+    active = active_widths(weight.shape, geometry.groups, channels)
+    possible = paths.possible(weight.shape, geometry, dtype, channels_last, active)
     if path is None:
         sizes = weight.shape[1] * geometry.groups, weight.shape[0]
-        active = [size if index is None else index.numel() for size, index in zip(sizes, channels, strict=True)]
         output = frames.shape[0], height, width
         if not channels_last and not _has_winograd(frames, dtype, backend):
             possible = [name for name in possible if name != "winograd"]
         chosen = paths.measured(frames.device, dtype, sizes, active, possible, output, channels_last).path
         return "gathered" if chosen == "dense" and channels != Channels(None, None) else chosen
     if path not in possible:
-        raise paths.refusal(path, weight.shape, geometry, dtype, channels_last)
+        raise paths.refusal(path, weight.shape, geometry, dtype, channels_last, active)
     if path != "gathered" and not torch.compiler.is_compiling():
         found = backends.find(backend, frames.device, dtype)
         if path not in found.paths:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import checks, ops
-from ..tracking import Tracking, record
 from ..surrogates import Surrogate
+from ..tracking import Tracking, record
 from .activity import ActivitySums, check_activity
 from .arguments import (
     check_activation,

@@ -27,8 +27,8 @@ def gather_weight(
         TypeError, ValueError: an argument is off; the message names it.
     """
     channels = check_weight(weight, in_channels, out_channels)
-    found = backends.find(check_backend(backend), weight.device, weight.dtype)
-    return found.gather_weight(weight.detach().resolve_neg(), channels)
+    weight = weight.detach().resolve_neg()
+    return backends.run(check_backend(backend), "gather_weight", weight, weight, None, channels, weight.dtype)[1][0]
 
 
 def put_weight(

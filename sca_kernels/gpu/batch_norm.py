@@ -154,7 +154,8 @@ def inference(
     return_v: bool,
     channels: Tensor | None = None,
 ) -> Outputs:
-    """The neuron behind given statistics, in one launch: as :meth:`sca_kernels.backends.base.Backend.batch_norm_inference`."""
+    """The neuron behind given statistics, in one launch: as
+    :meth:`sca_kernels.backends.base.Backend.batch_norm_inference`."""
     width = x.shape[2]
     statistics = {"mean": mean, "var": var, "weight": weight, "bias": bias, "eps": eps}
     listed = weight_channels(channels, width, mean)

@@ -17,9 +17,9 @@ class Launcher(Protocol):
     """Starts the three kernels over activations, each once per call, on the current stream of the device of x.
 
     Every program (CUDA: block) goes over ``plan.tiles.tiles`` tiles of one stripe and writes its sums to
-    ``plan.partials``. The last one to arrive at a counter adds them up in their fixed order, and does what the call asks
-    for with them (*finish*). All per-channel vectors are [C] at the width of x unless said otherwise; ``channels`` is
-    int64 [C] where channels of x stand in vectors that are longer, or None.
+    ``plan.partials``. The last one to arrive at a counter adds them up in their fixed order, and does what the call
+    asks for with them (*finish*). All per-channel vectors are [C] at the width of x unless said otherwise; ``channels``
+    is int64 [C] where channels of x stand in vectors that are longer, or None.
     """
 
     def tile_size(self, element_size: int, align: int, time_steps: int) -> int:
@@ -58,7 +58,8 @@ class Launcher(Protocol):
             grad_v, v_init, grad_v_init: states, or None. grad_x: dense in the layout of x, or None.
             scale, shift, rate, center, slope, offset: float32 or None.
             sums: whether sums are taken. Their finish writes
-            first, second, third: the sums, float32 or float64 (None: not wanted); or, where ``coefficients`` (float32 [2,
+            first, second, third: the sums, float32 or float64 (None: not wanted); or, where ``coefficients`` (float32
+            [2,
                 C]: slope and offset) is given, the gradients of training batch norm: first and second those of bias and
                 weight, as long as ``grad_size`` says and zero for channels that weight_channels has not, third that of
                 the rate; from norm, weight, eps, count and presentations.

@@ -50,8 +50,8 @@ def forward(
     """Arguments as of :meth:`sca_kernels.backends.base.Backend.neuron_forward`.
 
     Args:
-        tracking: what the launch changes in place beside; running statistics move towards the first rows of norm [4, C].
-        statistics: mean, var, weight, bias, eps and weight_channels in place of the current's scale and shift, see
+        tracking: what the launch changes in place beside; running statistics move towards the first rows of norm [4,
+        C]. statistics: mean, var, weight, bias, eps and weight_channels in place of the current's scale and shift, see
             :class:`Launcher`.
     """
     plan = Plan(launcher, x, time_steps, v_init=current.v_init)

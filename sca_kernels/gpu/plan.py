@@ -3,8 +3,8 @@
 A tile is ROWS x COLUMNS elements, with all their time steps. Columns run along the innermost dimension:
 
 * interleaved: channels_last and [T, N, C] (a column is a channel, a row a position (n, s)), and contiguous maps whose
-  rows would fill no memory transaction, or no access (a column is one of the C * S elements of a sample, ``fold`` = S of
-  them per channel; a row is a sample).
+  rows would fill no memory transaction, or no access (a column is one of the C * S elements of a sample, ``fold`` = S
+  of them per channel; a row is a sample).
 * planes: contiguous maps; one program stays in one channel, a row is a sample, a column a position.
 
 Tiles one above the other are a *stripe* (the columns of a tile; or a channel), which ``splits`` programs share, as in
@@ -25,7 +25,15 @@ import torch
 from torch import Tensor
 
 from .. import layout
-from ..layout import collapse, dense_strides, empty_activation, empty_state, in_layout_of, is_channels_last, spatial_size
+from ..layout import (
+    collapse,
+    dense_strides,
+    empty_activation,
+    empty_state,
+    in_layout_of,
+    is_channels_last,
+    spatial_size,
+)
 
 if TYPE_CHECKING:
     from .launcher import Launcher
@@ -153,9 +161,7 @@ class Plan:
             all(z is None or z.data_ptr() % _ACCESS_BYTES == 0 for z in self.tensors.values()),
             launcher.tile_size,
         )
-        self.strides = {
-            name: self._in_units(self.tensors[name]) for name in ("x", "grad_spikes")
-        }
+        self.strides = {name: self._in_units(self.tensors[name]) for name in ("x", "grad_spikes")}
         self.narrow = self.tiles.align * x.element_size() < _ACCESS_BYTES
 
     def _in_units(self, z: Tensor | None) -> TileStrides:
@@ -202,9 +208,7 @@ def _dense_state(v: Tensor | None, x: Tensor) -> Tensor | None:
 
 def _tile_strides(z: layout.Strides, inner: int, uneven: bool, interleaved: bool) -> TileStrides:
     per_position = inner > 1 and not uneven
-    return TileStrides(
-        z.t, z.s if per_position else z.n, z.s if uneven else 0, 0 if interleaved else z.c
-    )
+    return TileStrides(z.t, z.s if per_position else z.n, z.s if uneven else 0, 0 if interleaved else z.c)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -95,11 +95,13 @@ def _row(name: str, module: tnn.Module, device: torch.device, dtype: torch.dtype
         path, why = paths.measured(device, dtype, sizes, active, ())
         why = "the weight's active block" if path != "dense" else why
     elif module.path is not None:
-        path, why = module.path, "named"
-        if path not in {"gathered", *own}:
+        path, why, problem = module.path, "named", (module.weight.shape, module.geometry, dtype, True, active)
+        if path not in paths.possible(*problem):
+            backend, why = "none", f"named, but {paths.refusal(path, *problem)}"
+        elif path not in {"gathered", *own}:
             backend, why = "none", f"named, but backend {backend} has no kernels for it"
     else:
-        possible = paths.possible(module.weight.shape, module.geometry, dtype, channels_last=True)
+        possible = paths.possible(module.weight.shape, module.geometry, dtype, True, active)
         path, why = paths.measured(device, dtype, sizes, active, possible)
         if path in paths.NEEDS and path not in {"gathered", *own}:
             path, why = "gathered", f"{why}, but backend {backend} has no kernels for the path {path}"

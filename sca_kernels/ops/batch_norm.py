@@ -1,7 +1,7 @@
 """``sca_kernels::batch_norm_forward`` and its backward: training batch norm fused in front of a neuron;
 ``recorded_batch_norm_forward`` moves running statistics and adds the activity to sums as well.
-``batch_norm_inference`` takes given statistics, and is not differentiable. ``batch_norm_moments``, ``batch_norm_sums`` and
-``batch_norm_gradient`` are its parts on one of several processes, between whose sums lies a sum over processes."""
+``batch_norm_inference`` takes given statistics, and is not differentiable. ``batch_norm_moments``, ``batch_norm_sums``
+and ``batch_norm_gradient`` are its parts on one of several processes, between whose sums lies a sum over processes."""
 
 from __future__ import annotations
 

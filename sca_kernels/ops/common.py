@@ -144,7 +144,7 @@ class Operator:
             raise ImportError(
                 f"{name}: another version of sca_kernels is loaded in this process; restart Python to use this one"
             )
-        self.name, self.implementation = implementation.__name__, implementation
+        self.name, self.implementation, self.filled = implementation.__name__, implementation, filled
         self.changed = [names.index(name) for name in changed]
         self.tensors = _picker(implementation, plain)
         self.recorded: Callable[..., Any] | None = None

@@ -41,10 +41,10 @@ def _channel_conv2d(
     in_channels: _Shape | None,
     out_channels: _Shape | None,
     *_,
-    out_shape: _Shape,
+    out_shape: tuple[_Shape, _Shape],
     **__,
 ) -> int:
-    return _products(x[0], out_shape[2:], weight, in_channels, out_channels)
+    return _products(x[0], out_shape[0][2:], weight, in_channels, out_channels)
 
 
 def _channel_conv2d_backward(
@@ -53,6 +53,7 @@ def _channel_conv2d_backward(
     shape: _Shape,
     channels_last: bool,
     weight: _Shape,
+    block: _Shape | None,
     stride: Any,
     padding: Any,
     dilation: Any,

@@ -16,6 +16,8 @@ from .. import paths
 from ..channels import (
     Channels,
     Geometry,
+    active_widths,
+    block_shape,
     check_grouped_lists,
     check_values,
     is_depthwise,
@@ -152,13 +154,15 @@ def guard_convolution(
     x: Tensor,
     shape: Sequence[int],
     channels_last: bool,
+    dtype: torch.dtype,
     weight: Tensor,
     bias: Tensor | None,
     geometry: Geometry,
     channels: Channels,
     path: str,
 ) -> list[int]:
-    """A convolution of x, itself or its bits, of that shape and layout; returns height and width of its output."""
+    """A convolution of x, itself or its bits, of that shape, layout and dtype; returns height and width of its
+    output."""
     if weight.dim() != 4 or min(weight.shape) < 1 or not weight.is_floating_point():
         raise ValueError(f"weight: expected [C_out, C_in / groups, kh, kw], got {describe(weight)}")
     if len(shape) != 4 or min(shape) < 0 or min(shape[1:]) < 1:
@@ -166,7 +170,9 @@ def guard_convolution(
     if x.dtype == torch.uint8:
         guard_packed("x", x, numel(shape))
     else:
-        _check("x", x, shape, weight.dtype)
+        _check("x", x, shape, dtype)
+    if not dtype.is_floating_point:
+        raise ValueError(f"x: expected a floating-point dtype, got {dtype}")
     for name, least in (("stride", 1), ("padding", 0), ("dilation", 1)):
         value = getattr(geometry, name)
         if len(value) != 2 or min(value) < least:
@@ -183,14 +189,25 @@ def guard_convolution(
         check_values(name, index, size)
     if groups > 1:
         check_grouped_lists(channels, depthwise)
-    widths = {sizes["in_channels"], *([] if channels.input is None else [channels.input.numel()])}
-    if shape[1] not in widths or min(widths) < 1:
-        raise ValueError(f"x: expected {' or '.join(map(str, sorted(widths)))} channels, got shape {tuple(shape)}")
+    active = active_widths(weight.shape, groups, channels)
+    if shape[1] != active[0] or min(active) < 1:
+        raise ValueError(f"x: expected {active[0]} channels, got shape {tuple(shape)}")
     if bias is not None:
         _check("bias", bias, (out,), weight.dtype)
     size = output_size(shape, weight.shape, geometry)
     if min(size) < 1:
         raise no_room(shape, weight.shape, geometry)
-    if path not in paths.possible(weight.shape, geometry, weight.dtype, channels_last):
-        raise paths.refusal(path, weight.shape, geometry, weight.dtype, channels_last)
+    if path not in paths.possible(weight.shape, geometry, dtype, channels_last, active):
+        raise paths.refusal(path, weight.shape, geometry, dtype, channels_last, active)
     return size
+
+
+def guard_block(
+    block: Tensor | None, weight: Tensor, geometry: Geometry, channels: Channels, dtype: torch.dtype
+) -> None:
+    """The active block of a weight that was convolved with in a dtype; None: the weight itself was."""
+    inputs = None if geometry.groups > 1 else channels.input
+    shape = block_shape(weight.shape, Channels(inputs, channels.output))
+    if block is None and (shape != tuple(weight.shape) or weight.dtype != dtype):
+        raise ValueError(f"block: expected {dtype} {shape}, got None")
+    _check("block", block, shape, dtype)

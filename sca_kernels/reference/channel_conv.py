@@ -1,8 +1,9 @@
 """Convolution on the active channels alone: gather the weights, let the library convolve at the active width, scatter
 the gradients.
 
-Runs on any device: the convolution itself is torch's (oneDNN, cuDNN). x and y are [M, C, H, W], at the active width or
-at full width.
+Runs on any device: the convolution itself is torch's (oneDNN, cuDNN). x is [M, C, H, W] at the active width, y the same
+or at full width. Weight and bias may be of another dtype (master weights in float32): their blocks are cast to that of
+x, their gradients back.
 """
 
 from __future__ import annotations
@@ -29,43 +30,43 @@ def forward(
     geometry: Geometry,
     channels: Channels,
     full_output: bool,
-    gather: Callable[[Tensor, Channels], Tensor] = gather,
+    gather: Callable[..., tuple[Tensor, Tensor | None]] = gather,
     convolve: Callable[..., Tensor] = torch.conv2d,
-) -> Tensor:
-    """y = conv2d(x, weight[output][:, input], bias[output]), at full width if asked for; x may have either width. A
-    backend may bring its own :func:`gather`, and its own convolution of what is gathered."""
-    x = narrow(x, channels.input)
+) -> tuple[Tensor, Tensor | None]:
+    """y = conv2d(x, weight[output][:, input], bias[output]), at full width if asked for, and the block of the weight
+    that was convolved with (None: the weight itself), for :func:`backward`. A backend may bring its own
+    :func:`gather`, and its own convolution of what is gathered."""
     geometry, channels = _depthwise(geometry, channels)
-    if bias is not None and channels.output is not None:
-        bias = bias.index_select(0, channels.output)
-    y = convolve(x, gather(weight, channels), bias, *geometry)
-    return widen(y, channels.output, weight.shape[0]) if full_output else y
+    block, bias = gather(weight, bias, channels, x.dtype)
+    y = convolve(x, block, bias, *geometry)
+    return widen(y, channels.output, weight.shape[0]) if full_output else y, None if block is weight else block
 
 
 def backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
+    block: Tensor | None,
     geometry: Geometry,
     channels: Channels,
     needed: Sequence[bool],
-    gather: Callable[[Tensor, Channels], Tensor] = gather,
-    scatter: Callable[[Tensor, Tensor, Channels], Tensor] = scatter,
+    scatter: Callable[..., tuple[Tensor | None, Tensor | None]] = scatter,
     convolve_backward: Callable[..., tuple[Tensor | None, ...]] = torch.ops.aten.convolution_backward,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients for x (as wide as x), weight and bias (full size), exactly zero for dormant channels.
+    """Gradients for x, weight and bias, these two full size and in the weight's dtype, exactly zero for dormant
+    channels.
 
-    ``needed`` says which; a backend may bring its own :func:`gather`, :func:`scatter` and convolution.
+    ``block`` is what :func:`forward` has returned, ``needed`` says which gradients; a backend may bring its own
+    :func:`scatter` and convolution.
     """
-    grad, inputs, width = narrow(grad, channels.output), channels.input, x.shape[1]
-    x = narrow(x, inputs)
+    grad = narrow(grad, channels.output)
     geometry, channels = _depthwise(geometry, channels)
-    active = gather(weight, channels)
+    block = weight if block is None else block
     g_x, g_weight, g_bias = convolve_backward(
         grad,
         x,
-        active,
-        [active.shape[0]],
+        block,
+        [block.shape[0]],
         geometry.stride,
         geometry.padding,
         geometry.dilation,
@@ -74,9 +75,10 @@ def backward(
         geometry.groups,
         list(needed),
     )
-    if needed[1]:
-        g_weight = scatter(g_weight, weight, channels)
-    if needed[2]:
-        g_bias = widen(g_bias[None], channels.output, weight.shape[0])[0]
-    g_x = widen(g_x, inputs, width) if needed[0] else None
-    return g_x, g_weight if needed[1] else None, g_bias if needed[2] else None
+    g_weight, g_bias = scatter(g_weight if needed[1] else None, g_bias if needed[2] else None, weight, channels)
+    return g_x if needed[0] else None, g_weight, g_bias
+
+
+def gathered_block(weight: Tensor, geometry: Geometry, channels: Channels, dtype: torch.dtype) -> Tensor:
+    """The block that :func:`forward` convolves with, made by torch's own operators."""
+    return gather(weight, None, _depthwise(geometry, channels)[1], dtype)[0]

@@ -3,7 +3,7 @@ it)."""
 
 import triton.language as tl
 
-from .finish import by_column, finished_end, finished_channels, finished_sum, is_finishing, put_partial
+from .finish import by_column, finished_channels, finished_end, finished_sum, is_finishing, put_partial
 from .norm import store_norm
 from .tiling import in_tile, live_at, load_steps, over_tiles, own_stripe, strided, tile_at
 
@@ -67,9 +67,7 @@ def moments_kernel(
     n = tiles * 0
     for i in range(tiles):
         row, column, valid = tile_at(first_tile + i, stripe, rows, columns, INTERLEAVED, ROWS, COLUMNS)
-        x_at = x + strided(
-            row, column, stripe, x_outer, x_inner, x_stripe, inner, UNEVEN, ALIGN, ROWS, COLUMNS
-        )
+        x_at = x + strided(row, column, stripe, x_outer, x_inner, x_stripe, inner, UNEVEN, ALIGN, ROWS, COLUMNS)
         for first in range(0, time_steps if CHUNKED else STEPS, STEPS):
             xs = load_steps(x_at, first, x_t * ALIGN, valid, time_steps, STEPS, CHUNKED, False)
             chunk_d = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -102,6 +100,4 @@ def moments_kernel(
                 tl.store(moments + channel, s, mask=known)
                 tl.store(moments + all_channels + channel, ss, mask=known)
             if norm is not None:
-                store_norm(
-                    *(norm, s, ss, weight, bias, weight_channels, channel, known, all_channels, count), EPS
-                )
+                store_norm(*(norm, s, ss, weight, bias, weight_channels, channel, known, all_channels, count), EPS)

@@ -102,7 +102,9 @@ def is_finishing(
             slot = stripe * SLOTS + tl.arange(0, SLOTS)
             for q in tl.static_range(QUANTITIES):
                 quantity = partials + q * (splits + groups) * (stripes * SLOTS)
-                summed = _sum_rows(quantity, first, size, stripes * SLOTS, slot, slot >= 0, _SUMMED // SLOTS if SLOTS > 4 else 256)
+                summed = _sum_rows(
+                    quantity, first, size, stripes * SLOTS, slot, slot >= 0, _SUMMED // SLOTS if SLOTS > 4 else 256
+                )
                 tl.store(quantity + (splits + of_group) * (stripes * SLOTS) + slot, summed)
             goes_on = groups > 1
     finishes = groups < 0
@@ -162,7 +164,9 @@ def finished_sum(
         for _ in range((fold32 - 1) // COLUMNS + 2):  # stripes that its columns may lie in
             slot = channel - ((stripe * COLUMNS).to(tl.int32) // fold32).to(tl.int64)
             touched = there & (stripe * COLUMNS < (channel + 1) * fold)
-            total += _sum_rows(partials, first, rows, stripes * SLOTS, stripe * SLOTS + slot, touched, _SUMMED // COLUMNS)
+            total += _sum_rows(
+                partials, first, rows, stripes * SLOTS, stripe * SLOTS + slot, touched, _SUMMED // COLUMNS
+            )
             stripe += 1
         return total
     else:

@@ -134,8 +134,8 @@ def _dynamics(plan: Plan, config: NeuronConfig) -> dict[str, Any]:
 
 
 def _launch(kernel, plan: Plan, partials: Tensor | None, **arguments: Any) -> None:
-    """Start a kernel on the device of x. No multiply-add is fused but those that the kernels ask for: spikes equal those
-    of the eager equations."""
+    """Start a kernel on the device of x. No multiply-add is fused but those that the kernels ask for: spikes equal
+    those of the eager equations."""
     tiles = plan.tiles
     with torch.cuda.device_of(plan.x):
         kernel[(tiles.programs,)](

@@ -8,7 +8,7 @@ after a first pass that writes v at the start of each chunk to a scratch buffer 
 import triton
 import triton.language as tl
 
-from .finish import by_column, finished_end, finished_channels, finished_sum, is_finishing, put_partial
+from .finish import by_column, finished_channels, finished_end, finished_sum, is_finishing, put_partial
 from .norm import coefficients_of_norm, prelude, store_listed
 from .tiling import (
     dense,
@@ -17,8 +17,8 @@ from .tiling import (
     live_at,
     load_steps,
     of_channel,
-    own_channels,
     over_tiles,
+    own_channels,
     own_stripe,
     strided,
     tile_at,
@@ -177,8 +177,15 @@ def forward_kernel(
     if mean is not None:
         channel, there = own_channels(stripe, columns, fold, INTERLEAVED, COLUMNS)
         at = listed(weight_channels, channel, there, channel)
-        scale, shift = prelude(tl.load(mean + at, mask=there, other=0.0), tl.load(var + at, mask=there, other=1.0),
-                               weight, bias, at, there, EPS)
+        scale, shift = prelude(
+            tl.load(mean + at, mask=there, other=0.0),
+            tl.load(var + at, mask=there, other=1.0),
+            weight,
+            bias,
+            at,
+            there,
+            EPS,
+        )
         scale = scale[None, :]
         shift = shift[None, :]
     else:
@@ -195,9 +202,7 @@ def forward_kernel(
     l1 = tl.zeros([ROWS, COLUMNS], tl.float32)
     for i in range(tiles):
         row, column, valid = tile_at(first_tile + i, stripe, rows, columns, INTERLEAVED, ROWS, COLUMNS)
-        x_at = x + strided(
-            row, column, stripe, x_outer, x_inner, x_stripe, inner, UNEVEN, ALIGN, ROWS, COLUMNS
-        )
+        x_at = x + strided(row, column, stripe, x_outer, x_inner, x_stripe, inner, UNEVEN, ALIGN, ROWS, COLUMNS)
         at = dense(row, column, stripe, stripes, columns, INTERLEAVED, ROWS, COLUMNS)
         v = _initial(v_init, at, valid, v_rest)
         tile_count = tl.zeros([ROWS, COLUMNS], tl.int32)
@@ -389,9 +394,7 @@ def backward_kernel(
     sum_rate = tl.zeros([ROWS, COLUMNS], tl.float32)
     for i in range(tiles):
         row, column, valid = tile_at(first_tile + i, stripe, rows, columns, INTERLEAVED, ROWS, COLUMNS)
-        x_at = x + strided(
-            row, column, stripe, x_outer, x_inner, x_stripe, inner, UNEVEN, ALIGN, ROWS, COLUMNS
-        )
+        x_at = x + strided(row, column, stripe, x_outer, x_inner, x_stripe, inner, UNEVEN, ALIGN, ROWS, COLUMNS)
         at = dense(row, column, stripe, stripes, columns, INTERLEAVED, ROWS, COLUMNS)
         v = _initial(v_init, at, valid, v_rest)
         if CHUNKED:

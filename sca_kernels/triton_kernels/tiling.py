@@ -1,7 +1,7 @@
 """What kernels over activations share: the tiles of :mod:`sca_kernels.gpu.plan`.
 
-Numbers of tiles, and rows and columns within one, are 32 bits wide, where a division is a few instructions; where a tile
-begins, and every offset, is 64 bits wide.
+Numbers of tiles, and rows and columns within one, are 32 bits wide, where a division is a few instructions; where a
+tile begins, and every offset, is 64 bits wide.
 """
 
 import triton
@@ -11,8 +11,8 @@ _ACTIVATIONS = {"x", "grad_spikes", "spikes", "grad_x", "v_init", "v_last", "gra
 
 
 def over_tiles(kernel):
-    """triton.jit that compiles nothing for another size: no integer is specialised, nor the alignment of a vector, which
-    may be a row of a larger buffer."""
+    """triton.jit that compiles nothing for another size: no integer is specialised, nor the alignment of a vector,
+    which may be a row of a larger buffer."""
     kinds = kernel.__annotations__
     arguments = kernel.__code__.co_varnames[: kernel.__code__.co_argcount]
     sizes = [name for name, kind in kinds.items() if kind is tl.int64]
@@ -82,9 +82,7 @@ def strided(
 
 
 @triton.jit
-def dense(
-    row, column, stripe, stripes, columns, INTERLEAVED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+def dense(row, column, stripe, stripes, columns, INTERLEAVED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Offsets [ROWS, COLUMNS] into a dense tensor in the layout of x."""
     row += tl.arange(0, ROWS)
     if not INTERLEAVED:

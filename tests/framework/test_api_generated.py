@@ -71,7 +71,7 @@ def settings_of(rng: random.Random) -> dict[str, str]:
         regrow_pruned=("True", "False"),
         regrow_init=("'keep'", "'zero'", "'reinit'"),
         min_channels=("None", "1"),
-        round_to=("1", "8"),
+        round_to=("None", "1", "8"),
         seed=("0", "7"),
     )
 

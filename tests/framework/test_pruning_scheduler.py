@@ -69,6 +69,32 @@ def test_scheduler_rounds_groups_to_a_multiple() -> None:
         assert all(change.after % 4 == 0 for change in event.groups.values())
 
 
+def test_scheduler_rounds_to_whole_accesses_where_the_parameters_are_on_a_gpu(monkeypatch) -> None:
+    """When an update is planned: a model may move in between."""
+    model, optimizer, scheduler = make(ConvNet(24, 40), min_channels=1)
+    first = advance(model, optimizer, scheduler, 6)
+    monkeypatch.setattr(type(scheduler), "_device_type", "cuda")
+    assert scheduler.least_share == 16 / 64
+    last = advance(model, optimizer, scheduler, 6)
+    assert any(change.after % 8 for event in first for change in event.groups.values())
+    assert last
+    assert all(change.after % 8 == 0 for event in last for change in event.groups.values())
+
+
+@pytest.mark.parametrize(("held", "fits"), [(1, True), (None, True), (8, False)])
+def test_scheduler_takes_no_multiple_for_the_one_that_it_comes_to(held: int | None, fits: bool) -> None:
+    """States of earlier versions hold 1."""
+    state = make()[2].state_dict()
+    assert state["plan"]["round_to"] is None
+    state["plan"]["round_to"] = held
+    scheduler = make()[2]
+    if fits:
+        scheduler.load_state_dict(state)
+    else:
+        with pytest.raises(ValueError, match="plan: it is of one with round_to 8, not 1;"):
+            scheduler.load_state_dict(state)
+
+
 @pytest.mark.parametrize("target", ["parameters", "synops"])
 def test_scheduler_reaches_a_target_share_without_exceeding_it(target: str) -> None:
     model, optimizer, scheduler = make(ConvNet(16, 24), target=target, density=0.3)

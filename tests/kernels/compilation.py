@@ -16,7 +16,7 @@ from sca_kernels.backends import registry
 from sca_kernels.channels import Channels, Geometry
 from sca_kernels.neurons import NEURONS, NeuronConfig
 from sca_kernels.tracking import Tracking
-from sca_kernels.triton_kernels import channel_conv
+from sca_kernels.triton_kernels import channel_conv, weights
 
 
 class NoDevice:
@@ -96,9 +96,7 @@ def fire(x: torch.Tensor, time_steps: int, config: NeuronConfig, state: bool = F
     the last potential."""
     rate, v, mask, sums, _ = _beside(x, config, state)
     triton = registry()["triton"]
-    spikes = triton.neuron_forward(
-        x, time_steps, config, None, None, rate, v, mask, state, Tracking(10, sums)
-    ).spikes
+    spikes = triton.neuron_forward(x, time_steps, config, None, None, rate, v, mask, state, Tracking(10, sums)).spikes
     triton.neuron_backward(spikes, v, x, time_steps, config, None, None, rate, v)
 
 
@@ -126,16 +124,33 @@ def _beside(x: torch.Tensor, config: NeuronConfig, state: bool) -> tuple:
     return rate, v, vector.bool() if state else None, (vector.long(), vector.double(), vector.long()), vector
 
 
-def convolve(
-    x: torch.Tensor, some: torch.Tensor | None = None, stride: int = 1, size: int = 3, groups: int = 1
-) -> None:
-    """Forward and backward of a convolution of x [M, C, H, W] to as many channels; of some, at full width."""
+def convolve(x: torch.Tensor, of: int | None = None, stride: int = 1, size: int = 3, depthwise: bool = False) -> None:
+    """Forward and backward of a convolution of x [M, C, H, W] to as many channels; with ``of``, the active ones among
+    so many."""
     channels = x.shape[1]
-    weight = torch.zeros(channels, channels // groups, size, size, dtype=x.dtype)
-    geometry = Geometry((stride, stride), (size // 2, size // 2), (1, 1), groups)
+    width = of or channels
+    weight = torch.zeros(width, 1 if depthwise else width, size, size)
+    geometry = Geometry((stride, stride), (size // 2, size // 2), (1, 1), channels if depthwise else 1)
+    some = torch.arange(channels) if of else None
     active = Channels(some, some)
-    y = channel_conv.forward(x, weight, None, geometry, active, some is not None)
+    y = channel_conv.forward(x, weight, None, geometry, active, False)
     channel_conv.backward(y, x, weight, geometry, active, (True, True, False))
+
+
+def move_weights(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    last: bool = False,
+    inputs: int | None = None,
+    outputs: int | None = None,
+    has_bias: bool = True,
+) -> None:
+    """Gather the active block of a float32 weight, and its bias, in a dtype, and scatter both; so many inputs and
+    outputs are active, None: all."""
+    weight = torch.zeros(shape).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    lists = Channels(*(None if n is None else torch.arange(n) for n in (inputs, outputs)))
+    block, bias = weights.gather(weight, torch.zeros(shape[0]) if has_bias else None, lists, dtype)
+    weights.scatter(block, bias, weight, lists)
 
 
 def made_frames(m: int, channels: int, size: int, dtype=torch.bfloat16) -> torch.Tensor:

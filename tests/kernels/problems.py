@@ -39,9 +39,7 @@ def run(backend, x, config, grad=None, *, time_steps=None, affine=True, v_init=N
         assert torch.equal(getattr(fused, name), getattr(behind, name)), f"norm.{name}"
     torch.testing.assert_close(fused.membrane_l1, behind.membrane_l1, rtol=1e-5, atol=1e-6)
     norm = reference.batch_norm_forward(*problem)[1]  # and the same problem for all backends
-    backward = backend.batch_norm_backward(
-        grad, grad_v, x, steps, config, scale, shift, norm, 1e-5, rate, v_init
-    )
+    backward = backend.batch_norm_backward(grad, grad_v, x, steps, config, scale, shift, norm, 1e-5, rate, v_init)
     out |= {f"norm_backward.{k}": v for k, v in backward._asdict().items()}
     center = slope = shift
     parts = grad, grad_v, x, steps, config, scale, shift, center

@@ -7,6 +7,7 @@ import torch
 
 from sca_kernels import functional as F
 from sca_kernels import nn
+from sca_kernels.backends import registry
 from sca_kernels.channels import Bits, storage_order
 from sca_kernels.layout import is_channels_last
 from sca_kernels.testing import activation, relative_l2
@@ -139,6 +140,51 @@ def test_autocast_runs_in_its_dtype_and_returns_full_precision_gradients():
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
     assert conv.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("spike_input", [False, True], ids=["saved whole", "saved as bits"])
+@pytest.mark.parametrize("groups", [1, 8], ids=["dense", "depthwise"])
+def test_autocast_casts_what_is_active_and_gives_gradients_in_the_weights_dtype(target, layout, spike_input, groups):
+    backend, device = target
+    index = index_of("some", device)
+    weight = torch.randn(8, 8 // groups, 3, 3, device=device).contiguous(memory_format=layout).requires_grad_()
+    bias = torch.randn(8, device=device, requires_grad=True)
+    x = spikes(2, 4, 6, 5, device=device).bfloat16().requires_grad_()
+    cast = []
+    watch = torch.autograd.graph.saved_tensors_hooks(lambda z: cast.append(z) or z, lambda z: z)
+    options = {"groups": groups, "spike_input": spike_input, "backend": backend}
+    with watch, torch.autocast(device, dtype=torch.bfloat16):
+        y = F.channel_conv2d(x, weight, bias, in_channels=index, out_channels=index, **options)
+    inputs = 1 if groups == 8 else 4
+    assert [tuple(z.shape) for z in cast if z.dtype == torch.bfloat16 and z is not x] in (
+        [(4, inputs, 3, 3)],
+        [tuple(x.shape), (4, inputs, 3, 3)],
+    )
+    block = weight[index] if groups == 8 else weight[index][:, index]
+    truth = torch.conv2d(x.float(), block, bias[index], groups=min(groups, 4))
+    grad = torch.randn_like(y)
+    ours = torch.autograd.grad(y, (x, weight, bias), grad)
+    expected = torch.autograd.grad(truth, (x, weight, bias), grad.float())
+    assert y.dtype == torch.bfloat16
+    assert relative_l2(y, truth) <= 1e-2
+    for name, z, reference in zip(("x", "weight", "bias"), ours, expected, strict=True):
+        assert z.dtype == reference.dtype
+        assert relative_l2(z, reference) <= 1e-2, name
+        assert not z[reference == 0].any(), name
+
+
+def test_the_block_that_was_gathered_is_not_gathered_again(target, monkeypatch):
+    backend, device = target
+    index = index_of("some", device)
+    weight = torch.randn(8, 8, 3, 3, device=device, requires_grad=True)
+    y = F.channel_conv2d(
+        spikes(2, 4, 6, 6, device=device), weight, in_channels=index, out_channels=index, backend=backend
+    )
+    kind = type(registry()[backend])
+    monkeypatch.setattr(kind, "gather_weight", lambda *_: pytest.fail("gathered again"))
+    y.sum().backward()
+    assert weight.grad[index][:, index].any()
 
 
 def saved_bytes(x, weight, **arguments):

@@ -36,8 +36,8 @@ def target(request):
         yield request.param
 
 
-CHANNELS = 13
-LISTS = {"all": None, "one": [4], "some": [0, 2, 3, 7, 12], "every one": list(range(CHANNELS))}
+CHANNELS = 16
+LISTS = {"all": None, "four": [1, 2, 7, 15], "some": [0, 2, 3, 5, 7, 8, 12, 14], "every one": list(range(CHANNELS))}
 GEOMETRIES = {
     "3x3": {"padding": 1},
     "stride 2": {"stride": 2, "padding": 1},
@@ -131,7 +131,7 @@ def test_implicit_convolution_and_its_gradients_equal_the_gathered_float64_ones(
 
 @pytest.mark.parametrize("full_input", [False, True], ids=["full output", "full input"])
 def test_one_side_at_full_width(target, full_input):
-    compare(target, "some", "one", full_input, not full_input, padding=1)
+    compare(target, "some", "four", full_input, not full_input, padding=1)
 
 
 @pytest.mark.parametrize("depthwise", [False, True], ids=["dense", "depthwise"])
@@ -155,7 +155,7 @@ def test_half_precision_sums_in_float32(target, dtype, depthwise):
 
 @pytest.mark.parametrize("kernel", [(1, 1), (1, 3), (5, 2)], ids=str)
 def test_kernel_sizes(target, kernel):
-    compare(target, "some", "one", kernel=kernel)
+    compare(target, "some", "four", kernel=kernel)
 
 
 @pytest.mark.parametrize("size", [(1, 3, 3), (5, 17, 9)], ids=str)
@@ -163,7 +163,7 @@ def test_maps_of_one_position_and_of_several_tiles(target, size):
     compare(target, "some", "all", size=size)
 
 
-def test_spike_input_is_kept_as_bits_and_read_through_the_list(target):
+def test_spike_input_is_kept_as_bits(target):
     compare(target, "some", "some", True, True, spike_input=True, padding=1)
 
 
@@ -185,11 +185,40 @@ def test_two_runs_agree_bit_for_bit(target):
 def test_the_module_takes_the_path(target):
     backend, device = target
     group = nn.ChannelGroup(6)
-    group.set_active([1, 2, 5])
+    group.set_active([1, 2, 3, 5])
     conv = nn.ChannelConv2d(6, 8, 3, in_group=group, backend=backend, path="implicit").to(device)
     x = frames(2, 6, 5, 5, device=device)
     assert relative_l2(conv(x), torch.conv2d(x * group.mask(x.device)[:, None, None], conv.weight, conv.bias)) <= 1e-6
     assert registry()[backend].calls["channel_conv2d"]
+
+
+def test_autocast_multiplies_in_its_dtype_and_returns_gradients_in_the_weights(target):
+    backend, device = target
+    x, weight = frames(2, 8, 5, 5, device=device), torch.randn(16, 16, 3, 3, device=device, requires_grad=True)
+    bias = torch.randn(16, device=device, requires_grad=True)
+    rows, columns = indices("every one", device), indices("some", device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        y = F.channel_conv2d(x, weight, bias, in_channels=columns, out_channels=rows, backend=backend, path="implicit")
+    y.float().square().sum().backward()
+    truth = torch.conv2d(x, weight[:, columns], bias)
+    grads = torch.autograd.grad(truth.square().sum(), (weight, bias))
+    assert y.dtype == torch.bfloat16
+    assert relative_l2(y, truth) <= 1e-2
+    for ours, expected in zip((weight.grad, bias.grad), grads, strict=True):
+        assert ours.dtype == torch.float32
+        assert relative_l2(ours, expected) <= 2e-2
+
+
+@pytest.mark.parametrize(("dtype", "multiple"), [(torch.float32, 4), (torch.bfloat16, 8), (torch.float16, 8)], ids=str)
+@pytest.mark.parametrize("side", ["in_channels", "out_channels"])
+def test_a_width_of_broken_accesses_is_refused_and_the_next_one_named(dtype, multiple, side):
+    x, weight = (
+        frames(2, 38 if side == "in_channels" else 40, 5, 5, dtype=dtype),
+        torch.zeros(40, 40, 3, 3, dtype=dtype),
+    )
+    says = f"path: 'implicit' expected a multiple of {multiple} active channels in {dtype}, got 38: 40 would do; SCA"
+    with pytest.raises(ValueError, match=says):
+        F.channel_conv2d(x, weight, path="implicit", **{side: torch.arange(38)})
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,10 @@ def calls(device, backend):
         (frames, weight, torch.rand(4, device=device), *GEOMETRY, *lists, False, "gathered", bits, backend),
         {2: "bias", 11: "bits"},
     )
-    grad = torch.randn(8, 2, 5, 6, device=device)
+    grad, block = torch.randn(8, 2, 5, 6, device=device), torch.randn(2, 2, 3, 3, device=device)
     yield (
         "channel_conv2d_backward",
-        (grad, bits, frames.shape, False, weight, *GEOMETRY, *lists, [True] * 3, "gathered", backend),
+        (grad, bits, frames.shape, False, weight, block, *GEOMETRY, *lists, [True] * 3, "gathered", backend),
         {0: "grad", 1: "x"},
     )
     yield "unpack_spikes", (bits, frames.numel(), torch.float32, backend), {0: "packed"}
@@ -167,7 +167,7 @@ BAD_LISTS = {"unsorted": [2, 0], "repeated": [1, 1], "too large": [0, 8], "negat
 def test_operators_refuse_lists_that_name_no_channels_of_theirs(target, make):
     backend, device = target
     for name, arguments, _ in calls(device, backend):
-        positions = {"channel_conv2d": (7, 8), "channel_conv2d_backward": (9, 10)}.get(name, ())
+        positions = {"channel_conv2d": (7, 8), "channel_conv2d_backward": (10, 11)}.get(name, ())
         for position, side in zip(positions, ("in_channels", "out_channels"), strict=False):
             wrong = swapped(arguments, position, make(arguments[position]))
             with pytest.raises((TypeError, ValueError), match=f"^{side}: expected"):
@@ -279,3 +279,15 @@ def test_tensors_whose_storage_was_freed_are_refused(target):
     if device == "cpu":
         with pytest.raises(ValueError, match="whose storage was freed"):
             F.gather_weight(weight, index, backend=backend)
+
+
+@pytest.mark.parametrize(
+    "block", [None, torch.zeros(2, 1, 3, 3), torch.zeros(2, 2, 3, 3, dtype=torch.float64)], ids=str
+)
+def test_a_block_that_is_not_that_of_the_lists_is_refused(block):
+    x, grad, weight = torch.ones(8, 2, 5, 6), torch.randn(8, 2, 5, 6), torch.randn(4, 3, 3, 3)
+    lists, needed = (torch.tensor([0, 2]), torch.tensor([1, 3])), [True] * 3
+    with pytest.raises(ValueError, match=r"^block: expected torch.float32 \(2, 2, 3, 3\)"):
+        torch.ops.sca_kernels.channel_conv2d_backward(
+            *(grad, x, x.shape, False, weight, block, *GEOMETRY, *lists, needed, "gathered", "")
+        )

@@ -54,6 +54,9 @@ def test_what_is_named_is_said_and_what_cannot_run_says_why():
     assert "named" in row.why
     row = nn.explain(model(backend="reference", path="implicit")[0])[0]
     assert (row.backend, row.path) == ("none", "implicit")
+    assert "expected a multiple of 4 active channels in torch.float32, got 3: 4 would do" in row.why
+    row = nn.explain(nn.ChannelConv2d(8, 8, 3, backend="reference", path="implicit"))[0]
+    assert (row.backend, row.path) == ("none", "implicit")
     assert "reference has no kernels" in row.why
     row = nn.explain(model(backend="cuda")[0])[0]
     assert row.backend == "none"

@@ -94,23 +94,29 @@ def samples(backend):
         (frames, weight, vector(4), *geometry, None, None, False, "gathered", packed(frames), backend),
     )
     yield "channel_conv2d", (frames[:, :2], weight, None, *geometry, index, index, False, "gathered", None, backend)
-    path = next(iter(registry()[backend].paths), "gathered")
-    wide = frames if path == "implicit" else frames[:, :2]
-    wide = wide.contiguous(memory_format=torch.channels_last)
-    yield (
-        "channel_conv2d",
-        (wide, weight, vector(4), *geometry, index, index, True, path, packed(wide.permute(0, 2, 3, 1)), backend),
-    )
-    grad = torch.randn(8, 2, 5, 6)
+    half = frames[:, :2].bfloat16().contiguous()
+    yield "channel_conv2d", (half, weight, vector(4), *geometry, index, None, False, "gathered", None, backend)
+    grad, block = torch.randn(8, 2, 5, 6), weight[index][:, index]
     narrow = frames[:, :2].contiguous()
+    chosen = [*geometry, index, index]
     yield (
         "channel_conv2d_backward",
-        (grad, narrow, narrow.shape, False, weight, *geometry, index, index, [True, True, False], "gathered", backend),
+        (grad, narrow, narrow.shape, False, weight, block, *chosen, [True, True, False], "gathered", backend),
     )
+    mixed = (grad.bfloat16(), half, half.shape, False, weight, block.bfloat16(), *chosen)
+    yield "channel_conv2d_backward", (*mixed, [True, True, True], "gathered", backend)
+    # Of eight channels four, the least that every path takes.
+    path = next(iter(registry()[backend].paths), "gathered")
+    last, weight = torch.ones(8, 4, 5, 6).contiguous(memory_format=torch.channels_last), torch.randn(8, 8, 3, 3)
+    index = torch.tensor([0, 2, 3, 7])
+    bits, chosen = packed(last.permute(0, 2, 3, 1)), [*geometry, index, index]
+    yield "channel_conv2d", (last, weight, vector(8), *chosen, True, path, bits, backend)
+    block = None if path == "implicit" else weight[index][:, index]
     yield (
         "channel_conv2d_backward",
-        (grad, wide, wide.shape, True, weight, *geometry, index, index, [True, True, True], path, backend),
+        (torch.randn(8, 8, 5, 6), last, last.shape, True, weight, block, *chosen, [True, True, True], path, backend),
     )
+    weight, block, index = torch.randn(4, 3, 3, 3), torch.randn(2, 2, 3, 3), torch.tensor([0, 2])
     yield (
         "channel_conv2d_backward",
         (
@@ -119,6 +125,7 @@ def samples(backend):
             narrow.shape,
             True,
             weight,
+            block,
             *geometry,
             index,
             index,

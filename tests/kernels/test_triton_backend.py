@@ -36,6 +36,7 @@ def pretended_gpu(monkeypatch, backend):
     finds: fill the list with an exception to make it fail."""
     pytest.importorskip("triton", reason="needs Triton (pip install triton)")
     from sca_kernels import triton_kernels
+
     failures = []
 
     def probe(launcher, x, *arguments):

@@ -30,6 +30,7 @@ from tests.kernels.compilation import (  # noqa: E402
     fire,
     fire_behind_norm,
     made_frames,
+    move_weights,
     tile_loop,
     tool,
 )
@@ -128,7 +129,7 @@ def test_bits_are_packed_16_bytes_at_a_time(compiling, tmp_path, dtype):
     assert instructions[1]["LDG.E.128"]
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["active width", "full width"])
+@pytest.mark.parametrize("of", [None, 520], ids=["all", "some"])
 @pytest.mark.parametrize(
     ("capability", "dtype", "channels"),
     [
@@ -138,27 +139,47 @@ def test_bits_are_packed_16_bytes_at_a_time(compiling, tmp_path, dtype):
     ],
     ids=lambda value: str(value).removeprefix("torch."),
 )
-def test_convolutions_multiply_on_tensor_cores_and_spill_nothing(
-    compiling, tmp_path, capability, dtype, channels, full
-):
+def test_convolutions_multiply_on_tensor_cores_and_spill_nothing(compiling, tmp_path, capability, dtype, channels, of):
     kernels = compiling(capability)
-    some = torch.arange(channels // 2) if full else None
-    convolve(made_frames(2, channels, 8, dtype), some)
+    convolve(made_frames(2, channels, 8, dtype), of)
     assert [kernel.name for kernel in kernels] == [
-        *("pack_weight_kernel", "correlate_kernel", "pack_weight_kernel", "correlate_kernel", "weight_gradient_kernel")
+        *("gather_kernel", "correlate_kernel", "gather_kernel", "correlate_kernel"),
+        *("weight_gradient_kernel", "scatter_kernel"),
     ]
     for kernel in kernels:
         instructions, memory = disassembled(kernel, tmp_path)
         assert not IS_MEASURED or memory["STACK"] == memory["LOCAL"] == 0, kernel.name
-        if kernel.name != "pack_weight_kernel":
-            assert re.search(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", kernel.asm["ptx"]), kernel.name
+        if kernel.name in ("gather_kernel", "scatter_kernel"):
+            continue
+        assert re.search(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", kernel.asm["ptx"]), kernel.name
         # Four-byte operands that a product takes transposed move one by one.
-        if kernel.name != "pack_weight_kernel" and dtype.itemsize == 2 and not full:
+        if dtype.itemsize == 2:
             # Copied to shared memory while the last product runs.
             assert [i for i in instructions if i.startswith("LDGSTS") and i.endswith(".128")], kernel.name
             assert instructions["STG.E.128"], kernel.name
             smaller = [i for i in instructions if re.match(r"(LDG|LDGSTS|STG)\.E(\.BYPASS)?(\.U?(8|16|32|64))?$", i)]
             assert not smaller, kernel.name
+
+
+@pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120], ids="sm_{}".format)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_weights_are_written_16_bytes_at_a_time_and_read_so_where_no_list_breaks_their_rows(
+    compiling, tmp_path, capability, dtype, last
+):
+    """64 of 128 outputs, and of 64 inputs 32 or all."""
+    kernels = compiling(capability)
+    for inputs in (32, None):
+        kernels.clear()
+        move_weights(dtype, (128, 64, 3, 3), last, inputs, 64)
+        assert [kernel.name for kernel in kernels] == ["gather_kernel", "scatter_kernel"]
+        for kernel in kernels:
+            instructions, memory = disassembled(kernel, tmp_path)
+            assert memory["STACK"] == memory["LOCAL"] == 0, kernel.name
+            assert memory["REG"] <= 64, kernel.name
+            assert any(i.startswith("STG.E.128") for i in instructions), kernel.name
+            if inputs is None:
+                assert any(i.startswith("LDG.E.128") for i in instructions), kernel.name
 
 
 def test_no_multiply_add_is_fused_that_a_kernel_does_not_ask_for(compiling, tmp_path):
@@ -179,7 +200,9 @@ def narrow_indexing(ttir: str) -> list[str]:
     """What of a kernel's code computes an address in 32 bits: offsets that are neither constants nor positions within a
     tile, products, and program ids of which more than a quotient or remainder is taken unwidened."""
     lines = [re.sub(r" loc\(.*", "", line.strip()) for line in ttir.splitlines()]
-    ranges = set(re.findall(r"(%\w+) = tt\.make_range", ttir)) | set(re.findall(r"(%c\w*_i32\w*) = arith\.constant", ttir))
+    ranges = set(re.findall(r"(%\w+) = tt\.make_range", ttir)) | set(
+        re.findall(r"(%c\w*_i32\w*) = arith\.constant", ttir)
+    )
     wrong = []
     for line in lines:
         if "tt.addptr" in line and not line.endswith(("i64", "i64>")):
@@ -200,9 +223,9 @@ def test_no_kernel_indexes_in_32_bits(compiling, steps):
         train(activation((steps, 2, 64, *shape), torch.bfloat16, last), steps, "plif")
     bitpack.unpack(torch.zeros(1000, dtype=torch.uint8), 7999, torch.float32)
     bitpack.pack(torch.zeros(7999))
-    for dtype, some, stride in ((torch.bfloat16, None, 1), (torch.float32, torch.arange(9), 2)):
-        convolve(made_frames(2, 64, 8, dtype), some, stride)
-    others = {"correlate_kernel", "weight_gradient_kernel", "pack_weight_kernel", "pack_kernel"}
+    for dtype, of, stride in ((torch.bfloat16, None, 1), (torch.float32, 77, 2)):
+        convolve(made_frames(2, 64, 8, dtype), of, stride)
+    others = {"correlate_kernel", "weight_gradient_kernel", "gather_kernel", "scatter_kernel", "pack_kernel"}
     assert {kernel.name for kernel in kernels} >= {*OVER_ACTIVATIONS, *others}
     assert [line for kernel in kernels for line in narrow_indexing(kernel.asm["ttir"])] == []
 
@@ -271,20 +294,29 @@ def test_new_sizes_and_pruned_widths_of_a_convolution_compile_a_small_constant_o
             for m in (1, 2, 3, 16):
                 convolve(made_frames(m, channels, size))
     counts = {name: len(keys) for name, keys in variants.items()}
-    assert counts["pack_weight_kernel"] == 1
+    assert counts["gather_kernel"] == counts["scatter_kernel"] == 1
     # Two tiles; y and the gradient of x.
     assert counts["correlate_kernel"] <= 4
     assert counts["weight_gradient_kernel"] <= 2
     before = sum(counts.values())
-    for channels in (63, 77, 100, 154, 301):
+    for channels in (8, 40, 80, 104, 152, 304):
         convolve(made_frames(2, channels, 8))
-    # As for neurons: 8, 4, 2 or 1 elements per access.
-    assert sum(len(keys) for keys in variants.values()) <= 4 * before
-    convolve(made_frames(2, 64, 8), torch.arange(20))
+    convolve(made_frames(2, 40, 8), of=64)
+    # A list more or less; a tile for the narrowest.
+    assert sum(len(keys) for keys in variants.values()) <= before + 5
     before = sum(len(keys) for keys in variants.values())
-    for count in (1, 7, 16, 31):
-        convolve(made_frames(3, 64, 4), torch.arange(1, 1 + count))
-    assert sum(len(keys) for keys in variants.values()) <= before + 3  # columns beyond 32 take a wider tile
+    for channels, of in ((8, 64), (16, 77), (40, 64), (304, 512)):
+        convolve(made_frames(3, channels, 4), of)
+    assert sum(len(keys) for keys in variants.values()) <= before + 3  # rows of 77 inputs are no whole accesses
+
+
+def test_new_widths_of_weights_compile_a_variant_per_layout_and_width_of_an_access(variants):
+    for outputs, inputs, some in ((64, 64, 24), (512, 77, 13), (38, 19, 9), (300, 154, 6)):
+        for size in (1, 3):
+            for last in (False, True):
+                move_weights(torch.bfloat16, (outputs, inputs, size, size), last, some, some)
+    assert len(variants["gather_kernel"]) <= 2 * 4
+    assert len(variants["scatter_kernel"]) <= 2 * 4
 
 
 def test_all_lengths_beyond_a_chunk_share_one_variant(variants):

@@ -18,11 +18,11 @@ triton = pytest.importorskip("triton", reason="needs Triton (pip install triton)
 from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402  after importorskip
 
 from sca_kernels import triton_kernels  # noqa: E402
-from sca_kernels.channels import Channels, Geometry  # noqa: E402
+from sca_kernels.channels import Channels  # noqa: E402
 from sca_kernels.gpu import batch_norm, neuron  # noqa: E402
 from sca_kernels.gpu.neuron import Current  # noqa: E402
 from sca_kernels.gpu.plan import Plan  # noqa: E402
-from sca_kernels.triton_kernels import bitpack, channel_conv, launcher  # noqa: E402
+from sca_kernels.triton_kernels import bitpack, launcher, weights  # noqa: E402
 
 pytestmark = [
     pytest.mark.interpreter,
@@ -149,16 +149,24 @@ def test_packing_reads_and_writes_every_byte_once(traffic):
     assert torch.equal(unpacked, spikes)
 
 
-def test_a_convolution_at_full_width_reads_and_writes_active_channels_alone(traffic):
-    index = torch.tensor([0, 3, 4])
-    x = torch.randn(2, 6, 5, 4).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(6, 6, 1, 1)
-    geometry, channels = Geometry((1, 1), (0, 0), (1, 1), 1), Channels(index, index)
-    y = channel_conv.forward(x, weight, None, geometry, channels, True)
-    g_x, *_ = channel_conv.backward(y, x, weight, geometry, channels, (True, False, False))
-    for z, read, written in ((x, 1, 0), (y, 1, 1), (g_x, 0, 1)):
-        addresses = z.data_ptr() + 4 * torch.arange(z.numel()).view(2, 5, 4, 6)
-        for channel in range(6):
-            active = channel in index
-            for a in addresses[..., channel].flatten().tolist():
-                assert (traffic.loaded[a], traffic.stored[a]) == (read * active, written * active)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("inputs", [None, [1, 2, 4]], ids=["all inputs", "some inputs"])
+def test_active_entries_of_a_weight_are_read_once_and_its_gradient_is_written_once(traffic, layout, inputs):
+    outputs = torch.tensor([0, 3, 8])
+    weight, bias = torch.randn(9, 5, 3, 3).contiguous(memory_format=layout), torch.randn(9)
+    channels = Channels(None if inputs is None else torch.tensor(inputs), outputs)
+    block, bias_block = weights.gather(weight, bias, channels, torch.float32)
+    g_weight, g_bias = weights.scatter(block, bias_block, weight, channels)
+    for z in (block, bias_block):
+        assert traffic.times(z) == (ONCE, ONCE)
+    for z in (g_weight, g_bias):
+        assert traffic.times(z) == (NEVER, ONCE)
+    for full, gradient in ((weight, g_weight), (bias, g_bias)):
+        for value, address in zip(gradient.flatten().tolist(), addresses(full), strict=True):
+            assert traffic.loaded[address] == (value != 0)
+
+
+def addresses(z):
+    """Of a float32 tensor's elements, in the order of its indices."""
+    at = sum(n * s for n, s in zip(torch.meshgrid(*map(torch.arange, z.shape), indexing="ij"), z.stride(), strict=True))
+    return (z.data_ptr() + 4 * at).flatten().tolist()

@@ -24,13 +24,14 @@ triton = pytest.importorskip("triton", reason="needs Triton (pip install triton)
 from sca_kernels import triton_kernels  # noqa: E402  after importorskip
 from sca_kernels.triton_kernels import bitpack  # noqa: E402
 from tests.kernels.compilation import (  # noqa: E402
-    account,
     accesses_of,
+    account,
     compile_only,
     convolve,
     fire,
     fire_behind_norm,
     made_frames,
+    move_weights,
     tile_loop,
 )
 
@@ -89,15 +90,19 @@ def trained(dtype: torch.dtype, steps: int, shape: tuple[int, int], last: bool, 
     return Case(start, {name: elements * dtype.itemsize for name, elements in access.items()})
 
 
-def convolved(dtype: torch.dtype, channels: int, listed: bool = False, **geometry: int) -> Case:
-    """Forward and backward of a convolution at the active width, or of half its channels at full width."""
-    align = next(a for a in (8, 4, 2, 1) if a <= 16 // dtype.itemsize and channels % a == 0)
-    return Case(
-        lambda: convolve(
-            made_frames(2, channels, 8, dtype), torch.arange(channels // 2) if listed else None, **geometry
-        ),
-        {} if listed else {"correlate_kernel": align * dtype.itemsize},
-    )
+def convolved(dtype: torch.dtype, channels: int, **options: int) -> Case:
+    """Forward and backward of a convolution."""
+    return Case(lambda: convolve(made_frames(2, channels, 8, dtype), **options), {"correlate_kernel": 16})
+
+
+def moved(dtype: torch.dtype, last: bool, inputs: int | None) -> Case:
+    """A float32 weight's block gathered in a dtype, and scattered to full size, whose rows are whole accesses; where
+    the inputs are not listed, so are the block's."""
+
+    def start() -> None:
+        move_weights(dtype, (64, 32, 3, 3), last, inputs, 24, has_bias=False)  # which moves one by one
+
+    return Case(start, {"scatter_kernel": 16} if inputs is None else {})
 
 
 def packed(dtype: torch.dtype, numel: int) -> Case:
@@ -133,13 +138,17 @@ for dtype, known in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
             CASES[f"{name} {known} T={steps}"] = trained(dtype, steps, *layout, modes)
     for steps, name, modes in ALONE:
         CASES[f"{name} {known} T={steps} alone"] = trained(dtype, steps, *LAYOUTS[name], modes._replace(norm=False))
-    for channels in (64, 38, 77):
+    for channels in (64, 40, 8):
         CASES[f"convolution {known} {channels}"] = convolved(dtype, channels)
-    CASES[f"convolution {known} listed"] = convolved(dtype, 77, listed=True)
-    CASES[f"convolution {known} depthwise"] = convolved(dtype, 64, groups=64)
+    CASES[f"convolution {known} listed"] = convolved(dtype, 40, of=77)
+    CASES[f"convolution {known} depthwise"] = convolved(dtype, 64, depthwise=True)
     CASES[f"convolution {known} 1x1 stride 2"] = convolved(dtype, 64, size=1, stride=2)
     CASES[f"bits {known}"] = packed(dtype, 8000)
     CASES[f"bits {known} ragged"] = packed(dtype, 7999)
+for dtype, known in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+    for name, last in (("contiguous", False), ("channels_last", True)):
+        CASES[f"weights {known} {name}"] = moved(dtype, last, 16)
+    CASES[f"weights {known} whole rows"] = moved(dtype, True, None)
 
 
 def chosen() -> list:
@@ -166,8 +175,8 @@ def accesses(ptx: str) -> tuple[Counter[int], Counter[int]]:
 
 
 def spilled(kernels: list, tmp_path: Path) -> dict[str, int]:
-    """Bytes of local memory of the kernels that use it. Those over activations may keep there, once, what they need after
-    their loop over tiles (at most ``KEPT`` bytes): of them, how often the loop goes to local memory."""
+    """Bytes of local memory of the kernels that use it. Those over activations may keep there, once, what they need
+    after their loop over tiles (at most ``KEPT`` bytes): of them, how often the loop goes to local memory."""
     seen, found = Counter(), {}
     for kernel in kernels:
         seen[kernel.name] += 1
@@ -182,8 +191,8 @@ def spilled(kernels: list, tmp_path: Path) -> dict[str, int]:
 
 
 def broken_up(kernels: list, access: dict[str, int], tmp_path: Path) -> list[tuple]:
-    """The kernels that load nothing in accesses as wide as expected, or store in narrower ones; of those over activations
-    what their loop over tiles does, since sums are narrower."""
+    """The kernels that load nothing in accesses as wide as expected, or store in narrower ones; of those over
+    activations what their loop over tiles does, since sums are narrower."""
     found = []
     for kernel in kernels:
         expected = access.get(kernel.name, 0)

@@ -70,6 +70,7 @@ def decide(
     """Cut and regrow, as far as the plan says at this step.
 
     Args:
+        plan: one whose ``round_to`` is a number (:meth:`~sca.pruning.Plan.on`).
         masks: bool [C] of all groups, as they are.
         scores: float64 [C] of the prunable groups, read where active.
         growth: float64 [C] of the prunable groups, read where dormant; None, in any of them: nothing is regrown.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sca_kernels import checks
 
-from .settings import PruneSettings
+from .settings import PruneSettings, multiple
 
 __all__ = ["DENSITY_CURVES", "REGROW_CURVES", "Plan"]
 
@@ -125,8 +125,12 @@ class Plan(PruneSettings):
         wanted = max(8, -(-channels // 16)) if self.min_channels is None else max(1, self.min_channels)
         return min(wanted, channels)
 
+    def on(self, device_type: str) -> Plan:
+        """The plan for parameters on a type of device, where ``round_to`` is a number."""
+        return replace(self, round_to=multiple(self.round_to, device_type))
+
     def least(self, channels: int) -> int:
-        """The same after rounding to a multiple of ``round_to``."""
+        """The same after rounding to a multiple of ``round_to``, a number (:meth:`on`)."""
         return min(channels, -(-self.floor(channels) // self.round_to) * self.round_to)
 
     @functools.cached_property

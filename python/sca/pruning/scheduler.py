@@ -29,6 +29,7 @@ from .history import GroupChange, PruneEvent
 from .measure import Measured, Meter, NotFinite
 from .ranks import require_member, require_same_masks
 from .schedule import Plan
+from .settings import multiple
 
 __all__ = ["GroupChange", "NotFinite", "PruneEvent", "SCAScheduler"]
 
@@ -153,7 +154,16 @@ class SCAScheduler:
         depend on what fires."""
         sizes = {name: members.group.num_channels for name, members in self.groups.items()}
         with plain_mode():
-            return least_share(self.plan, sizes, self._budget())
+            return least_share(self._plan_here, sizes, self._budget())
+
+    @property
+    def _plan_here(self) -> Plan:
+        """The plan on the device where the parameters are now."""
+        return self.plan.on(self._device_type)
+
+    @property
+    def _device_type(self) -> str:
+        return next(self.model.parameters()).device.type
 
     @property
     def wants_probe(self) -> bool:
@@ -262,7 +272,9 @@ class SCAScheduler:
             strange = [name for name in state[part] if name not in known[part]]
             if strange:
                 raise ValueError(f"state: {part}: expected modules of the model, got {', '.join(strange)}")
-        own, held = self.plan.record(), state.get("plan", {})  # states of earlier versions have none
+        own, held = self._plan_here.record(), dict(state.get("plan", {}))  # states of earlier versions have none
+        if "round_to" in held:
+            held["round_to"] = multiple(held["round_to"], self._device_type)
         differing = [
             f"{name} {held[name]!r}, not {own[name]!r}" for name in own if held.get(name, own[name]) != own[name]
         ]
@@ -323,7 +335,7 @@ class SCAScheduler:
         measured = self._meter.measure()
         masks = {name: members.group.mask() for name, members in self.groups.items()}
         scores, growth = self._judged(measured, masks)
-        decision = decide(self.plan, self.steps, masks, scores, growth, self._budget(measured))
+        decision = decide(self._plan_here, self.steps, masks, scores, growth, self._budget(measured))
         device = next(self.model.parameters()).device
         require_same_masks(decision.masks, device, self._process_group)
         self._surgery.apply(decision.masks)

@@ -7,7 +7,7 @@ import copy
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from ..pruning.settings import PruneSettings
+from ..pruning.settings import PruneSettings, multiple
 from ..registry import lookup, nearest
 from ..settings import check, setting, settings
 
@@ -297,7 +297,10 @@ class TrainConfig(PruningSettings, TrainingSettings, NetworkSettings, DataSettin
 
     def differing(self, held: dict[str, Any]) -> list[str]:
         """Fields, movable ones aside, that have another value in ``held``, a :meth:`to_dict`."""
-        own = self.to_dict()
+        device_type, own, held = self.device.partition(":")[0], self.to_dict(), dict(held)
+        for values in (own, held):
+            if "round_to" in values:  # None is the number that it comes to, as runs of earlier versions have it
+                values["round_to"] = multiple(values["round_to"], device_type)
         fixed = (name for name, each in settings(type(self)).items() if not each.movable)
         return [name for name in fixed if name in held and held[name] != own[name]]
 
