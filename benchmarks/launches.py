@@ -1,4 +1,4 @@
-"""Kernels that a GPU is asked to start: counted, and a table of those of convolutions.
+"""Kernels that a GPU is asked to start: counted, and tables of those of convolutions and neurons.
 
 Counted are Triton's launches and torch's operators that compute; views and empty tensors start nothing. One operator is
 one launch, but for convolutions: a forward pass with a bias adds that by another, and a backward pass starts one per
@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sca_kernels import functional as F
-from sca_kernels import ops
+from sca_kernels import nn, ops
+from sca_kernels.gpu import plan
 
 _STARTS_NOTHING = ("empty", "new_empty", "_local_scalar_dense", "is_pinned", "_unsafe_view", "_reshape_alias")
 
@@ -46,6 +47,18 @@ class _Operators(TorchDispatchMode):
             if launches := _launches(func, name, args, out):
                 self.seen[name] += launches
         return out
+
+    def apart(self, make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """What makes tensors, not counted."""
+
+        def made(*args):
+            self.interpreting, before = True, self.interpreting
+            try:
+                return make(*args)
+            finally:
+                self.interpreting = before
+
+        return made
 
     def watching(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """What launches a kernel, counted."""
@@ -80,12 +93,15 @@ def counted() -> Iterator[Counter[str]]:
 
     mode = _Operators(Counter())
     originals = {kind: kind.run for kind in (JITFunction, InterpretedFunction)}
+    zeros = plan._counters
     try:
+        plan._counters = mode.apart(zeros)  # made once per stream on a GPU, per launch where kernels are interpreted
         for kind, run in originals.items():
             kind.run = mode.watching(run)
         with mode:
             yield mode.seen
     finally:
+        plan._counters = zeros
         for kind, run in originals.items():
             kind.run = run
 
@@ -154,11 +170,75 @@ def convolution(
     return forward, backward
 
 
+NEURONS = {
+    "LIF": {"kind": "LIF", "norm": False},
+    "BN + LIF": {},
+    "BN + LIF, all channels": {"listed": False},
+    "BN + LIF, cumulative average": {"momentum": None},
+    "BN + PLIF": {"kind": "PLIF"},
+    "BN + LIF, eval": {"training": False},
+    "conv + BN + LIF": {"convolution": True},
+    "conv + BN + LIF, bfloat16": {"convolution": True, "autocast": True},
+}
+"""Cases by name, see :func:`neuron`."""
+
+
+def neuron(
+    device: str = "cpu",
+    kind: str = "LIF",
+    norm: bool = True,
+    listed: bool = True,
+    momentum: float | None = 0.1,
+    training: bool = True,
+    convolution: bool = False,
+    autocast: bool = False,
+) -> tuple[Counter[str], Counter[str]]:
+    """Launches of a layer of 16 neurons that records its activity, forward and backward (without gradient in eval
+    mode).
+
+    Args:
+        norm: whether it is behind a fused batch norm, whose running statistics move with that momentum.
+        listed: whether 8 of the 16 channels are active.
+        convolution: whether a convolution is in front.
+    """
+    groups = [nn.ChannelGroup(16) for _ in range(2)] if listed else [None, None]
+    for group in groups if listed else []:
+        group.set_active(range(0, 16, 2))
+    options = {"group": groups[1], "backend": "triton"}
+    layer = getattr(nn, f"BatchNorm{kind}")(16, momentum=momentum, **options) if norm else getattr(nn, kind)(**options)
+    layers = torch.nn.ModuleList([layer]).to(device).train(training)
+    layer.activity = nn.Activity()
+    if convolution:
+        made = nn.ChannelConv2d(16, 16, 3, padding=1, bias=False, in_group=groups[0], out_group=groups[1])
+        made.backend, made.spike_input = "triton", False
+        layers.insert(0, made.to(device))
+    x = torch.randn(4, 2, 8 if listed else 16, 6, 6, device=device, dtype=torch.bfloat16 if autocast else torch.float32)
+    x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (4, 2)).requires_grad_(training)
+    for _ in range(2):  # the first call makes what is kept
+        # Potentials are looked for NaN on CPUs alone.
+        with (
+            F.check_nan(False),
+            counted() as forward,
+            torch.set_grad_enabled(training),
+            torch.autocast(device, dtype=torch.bfloat16, enabled=autocast),
+        ):
+            y = x
+            for layer in layers:
+                y = layer(y)
+    grad = torch.ones_like(y)
+    with counted() as backward:
+        if training:
+            torch.autograd.grad(y, [x, *layers.parameters()], grad)
+    return forward, backward
+
+
 def table(device: str) -> str:
     """Of all cases, in Markdown."""
-    lines = ["| convolution | forward | backward | both | started |", "| --- | --- | --- | --- | --- |"]
-    for name, case in CONVOLUTIONS.items():
-        passes = convolution(device, **case)
+    lines = ["| layer | forward | backward | both | started |", "| --- | --- | --- | --- | --- |"]
+    cases = [(name, convolution, case) for name, case in CONVOLUTIONS.items()]
+    cases += [(name, neuron, case) for name, case in NEURONS.items()]
+    for name, count, case in cases:
+        passes = count(device, **case)
         forward, backward = (sum(each.values()) for each in passes)
         named = "; ".join(", ".join(f"{kernel} {n}" for kernel, n in each.items()) for each in passes)
         lines.append(f"| {name} | {forward} | {backward} | {forward + backward} | {named} |")

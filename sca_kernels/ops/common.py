@@ -276,8 +276,7 @@ def or_empty(z: Tensor | None, x: Tensor) -> Tensor:
 def forward_outputs(out: Forward, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """NotANumber where a potential has become NaN and that is an error: the membrane sums tell without another pass
     over x. Asking a CUDA device would mean to wait for it."""
-    known = out.is_nan is not None or x.device.type != "cpu"
-    if (out.is_nan if known else math.isnan(out.membrane_l1.sum())) and not passes_nan(x.device.type):
+    if out.is_nan is not False and not passes_nan(x.device.type) and _became_nan(out, x):
         channels = out.membrane_l1.isnan().nonzero().flatten().tolist()
         listed = ", ".join(map(str, channels[:8])) + (", ..." if len(channels) > 8 else "")
         raise NotANumber(
@@ -285,6 +284,12 @@ def forward_outputs(out: Forward, x: Tensor) -> tuple[Tensor, Tensor | None, Ten
             "sca_kernels.functional.check_nan(False) lets it pass"
         )
     return out.spikes, out.v, out.spike_count, out.membrane_l1
+
+
+def _became_nan(out: Forward, x: Tensor) -> bool:
+    if out.is_nan is not None or x.device.type != "cpu":
+        return bool(out.is_nan)
+    return math.isnan(out.membrane_l1.sum())
 
 
 def seen(x: Tensor, time_steps: int) -> int:

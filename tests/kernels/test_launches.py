@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.launches import CONVOLUTIONS, convolution, counted
+from benchmarks.launches import CONVOLUTIONS, NEURONS, convolution, counted, neuron
 from sca.pruning import optimizer
 from sca.structure.groups import Axis
 from sca_kernels import functional as F
@@ -43,6 +43,30 @@ STARTED = {
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_a_convolution_starts_no_more_than_this(name):
     assert convolution(**CONVOLUTIONS[name]) == STARTED[name]
+
+
+NORM = {"moments_kernel": 1, "forward_kernel": 1}, {"backward_kernel": 2}
+LAYERS = {
+    "LIF": ({"forward_kernel": 1}, {"backward_kernel": 1}),
+    "BN + LIF": NORM,
+    "BN + LIF, all channels": NORM,
+    "BN + LIF, cumulative average": (NORM[0] | {"add": 1, "_to_copy": 1, "reciprocal": 1}, NORM[1]),
+    "BN + PLIF": (NORM[0] | {"sigmoid": 1, "clone": 1}, NORM[1] | {"sum": 1, "sigmoid_backward": 1}),
+    "BN + LIF, eval": ({"forward_kernel": 1}, {}),
+    "conv + BN + LIF": (GATHERED[0] | NORM[0], GATHERED[1] | NORM[1]),
+    "conv + BN + LIF, bfloat16": (GATHERED[0] | NORM[0], GATHERED[1] | NORM[1]),
+}
+"""Of each case, forward and backward, with running statistics, the count of batches and activity."""
+
+
+@pytest.mark.parametrize("name", NEURONS)
+def test_a_layer_of_neurons_starts_no_more_than_this(name):
+    assert neuron(**NEURONS[name]) == LAYERS[name]
+
+
+def test_the_thirteen_layers_of_vgg16_start_no_more_than_160():
+    forward, backward = (sum(each.values()) for each in LAYERS["conv + BN + LIF, bfloat16"])
+    assert 13 * (forward + backward) <= 160
 
 
 def test_active_blocks_are_read_by_one_launch_and_written_by_one():
