@@ -83,7 +83,8 @@ class GraphedStep:
             Sequences ``[T, N, C, H, W]`` are divided along N, all else along the first dimension.
         warmup: steps in front of a capture.
         on_backward: called between the backward pass and the optimizer's step, for clipping gradients, say. It is part
-            of the graph, so it must launch the same work each time and read no value.
+            of the graph, so it must launch the same work each time and read no value; one with an attribute
+            ``capturable`` that is False has steps run as they stand.
         graph: False has every step run as it stands.
 
     Attributes:
@@ -111,7 +112,9 @@ class GraphedStep:
     ) -> None:
         self.model = checks.instance("model", model, nn.Module, "a torch.nn.Module")
         self.optimizers = [optimizer] if is_optimizer(optimizer) else optimizer
-        if not (isinstance(self.optimizers, list | tuple) and self.optimizers and all(map(is_optimizer, self.optimizers))):
+        if not (
+            isinstance(self.optimizers, list | tuple) and self.optimizers and all(map(is_optimizer, self.optimizers))
+        ):
             raise TypeError(f"optimizer: expected a torch.optim.Optimizer, or a list of them, got {optimizer!r:.100}")
         for name, function in ("loss_fn", loss_fn), ("on_backward", on_backward):
             if not callable(function) and not (name == "on_backward" and function is None):
@@ -212,6 +215,8 @@ class GraphedStep:
         for name, z in ("images", images), ("labels", labels):
             if type(z) is not Tensor or z.layout is not torch.strided or z.requires_grad or z.device != images.device:
                 return f"the {name} are no ordinary tensor on {images.device}, or need a gradient"
+        if not getattr(self.on_backward, "capturable", True):
+            return f"{self.on_backward!r} does not say that it is capturable"
         reasons = (of(each) for of, each in self._asked(images.device))
         return next((reason for reason in reasons if reason is not None), None)
 
@@ -220,9 +225,7 @@ class GraphedStep:
         for optimizer in self.optimizers:
             yield obstacles.of_optimizer, optimizer
 
-    def _warmed_up(
-        self, capture: Capture, now: Surroundings, places: Places, images: Tensor, labels: Tensor
-    ) -> Tensor:
+    def _warmed_up(self, capture: Capture, now: Surroundings, places: Places, images: Tensor, labels: Tensor) -> Tensor:
         """A step as it stands, with what it would be captured with. It counts, unless pruning looks at it."""
         kept = obstacles.kept_between_steps(self.model)
         self._numbers.prepare()

@@ -75,7 +75,9 @@ def of_optimizer(optimizer: Any) -> str | None:
         return f"{called} has no option 'capturable', so it may read values or count on the host"
     if any(group.get("differentiable") for group in optimizer.param_groups):
         return f"{called} is differentiable"
-    if any(not p.is_floating_point() or type(p.data) is not Tensor for g in optimizer.param_groups for p in g["params"]):
+    if any(
+        not p.is_floating_point() or type(p.data) is not Tensor for g in optimizer.param_groups for p in g["params"]
+    ):
         return f"{called} has parameters that are no ordinary floating point tensors"
     return None
 
