@@ -1,5 +1,5 @@
-"""Stand-ins for a device, on the CPU: what records a step and repeats it as a CUDA graph does, and what refuses all that
-would wait for a device."""
+"""Stand-ins for a device, on the CPU: what records a step and repeats it as a CUDA graph does, and what refuses all
+that would wait for a device."""
 
 from __future__ import annotations
 

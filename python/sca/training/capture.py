@@ -99,9 +99,7 @@ class DeviceNumbers:
     def update(self) -> None:
         """Take over the learning rates as they are set now; waits for no device, and writes none that is as it was."""
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        if len(groups) != len(self._rates) or any(
-            g is not known for g, (known, *_) in zip(groups, self._rates, strict=True)
-        ):
+        if list(map(id, groups)) != [id(group) for group, *_ in self._rates]:
             self._rates = [(group, float("nan"), torch.zeros((), device=self._device)) for group in groups]
         for place, (group, last, tensor) in enumerate(self._rates):
             told = group["lr"]

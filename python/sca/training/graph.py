@@ -111,10 +111,8 @@ class GraphedStep:
         graph: bool = True,
     ) -> None:
         self.model = checks.instance("model", model, nn.Module, "a torch.nn.Module")
-        self.optimizers = [optimizer] if is_optimizer(optimizer) else optimizer
-        if not (
-            isinstance(self.optimizers, list | tuple) and self.optimizers and all(map(is_optimizer, self.optimizers))
-        ):
+        self.optimizers = given = [optimizer] if is_optimizer(optimizer) else optimizer
+        if not isinstance(given, list | tuple) or not given or not all(map(is_optimizer, given)):
             raise TypeError(f"optimizer: expected a torch.optim.Optimizer, or a list of them, got {optimizer!r:.100}")
         for name, function in ("loss_fn", loss_fn), ("on_backward", on_backward):
             if not callable(function) and not (name == "on_backward" and function is None):

@@ -75,9 +75,8 @@ def of_optimizer(optimizer: Any) -> str | None:
         return f"{called} has no option 'capturable', so it may read values or count on the host"
     if any(group.get("differentiable") for group in optimizer.param_groups):
         return f"{called} is differentiable"
-    if any(
-        not p.is_floating_point() or type(p.data) is not Tensor for g in optimizer.param_groups for p in g["params"]
-    ):
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(not p.is_floating_point() or type(p.data) is not Tensor for p in held):
         return f"{called} has parameters that are no ordinary floating point tensors"
     return None
 
@@ -95,8 +94,8 @@ def of_state(optimizers: Iterable[Any], device: torch.device) -> str | None:
 
 
 def kept_between_steps(model: nn.Module) -> dict[str, Any]:
-    """What modules hold in attributes of their own, numbers and tensors, by name: where steps replace them, each goes on
-    from the last in a way that repeating one would not."""
+    """What modules hold in attributes of their own, numbers and tensors, by name: where steps replace them, each goes
+    on from the last, which the repetition of one does not."""
     kept: dict[str, Any] = {}
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
@@ -107,7 +106,8 @@ def kept_between_steps(model: nn.Module) -> dict[str, Any]:
                 kept[where] = value
             elif isinstance(value, dict | list | tuple):
                 inner = value.values() if isinstance(value, dict) else value
-                kept[where] = [each for each in inner if isinstance(each, Tensor)]
+                tensors = [each for each in inner if isinstance(each, Tensor)]
+                kept |= {where: tensors} if tensors else {}
     return kept
 
 
