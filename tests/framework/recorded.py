@@ -49,6 +49,17 @@ class _Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Noting(TorchDispatchMode):
+    wait: str | None = None
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        try:
+            refuse(func, args)
+        except Waits:
+            self.wait = str(func)
+        return func(*args, **(kwargs or {}))
+
+
 class _Methods(TorchFunctionMode):
     """What reads without an operator."""
 
@@ -74,15 +85,21 @@ class Recorder:
         graphs: how many were recorded.
         alive: those that were not let go.
         asides: how many steps ran aside.
+        tells_waits: whether these tell that they waited; a capture fails for it in any case.
     """
 
     def __init__(self) -> None:
         self.graphs = self.asides = 0
         self.alive: list[Replayed] = []
+        self.tells_waits = False
 
-    def aside(self, work: Callable[[], Any]) -> Any:
+    def aside(self, work: Callable[[], Any]) -> tuple[Any, str | None]:
         self.asides += 1
-        return work()
+        if not self.tells_waits:
+            return work(), None
+        with _Noting() as noting:
+            result = work()
+        return result, noting.wait
 
     def record(self, work: Callable[[], Any]) -> tuple[Replayed, Any]:
         assert not self.alive, "two graphs would hold memory at once"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -27,9 +28,10 @@ class Recording(Protocol):
 class Capture(Protocol):
     """A device that can record work."""
 
-    def aside(self, work: Callable[[], Result]) -> Result:
+    def aside(self, work: Callable[[], Result]) -> tuple[Result, str | None]:
         """Do work as it stands, where it would be recorded: behind what the current stream has been given, and in
-        front of what it is given next."""
+        front of what it is given next. What it returns, and where it waited for the device; None where it did not, as
+        far as that is known."""
 
     def record(self, work: Callable[[], Result]) -> tuple[Recording, Result]:
         """The work, of which nothing is done yet, and what it returns: tensors whose values come with each replay."""
@@ -46,24 +48,49 @@ class CudaCapture:
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
 
-    def aside(self, work: Callable[[], Result]) -> Result:
+    def aside(self, work: Callable[[], Result]) -> tuple[Result, str | None]:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         try:
-            with torch.cuda.stream(self._stream):
-                return work()
+            with torch.cuda.stream(self._stream), _noting_waits() as waits:
+                result = work()
         finally:
             current.wait_stream(self._stream)
+        return result, next(iter(waits), None)
 
     def record(self, work: Callable[[], Result]) -> tuple[Recording, Result]:
         graph = torch.cuda.CUDAGraph()
-        # Threads that load data may go on: what they ask of CUDA is none of the capture's business.
         with (
             torch.cuda.device(self._device),
+            # which is the current one again at the end, also where a capture that failed can't be ended
+            torch.cuda.stream(torch.cuda.current_stream(self._device)),
+            # Threads that load data may go on: what they ask of CUDA is none of the capture's business.
             torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
         ):
             result = work()
         return graph, result
+
+
+@contextlib.contextmanager
+def _noting_waits() -> Iterator[list[str]]:
+    """Where the host waits for a CUDA device, by torch's own account, filled in at the end. To learn that from a
+    capture that fails would be late: torch's random numbers do not recover from every one."""
+    places: list[str] = []
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if mode == 0:
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield places
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    for each in caught:
+        is_wait = "synchronizing CUDA operation" in str(each.message)
+        if is_wait:
+            places.append(f"{each.filename}:{each.lineno}")
+        if mode or not is_wait:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
 
 def capture_of(device: torch.device) -> Capture | None:

@@ -25,8 +25,7 @@ from .precision import autocast
 __all__ = ["GraphedStep"]
 
 _PATIENCE = 20
-"""Steps in a row of which none is like the one before, after which that is said; and beyond the warm-up, those in which
-something was replaced."""
+"""Steps in a row of which none is like the one before, after which that is said."""
 
 
 class GraphedStep:
@@ -43,7 +42,8 @@ class GraphedStep:
     runs as it stands; a warning in the log names the reason once.
 
     **When it is captured.** A step that is unlike the one before runs as it stands, on a side stream; so do the next
-    ones, until there were ``warmup`` alike, and each trains on its own batch. The next one is captured, which computes
+    ones, until there were ``warmup`` alike (more, while something waits or is replaced), and each trains on its own
+    batch. The next one is captured, which computes
     nothing, and replayed. Alike means: shapes, strides, dtypes and devices of images and labels; the active channels of
     all groups; the precision, autocast, and whether algorithms are deterministic; training or eval mode of each module;
     which parameters need a gradient; options of the optimizers; hooks; and the very tensors of parameters, buffers,
@@ -229,17 +229,22 @@ class GraphedStep:
         self._numbers.prepare()
         self._numbers.update()
         with self._numbers.in_place():
-            loss = capture.aside(lambda: self._work(images, labels))
+            if self._recorded is None:
+                loss, waited = capture.aside(lambda: self._work(images, labels))
+            else:  # in the memory that evaluation has, too
+                loss, waited = self._work(images, labels), None
         if any(is_own(hook) and not is_capturable(hook) for hook in now.hooks):
             return loss
         self._steps += 1
         self.obstacle = self._failed = obstacles.of_state(self.optimizers, images.device)
         after = obstacles.kept_between_steps(self.model)
         moved = [what for what in after if what not in kept or not obstacles.same(kept[what], after[what])]
-        self._is_settled = not moved and places == Places(list(self.model.modules()), self.optimizers)
+        is_same = not moved and places == Places(list(self.model.modules()), self.optimizers)
+        self._is_settled = is_same and waited is None
         if not self._is_settled and self._steps > self.warmup + 2:
             what = moved[0] if moved else "tensors of the model or the optimizer are replaced"
-            self.obstacle = self._failed = f"{what} from step to step"
+            self.obstacle = f"a step waits for the device, at {waited}" if is_same else f"{what} from step to step"
+            self._failed = self.obstacle
         return loss
 
     def _record(
