@@ -62,6 +62,7 @@ NAMES = {
     "sca.save": "model path plan",
     "sca.load": "path model",
     "sca.report_cost": "model loader",
+    "sca.training.GraphedStep": "model optimizer loss_fn scheduler precision accumulate warmup on_backward graph",
 }
 
 

@@ -25,7 +25,7 @@ from sca_kernels.torch_private import disable_dynamo
 from ..structure.groups import Axis
 from .fresh_state import fresh_states, is_optimizer, within
 
-__all__ = ["ActiveOptimizer"]
+__all__ = ["ActiveOptimizer", "active_optimizer"]
 
 #: methods that move weights: schedule-free optimizers exchange them in the last two
 _MOVING = ("step", "train", "eval")
@@ -70,8 +70,7 @@ class ActiveOptimizer:
                     "optimizer: LBFGS keeps its history as vectors over all parameters, which no channel can leave;"
                     " every other optimizer of torch.optim will do"
                 )
-            attached = getattr(optimizer.step, "_active_optimizer", None)
-            if attached is not None and attached.axes:
+            if active_optimizer(optimizer) is not None:
                 raise ValueError("optimizer: a scheduler is attached to it already; call its detach() first")
         self.axes = dict(axes)
         self._wrap_all()
@@ -137,6 +136,10 @@ class ActiveOptimizer:
         taken = list(self._taken)
         self._taken.clear()
         return any(found_inf is None or not found_inf.any() for found_inf in taken)
+
+    def count_step(self) -> None:
+        """Count a step that came past the wrapper: one that was captured, and that the device repeats."""
+        self._taken.append(None)
 
     def _wrap_all(self) -> None:
         self._blocks: dict[nn.Parameter, _Block] = {}
@@ -232,8 +235,16 @@ class ActiveOptimizer:
         return known
 
 
+def active_optimizer(optimizer: Any) -> ActiveOptimizer | None:
+    """What makes an optimizer's steps work on active entries; None where nothing does."""
+    attached = getattr(getattr(optimizer, "step", None), "_active_optimizer", None)
+    return attached if attached is not None and attached.axes else None
+
+
 class _Guard:
     """A step hook that refuses steps past the wrapper; in a copy of an optimizer it lets everything pass."""
+
+    capturable = True
 
     def __init__(self, active: ActiveOptimizer | None = None) -> None:
         self.active = active

@@ -11,7 +11,7 @@ from torch import nn
 
 from sca_kernels.nn import Activity
 
-from ..structure.hooks import own
+from ..structure.hooks import capturable, own
 
 __all__ = ["record_in_training"]
 
@@ -29,12 +29,14 @@ def record_in_training(model: nn.Module, activities: Iterable[Activity]) -> list
 
 
 @own
+@capturable
 def _before(activities: list[Activity], model: nn.Module, inputs: tuple[Any, ...]) -> None:
     for activity in activities:
         activity.training_only = not model.training
 
 
 @own
+@capturable
 def _after(activities: list[Activity], model: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
     for activity in activities:
         activity.training_only = True

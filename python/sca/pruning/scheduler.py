@@ -170,6 +170,11 @@ class SCAScheduler:
         """Whether the coming :meth:`step` is an update that regrows by gradient and no probe was taken for it yet."""
         return self._lacks_probe(self.steps + 1)
 
+    @property
+    def update_is_next(self) -> bool:
+        """Whether the coming :meth:`step` is an update, where an optimizer step precedes it."""
+        return self.plan.is_update(self.steps + 1)
+
     def probe(self, loss_fn: Callable[[], Tensor]) -> None:
         """Collect the gradients of dormant channels' batch-norm weights. Several probes add up, as parts of a batch do.
 

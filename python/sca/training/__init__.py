@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .config import PRESETS, TrainConfig
     from .distributed import RankLost, Ranks, joined
     from .folder import RunFolder
+    from .graph import GraphedStep
     from .logs import CSVLog, JSONLog, TensorBoard
     from .loop import Diverged, Interrupted, Trainer
     from .recipe import Recipe

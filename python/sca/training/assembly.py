@@ -81,6 +81,7 @@ def assembled(config: TrainConfig, dataset: Dataset, ranks: Ranks, weights: bool
         "freeze": config.freeze,
         "ema": config.ema,
         "compile": config.compile,
+        "graph": config.graph == "on",
         "checkpoint_minutes": config.checkpoint_minutes,
         "ranks": ranks,
     }

@@ -12,7 +12,7 @@ from ..pruning import PruneEvent
 if TYPE_CHECKING:
     from .loop import Trainer
 
-__all__ = ["Callback", "L1Penalty", "Observer", "as_callback"]
+__all__ = ["Callback", "L1Penalty", "Observer", "OnBackward", "as_callback"]
 
 
 class Callback:
@@ -23,10 +23,14 @@ class Callback:
     Attributes:
         stop_requested: set it at any time, from a signal handler too: the run ends after the step, with a checkpoint.
         checkpoint_requested: set it likewise: a checkpoint follows the step. It is cleared when it is granted.
+        capturable: whether :meth:`on_backward` launches the same work in each step and reads no value of the device, so
+            that a CUDA graph of the step can hold it: it is then called while steps are captured, and not when they are
+            replayed. Where a callback overrides it and does not say so, steps run as they stand.
     """
 
     stop_requested = False
     checkpoint_requested = False
+    capturable = False
 
     def on_start(self, trainer: Trainer) -> None:
         """Called before the first batch of a run or of its resumption."""
@@ -101,6 +105,31 @@ def as_callback(observer: Callback | Observer) -> Callback:
     return _Observed(observer)
 
 
+class OnBackward:
+    """What callbacks do between the backward pass and the optimizer's step, as one function.
+
+    Attributes:
+        callbacks: those that do something there.
+    """
+
+    def __init__(self, trainer: Trainer, callbacks: Iterable[Callback]) -> None:
+        self._trainer = trainer
+        self.callbacks = [c for c in callbacks if getattr(c.on_backward, "__func__", None) is not Callback.on_backward]
+
+    @property
+    def capturable(self) -> bool:
+        """Whether all of them are, see :class:`Callback`."""
+        return all(callback.capturable for callback in self.callbacks)
+
+    def __call__(self) -> None:
+        for callback in self.callbacks:
+            callback.on_backward(self._trainer)
+
+    def __repr__(self) -> str:
+        names = [type(callback).__name__ for callback in self.callbacks if not callback.capturable]
+        return f"on_backward of {', '.join(names)}"
+
+
 class L1Penalty(Callback):
     """Adds the subgradient of an L1 norm to gradients (the sparsity term of Li et al., ICML 2024).
 
@@ -108,6 +137,8 @@ class L1Penalty(Callback):
         parameters: those that are pulled towards zero.
         factor: of their signs.
     """
+
+    capturable = True
 
     def __init__(self, parameters: Iterable[nn.Parameter], factor: float) -> None:
         self._parameters, self._factor = list(parameters), factor

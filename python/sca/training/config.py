@@ -208,6 +208,10 @@ class TrainConfig(PruningSettings, TrainingSettings, NetworkSettings, DataSettin
     compile: bool = setting(False, movable=True)
     """Run training steps through torch.compile; a new structure may compile anew."""
 
+    graph: str = setting("on", names=("on", "off"), movable=True)
+    """Training steps as one CUDA graph: ``on`` (where there is CUDA and nothing stands against it, which the log would
+    name; elsewhere they run as they stand) or ``off``."""
+
     checkpoint_minutes: float = setting(10.0, above=0, movable=True)
     """Longest time without a checkpoint; every epoch ends with one."""
 

@@ -29,18 +29,22 @@ from ..structure.groups import find_groups
 from . import state as states
 from .assembly import assembled
 from .average import averaged
-from .callbacks import Callback, Calls, Observer, as_callback
+from .callbacks import Callback, Calls, Observer, OnBackward, as_callback
 from .config import PRECISIONS, TrainConfig, check_compile
 from .distributed import Ranks, set_norm_group
 from .firing import FiringRate
 from .freezing import frozen_modules
+from .graph import GraphedStep
 from .learning_rate import learning_rate
-from .metrics import correct, hits_and_seen
+from .metrics import correct, hits, hits_and_seen
 from .precision import autocast
 from .sources import epoch_of, is_resident, require_loader, test_batches
 from .sums import EpochSums
 
 __all__ = ["Diverged", "EpochSums", "Interrupted", "Observer", "Trainer", "learning_rate"]
+
+#: Steps on a CUDA device between two readings of loss and accuracy.
+_LAG = 50
 
 
 class Interrupted(Exception):
@@ -85,6 +89,10 @@ class Trainer:
     loader or its sampler, which is called, or by torch's global generator, which is the loader's own while it is asked
     for a batch. A resumed epoch skips the batches that were done.
 
+    On a CUDA device nothing waits for a step: loss, accuracy and firing rates are read, and a loss that is not finite
+    ends the run, after the first step of an epoch, every 50 steps, before each update, each checkpoint and the end of
+    the epoch. What callbacks see of ``sums`` in between is from the last time.
+
     Args:
         model: gives logits ``[T, N, classes]``, or their mean over time ``[N, classes]``. It stays on its device.
         optimizer: of the model's parameters.
@@ -106,6 +114,7 @@ class Trainer:
         freeze: name patterns (fnmatch) of modules whose parameters are not trained and that stay in eval mode.
         ema: decay of a running average of the weights, which is tested in place of the model; 0 for none.
         compile: run training steps through torch.compile.
+        graph: run training steps as one CUDA graph where they can be, see :class:`GraphedStep`.
         checkpoint_minutes: a long epoch has a checkpoint whenever so much time has passed since the last one.
         ranks: the processes that train together.
 
@@ -144,6 +153,7 @@ class Trainer:
         freeze: Sequence[str] = (),
         ema: float = 0.0,
         compile: bool = False,
+        graph: bool = True,
         checkpoint_minutes: float = 10.0,
         ranks: Ranks | None = None,
     ) -> None:
@@ -171,6 +181,7 @@ class Trainer:
             raise ValueError(f"ema: expected a decay in [0, 1), got {ema!r}")
         check_number("checkpoint_minutes", checkpoint_minutes, above=0)
         self.checkpoint_minutes = checkpoint_minutes
+        self._graphs = checks.boolean("graph", graph)
         if compile:
             check_compile(str(self.device))
 
@@ -195,6 +206,13 @@ class Trainer:
         self.sums = EpochSums()
         self.history: list[dict[str, Any]] = []
         self.former_epochs: int | None = None
+        self._graphed: GraphedStep | None = None
+        self._found = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._seen: tuple[Tensor, Tensor] | None = None
+        self._part = 1.0
+        self._unread: list[tuple[int, float | Tensor, int | Tensor, int]] = []
+        self._seconds = 0.0
+        self._running = 0
 
     @classmethod
     def from_config(
@@ -221,7 +239,7 @@ class Trainer:
     @property
     def step(self) -> int:
         """Number of finished optimizer steps."""
-        return self.epoch * self.steps_per_epoch + self.sums.batches
+        return self.epoch * self.steps_per_epoch + self.sums.batches + len(self._unread)
 
     @property
     def density(self) -> float:
@@ -244,6 +262,7 @@ class Trainer:
             self.ranks = Ranks()
             set_norm_group(self.model, None)
             self._network = self._new_network()
+            self._release()
 
     def _new_network(self) -> nn.Module:
         """What a training step calls."""
@@ -256,28 +275,60 @@ class Trainer:
             logits = network(images)
             return self.criterion(logits, labels), logits
 
-    def train_step(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
+    def train_step(self, images: Tensor, labels: Tensor) -> tuple[float | Tensor, int | Tensor]:
         """One optimizer step.
 
         Args:
             images, labels: the batch of all processes; this process's part where ``train`` is no loader of ours.
 
         Returns:
-            The loss, and how many of the batch were predicted: this process's summands.
+            The loss, and how many of the batch were predicted: this process's summands. On a CUDA device, where one
+            process trains alone, tensors: to read them is to wait for the step.
         """
-        images, labels, part = self._own(images, labels)
+        images, labels, self._part = self._own(images, labels)
         self._set_learning_rates()
         for module in self._frozen:
             module.eval()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, logits = self.loss(self._network, images, labels)
-        (loss * part).backward()  # and a mean over the processes
-        for callback in self._told:
-            callback.on_backward(self)
-        self.optimizer.step()
+        if self._graphed is None:
+            self._graphed = self._new_step()
+        loss = self._graphed(images, labels)
         if isinstance(self._lr_schedule, LRScheduler):
             self._lr_schedule.step()
-        return loss.item() * part / self.ranks.size, correct(logits.detach(), labels)
+        if self._waits_for_none:
+            return loss, self._found.clone()
+        loss, logits = self._seen
+        return loss.item() * self._part / self.ranks.size, correct(logits, labels)
+
+    @property
+    def _waits_for_none(self) -> bool:
+        """Whether steps run ahead of what is known of them; several processes agree after each."""
+        return _runs_ahead(self.device) and self.ranks.size == 1
+
+    def _new_step(self) -> GraphedStep:
+        on_backward = OnBackward(self, self._told)
+        return GraphedStep(
+            self._network,
+            self.optimizer,
+            self._share_of_loss,
+            precision=self.precision,
+            on_backward=on_backward if on_backward.callbacks else None,
+            graph=self._graphs,
+        )
+
+    def _share_of_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss whose mean over the processes is minimised; notes what a log will want to know of the step."""
+        loss = self.criterion(logits, labels)
+        if self._waits_for_none:
+            self._found.copy_(hits(logits.detach(), labels))  # always the same tensor: the step may be being captured
+            return loss
+        self._seen = loss.detach(), logits.detach()
+        return loss * self._part
+
+    def _release(self) -> None:
+        """Let go of the captured step, and of its memory: the next ones may be others."""
+        if self._graphed is not None:
+            self._graphed.release()
+        self._graphed = None
 
     def prune_step(self, images: Tensor, labels: Tensor) -> PruneEvent | None:
         """Tell the pruning schedule that an optimizer step is done; at an update it probes on this batch.
@@ -325,18 +376,21 @@ class Trainer:
             Diverged: the loss, a potential, a score or a parameter is not finite; there was no checkpoint of that.
         """
         self._told = [*self.callbacks, Calls(save, log), *([] if observer is None else [as_callback(observer)])]
+        self._release()  # it has the callbacks that there were
         started = []
         try:
+            self._catch_up()
             for callback in self._told:
                 callback.on_start(self)
                 started.append(callback)
             self._fit(self._told)
         except NotANumber as error:
-            raise Diverged(f"a membrane potential is NaN at step {self.step + 1}") from error
+            raise Diverged(f"a membrane potential is NaN at step {self._running}") from error
         except NotFinite as error:
-            raise Diverged(f"{error} (step {self.step + 1})") from error
+            raise Diverged(f"{error} (step {self._running})") from error
         finally:
             self._told = self.callbacks
+            self._release()
             for callback in started:
                 callback.on_end(self)
 
@@ -350,12 +404,14 @@ class Trainer:
                 # asked once, since a signal may set it at any time, and agreed upon by all processes
                 stop, due = self.ranks.sum(any(c.stop_requested for c in callbacks), self._is_due(saved, callbacks))
                 if stop or due:
+                    self._catch_up()
                     self._require_finite()
                     self._save(callbacks)
                     saved = time.monotonic()
                 if stop:
                     raise Interrupted
                 begin = time.perf_counter()
+            self._catch_up()
             if self.sums.batches != self.steps_per_epoch:
                 raise ValueError(
                     f"train: expected {self.steps_per_epoch} batches in an epoch, as its length says, "
@@ -370,24 +426,55 @@ class Trainer:
 
     def _step(self, images: Tensor, labels: Tensor, begin: float, callbacks: Sequence[Callback]) -> None:
         """A batch, from the optimizer's step to the callbacks; ``begin`` is when it was asked for."""
-        self._firing.mark()
-        loss, hits = self.train_step(images, labels)
-        counts = self._firing.layers_since_mark()
-        summands = (loss, hits, len(labels), *itertools.chain(*counts.values()))
-        loss, hits, samples, *fired = self.ranks.sum(*summands)
-        if not math.isfinite(loss):
-            raise Diverged(f"the loss is {loss} at step {self.step + 1}")
+        self._running = self.step + 1
+        if not self._unread:
+            self._firing.mark()
+        self._unread.append((self._running, *self.train_step(images, labels), len(labels)))
+        is_update = self.scheduler is not None and self.scheduler.update_is_next
+        if not self._waits_for_none or is_update or not self.sums.batches or len(self._unread) >= _LAG:
+            self._read()
         event = self.prune_step(images, labels)
         if self.average is not None:
             self.average.update_parameters(self.model)
-        # of a resident batch every process has seen all labels
-        samples = int(samples) // (self.ranks.size if is_resident(self.train) else 1)
-        self.sums.add(samples, loss, int(hits), counts, fired)
-        self.sums.seconds += time.perf_counter() - begin
+        self._clock(begin)
         for callback in callbacks:
             if event is not None:
                 callback.on_update(event)
             callback.on_batch(self)
+
+    def _read(self) -> None:
+        """Add up the steps that were not read yet.
+
+        Raises:
+            Diverged: the loss of one is not finite.
+        """
+        if not self._unread:
+            return
+        steps, losses, found, sizes = zip(*self._unread, strict=True)
+        self._unread = []
+        counts = self._firing.layers_since_mark()
+        for step, loss, right, size in zip(steps, _values(losses), _values(found), sizes, strict=True):
+            layers = counts if step == steps[-1] else {}
+            loss, right, samples, *fired = self.ranks.sum(loss, right, size, *itertools.chain(*layers.values()))
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss is {loss} at step {step}")
+            # of a resident batch every process has seen all labels
+            samples = int(samples) // (self.ranks.size if is_resident(self.train) else 1)
+            self.sums.add(samples, loss, int(right), layers, fired)
+
+    def _clock(self, begin: float) -> None:
+        """Count the time since ``begin``, once what was done in it is known."""
+        self._seconds += time.perf_counter() - begin
+        if not self._unread:
+            self.sums.seconds += self._seconds
+            self._seconds = 0.0
+
+    def _catch_up(self) -> None:
+        """Wait for all steps so far, and add them up."""
+        if self._unread:
+            begin = time.perf_counter()
+            self._read()
+            self._clock(begin)
 
     def _is_due(self, saved: float, callbacks: Sequence[Callback]) -> bool:
         """Whether this process asks for a checkpoint, the last one having been at ``saved``."""
@@ -450,6 +537,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything the rest of the run depends on, as :mod:`sca.checkpoint` stores it; that of all
         processes, which have to call this together."""
+        self._catch_up()
         return states.state_of(self)
 
     def check_state(self, state: Any) -> None:
@@ -465,6 +553,7 @@ class Trainer:
             ValueError: the state is that of another run; the message says where it differs, and nothing was changed.
         """
         states.load_state(self, state)
+        self._unread, self._seconds = [], 0.0
 
     def schedule_state(self) -> dict[str, Any] | None:
         """That of torch's learning-rate schedule, if there is one."""
@@ -485,6 +574,16 @@ class Trainer:
     def data_digest(self) -> str | None:
         """Digest of the data set's images and labels; None where ``train`` is no loader of ours."""
         return None if self.dataset is None else self.dataset.digest
+
+
+def _runs_ahead(device: torch.device) -> bool:
+    """Whether a device computes while Python goes on."""
+    return device.type == "cuda"
+
+
+def _values(values: Sequence[float | Tensor]) -> list[float]:
+    """Numbers, where they are tensors by one transfer."""
+    return torch.stack(values).tolist() if isinstance(values[0], Tensor) else list(values)
 
 
 def _device_of(model: nn.Module, told: torch.device | str | None) -> torch.device:

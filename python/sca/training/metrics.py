@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .precision import autocast
 
-__all__ = ["accuracy", "correct", "hits_and_seen"]
+__all__ = ["accuracy", "correct", "hits", "hits_and_seen"]
 
 # What this module also held once -> where it is.
 _MOVED = {
@@ -26,8 +26,13 @@ _MOVED = {
 def correct(logits: Tensor, labels: Tensor) -> int:
     """How many of ``labels`` ``[N]`` are predicted by ``logits`` ``[N, classes]``, or the time mean of
     ``[T, N, classes]``."""
+    return int(hits(logits, labels))
+
+
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """The same as an int64 tensor on their device, which nobody waits for."""
     mean = logits.mean(0) if logits.dim() == 3 else logits
-    return int((mean.argmax(1) == labels).sum())
+    return (mean.argmax(1) == labels).sum()
 
 
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str = "float32") -> float:
@@ -41,13 +46,13 @@ def hits_and_seen(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], pr
     """How many examples the model predicts, of how many; in eval mode, with the mode restored."""
     was_training = model.training
     model.eval()
-    hits = seen = 0
+    found = seen = 0
     for images, labels in batches:
         with autocast(precision, images.device.type):
-            hits += correct(model(images), labels)
+            found += correct(model(images), labels)
         seen += len(labels)
     model.train(was_training)
-    return hits, seen
+    return found, seen
 
 
 def __getattr__(name: str) -> Any:

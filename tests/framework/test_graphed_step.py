@@ -1,0 +1,762 @@
+"""A training step as one graph: the same training as without, few captures, nothing that waits, and what runs as it
+stands. On the CPU a stand-in records and repeats operators (:mod:`tests.framework.recorded`)."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import sca
+from sca.pruning.optimizer import _Block
+from sca.structure.groups import find_groups
+from sca.training import GraphedStep, L1Penalty, Trainer, graph, loop, obstacles
+from sca.training.callbacks import Callback
+from sca_kernels import functional as F
+from sca_kernels import nn as snn
+from tests.framework.pruning_nets import ConvNet, batch
+from tests.framework.recorded import Recorder, Waits, nobody_waits
+from tests.framework.watched import Watch, assert_equal_state, tiny, trainer_of
+
+loss_fn = nn.functional.cross_entropy
+RATE = 0.0625  # exact in float32, in which a step has its learning rate
+
+
+@pytest.fixture
+def recorder(monkeypatch) -> Recorder:
+    """The device of all steps of a test, whose blocks of weights are moved by torch's operators, as on a GPU."""
+    found = Recorder()
+    monkeypatch.setattr(graph, "capture_of", lambda device: found)
+    monkeypatch.setattr(_Block, "_is_weight", lambda block, full: False)
+    monkeypatch.setattr(obstacles, "_named", set())
+    monkeypatch.setattr(sys.modules["torch.optim.adam"], "_get_capturable_supported_devices", lambda *_: ["cpu"])
+    return found
+
+
+def batches(steps: int, size: int = 5, odd: tuple[int, ...] = ()) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of ConvNet, those of numbers ``odd`` smaller."""
+    generator = torch.Generator().manual_seed(1)
+    for step in range(steps):
+        n = size - 2 if step in odd else size
+        yield torch.randn(n, 2, 6, 6, generator=generator), torch.randint(4, (n,), generator=generator)
+
+
+def sgd(parameters, **changes: Any) -> torch.optim.SGD:
+    return torch.optim.SGD(parameters, **{"lr": RATE, "momentum": 0.9, "weight_decay": 1e-3, "fused": True, **changes})
+
+
+def adamw(parameters, **changes: Any) -> torch.optim.AdamW:
+    """In the form that can be captured, so that the eager loop has the same bits."""
+    return torch.optim.AdamW(parameters, **{"lr": torch.tensor(RATE / 16), "capturable": True, **changes})
+
+
+OPTIMIZERS = {
+    "sgd": functools.partial(sgd, momentum=0.0),
+    "momentum": sgd,
+    "nesterov": functools.partial(sgd, nesterov=True),
+    "adamw": adamw,
+}
+
+
+class Run:
+    """A network, its optimizer and its scheduler, from seed 0."""
+
+    def __init__(
+        self, optimizer: Callable[..., Any] = sgd, net: Callable[[], nn.Module] = ConvNet, **prune: Any
+    ) -> None:
+        torch.manual_seed(0)
+        self.model = net()
+        self.optimizer = optimizer(self.model.parameters())
+        self.scheduler = None
+        if prune:
+            settings = {"density": 0.5, "min_channels": 2, "interval": 6, **prune}
+            self.scheduler = sca.SCAScheduler(self.model, self.optimizer, **settings)
+        self.losses: list[Tensor] = []
+
+    def step_of(self, **changes: Any) -> GraphedStep:
+        return GraphedStep(self.model, self.optimizer, loss_fn, self.scheduler, **changes)
+
+    def eager(self, x: Tensor, labels: Tensor, parts: int = 1) -> None:
+        """A step of a user's own loop."""
+        self.optimizer.zero_grad()
+        total = 0.0
+        for images, its in zip(x.tensor_split(parts), labels.tensor_split(parts), strict=True):
+            loss = loss_fn(self.model(images), its)
+            loss = loss if parts == 1 else loss * (len(its) / len(labels))
+            loss.backward()
+            total = total + loss.detach()
+        self.optimizer.step()
+        if self.scheduler is not None:
+            if self.scheduler.wants_probe:
+                self.scheduler.probe(lambda: loss_fn(self.model(x), labels))
+            self.scheduler.step()
+        self.losses.append(total)
+
+    def state(self) -> dict[str, Any]:
+        """All that training depends on."""
+        momenta = [
+            {k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()} for s in self.optimizer.state.values()
+        ]
+        pruning = None if self.scheduler is None else self.scheduler.state_dict()
+        return {
+            "losses": self.losses,
+            "model": copy.deepcopy(self.model.state_dict()),
+            "optimizer": momenta,
+            "scheduler": pruning,
+            "gradients": [p.grad for p in self.model.parameters()],
+        }
+
+
+def train(run: Run, step: GraphedStep, given: Iterator[tuple[Tensor, Tensor]]) -> None:
+    run.losses += [step(x, labels) for x, labels in given]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_captured_steps_train_as_eager_ones_bit_for_bit(recorder, name: str) -> None:
+    ours, theirs = Run(OPTIMIZERS[name]), Run(OPTIMIZERS[name])
+    step = ours.step_of()
+    train(ours, step, batches(24))
+    for x, labels in batches(24):
+        theirs.eager(x, labels)
+    assert_equal_state(ours.state(), theirs.state())
+    assert (step.captures, step.replays, recorder.asides, recorder.graphs) == (1, 21, 3, 1)
+
+
+@pytest.mark.parametrize("name", ["momentum", "adamw"])
+@pytest.mark.parametrize("regrow", ["bn_gamma", "random"])
+def test_pruning_captures_anew_and_trains_alike(recorder, name: str, regrow: str) -> None:
+    plan = {"start": 6, "stop": 24, "regrow_fraction": 0.5, "regrow": regrow}
+    ours, theirs = Run(OPTIMIZERS[name], **plan), Run(OPTIMIZERS[name], **plan)
+    step = ours.step_of()
+    train(ours, step, batches(30))
+    for x, labels in batches(30):
+        theirs.eager(x, labels)
+    assert_equal_state(ours.state(), theirs.state())
+    assert len(ours.scheduler.history) == 4
+    assert ours.scheduler.density == 0.5
+    assert (step.captures, step.replays) == (5, 15)  # of six steps between two updates, three warm up
+    assert len(recorder.alive) == 1
+
+
+def test_update_that_cuts_nothing_still_has_new_sums_to_be_captured(recorder) -> None:
+    plan = {"start": 6, "stop": 12, "density": 1.0, "regrow_fraction": 0.0}
+    ours, theirs = Run(**plan), Run(**plan)
+    train(ours, ours.step_of(), batches(17))
+    for x, labels in batches(17):
+        theirs.eager(x, labels)
+    assert_equal_state(ours.state(), theirs.state())
+    assert recorder.graphs == 3
+
+
+@pytest.mark.parametrize(("criterion", "observed"), [("sca", 1), ("redundancy", 1), ("taylor", 4)])
+def test_steps_that_pruning_observes_run_as_they_stand(recorder, criterion: str, observed: int) -> None:
+    """Those before an update whose criterion looks at passes, or whose budget counts layers' inputs."""
+    plan = {"start": 8, "stop": 16, "interval": 8, "criterion": criterion, "target": "synops"}
+    ours, theirs = Run(**plan), Run(**plan)
+    step = ours.step_of()
+    train(ours, step, batches(20))
+    for x, labels in batches(20):
+        theirs.eager(x, labels)
+    assert_equal_state(ours.state(), theirs.state())
+    assert (step.captures, step.replays) == (3, 2 * (8 - 3 - observed) + 1)  # of eight steps three warm up
+
+
+def test_odd_batch_runs_as_it_stands_and_keeps_the_graph(recorder) -> None:
+    odd = (6, 13, 20)
+    ours, theirs = Run(start=100, stop=200), Run(start=100, stop=200)
+    step = ours.step_of()
+    train(ours, step, batches(21, odd=odd))
+    for x, labels in batches(21, odd=odd):
+        theirs.eager(x, labels)
+    assert_equal_state(ours.state(), theirs.state())
+    assert (step.captures, step.replays) == (1, 21 - 3 - len(odd))
+
+
+def test_shape_that_goes_on_takes_the_place_of_the_one_before(recorder) -> None:
+    run = Run()
+    step = run.step_of(warmup=2)
+    train(run, step, batches(6, odd=()))
+    train(run, step, batches(6, size=7))
+    assert (step.captures, step.replays, len(recorder.alive)) == (2, 8, 1)
+
+
+def test_learning_rates_change_without_a_capture(recorder) -> None:
+    rates = [RATE / 2**k for k in (0, 1, 1, 2, 3, 4, 4, 5, 3, 2, 1, 0)]
+    ours, theirs = Run(), Run()
+    step = ours.step_of()
+    for run, one in (ours, None), (theirs, theirs.eager):
+        for rate, (x, labels) in zip(rates, batches(12), strict=True):
+            run.optimizer.param_groups[0]["lr"] = rate
+            train(run, step, [(x, labels)]) if one is None else one(x, labels)
+    assert_equal_state(ours.state(), theirs.state())
+    assert step.captures == 1
+    assert ours.optimizer.param_groups[0]["lr"] == rates[-1]  # a number, as it was set
+
+
+def test_schedule_of_torch_works_without_a_warning(recorder, recwarn) -> None:
+    ours, theirs = Run(), Run()
+    step = ours.step_of()
+    for run in ours, theirs:
+        schedule = torch.optim.lr_scheduler.StepLR(run.optimizer, step_size=4, gamma=0.5)
+        for x, labels in batches(14):
+            train(run, step, [(x, labels)]) if run is ours else run.eager(x, labels)
+            schedule.step()
+    assert_equal_state(ours.state(), theirs.state())
+    assert step.captures == 1
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("sizes", [6, 5])
+def test_accumulation_equals_that_of_parts(recorder, sizes: int) -> None:
+    ours, theirs = Run(), Run()
+    step = ours.step_of(accumulate=3)
+    train(ours, step, batches(10, size=sizes))
+    for x, labels in batches(10, size=sizes):
+        theirs.eager(x, labels, parts=3)
+    assert_equal_state(ours.state(), theirs.state())
+    assert step.captures == 1
+
+
+def test_average_follows_captured_steps(recorder) -> None:
+    averages = []
+    ours, theirs = Run(start=6, stop=12), Run(start=6, stop=12)
+    step = ours.step_of()
+    for run in ours, theirs:
+        average = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+        run.scheduler.follow(average)
+        for x, labels in batches(16):
+            train(run, step, [(x, labels)]) if run is ours else run.eager(x, labels)
+            average.update_parameters(run.model)
+        averages.append(average.state_dict())
+    assert_equal_state(*averages)
+    assert step.captures == 3
+
+
+def test_frozen_layers_and_clipping_are_captured(recorder) -> None:
+    def frozen() -> nn.Module:
+        net = ConvNet()
+        net.conv1.requires_grad_(False)
+        return net
+
+    states = []
+    for captured in True, False:
+        run = Run(net=frozen, start=6, stop=12)
+        clip = functools.partial(nn.utils.clip_grad_norm_, list(run.model.parameters()), 0.1)
+        step = run.step_of(on_backward=clip, graph=captured)
+        train(run, step, batches(16))
+        states.append(run.state())
+        assert step.captures == (3 if captured else 0)
+    assert_equal_state(*states)
+
+
+CHANGES = {
+    "structure": lambda run, step: run.model.norm1.group.set_active([0, 1, 2]),
+    "mode": lambda run, step: run.model.norm1.eval(),
+    "requires_grad": lambda run, step: run.model.conv1.requires_grad_(False),
+    "options": lambda run, step: run.optimizer.param_groups[0].update(weight_decay=0.5),
+    "parameter": lambda run, step: run.model.load_state_dict(copy.deepcopy(run.model.state_dict()), assign=True),
+    "memory": lambda run, step: setattr(run.model.conv1.weight, "data", run.model.conv1.weight.data.clone()),
+    "optimizer state": lambda run, step: run.optimizer.load_state_dict(copy.deepcopy(run.optimizer.state_dict())),
+    "precision": lambda run, step: setattr(step, "precision", "bfloat16"),
+    "determinism": lambda run, step: torch.use_deterministic_algorithms(True),
+    "released": lambda run, step: step.release(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_step_depends_on_has_it_captured_anew(recorder, change: str) -> None:
+    states = []
+    try:
+        for captured in True, False:
+            run = Run()
+            step = run.step_of(graph=captured)
+            train(run, step, batches(6))
+            CHANGES[change](run, step)
+            if change == "parameter":
+                run.optimizer.param_groups[0]["params"] = list(run.model.parameters())
+            train(run, step, batches(5))
+            if captured:
+                assert (step.captures, step.replays) == (2, 5)
+            states.append(run.state())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_equal_state(*states)
+
+
+def test_mode_that_comes_back_finds_its_graph(recorder) -> None:
+    run = Run()
+    step = run.step_of()
+    train(run, step, batches(5))
+    run.model.norm1.eval()
+    train(run, step, batches(1))
+    run.model.norm1.train()
+    train(run, step, batches(2))
+    assert (step.captures, step.replays) == (1, 4)
+
+
+def test_autocast_of_the_caller_counts_as_precision(recorder) -> None:
+    run = Run()
+    step = run.step_of()
+    train(run, step, batches(5))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        train(run, step, batches(5))
+    assert step.captures == 2
+
+
+def test_gradients_stay_readable_and_eager_steps_start_from_none(recorder) -> None:
+    run = Run()
+    step = run.step_of()
+    train(run, step, batches(5))
+    captured = [p.grad for p in run.model.parameters()]
+    run.optimizer.zero_grad()
+    train(run, step, batches(1))
+    assert all(p.grad is gradient for p, gradient in zip(run.model.parameters(), captured, strict=True))
+    train(run, step, batches(1, size=3))
+    assert all(p.grad is not gradient for p, gradient in zip(run.model.parameters(), captured, strict=True))
+    step.release()
+    assert not recorder.alive
+
+
+def test_losses_are_not_overwritten(recorder) -> None:
+    run = Run()
+    train(run, run.step_of(), batches(8))
+    assert len({float(loss) for loss in run.losses}) == 8
+    assert all(loss.dim() == 0 and not loss.requires_grad for loss in run.losses)
+
+
+class Reading(ConvNet):
+    """Reads a value in its forward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if float(y.detach().sum()) < 1e30 else -y
+
+
+@pytest.mark.parametrize("where", ["forward", "on_backward"])
+def test_failed_capture_loses_no_step_and_is_named_once(recorder, caplog, where: str) -> None:
+    plan = {"start": 9, "stop": 18, "interval": 9}
+    net = Reading if where == "forward" else ConvNet
+    ours, theirs = Run(net=net, **plan), Run(net=net, **plan)
+    read = (lambda: float(ours.model.conv1.weight.grad.sum())) if where == "on_backward" else None
+    step = ours.step_of(on_backward=read)
+    train(ours, step, batches(20))
+    for x, labels in batches(20):
+        theirs.eager(x, labels)
+    assert_equal_state(ours.state(), theirs.state())
+    assert step.captures == 0
+    assert "Waits" in step.obstacle
+    assert [record.message for record in caplog.records if "CUDA graph" in record.message] == [
+        f"training steps run without a CUDA graph: {step.obstacle}"
+    ]
+
+
+def test_capture_that_fails_within_the_optimizer_puts_blocks_back(recorder, monkeypatch) -> None:
+    """The optimizer holds blocks of active channels then."""
+    ours, theirs = Run(start=4, stop=8, interval=4), Run(start=4, stop=8, interval=4)
+    inner = torch.optim.SGD.step
+
+    def reading(optimizer, *arguments):
+        result = inner(optimizer, *arguments)
+        optimizer.param_groups[0]["params"][0].sum().item()
+        return result
+
+    monkeypatch.setattr(torch.optim.SGD, "step", reading)
+    ours, theirs = Run(start=4, stop=8, interval=4), Run(start=4, stop=8, interval=4)
+    step = ours.step_of(warmup=1)
+    train(ours, step, batches(12))
+    for x, labels in batches(12):
+        theirs.eager(x, labels)
+    assert "Waits" in step.obstacle
+    assert_equal_state(ours.state(), theirs.state())
+
+
+def test_step_that_waits_is_not_captured_at_all(recorder, caplog) -> None:
+    """On CUDA a capture that fails leaves traces."""
+    recorder.tells_waits = True
+    recorder.record = None
+    ours, theirs = Run(net=Reading), Run(net=Reading)
+    step = ours.step_of()
+    train(ours, step, batches(12))
+    for x, labels in batches(12):
+        theirs.eager(x, labels)
+    assert_equal_state(ours.state(), theirs.state())
+    assert step.obstacle == "a step waits for the device, at aten._local_scalar_dense.default"
+    assert len(caplog.records) == 1
+
+
+class Stateful(nn.Module):
+    """Goes on from its last potential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.last = ConvNet(), snn.LIF(stateful=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        snn_state, self.last.v = self.last.v, None if self.last.v is None else self.last.v.detach()
+        del snn_state
+        return self.last(self.net(x)[None]).mean(0)
+
+
+class Counting(ConvNet):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return super().forward(x)
+
+
+def _hooked() -> nn.Module:
+    net = ConvNet()
+    net.norm1.register_forward_hook(lambda module, inputs, output: None)
+    return net
+
+
+def _synchronised() -> nn.Module:
+    net = ConvNet()
+    net.norm1.process_group = True
+    return net
+
+
+class Stepping(torch.optim.SGD):
+    """Another optimizer, of which nothing is known."""
+
+
+OBSTACLES = {
+    "stateful": (Stateful, sgd, r"last \(LIF\) keeps v from step to step"),
+    "counting": (Counting, sgd, r"the model \(Counting\) keeps calls from step to step"),
+    "hook": (_hooked, sgd, r"norm1 \(BatchNormLIF\) has the hook .*capturable = True"),
+    "optimizer": (ConvNet, Stepping, "the optimizer Stepping has no option 'capturable'"),
+    "Adagrad": (ConvNet, torch.optim.Adagrad, "the optimizer Adagrad has no option 'capturable'"),
+    "compiled": (lambda: torch.compile(ConvNet(), backend="eager"), sgd, "compiled by torch.compile"),
+    "data parallel": (lambda: nn.DataParallel(ConvNet()), sgd, r"the model \(DataParallel\) is spread"),
+}
+
+
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_what_cannot_be_captured_runs_as_it_stands_and_is_named_once(recorder, caplog, name: str) -> None:
+    net, optimizer, words = OBSTACLES[name]
+    runs = []
+    for captured in True, False:
+        torch.manual_seed(0)
+        model = net()
+        options = {"lr": RATE, **({"fused": True} if optimizer is sgd else {})}
+        step = GraphedStep(model, optimizer(model.parameters(), **options), loss_fn, graph=captured)
+        losses = [step(x, labels) for x, labels in batches(9)]
+        assert step.captures == 0
+        runs.append((losses, copy.deepcopy(model.state_dict())))
+        if captured:
+            step_of_graph = step
+    assert_equal_state(*runs)
+    named = [record.message for record in caplog.records if "CUDA graph" in record.message]
+    assert len(named) == 1
+    assert named[0].endswith(step_of_graph.obstacle)
+    assert re.search(words, named[0])
+
+
+def test_batch_norm_over_processes_is_an_obstacle() -> None:
+    assert "waits for other processes" in obstacles.of_model(_synchronised(), torch.device("cpu"))
+
+
+def test_hook_that_says_so_is_captured(recorder) -> None:
+    run = Run()
+
+    def leave(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output * 1
+
+    leave.capturable = True
+    run.model.norm1.register_forward_hook(leave)
+    step = run.step_of()
+    train(run, step, batches(5))
+    assert step.captures == 1
+
+
+def test_steps_of_which_no_two_are_alike_are_named(recorder, caplog) -> None:
+    run = Run()
+    step = run.step_of()
+    for at, (x, labels) in enumerate(batches(24)):
+        run.optimizer.param_groups[0]["momentum"] = 0.5 + at / 100
+        train(run, step, [(x, labels)])
+    assert step.captures == 0
+    assert [record.message for record in caplog.records] == [
+        "training steps run without a CUDA graph: no two steps in a row are alike, by their options"
+    ]
+
+
+def test_counts_of_an_optimizer_that_ran_before_move_to_the_device(recorder) -> None:
+    """Adam keeps its count of steps on the host until it is to be captured; the meta device stands for another one."""
+    state = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(2)}
+    p = nn.Parameter(torch.zeros(2, device="meta"))
+    optimizer = torch.optim.Adam([p])
+    optimizer.state[p] = state
+    graph.DeviceNumbers([optimizer], p.device).prepare()
+    assert state["step"].device.type == "meta"
+    assert state["exp_avg"].device.type == "cpu"
+
+
+def test_cpu_runs_the_plain_loop() -> None:
+    plan = {"start": 3, "stop": 9, "interval": 3}
+    ours, theirs = (Run(functools.partial(torch.optim.Adam, lr=0.01), **plan) for _ in range(2))
+    step = ours.step_of()
+    train(ours, step, batches(10))
+    for x, labels in batches(10):
+        theirs.eager(x, labels)
+    assert_equal_state(ours.state(), theirs.state())
+    assert (step.captures, step.obstacle) == (0, None)
+
+
+WRONG = {
+    "model": ({"model": 1}, "model: expected a torch.nn.Module"),
+    "optimizer": ({"optimizer": []}, "optimizer: expected a torch.optim.Optimizer"),
+    "loss_fn": ({"loss_fn": None}, "loss_fn: expected a function, got NoneType"),
+    "scheduler": ({"scheduler": 1}, "scheduler: expected an sca.SCAScheduler, got int"),
+    "precision": ({"precision": "float16"}, "precision: expected"),
+    "accumulate": ({"accumulate": 0}, "accumulate: expected"),
+    "warmup": ({"warmup": 0}, "warmup: expected"),
+    "on_backward": ({"on_backward": 1}, "on_backward: expected a function, got int"),
+    "graph": ({"graph": "on"}, "graph: expected"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_argument_is_named(name: str) -> None:
+    run = Run()
+    changes, words = WRONG[name]
+    arguments = {"model": run.model, "optimizer": run.optimizer, "loss_fn": loss_fn, **changes}
+    with pytest.raises((TypeError, ValueError), match=words):
+        GraphedStep(**arguments)
+
+
+def test_wrong_batch_or_loss_is_named() -> None:
+    run = Run()
+    x, labels = batch()
+    with pytest.raises(TypeError, match="labels: expected a tensor"):
+        run.step_of()(x, labels.tolist())
+    step = GraphedStep(run.model, run.optimizer, lambda logits, labels: logits)
+    with pytest.raises(ValueError, match="loss_fn: expected a scalar tensor"):
+        step(x, labels)
+
+
+BACKENDS = ["cpu", "reference"] + (["triton"] if os.environ.get("TRITON_INTERPRET") == "1" else [])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("is_pruned", [False, True], ids=["dense", "pruned"])
+@pytest.mark.parametrize("name", ["momentum", "adamw"])
+def test_nothing_in_a_step_waits(recorder, name: str, is_pruned: bool, backend: str) -> None:
+    """Of a whole step as it stands, which is what is captured: passes, activity, optimizer, scheduler."""
+    torch.manual_seed(0)
+    model = sca.models.build(
+        "vgg5", num_classes=4, in_channels=2, time_steps=2, image_size=16, width=0.125, backend=backend
+    )
+    optimizer = OPTIMIZERS[name](model.parameters())
+    scheduler = sca.SCAScheduler(model, optimizer, start=90, stop=99, interval=9, density=0.5)
+    if is_pruned:
+        for members in find_groups(model).values():
+            members.group.set_active(range(0, members.group.num_channels, 2))
+    step = GraphedStep(model, optimizer, lambda logits, labels: loss_fn(logits.mean(0), labels), scheduler)
+    x, labels = torch.rand(3, 2, 16, 16), torch.arange(3)
+    step(x, labels)
+    step(x, labels)
+    with F.check_nan(False), nobody_waits():
+        step(x, labels)
+    step(x, labels)
+    with nobody_waits():
+        step(x, labels)
+    assert (step.captures, step.replays) == (1, 2)
+
+
+@pytest.mark.parametrize("read", [Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.nonzero, bool, float], ids=str)
+def test_a_planted_read_is_refused(read: Callable[[Tensor], Any]) -> None:
+    run = Run()
+    step = run.step_of(on_backward=lambda: read(run.model.conv1.weight.grad.sum()))
+    with F.check_nan(False), nobody_waits(), pytest.raises(Waits, match="waits for the device"):
+        step(*batch())
+
+
+class Reader(Callback):
+    """Looks at gradients, and does not say that this could be captured."""
+
+    def on_backward(self, trainer: Trainer) -> None:
+        self.seen = [p.grad for p in trainer.model.parameters()]
+
+
+def trained(config, watch: Watch | None = None, callbacks: tuple[Callback, ...] = ()) -> Trainer:
+    trainer = trainer_of(config)
+    trainer.callbacks += callbacks
+    trainer.fit(watch)
+    return trainer
+
+
+@pytest.fixture
+def runs_ahead(recorder, monkeypatch) -> Recorder:
+    """The CPU as a device that computes while Python goes on."""
+    monkeypatch.setattr(loop, "_runs_ahead", lambda device: True)
+    sgd_init = torch.optim.SGD.__init__
+    monkeypatch.setattr(  # as sca train has it on CUDA
+        torch.optim.SGD, "__init__", lambda self, *args, **named: sgd_init(self, *args, **{**named, "fused": True})
+    )
+    return recorder
+
+
+RUNS = {
+    "recipe": {},
+    "l1": {"l1": 1e-4},
+    "ema": {"ema": 0.9},
+    "frozen": {"freeze": ["features.0"]},
+    "probes late": {"prune_stop": 0.9, "regrow_fraction": 0.5},
+    "odd batch": {"limit_train": 126},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_trainer_by_graphs_tells_what_the_plain_one_tells(runs_ahead, monkeypatch, name: str) -> None:
+    """Learning rates are float32 within a captured step; here they are in both, by an exact schedule."""
+    config = tiny(lr=0.125, lr_schedule="step", warmup=0.0, epochs=2, batch_size=4, **RUNS[name])
+    ours = trained(config)
+    captures = runs_ahead.graphs
+    assert captures > 1
+    monkeypatch.setattr(loop, "_runs_ahead", lambda device: False)
+    theirs = trained(config.changed(graph="off"))
+    assert runs_ahead.graphs == captures
+    assert not runs_ahead.alive
+    a, b = ours.state(), theirs.state()
+    for state in a, b:
+        del state["config"]["graph"]
+    assert_equal_state(a, b)
+
+
+def test_trainer_reads_once_in_a_while(runs_ahead, monkeypatch) -> None:
+    reads = []
+    inner = Trainer._read
+    monkeypatch.setattr(Trainer, "_read", lambda trainer: (reads.append(len(trainer._unread)), inner(trainer))[1])
+    trained(tiny(density=1.0, epochs=2, batch_size=2, limit_train=128))
+    assert reads == [1, 50, 13, 1, 50, 13]
+
+
+def test_trainer_state_in_the_middle_of_an_epoch_is_complete(runs_ahead) -> None:
+    config = tiny(batch_size=8, epochs=2)
+    whole = trained(config)
+    stopped = trainer_of(config)
+    with pytest.raises(sca.training.Interrupted):
+        stopped.fit(Watch(stop_after=7))
+    state = copy.deepcopy(stopped.state())
+    assert state["sums"]["batches"] == 7
+    assert state["sums"]["samples"] == 56
+    resumed = trainer_of(config)
+    resumed.load_state(state)
+    resumed.fit()
+    assert [{k: v for k, v in row.items() if k in ("step", "density", "active")} for row in resumed.history] == [
+        {k: v for k, v in row.items() if k in ("step", "density", "active")} for row in whole.history
+    ]
+
+
+@pytest.mark.parametrize("asks", ["checkpoint", "end", "update"])
+def test_divergence_is_never_saved(runs_ahead, asks: str) -> None:
+    """It is read behind the step, but before anything comes of it."""
+
+    def spoil(trainer: Trainer) -> None:
+        if trainer.step == 3:
+            with torch.no_grad():
+                next(trainer.model.parameters()).fill_(float("nan"))
+        if asks == "checkpoint" and trainer.step == 5:
+            asking.checkpoint_requested = True
+
+    saved = []
+    asking = Callback()
+    trainer = trainer_of(tiny(batch_size=8, epochs=1, density=0.5 if asks == "update" else 1.0))
+    trainer.callbacks.append(asking)
+    trainer.criterion = lambda logits, labels: loss_fn(logits.mean(0) + _poison(trainer), labels)
+    with F.check_nan(False), pytest.raises(sca.training.Diverged, match="the loss is nan at step 4"):
+        trainer.fit(Watch(spoil), save=saved.append)
+    assert not saved
+    assert all(update["step"] < 4 for update in trainer.updates)
+
+
+def _poison(trainer: Trainer) -> Tensor:
+    """NaN once a parameter is, though neurons fall silent then."""
+    return 0 * next(trainer.model.parameters()).detach().sum()
+
+
+def test_callback_that_may_read_gradients_has_steps_run_as_they_stand(runs_ahead, caplog) -> None:
+    trained(tiny(epochs=1, batch_size=8), callbacks=(Reader(),))
+    assert runs_ahead.graphs == 0
+    assert [r.message for r in caplog.records if "CUDA graph" in r.message] == [
+        "training steps run without a CUDA graph: on_backward of Reader does not say that it is capturable"
+    ]
+    assert L1Penalty.capturable
+
+
+def test_own_average_equals_that_of_torch() -> None:
+    """It hands no number to the device, and moves the same bits."""
+    run = Run()
+    ours = sca.training.average.averaged(run.model, 0.9)
+    theirs = AveragedModel(run.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for x, labels in batches(4):
+        run.eager(x, labels)
+        for average in ours, theirs:
+            average.update_parameters(run.model)
+    assert_equal_state(ours.state_dict(), theirs.state_dict())
+
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@cuda
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["momentum", "adamw"])
+def test_cuda_graph_trains_as_the_same_steps_without(name: str) -> None:
+    """With an update, a change of the learning rate and an odd batch."""
+    states = []
+    for captured in True, False:
+        torch.manual_seed(0)
+        model = ConvNet().cuda()
+        optimizer = (torch.optim.AdamW if name == "adamw" else torch.optim.SGD)(model.parameters(), lr=0.01)
+        scheduler = sca.SCAScheduler(model, optimizer, start=8, stop=16, interval=8, density=0.5, min_channels=2)
+        step = GraphedStep(model, optimizer, loss_fn, scheduler, graph=captured)
+        losses = []
+        for at, (x, labels) in enumerate(batches(24, odd=(6, 14))):
+            optimizer.param_groups[0]["lr"] = 0.01 / (1 + at)
+            losses.append(step(x.cuda(), labels.cuda()))
+        states.append((torch.stack(losses).cpu(), {k: v.cpu() for k, v in model.state_dict().items()}))
+        assert step.captures == (3 if captured else 0), step.obstacle
+        assert len(scheduler.history) == 2
+    torch.testing.assert_close(states[0][0], states[1][0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(states[0][1], states[1][1], rtol=1e-3, atol=1e-3)
+
+
+@cuda
+@pytest.mark.gpu
+def test_nothing_in_a_step_waits_on_a_cuda_device() -> None:
+    model = ConvNet().cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    step = GraphedStep(model, optimizer, loss_fn, sca.SCAScheduler(model, optimizer, start=90, stop=99, interval=9))
+    x, labels = (z.cuda() for z in batch())
+    for _ in range(5):
+        step(x, labels)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(x, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert step.captures == 1
+
+
+@cuda
+@pytest.mark.gpu
+def test_read_in_a_cuda_capture_loses_no_step() -> None:
+    torch.manual_seed(0)
+    model = Reading().cuda()
+    step = GraphedStep(model, torch.optim.SGD(model.parameters(), lr=0.01), loss_fn)
+    losses = [float(step(x.cuda(), labels.cuda())) for x, labels in batches(8)]
+    assert step.captures == 0
+    assert "waits for the device" in step.obstacle
+    assert all(loss == loss for loss in losses)
