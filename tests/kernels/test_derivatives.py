@@ -14,10 +14,10 @@ from sca_kernels.testing import activation, relative_l2
 
 LISTS = {
     "all": (None, None),
-    "some": (torch.tensor([0, 2, 3]), torch.tensor([1, 4])),
-    "depthwise": (torch.tensor([0, 2, 3]), torch.tensor([0, 2, 3])),
+    "some": (torch.tensor([0, 2, 3, 7]), torch.tensor([1, 4, 5, 6])),
+    "depthwise": (torch.tensor([0, 2, 3, 6]), torch.tensor([0, 2, 3, 6])),
 }
-WIDTH = 5
+WIDTH = 8
 
 
 def convolutions(lists, full_input, full_output, bias, backend, path):
