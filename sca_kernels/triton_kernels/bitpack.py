@@ -61,4 +61,6 @@ def unpack(packed: Tensor, numel: int, dtype: torch.dtype) -> Tensor:
 
 def _launch(kernel, on: Tensor, numel: int, **tensors: Tensor) -> None:
     with torch.cuda.device_of(on):
-        kernel[(triton.cdiv(numel, 8 * _BYTES),)](**tensors, numel=numel, BYTES=_BYTES, WHOLE=numel % 8 == 0)
+        kernel[(triton.cdiv(numel, 8 * _BYTES),)](
+            **tensors, numel=numel, BYTES=_BYTES, WHOLE=numel % 8 == 0, enable_fp_fusion=False
+        )

@@ -208,6 +208,7 @@ def start(
             WHOLE_ROWS=unlisted and whole,
             ROWS=_ROWS,
             COLUMNS=_COLUMNS,
+            enable_fp_fusion=False,
         )
 
 
