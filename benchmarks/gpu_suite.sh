@@ -6,9 +6,11 @@
 #
 # tests     build the native part, then the whole suite but for the install tests (they need a package index)
 # sanitize  G7: compute-sanitizer's memcheck and racecheck on a selection of the kernel tests, every CUDA backend
-# bench     G1 to G5 against their peers; stored figure by figure, so that it goes on where it was interrupted
+# bench     G1 to G5 and G8 against their peers, steps captured and eager; stored figure by figure, so that it goes on
+#           where it was interrupted: one call each for G1 G2, for G3, and for G4 G5 G8 G8-launches
 # counters  achieved bytes/s, occupancy and registers of the kernels of G1 and G2, by ncu
-# train     train, prune and compact VGG-16 on the CIFAR-10 images in CIFAR10_DIR
+# train     train, prune and compact VGG-16 on the CIFAR-10 images in CIFAR10_DIR; by captured steps, without with
+#           --graph off
 #
 # Results: benchmarks/results/<device>/<date>.json. Environment: PYTHON (python3), OUT (results and logs go there, too),
 # CIFAR10_DIR. With --dry-run: print the commands, start none.
@@ -62,7 +64,7 @@ tests() {
 
 # One test of every kernel and layout: a sanitizer slows a kernel down by a factor of ten and more.
 selection="cuda and not reference and (bit_identical and 3.0 or odd_sizes and (65 or 130) or prelude and plif and no-decay
-    or presented or training_follows_torch or large_mean or bits_round_trip)"
+    or presented or training_follows_torch or large_mean or bits_round_trip or adds_activity_as_torch and double)"
 
 sanitize() {
     local tool status=0 result
@@ -91,7 +93,7 @@ counters() {
     local status=0
     local metrics=gpu__time_duration.sum,dram__bytes.sum,dram__bytes.sum.per_second
     metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread
-    run 400 counters ncu --csv --page raw --metrics $metrics --kernel-name 'regex:forward|backward|deviations|statistics' \
+    run 400 counters ncu --csv --page raw --metrics $metrics --kernel-name 'regex:forward|backward|moments' \
         "$python" -m benchmarks.gpu --profile G1 G2 || status=$?
     grep '^"' "$logs/counters.log" >"$logs/counters.lines" 2>/dev/null || true
     keep counters "$logs/counters.lines"

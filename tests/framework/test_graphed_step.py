@@ -763,15 +763,17 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"
 @cuda
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["momentum", "adamw"])
-def test_cuda_graph_trains_as_the_same_steps_without(name: str) -> None:
-    """With an update, a change of the learning rate and an odd batch."""
+def test_cuda_graph_trains_as_the_same_steps_without(monkeypatch, name: str) -> None:
+    """With updates, changes of the learning rate and odd batches; beside steps that only ever warm up, which launch the
+    same kernels: a spike more or less, for rounding alone, would part the two."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     states = []
     for captured in True, False:
         torch.manual_seed(0)
         model = ConvNet().cuda()
         optimizer = (torch.optim.AdamW if name == "adamw" else torch.optim.SGD)(model.parameters(), lr=0.01)
         scheduler = sca.SCAScheduler(model, optimizer, start=8, stop=16, interval=8, density=0.5, min_channels=2)
-        step = GraphedStep(model, optimizer, loss_fn, scheduler, graph=captured)
+        step = GraphedStep(model, optimizer, loss_fn, scheduler, warmup=3 if captured else 1000)
         losses = []
         for at, (x, labels) in enumerate(batches(24, odd=(6, 14))):
             optimizer.param_groups[0]["lr"] = 0.01 / (1 + at)

@@ -39,7 +39,7 @@ def test_a_dry_run_of_all_lists_every_stage_and_every_case():
     done = suite("--dry-run", "all")
     assert done.returncode == 0, done.stderr
     assert all(text in done.stdout for text in STAGES.values())
-    assert all(f"\n{case}: " in done.stdout for case in ("G1", "G2", "G3", "G4", "G5"))
+    assert all(f"\n{case}: " in done.stdout for case in ("G1", "G2", "G3", "G4", "G5", "G8", "G8-launches"))
 
 
 def test_without_a_device_a_stage_fails_and_says_so():

@@ -369,7 +369,7 @@ class _Before:
     got to is tensors that were never computed."""
 
     def __init__(self, model: nn.Module, optimizers: Iterable[Any], parameters: Iterable[nn.Parameter]) -> None:
-        self._parameters = [(p, p.data, p.grad) for p in parameters]
+        self._gradients = [(p, p.grad) for p in parameters]
         modules = list(model.modules())
         live = [holder for m in modules for holder in (vars(m), m._buffers)]
         live += [vars(m.activity) for m in modules if getattr(m, "activity", None) is not None]
@@ -383,10 +383,7 @@ class _Before:
 
     def restore(self) -> None:
         """Put it back."""
-        for p, data, gradient in self._parameters:
-            if p.data_ptr() != data.data_ptr() or p.shape != data.shape:
-                p.grad = None
-                p.data = data
+        for p, gradient in self._gradients:
             p.grad = gradient
         for live, held in self._held:
             if live.keys() != held.keys() or any(live[name] is not held[name] for name in held):
