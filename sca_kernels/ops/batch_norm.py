@@ -1,6 +1,6 @@
 """``sca_kernels::batch_norm_forward`` and its backward: training batch norm fused in front of a neuron;
 ``recorded_batch_norm_forward`` moves running statistics and adds the activity to sums as well.
-``batch_norm_inference`` takes given statistics, and is not differentiable. ``batch_norm_moments``, ``batch_norm_sums``
+``batch_norm_inference`` takes given statistics. ``batch_norm_moments``, ``batch_norm_sums``
 and ``batch_norm_gradient`` are its parts on one of several processes, between whose sums lies a sum over processes."""
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backends import run
+from ..backends.base import at_width
 from ..checks import describe
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
@@ -37,6 +38,7 @@ from .guards import (
     guard_sums,
     guard_vectors,
 )
+from .neuron import neuron_forward
 
 
 @Operator
@@ -279,6 +281,18 @@ def _backward(ctx, grad_spikes, grad_v, *_):
 batch_norm_forward.differentiable(_backward, _setup)
 recorded_batch_norm_forward.differentiable(_backward, _setup)
 batch_norm_backward.no_second_order()
+
+
+def _inference_by_torch(
+    x, time_steps, weight, bias, mean, var, eps, rate, v_init, mask, return_v, channels, *rest
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """The neuron behind a prelude that torch makes of the statistics, and differentiates."""
+    weight, bias, mean, var = (at_width(z, channels, x) for z in (weight, bias, mean, var))
+    prelude = by_torch.prelude(mean, var, weight, bias, eps)
+    return neuron_forward.overload(x, time_steps, *prelude, rate, v_init, mask, return_v, *rest)
+
+
+batch_norm_inference.differentiable(by_torch=_inference_by_torch)
 
 
 @Operator

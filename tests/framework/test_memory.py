@@ -38,8 +38,10 @@ def test_block_saves_its_input_as_bits_the_neurons_current_and_the_pools_indices
     pixels = T * N * SIZE**2
     bits, current = pixels * 5 // 8, pixels * 6 * 4
     indices = pixels // 4 * 6 * 8 if pool else 0
-    vectors = 4 * 6 * 4 + (5 + 6) * 8  # gathered gamma and beta, mean, variance; the two lists of active channels
-    assert saved_bytes(lambda: module(spikes), list(module.parameters())) == bits + current + indices + vectors
+    weights = 6 * 5 * 9 * 4  # of active channels alone
+    vectors = 4 * 6 * 4 + (5 + 6) * 8  # mean, variance, scale, shift; the two lists of active channels
+    expected = bits + current + indices + weights + vectors
+    assert saved_bytes(lambda: module(spikes), list(module.parameters())) == expected
 
 
 def test_no_full_width_tensor_stands_between_the_modules_of_a_pruned_network():
