@@ -88,22 +88,22 @@ def _launches(func: Any, name: str, args: tuple[Any, ...], out: Any) -> int:
 @contextlib.contextmanager
 def counted() -> Iterator[Counter[str]]:
     """What is started within, by the name of the kernel or the operator."""
-    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.interpreter import GridExecutor
     from triton.runtime.jit import JITFunction
 
     mode = _Operators(Counter())
-    originals = {kind: kind.run for kind in (JITFunction, InterpretedFunction)}
+    originals = {(JITFunction, "run"): JITFunction.run, (GridExecutor, "__call__"): GridExecutor.__call__}
     zeros = plan._counters
     try:
         plan._counters = mode.apart(zeros)  # made once per stream on a GPU, per launch where kernels are interpreted
-        for kind, run in originals.items():
-            kind.run = mode.watching(run)
+        for (kind, name), run in originals.items():
+            setattr(kind, name, mode.watching(run))
         with mode:
             yield mode.seen
     finally:
         plan._counters = zeros
-        for kind, run in originals.items():
-            kind.run = run
+        for (kind, name), run in originals.items():
+            setattr(kind, name, run)
 
 
 CONVOLUTIONS = {
