@@ -98,7 +98,7 @@ def gather_kernel(
     value = tl.load(source + from_row[:, None] + from_column[None, :], mask=exists, other=0.0)
     tl.store(target + (row * columns)[:, None] + column[None, :], value.to(target.dtype.element_ty), mask=exists)
     if bias is not None:
-        first = row_exists & (program % column_tiles == 0)
+        first = tl.where(program % column_tiles == 0, row_exists, False)  # 3.9's interpreter makes no mask by &
         value = tl.load(bias + outer, mask=first, other=0.0)
         tl.store(bias_target + row, value.to(bias_target.dtype.element_ty), mask=first)
 
@@ -150,9 +150,9 @@ def scatter_kernel(
     exists = row_exists[:, None] & column_exists[None, :]
     tl.store(target + (row * columns)[:, None] + column[None, :], value.to(target.dtype.element_ty), mask=exists)
     if bias is not None:
-        first = program % column_tiles == 0
+        first = tl.where(program % column_tiles == 0, row_exists, False)
         value = tl.load(bias + outer, mask=row_found & first, other=0.0)
-        tl.store(bias_target + row, value.to(bias_target.dtype.element_ty), mask=row_exists & first)
+        tl.store(bias_target + row, value.to(bias_target.dtype.element_ty), mask=first)
 
 
 class Axis(NamedTuple):
