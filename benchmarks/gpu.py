@@ -7,12 +7,11 @@ device, and stores nothing: it only shows that the cases run.
 from __future__ import annotations
 
 import argparse
-import copy
+import gc
 import os
 import re
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,29 +22,24 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, cross_entropy
+from torch.nn.functional import conv2d
 
-import sca
-from sca.bench.memory import allocated
-from sca.bench.peers import spikingjelly_vgg
-from sca.bench.work import mean_loss, prune_evenly, sgd, training_step
-from sca.training import GraphedStep
-from sca_kernels import doctor
 from sca_kernels import functional as F
 from sca_kernels.backends import registry
 from sca_kernels.testing import activation
 
-from . import peers, results
+from . import gpu_steps, peers, results
 from .cases import COMPILE, OURS, SPIKINGJELLY, Bar, Case, label, returned
-from .measure import Party, clock, flip_rate, forward_backward, ratio, relative_error, require, sampled, summary
+from .measure import Named, Party, clock, flip_rate, forward_backward, ratio, relative_error, require, summary
 from .run import table
 
 CUDNN = "cuDNN dense"
 COPY = "copies of the minimum bytes"
-GRAPHED = f"{OURS}, captured"
-SPIKINGJELLY_GRAPHED = f"{SPIKINGJELLY}, captured"
 COPY_SHARE = 0.85  # of copy bandwidth, at least
+HOST_MS, LAUNCHES = 0.2, 160  # at most: of a captured step; of 13 layers as they stand
+LAYERS, STEP = "13 layers", "step"
 LAYOUTS = ("contiguous", "channels_last")
+GPU_BACKENDS = ("triton", "cuda")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -60,9 +54,6 @@ class Scale:
         """[T, N, C, H, W] of an activation."""
         return (4, 2, 16, 8, 8) if self.smoke else (4, 512 // dtype.itemsize, 128, 64, 64)
 
-    def batch(self, batch: int) -> int:
-        return 2 if self.smoke else batch
-
     def clock(self, party: Party) -> float:
         """Milliseconds that one call takes on the device."""
         if self.device == "cpu":
@@ -73,6 +64,10 @@ class Scale:
         end.record()
         end.synchronize()
         return start.elapsed_time(end)
+
+    def compiled(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """torch.compile; to see that a case runs, without a compiler's time."""
+        return peers.compiled(function, "aot_eager" if self.smoke else "inductor")
 
 
 def copies(x: Tensor, passes: int) -> Party:
@@ -89,28 +84,51 @@ def copies(x: Tensor, passes: int) -> Party:
     return party
 
 
-def ours(scale: Scale, dtype: torch.dtype) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Our LIF, run as its module runs it: on what a user gets, and on each other backend of this device by its name."""
-    device = torch.device(scale.device)
-    able = [
-        name
-        for name, backend in registry().items()
-        if scale.device not in backend.only_by_name and backend.supports(device, dtype)[0]
-    ]
-    told = {OURS: None} | {f"{OURS}, {name}": name for name in able[1:] if name != "reference"}
+def _able(scale: Scale, dtype: torch.dtype) -> list[str]:
+    """Backends that run on the device without being named, the preferred one first."""
+    backends = (backend for backend in registry().values() if scale.device not in backend.only_by_name)
+    return [backend.name for backend in backends if backend.supports(torch.device(scale.device), dtype)[0]]
+
+
+def preferred(scale: Scale, dtype: torch.dtype) -> str:
+    """The backend that a user gets."""
+    return _able(scale, dtype)[0]
+
+
+def named(scale: Scale, dtype: torch.dtype) -> dict[str, str | None]:
+    """Our parties, and the backend that each must run on: what a user gets, and on a GPU the other one that has kernels
+    for it; None where that can't run."""
+    first, *others = _able(scale, dtype)
+    wanted = [name for name in GPU_BACKENDS if name != first] if scale.device == "cuda" else []
+    return {OURS: first} | {f"{OURS}, {name}": name if name in others else None for name in wanted}
+
+
+def timed(
+    functions: dict[str, Callable[..., Tensor] | None],
+    backends: dict[str, str | None],
+    inputs: Sequence[Tensor],
+    grad: Tensor,
+) -> dict[str, Party | None]:
+    """The passes of these functions as parties, ours by the backends that must run them."""
+    parties = {name: function and forward_backward(function, inputs, grad) for name, function in functions.items()}
     return {
-        name: lambda x, backend=backend: F.lif(x, return_v=False, backend=backend).spikes
-        for name, backend in told.items()
+        name: Named(party, backends[name]) if party and name in backends else party for name, party in parties.items()
     }
 
 
 def build_neuron(scale: Scale, dtype: str, layout: str) -> dict[str, Party | None]:
     kind, last = DTYPES[dtype], layout == "channels_last"
     check = activation((4, 2, 16, 8, 8), kind, last, scale.device).requires_grad_()
-    functions = {
-        **ours(scale, kind),
+    backends = named(scale, kind)
+
+    def ours(name: str) -> Callable[[Tensor], Tensor]:
+        """As its module runs it."""
+        backend = None if name == OURS else backends[name]
+        return lambda x: F.lif(x, return_v=False, backend=backend).spikes
+
+    functions = {name: backend and ours(name) for name, backend in backends.items()} | {
         SPIKINGJELLY: peers.spikingjelly_lif(),
-        COMPILE: peers.compiled(peers.eager_lif),
+        COMPILE: scale.compiled(peers.eager_lif),
     }
     weights = torch.randn_like(check)
     truth = check.detach().float().requires_grad_()
@@ -123,16 +141,15 @@ def build_neuron(scale: Scale, dtype: str, layout: str) -> dict[str, Party | Non
             spikes = function(check)
             spikes.backward(weights)
             # Ours keep a float32 state whatever comes in; the others may not.
-            is_ours = name.startswith(OURS)
+            is_ours = name in backends
             flips = 0 if is_ours or kind == torch.float32 else 0.05
             require(flip_rate(spikes, expected) <= flips, f"{name} spikes as the float32 equations do")
             error = 1e-6 if kind == torch.float32 else 2e-2 if is_ours else 1
             require(relative_error(check.grad, truth.grad) <= error, f"{name} has their gradient")
     x = activation(scale.shape(kind), kind, last, scale.device).requires_grad_()
     grad = torch.randn_like(x)
-    parties = {name: function and forward_backward(function, [x], grad) for name, function in functions.items()}
     # Forward: x in, spikes out. Backward: their gradient and x in, that of x out.
-    return parties | {COPY: copies(x.detach(), 5)}
+    return timed(functions, backends, [x], grad) | {COPY: copies(x.detach(), 5)}
 
 
 def build_batch_norm_neuron(scale: Scale, dtype: str, layout: str) -> dict[str, Party | None]:
@@ -151,27 +168,32 @@ def build_batch_norm_neuron(scale: Scale, dtype: str, layout: str) -> dict[str, 
     def before(lif: Callable[[Tensor], Tensor] | None) -> Callable[..., Tensor] | None:
         return lif and (lambda x, weight, bias: lif(norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])))
 
-    functions = {
-        OURS: fused,
+    backends = named(scale, kind)
+    fusions = {
+        name: backend and partial(fused, backend=None if name == OURS else backend)
+        for name, backend in backends.items()
+    }
+    functions = fusions | {
         SPIKINGJELLY: before(peers.spikingjelly_lif()),
-        COMPILE: peers.compiled(before(peers.eager_lif)),
+        COMPILE: scale.compiled(before(peers.eager_lif)),
     }
     weights = torch.randn_like(check)
     truth = check.detach().float().requires_grad_()
     expected = fused(truth, norm.weight, norm.bias, backend="reference")
     expected.backward(weights.float())
-    spikes = fused(check, norm.weight, norm.bias)
-    spikes.backward(weights)
-    require(torch.equal(spikes.float(), expected.detach()), "ours spikes as the reference does")
-    error = relative_error(check.grad, truth.grad)
-    require(
-        error <= (1e-5 if kind == torch.float32 else 2e-2), f"ours has the reference's gradient, off by {error:.1e}"
-    )
+    for name, function in fusions.items():
+        if function:
+            check.grad = None
+            spikes = function(check, norm.weight, norm.bias)
+            spikes.backward(weights)
+            require(torch.equal(spikes.float(), expected.detach()), f"{name} spikes as the reference does")
+            error = relative_error(check.grad, truth.grad)
+            allowed = 1e-5 if kind == torch.float32 else 2e-2
+            require(error <= allowed, f"{name} has the reference's gradient, off by {error:.1e}")
     x = activation(shape, kind, last, scale.device).requires_grad_()
     inputs, grad = [x, norm.weight, norm.bias], torch.randn_like(x)
-    parties = {name: function and forward_backward(function, inputs, grad) for name, function in functions.items()}
     # As above, and x once more for the statistics, and x and the gradient once more for their sums.
-    return parties | {COPY: copies(x.detach(), 8)}
+    return timed(functions, backends, inputs, grad) | {COPY: copies(x.detach(), 8)}
 
 
 PATHS = {
@@ -218,131 +240,43 @@ def build_channel_conv(scale: Scale, channels: int, density: float, path: str) -
         require(relative_error(value, reference) <= 2e-2, f"{path}: the {name} of the active channels")
     x, grad = spikes(*((2, 8) if scale.smoke else (1024, 4096 // channels)))
     narrow = pick(x).detach().requires_grad_()
+    backend = PATHS[path].get("backend") or preferred(scale, torch.bfloat16)
     return {
-        OURS: forward_backward(ours, [narrow, weight], pick(grad)),
+        OURS: Named(forward_backward(ours, [narrow, weight], pick(grad)), backend),
         CUDNN: forward_backward(dense, [x.requires_grad_(), weight], grad),
     }
 
 
-def networks(scale: Scale, batch: int, density: float) -> tuple[nn.Module, nn.Module | None, Tensor, Tensor]:
-    """Our VGG-16 at a density, SpikingJelly's dense twin, and a batch of images and labels."""
-    batch = scale.batch(batch)
-    images = torch.randn(batch, 3, 32, 32, device=scale.device)
-    images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (batch,), device=scale.device)
-    model = sca.models.build("vgg16", num_classes=10, in_channels=3, time_steps=4, detach_reset=True)
-    model.to(scale.device)
-    twin = spikingjelly_vgg(model, detach_reset=True)
-    if twin is not None:
-        twin.to(scale.device)
-        first = [mean_loss(net, images, labels, "bfloat16").item() for net in (model, twin)]
-        require(abs(first[0] - first[1]) <= 0.1 * first[1], f"both networks start at the same loss, {first}")
-    if density < 1:
-        prune_evenly(model, density, round_to=16)
-    return model, twin, images, labels
+def setting(scale: Scale, batch: int, density: float) -> gpu_steps.Setting:
+    """Of a case that trains; narrower where it is only to be seen that it runs."""
+    backend = preferred(scale, torch.bfloat16)
+    shape = (2, density, 0.25) if scale.smoke else (batch, density, 1.0)
+    return gpu_steps.Setting(scale.device, backend, *shape)
+
+
+def makers(scale: Scale, batch: int, density: float, with_compiled: bool = False) -> dict[str, gpu_steps.Make]:
+    """What makes the steps; the compiled twin, which takes a minute, only where it is asked for."""
+    made = gpu_steps.makers(setting(scale, batch, density))
+    return {name: make for name, make in made.items() if with_compiled or name != gpu_steps.COMPILED}
 
 
 def build_step(scale: Scale, batch: int, density: float) -> dict[str, Party | None]:
-    """One training step in bfloat16 autocast: ours captured and as it stands, SpikingJelly's dense twin the same two
-    ways. Steps of ours are run by the backend that the device prefers, without any other taking over."""
-    model, twin, images, labels = networks(scale, batch, density)
-    ours = partial(training_step, model, images, labels, sgd(model), "bfloat16")
-    twin_of_ours = copy.deepcopy(model)
-    step = GraphedStep(twin_of_ours, sgd(twin_of_ours), time_mean_loss, precision="bfloat16")
-    ran = doctor.backends_of(lambda: [(ours(), step(images, labels)) for _ in range(step.warmup + 2)])
-    if scale.device == "cuda":
-        require(ran == ["triton"] and not doctor.failures(), f"the steps run on triton, got {ran}, {doctor.failures()}")
-        require(step.captures == 1 and step.replays > 0, f"our step is captured: {step.obstacle}")
-    return {
-        GRAPHED: partial(step, images, labels),
-        OURS: ours,
-        SPIKINGJELLY: twin and partial(training_step, twin, images, labels, sgd(twin), "bfloat16"),
-        SPIKINGJELLY_GRAPHED: twin and captured_passes(twin, images, labels),
-    }
-
-
-def time_mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """As :func:`sca.bench.work.mean_loss` has it."""
-    return cross_entropy(logits.float().mean(0), labels)
-
-
-def captured_passes(twin: nn.Module, images: Tensor, labels: Tensor) -> Party | None:
-    """A peer's forward pass, loss and backward pass as one CUDA graph, with its optimizer behind it, as its developers'
-    own runner has it (SpikingJelly, pull request 740; not in 2.0.0). None where it can't be captured, or without
-    CUDA."""
-    if images.device.type != "cuda":
-        return None
-    from spikingjelly.activation_based.functional import reset_net
-
-    reset_net(twin)  # whose potentials are part of a graph of autograd's, and can't be copied
-    twin = copy.deepcopy(twin)
-    optimizer, stream = sgd(twin), torch.cuda.Stream()
-
-    def passes() -> None:
-        for p in twin.parameters():
-            p.grad = None
-        mean_loss(twin, images, labels, "bfloat16").backward()
-
-    try:
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                passes()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            passes()
-    except RuntimeError as error:
-        print(f"{SPIKINGJELLY_GRAPHED}: can't be captured ({error})", file=sys.stderr)
-        return None
-
-    def party() -> None:
-        graph.replay()
-        optimizer.step()
-
-    return party
+    # The twins are dense whatever the density of ours: the compiled one is measured once.
+    return gpu_steps.made(makers(scale, batch, density, with_compiled=density == 1))
 
 
 def build_peak_memory(scale: Scale, batch: int, density: float) -> dict[str, Party | None]:
-    """Of steps as they stand: a graph holds the same memory, in a pool that the allocator does not count."""
-
-    def peak(step: Callable[[], None]) -> float:
-        step()  # the optimizer's state and the gradients are there from now on
-        return allocated(step, scale.device).peak / 2**20
-
-    model, twin, images, labels = networks(scale, batch, density)
-    nets = {OURS: model, SPIKINGJELLY: twin}
-    return {
-        name: net and partial(peak, partial(training_step, net, images, labels, sgd(net), "bfloat16"))
-        for name, net in nets.items()
-    }
+    return gpu_steps.peaks(makers(scale, batch, density), setting(scale, batch, density))
 
 
 def build_host_time(scale: Scale, batch: int, density: float) -> dict[str, Party | None]:
-    """Milliseconds until a step has been handed to the device, which has nothing else to do."""
-
-    def handed_over(party: Party) -> float:
-        if scale.device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        party()
-        return (time.perf_counter() - start) * 1e3
-
-    return {name: party and partial(handed_over, party) for name, party in build_step(scale, batch, density).items()}
+    return gpu_steps.host_times(gpu_steps.made(makers(scale, batch, density)), scale.device, HOST_MS)
 
 
-def build_launches(scale: Scale, batch: int, density: float) -> dict[str, Party | None]:
-    """What a step asks the CUDA driver to start, by torch's profiler; elsewhere, torch's operators."""
-
-    def started(party: Party) -> float:
-        with torch.profiler.profile() as profiler:
-            party()
-            if scale.device == "cuda":
-                torch.cuda.synchronize()
-        wanted = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch", "cudaMemset") if scale.device == "cuda" else ("aten::",)
-        return float(sum(event.name.startswith(wanted) for event in profiler.events()))
-
-    return {name: party and partial(started, party) for name, party in build_step(scale, batch, density).items()}
+def build_launches(scale: Scale, batch: int, density: float, part: str) -> dict[str, Party | None]:
+    if part == STEP:
+        return gpu_steps.launches(gpu_steps.made(makers(scale, batch, density)), scale.device)
+    return gpu_steps.launches(gpu_steps.layers(setting(scale, batch, density)), scale.device, LAUNCHES)
 
 
 GRID = [{"dtype": dtype, "layout": layout} for dtype in DTYPES for layout in LAYOUTS]
@@ -350,15 +284,17 @@ GRID = [{"dtype": dtype, "layout": layout} for dtype in DTYPES for layout in LAY
 
 def cases(scale: Scale) -> dict[str, Case]:
     """The cases of one device."""
-    steps = [{"batch": batch, "density": density} for batch in (64, 256, 512) for density in (1.0, 0.5, 0.3)]
+    densities = (1.0, 0.5, 0.3)
+    batches, widths = ((64,), (128,)) if scale.smoke else ((64, 256, 512), (128, 256, 512))
+    steps = [{"batch": batch, "density": density} for batch in batches for density in densities]
     able = scale.device == "cuda" or registry()["triton"].supports(torch.device(scale.device), torch.bfloat16)[0]
     convolutions = [
         {"channels": channels, "density": density, "path": path}
-        for channels in (128, 256, 512)
-        for density in (1.0, 0.5, 0.3)
+        for channels in widths
+        for density in densities
         for path in (PATHS if able else ("gathered",))
     ]
-    faster = {1.0: 1.5, 0.3: 4.0}  # by density, than the better of SpikingJelly's two
+    faster = {1.0: 1.5, 0.3: 4.0}  # by density, than the best of SpikingJelly's
     small = [{"batch": 64, "density": density} for density in (1.0, 0.3)]
     return {
         case.id: case
@@ -381,7 +317,10 @@ def cases(scale: Scale) -> dict[str, Case]:
                 "ms",
                 GRID,
                 partial(build_batch_norm_neuron, scale),
-                lambda dtype, layout: [Bar(SPIKINGJELLY, at_least=2 if dtype == "bfloat16" else 1.6)],
+                lambda dtype, layout: [
+                    Bar(COPY, at_most=1 / COPY_SHARE),
+                    Bar(SPIKINGJELLY, at_least=2 if dtype == "bfloat16" else 1.6),
+                ],
                 scale.clock,
             ),
             Case(
@@ -401,62 +340,62 @@ def cases(scale: Scale) -> dict[str, Case]:
                 partial(build_step, scale),
                 lambda batch, density: [
                     Bar(peer, at_least=faster[density])
-                    for peer in (SPIKINGJELLY, SPIKINGJELLY_GRAPHED)
-                    if density in faster
+                    for peer in gpu_steps.TWINS
+                    if density in faster and (density == 1 or peer != gpu_steps.COMPILED)
                 ],
                 scale.clock,
-                counted=False,  # a replay calls no backend: which one ran is asked when the step is built
             ),
             Case(
                 "G5",
-                "activation memory of such a step at its peak",
+                "memory of training such steps at its peak, beyond parameters and batch",
                 "MiB",
-                [{"batch": 256, "density": density} for density in (1.0, 0.5, 0.3)],
+                steps,
                 partial(build_peak_memory, scale),
-                lambda batch, density: [Bar(SPIKINGJELLY, at_most=0.4)],
+                lambda batch, density: [
+                    Bar(peer, at_most=0.4) for peer in gpu_steps.TWINS if peer != gpu_steps.COMPILED
+                ],
                 returned,
                 rounds=1,
                 warmup=0,
             ),
             Case(
                 "G8",
-                "host time of such a step, until it has been handed over; captured, 0.2 ms at most",
+                "host time of such a step, until it has been handed over",
                 "ms",
                 small,
                 partial(build_host_time, scale),
-                lambda **_: [],
+                lambda **_: [Bar(gpu_steps.BOUND, at_most=1)],
                 returned,
-                counted=False,
             ),
             Case(
                 "G8-launches",
-                "what such a step asks the CUDA driver to start",
+                "what such a step, or its 13 convolutions with batch norm and neurons, asks the CUDA driver to start",
                 "launches",
-                small,
+                [{**variant, "part": part} for variant in small for part in (LAYERS, STEP)],
                 partial(build_launches, scale),
-                lambda **_: [],
+                lambda part, **_: [Bar(gpu_steps.BOUND, at_most=1)] if part == LAYERS else [],
                 returned,
                 rounds=1,
                 warmup=1,
-                counted=False,
             ),
         )
     }
 
 
-def take(case: Case, variant: dict[str, Any], rounds: int) -> dict[str, Any]:
+def take(case: Case, variant: dict[str, Any], rounds: int, warmup: int) -> dict[str, Any]:
     """One figure: every party once per round, in turn, after warm-up."""
     torch.manual_seed(0)
     parties = case.build(**variant)
     present = [name for name, party in parties.items() if party is not None]
     backends: dict[str, str | None] = {}
     samples: dict[str, list[float]] = defaultdict(list)
-    for _ in range(case.warmup + rounds):
+    for _ in range(warmup + rounds):
         for name in present:
-            if name.startswith(OURS):
-                value, backends[name] = case.sample_ours(parties[name])
+            party = parties[name]
+            if isinstance(party, Named):
+                value, backends[name] = party.sampled(case.sample)
             else:
-                value = case.sample(parties[name])
+                value = case.sample(party)
             samples[name].append(value)
     taken = {name: values[-rounds:] for name, values in samples.items()}
     ours, *others = present
@@ -501,7 +440,9 @@ def measure(chosen: Sequence[Case], scale: Scale, folder: Path, command: str) ->
         for variant in case.variants:
             if any(figure["variant"] == variant for figure in figures):
                 continue
-            figures.append(take(case, variant, 2 if scale.smoke and case.rounds > 1 else case.rounds))
+            rounds, warmup = (min(case.rounds, 2), 0) if scale.smoke else (case.rounds, case.warmup)
+            figures.append(take(case, variant, rounds, warmup))
+            gc.collect()  # graphs are in cycles, and keep their memory
             if scale.device == "cuda":
                 torch.cuda.empty_cache()
             results.store_part(folder, case.id, told, work=case.work, unit=case.unit, figures=figures)
@@ -513,7 +454,21 @@ def profile(chosen: Sequence[Case]) -> None:
         for variant in case.variants:
             party = next(iter(case.build(**variant).values()))
             for _ in range(2):
-                sampled(clock, party)
+                party.sampled(clock)
+
+
+def throughputs(folder: Path) -> list[str]:
+    """Images per second of every training step in a folder, whose time the table has."""
+    told = []
+    for result in results.stored(folder):
+        for figure in result["figures"] if result["case"] == "G4" else ():
+            batch = figure["variant"]["batch"]
+            rates = (
+                f"{name}: {time if time == results.NOT_MEASURED else format(batch / time['median'] * 1e3, ',.0f')}"
+                for name, time in figure["parties"].items()
+            )
+            told.append(f"images/s, {figure['shape']}: {'; '.join(rates)}")
+    return told
 
 
 def missing(known: dict[str, Case], folder: Path, device: str) -> list[str]:
@@ -558,6 +513,8 @@ def main() -> int:
         folder = Path(scratch) if scale.smoke else options.store
         measure(chosen, scale, folder, command)
         Console(width=None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", "160"))).print(table(folder))
+        if not scale.smoke:
+            print(*throughputs(folder), sep="\n")
         print(*missing(known, folder, conditions(command, scale)["device"]), sep="\n")
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -68,6 +69,35 @@ def sampled(sample: Callable[[Party], float], party: Party) -> tuple[float, str 
     require("reference" not in names, "kernels of ours run, not the reference (`sca doctor` tells why)")
     require(not doctor.failures(), f"no kernel fails: {'; '.join(doctor.failures())}")
     return taken[0], names[0] if names else None
+
+
+@dataclass(frozen=True)
+class Named:
+    """A party of ours that must run on one backend.
+
+    Attributes:
+        run: the party.
+        backend: that must run it.
+        is_replayed: it replays a graph that holds this backend's kernels, so that none of our operators is called.
+    """
+
+    run: Party
+    backend: str
+    is_replayed: bool = False
+
+    def __call__(self) -> float | None:
+        return self.run()
+
+    def sampled(self, sample: Callable[[Party], float]) -> tuple[float, str]:
+        """A sample, and the backend.
+
+        Raises:
+            AssertionError: another backend ran, or one where a graph should have been replayed.
+        """
+        value, ran = sampled(sample, self.run)
+        want = None if self.is_replayed else self.backend
+        require(ran == want, f"{want or 'a graph, and no operator of ours,'} runs, not {ran or 'none of ours'}")
+        return value, self.backend
 
 
 def require(ok: bool, claim: str) -> None:

@@ -40,9 +40,9 @@ def eager_lif(x: Tensor) -> Tensor:
     return torch.stack(spikes)
 
 
-def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def compiled(function: Callable[..., Tensor], backend: str = "inductor") -> Callable[..., Tensor]:
     """torch.compile for one shape."""
-    return torch.compile(function, dynamic=False)
+    return torch.compile(function, dynamic=False, backend=backend)
 
 
 def spikingjelly_lif() -> Callable[[Tensor], Tensor] | None:
