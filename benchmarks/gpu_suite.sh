@@ -7,10 +7,11 @@
 # tests     build the native part, then the whole suite but for the install tests (they need a package index)
 # sanitize  G7: compute-sanitizer's memcheck and racecheck on a selection of the kernel tests, every CUDA backend
 # bench     G1 to G5 and G8 against their peers, steps captured and eager; stored figure by figure, so that it goes on
-#           where it was interrupted: one call each for G1 G2, for G3, and for G4 G5 G8 G8-launches
+#           where it was interrupted. Calls: `bench G1 G2`, `bench G3`, `bench G4`, `bench G5`, `bench G8 G8-launches`;
+#           one that is stopped is called again
 # counters  achieved bytes/s, occupancy and registers of the kernels of G1 and G2, by ncu
-# train     train, prune and compact VGG-16 on the CIFAR-10 images in CIFAR10_DIR; by captured steps, without with
-#           --graph off
+# train     train, prune and compact VGG-16 on the CIFAR-10 images in CIFAR10_DIR by captured steps; then an epoch by
+#           steps as they stand (--graph off), whose speed is to be compared with
 #
 # Results: benchmarks/results/<device>/<date>.json. Environment: PYTHON (python3), OUT (results and logs go there, too),
 # CIFAR10_DIR. With --dry-run: print the commands, start none.
@@ -31,7 +32,7 @@ trap 'rm -rf "$logs"' EXIT
 run() {
     local seconds=$1 log=$2 status=0
     shift 2
-    if [ -n "$dry" ]; then echo "  $*"; return; fi
+    if [ -n "$dry" ]; then echo "  within $seconds s: $*"; return; fi
     timeout --signal=INT --kill-after=20 "$seconds" "$@" >"$logs/$log.log" 2>&1 || status=$?
     tail -40 "$logs/$log.log"
     [ $status -ne 124 ] || echo "$log: stopped after $seconds s" >&2
@@ -64,7 +65,8 @@ tests() {
 
 # One test of every kernel and layout: a sanitizer slows a kernel down by a factor of ten and more.
 selection="cuda and not reference and (bit_identical and 3.0 or odd_sizes and (65 or 130) or prelude and plif and no-decay
-    or presented or training_follows_torch or large_mean or bits_round_trip or adds_activity_as_torch and double)"
+    or presented or training_follows_torch or large_mean or bits_round_trip or adds_activity_as_torch and double
+    or goes_back_to_where_it_was_read and rows0 and channels_last and fp32)"
 
 sanitize() {
     local tool status=0 result
@@ -89,11 +91,14 @@ bench() {
     return $status
 }
 
+# Triton's and CUDA's; others' kernels are named after passes, too.
+kernels='^((forward|backward|moments)_kernel|neuron_forward|neuron_backward|moments)$'
+
 counters() {
     local status=0
     local metrics=gpu__time_duration.sum,dram__bytes.sum,dram__bytes.sum.per_second
     metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread
-    run 400 counters ncu --csv --page raw --metrics $metrics --kernel-name 'regex:forward|backward|moments' \
+    run 400 counters ncu --csv --page raw --metrics $metrics --kernel-name "regex:$kernels" \
         "$python" -m benchmarks.gpu --profile G1 G2 || status=$?
     grep '^"' "$logs/counters.log" >"$logs/counters.lines" 2>/dev/null || true
     keep counters "$logs/counters.lines"
@@ -103,10 +108,13 @@ counters() {
 train() {
     local data=${CIFAR10_DIR:-} status=0
     if [ -z "$dry" ] && [ ! -d "$data" ]; then echo "CIFAR10_DIR: expected a folder of CIFAR-10 files, got '$data'" >&2; return 1; fi
-    run 400 train "$python" -m sca.cli train --data cifar10 --data-dir "${data:-CIFAR10_DIR}" --model vgg16 --device cuda \
-        --precision bfloat16 --reference none --out "$logs/run" "$@" || status=$?
+    local command=("$python" -m sca train --data cifar10 --data-dir "${data:-CIFAR10_DIR}" --model vgg16 --device cuda
+        --precision bfloat16 --reference none)
+    run 330 train "${command[@]}" --graph on --out "$logs/run" "$@" || status=$?
+    run 80 train-eager "${command[@]}" --graph off --out "$logs/eager" "$@" --epochs 1 || status=$?
     if [ -d "$logs/run" ]; then cp "$logs"/run/*.json* "$logs/"; fi
-    tail -15 "$logs/train.log" >"$logs/train.lines" 2>/dev/null || true
+    { tail -15 "$logs/train.log"; echo "--graph off:"; tail -15 "$logs/train-eager.log"; } >"$logs/train.lines" \
+        2>/dev/null || true
     keep train "$logs/train.lines"
     return $status
 }

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import cases, training
-from benchmarks.measure import clock, sampled
+from benchmarks.measure import Named, clock, sampled
 from sca_kernels import functional as F
 from sca_kernels.backends import registry
 from sca_kernels.backends.base import BackendError
@@ -45,6 +45,19 @@ def test_a_sample_in_which_a_kernel_failed_is_none_of_ours(monkeypatch):
             sampled(clock, lambda: F.pack_spikes(X))
     finally:
         BEST.failures.clear()
+
+
+@needs_kernels
+def test_a_named_party_is_run_by_its_backend_or_by_a_graph():
+    assert Named(lambda: F.lif(X), BEST.name).sampled(clock)[1] == BEST.name
+    assert Named(lambda: None, "triton", is_replayed=True).sampled(clock)[1] == "triton"
+    for party, says in (
+        (Named(lambda: F.lif(X), "triton"), f"triton runs, not {BEST.name}"),
+        (Named(lambda: None, "triton"), "triton runs, not none of ours"),
+        (Named(lambda: F.lif(X), BEST.name, is_replayed=True), "a graph, and no operator of ours"),
+    ):
+        with pytest.raises(AssertionError, match=says):
+            party.sampled(clock)
 
 
 @pytest.mark.parametrize("name", [name for name, case in cases.CASES.items() if case.counted])
