@@ -186,9 +186,11 @@ def build_batch_norm_neuron(scale: Scale, dtype: str, layout: str) -> dict[str, 
             check.grad = None
             spikes = function(check, norm.weight, norm.bias)
             spikes.backward(weights)
-            require(torch.equal(spikes.float(), expected.detach()), f"{name} spikes as the reference does")
+            # Statistics may differ in their last bits, and a potential may lie that close to the threshold.
+            flips = flip_rate(spikes, expected.detach())
+            require(flips <= 1e-4, f"{name} spikes as the reference does")
             error = relative_error(check.grad, truth.grad)
-            allowed = 1e-5 if kind == torch.float32 else 2e-2
+            allowed = 1e-5 if kind == torch.float32 and not flips else 2e-2
             require(error <= allowed, f"{name} has the reference's gradient, off by {error:.1e}")
     x = activation(shape, kind, last, scale.device).requires_grad_()
     inputs, grad = [x, norm.weight, norm.bias], torch.randn_like(x)

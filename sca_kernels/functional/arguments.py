@@ -168,14 +168,15 @@ def as_state(p: Tensor, x: Tensor) -> Tensor:
 # ---- batch norm
 
 
-def check_channels(channels: Tensor, x: Tensor, vectors: Sequence[Tensor | None]) -> None:
-    """Where x's channels stand, each once, in vectors of all."""
+def check_channels(channels: Tensor, x: Tensor, vectors: Sequence[Tensor | None]) -> Tensor:
+    """Where x's channels stand, each once, in vectors of all; contiguous."""
     if not is_plain(channels) or channels.shape != x.shape[2:3] or channels.dtype != torch.int64:
         raise ValueError(f"channels: expected an int64 tensor [{x.shape[2]}], got {describe(channels)}")
     same_device("channels", channels, x)
     if not torch.compiler.is_compiling() and not channels.is_meta:  # compiled, the operator looks
         sizes = [z.numel() for z in vectors if isinstance(z, Tensor)]
         check_values("channels", channels, min(sizes, default=checks.MOST))
+    return channels.contiguous()
 
 
 def check_batch_norm(

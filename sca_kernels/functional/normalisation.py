@@ -92,7 +92,7 @@ def batch_norm_neuron(
     vectors = weight, bias, *statistics
     if channels is not None and not (activity is not None and activity.has_checked(channels, vectors)):
         long = [z for z in (weight, bias) if isinstance(z, Tensor) and z.numel() != x.shape[2]]
-        check_channels(channels, x, [*long, *statistics])
+        channels = check_channels(channels, x, [*long, *statistics])
     training, momentum, eps = check_batch_norm(x, *statistics, training, momentum, eps, process_group, channels)
     check_counter("num_batches_tracked", num_batches_tracked, x)
     if activity is not None:
@@ -108,7 +108,7 @@ def batch_norm_neuron(
         arguments = x, steps, weight, bias, eps, *before, channels, *behind
         tracked = *statistics, num_batches_tracked, momentum
         return as_output(_in_training(arguments, tracked, activity, count), return_v)
-    if not training and activity is None and not _is_differentiated(x, weight, bias, *before[:2]):
+    if not training and activity is None:
         mean, var = (as_state(z, x) for z in statistics)
         arguments = x, steps, weight, bias, mean, var, eps, *before, channels, *behind
         return as_output(ops.batch_norm_inference(*arguments), return_v)
@@ -130,13 +130,6 @@ def batch_norm_neuron(
 def _at_width(p: Tensor | None, channels: Tensor | None, x: Tensor) -> Tensor | None:
     """A per-channel vector as wide as x."""
     return p if p is None or channels is None or p.numel() == x.shape[2] else p.index_select(0, channels)
-
-
-def _is_differentiated(*tensors: Tensor | None) -> bool:
-    """Whether anybody may ask for a derivative by one of these, in either mode, or a transform is at work."""
-    if ops.transformed(*tensors):
-        return True
-    return torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in tensors)
 
 
 def _in_training(

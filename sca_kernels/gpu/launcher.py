@@ -41,7 +41,7 @@ class Launcher(Protocol):
         """
 
     def moments(self, plan: Plan, **arguments: Vectors) -> None:
-        """Sums of x and of x^2, taken in float32 about an element of each program's own, added up in float64.
+        """Sums of x and of x^2, taken in float32 about an origin of each program's own, added up in float64.
 
         Args:
             count: values per channel.

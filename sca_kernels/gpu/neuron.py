@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..layout import empty_activation, empty_state
 from ..neurons import NeuronConfig
-from ..tracking import Tracking, track
+from ..tracking import Tracking, record, track
 from .launcher import Launcher
 from .plan import Plan
 
@@ -65,9 +65,7 @@ def forward(
         out.spike_count.zero_()
         out.membrane_l1.zero_()
         return out
-    moved = tracking is not None and tracking.running is not None
-    # Statistics of another dtype are torch's business.
-    by_kernel = moved and all(z.dtype == torch.float32 for z in tracking.running)
+    by_kernel, by_torch = _divided(tracking)
     launcher.forward(
         plan,
         config,
@@ -81,18 +79,35 @@ def forward(
         spike_count=out.spike_count,
         membrane_l1=out.membrane_l1,
         **{"mean": None, "var": None, "weight": None, "bias": None, "eps": 0.0, "weight_channels": None, **statistics},
-        **_tracked(tracking, norm if by_kernel else None),
+        **_tracked(by_kernel, norm),
     )
-    if moved and not by_kernel:
-        track(norm[0], norm[1], tracking)
+    if by_torch.running is not None:
+        track(norm[0], norm[1], by_torch)
+    if by_torch.sums is not None:
+        record(out.spike_count, out.membrane_l1, by_torch)
     return out
 
 
-def _tracked(tracking: Tracking | None, norm: Tensor | None) -> dict[str, Any]:
-    """The launcher's arguments for it."""
+def _divided(tracking: Tracking | None) -> tuple[Tracking, Tracking]:
+    """What the launch changes, and what torch does: vectors with gaps, and statistics of another dtype than float32."""
     asked = Tracking(0) if tracking is None else tracking
+    ours = theirs = asked
+    if asked.running is None or all(z.dtype == torch.float32 and z.is_contiguous() for z in asked.running):
+        theirs = theirs._replace(running=None)
+    else:
+        ours = ours._replace(running=None)
+    if asked.sums is None or all(z.is_contiguous() for z in asked.sums):
+        theirs = theirs._replace(sums=None)
+    else:
+        ours = ours._replace(sums=None)
+    return ours, theirs
+
+
+def _tracked(asked: Tracking, norm: Tensor | None) -> dict[str, Any]:
+    """The launcher's arguments for it."""
     spikes, l1, positions = (None, None, None) if asked.sums is None else asked.sums
-    mean, var = (None, None) if norm is None else asked.running
+    moves = asked.running is not None
+    mean, var = asked.running if moves else (None, None)
     by_tensor = isinstance(asked.weight, Tensor)
     return {
         "channels": asked.channels,
@@ -100,10 +115,10 @@ def _tracked(tracking: Tracking | None, norm: Tensor | None) -> dict[str, Any]:
         "sums_l1": l1,
         "sums_positions": positions,
         "seen": asked.seen,
-        "norm": norm,
+        "norm": norm if moves else None,
         "running_mean": mean,
         "running_var": var,
-        "batches": None if norm is None else asked.batches,
+        "batches": asked.batches if moves else None,
         "weight_of_batch": 0.0 if by_tensor else float(asked.weight),
         "weight_tensor": asked.weight if by_tensor else None,
         "unbiased": asked.unbiased,

@@ -261,6 +261,11 @@ def _tiles(
     )
 
 
+def _is_capturing(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
 _counted = threading.local()
 _LEAST_COUNTERS = 1 << 14
 
@@ -269,7 +274,7 @@ def _counters(device: torch.device, count: int) -> Tensor:
     """int32 zeros. Kernels leave them as they found them, so that those of a stream serve all of its launches; a graph
     that is being captured may run beside anything and has its own, and so has whatever is interpreted, which an
     exception may interrupt."""
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+    if device.type != "cuda" or _is_capturing(device):
         return torch.zeros(count, dtype=torch.int32, device=device)
     stream = torch.cuda.current_stream(device).cuda_stream
     known: dict[tuple[torch.device, int], Tensor] = vars(_counted).setdefault("by_stream", {})

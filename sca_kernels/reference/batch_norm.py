@@ -1,7 +1,9 @@
 """Batch norm in front of a neuron, in plain PyTorch.
 
 Statistics are taken in float64 and rounded once to float32 (scale and shift alike), so that every backend integrates
-the same numbers whatever the order of its sums, and spikes can be compared bit for bit.
+the same numbers whatever the order of its sums, and spikes can be compared bit for bit. GPU kernels, on devices with
+few units of float64, end some units in the last place from these statistics; behind the same ones their spikes are
+these.
 """
 
 from __future__ import annotations

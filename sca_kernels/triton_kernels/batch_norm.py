@@ -47,8 +47,9 @@ def moments_kernel(
 
     Most devices have a float64 unit for 64 of float32, so the sums of a thread are float32, of d = x - origin and of
     d^2, with the program's own first element of a column for origin, so that nothing cancels when the mean is large
-    against the deviation. A thread adds up few of them, chunk by chunk; everything beyond one program is float64. Mean
-    and variance end within an ulp or two of what float64 gives.
+    against the deviation. A thread adds up few of them, chunk by chunk; everything beyond one program is float64. In
+    Triton's interpreter the mean ended within 1.2e-7 of the larger of itself and the deviation, the variance within
+    7e-7 of itself.
     """
     stripe, split, first_tile = own_stripe(stripes, tiles)
     columns = columns * ALIGN

@@ -19,6 +19,7 @@ _WARPS = 4
 _TILE_BYTES = _WARPS * 32 * 16  # of the input's dtype and one step: each thread moves 16 bytes per access
 _FEW_STEPS = 4  # whose x, gradient and h fit into registers with an address per element
 _MAX_STEPS = 8  # whose h fits into registers
+_MOST_COLUMNS = 1 << 31  # which are counted in 32 bits; rows, and all offsets, are not
 _CHUNK = 6  # steps at once of a longer sequence: a quarter of the registers goes to what going over chunks takes
 
 
@@ -137,6 +138,8 @@ def _launch(kernel, plan: Plan, partials: Tensor | None, **arguments: Any) -> No
     """Start a kernel on the device of x. No multiply-add is fused but those that the kernels ask for: spikes equal
     those of the eager equations."""
     tiles = plan.tiles
+    if tiles.columns >= _MOST_COLUMNS:
+        raise ValueError(f"x: backend triton takes fewer than 2**31 positions in a row, got {tiles.columns}")
     with torch.cuda.device_of(plan.x):
         kernel[(tiles.programs,)](
             partials=partials,

@@ -87,6 +87,30 @@ def test_a_training_pass_moves_statistics_and_adds_activity_as_torch_would(targe
             torch.testing.assert_close(ours, torchs, rtol=bound, atol=bound / 4)
 
 
+def with_gaps(z):
+    """The same values, every other element of a longer vector."""
+    return torch.stack([z, torch.full_like(z, -9)], -1)[..., 0]
+
+
+def test_vectors_and_lists_with_gaps_are_changed_where_they_lie(target):
+    backend, device = target
+    x = activation((4, 3, len(ACTIVE), 5), device=device)
+    made = []
+    for gaps in (False, True):
+        vectors = [torch.zeros(CHANNELS, device=device), torch.ones(CHANNELS, device=device), *zeros(CHANNELS, device)]
+        index = ACTIVE.to(device)
+        if gaps:
+            vectors, index = [with_gaps(z) for z in vectors], with_gaps(index)
+        mean, var, *sums = vectors
+        F.batch_norm_lif(x, None, None, mean, var, True, channels=index, backend=backend)
+        recorded = F.ActivitySums(*sums, index)
+        F.lif(x, activity=recorded, backend=backend)
+        made.append([z.clone() for z in vectors])
+        assert not gaps or all((z._base.flatten()[1::2] == -9).all() for z in vectors)
+    assert all(map(torch.equal, *made))
+    assert made[0][0].any()
+
+
 @pytest.mark.parametrize("watched", WATCHED)
 def test_a_neuron_adds_its_activity(target, watched):
     backend, device = target

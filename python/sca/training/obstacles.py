@@ -57,9 +57,14 @@ def of_model(model: nn.Module, device: torch.device) -> str | None:
     for name, p in model.named_parameters():
         if p.device != device:
             return f"{name} is on {p.device}, the batch on {device}"
-        if getattr(p, "_backward_hooks", None) or getattr(p, "_post_accumulate_grad_hooks", None):
+        if _has_hook(p):
             return f"{name} has a hook on its gradient"
     return None
+
+
+def _has_hook(p: Tensor) -> bool:
+    """Whether somebody is called with its gradient."""
+    return bool(getattr(p, "_backward_hooks", None) or getattr(p, "_post_accumulate_grad_hooks", None))
 
 
 def of_optimizer(optimizer: Any) -> str | None:
@@ -125,7 +130,7 @@ class Surroundings(NamedTuple):
         inputs: shape, strides, dtype and device of images and labels.
         numerics: precision, autocast and whether algorithms are deterministic.
         structure: versions of the channel groups, and whether they are being probed.
-        modes: training or eval, of each module; which parameters have a gradient; hooks.
+        modes: training or eval, of each module; which parameters have a gradient, and a hook on it; modules' hooks.
         options: those of the optimizers' groups but learning rates, which are on the device.
     """
 
@@ -154,7 +159,9 @@ class Surroundings(NamedTuple):
             tuple((g.version, g.probing) for g in groups if hasattr(g, "probing")),
             (
                 tuple(m.training for m in modules),
-                tuple(p.requires_grad for m in modules for p in m._parameters.values() if p is not None),
+                tuple(
+                    (p.requires_grad, _has_hook(p)) for m in modules for p in m._parameters.values() if p is not None
+                ),
                 tuple(hook for m in modules for hook in hooks_of(m)),
             ),
             tuple(_options(group) for optimizer in optimizers for group in optimizer.param_groups),
