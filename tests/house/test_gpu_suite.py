@@ -99,9 +99,10 @@ def test_counters_are_those_of_kernels_that_exist():
 )
 def test_every_case_runs_without_a_device_and_stores_nothing(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["gpu", "--smoke", "--device", "cpu", "--store", str(tmp_path)])
+    monkeypatch.setenv("COLUMNS", "160")  # of the table, which shortens names where it has fewer
     assert gpu.main() == 0
     shown = capsys.readouterr().out
-    assert all(f"{case} " in shown for case in gpu.cases(gpu.Scale("cpu", smoke=True)))
+    assert [case for case in gpu.cases(gpu.Scale("cpu", smoke=True)) if f"{case} " not in shown] == []
     assert results.NOT_MEASURED in shown  # there is no graph here
     assert list(tmp_path.iterdir()) == []
 
