@@ -8,7 +8,6 @@ PERMITTED = {
     ("3.5.1", 89, "77 channels_last bf16 T=16"): {"backward_kernel 1": 3},
     ("3.5.1", 89, "maps bf16 T=16"): {"backward_kernel 2": 3},
     ("3.5.1", 90, "38 channels_last bf16 T=16"): {"backward_kernel 2": 2},
-    ("3.5.1", 90, "77 channels_last bf16 T=16"): {"backward_kernel 1": 3},
     ("3.5.1", 90, "77 channels_last fp32 T=16"): {"backward_kernel 1": 3},
     ("3.5.1", 90, "maps fp32 T=16"): {"backward_kernel 1": 2},
     ("3.5.1", 120, "maps fp32 T=4"): {"backward_kernel 1": 1},
@@ -33,9 +32,7 @@ PERMITTED = {
     ("3.7.1", 90, "maps fp32 T=16"): {"forward_kernel 1": 1},
     ("3.9.0", 80, "convolution bf16 64"): {"correlate_kernel 1": 16, "correlate_kernel 2": 16},
     ("3.9.0", 80, "convolution fp32 40"): {"correlate_kernel 1": 8, "correlate_kernel 2": 16},
-    ("3.9.0", 80, "convolution fp32 64"): {"correlate_kernel 1": 16, "correlate_kernel 2": 8},
     ("3.9.0", 86, "convolution bf16 listed"): {"correlate_kernel 1": 8, "correlate_kernel 2": 8},
     ("3.9.0", 90, "convolution fp32 8"): {"weight_gradient_kernel 1": 16},
-    ("3.9.0", 90, "maps bf16 T=8"): {"forward_kernel 1": 2},
 }
 """(Triton, compute capability, case) -> kernel and which of its name in the case -> bytes, or accesses."""

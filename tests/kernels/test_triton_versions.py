@@ -39,7 +39,7 @@ VERSIONS = (Path(__file__).parents[2] / ".ci" / "triton_versions").read_text().s
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 OVER_ACTIVATIONS = ("forward_kernel", "backward_kernel", "moments_kernel")
 KEPT = 128
-IN_FULL = (90,)  # where every case is compiled; elsewhere each on one Triton or the other
+IN_FULL = {("3.6.0", 90), ("3.7.1", 90)}  # where every case is compiled; elsewhere each on one Triton or the other
 
 pytestmark = [
     pytest.mark.compile_only,
@@ -152,14 +152,14 @@ for dtype, known in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
 
 
 def chosen() -> list:
-    """(compute capability, case): all cases for two architectures; for the others a share that this Triton's place in
-    the list decides, so that the Tritons together compile every case for every architecture."""
+    """(compute capability, case): a share that this Triton's place in the list decides, so that the Tritons together
+    compile every case for every architecture; all cases for the architecture and the Tritons in ``IN_FULL``."""
     turn = VERSIONS.index(triton.__version__) if triton.__version__ in VERSIONS else 0
     return [
         pytest.param(capability, case, id=f"sm_{capability}-{case}")
         for column, capability in enumerate(CAPABILITIES)
         for row, case in enumerate(CASES)
-        if capability in IN_FULL or (row + column) % len(VERSIONS) == turn
+        if (triton.__version__, capability) in IN_FULL or (row + column) % len(VERSIONS) == turn
     ]
 
 
@@ -215,6 +215,12 @@ def test_a_kernel_compiles_spills_only_what_is_permitted_and_moves_whole_accesse
     assert kernels
     assert broken_up(kernels, CASES[case].access, tmp_path) == []
     assert spilled(kernels, tmp_path) == PERMITTED.get((triton.__version__, capability, case), {})
+
+
+def test_each_permitted_spill_is_of_a_case_that_is_compiled():
+    compiled = {(triton.__version__, *case.values) for case in chosen()}
+    assert {case for case in PERMITTED if case[0] == triton.__version__} <= compiled
+    assert {version for version, *_ in PERMITTED} <= set(VERSIONS)
 
 
 def test_accesses_are_counted_in_bytes():
