@@ -58,9 +58,8 @@ class Launcher(Protocol):
             grad_v, v_init, grad_v_init: states, or None. grad_x: dense in the layout of x, or None.
             scale, shift, rate, center, slope, offset: float32 or None.
             sums: whether sums are taken. Their finish writes
-            first, second, third: the sums, float32 or float64 (None: not wanted); or, where ``coefficients`` (float32
-            [2,
-                C]: slope and offset) is given, the gradients of training batch norm: first and second those of bias and
-                weight, as long as ``grad_size`` says and zero for channels that weight_channels has not, third that of
-                the rate; from norm, weight, eps, count and presentations.
+            first, second, third: the sums, float32 or float64 (None: not wanted); or, where ``coefficients`` is given
+                (float32 [2, C]: slope and offset, written too), the gradients of training batch norm: first and second
+                those of bias and weight, as long as ``grad_size`` says and zero for channels that weight_channels has
+                not, third that of the rate; from norm, weight, eps, count and presentations.
         """
