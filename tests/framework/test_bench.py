@@ -129,6 +129,24 @@ def test_bench_does_not_time_a_twin_that_computes_something_else(monkeypatch, tm
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments", "note"),
+    [
+        ("vgg5", {"tau": 4 / 3, "surrogate": "s2nn"}, "no twin with tau = 1.333, surrogate = s2nn"),
+        ("vgg5", {"neuron": "if"}, "no twin with neuron = if"),
+        ("vgg5", {"v_reset": None, "detach_reset": True}, "no twin with v_reset = None"),
+        ("resnet20", {}, "no twin of resnet20"),
+    ],
+)
+def test_bench_says_of_which_networks_peers_have_no_twin(tmp_path, name, arguments, note):
+    file = tmp_path / "network.safetensors"
+    sca.save(models.build(name, in_channels=1, image_size=8, time_steps=2, width=0.25, **arguments), file)
+    config = BenchConfig(network=str(file), rounds=3, batch_size=(2,), modes=("inference",))
+    peers_rows = measure(config, "sca bench")["figures"][1:]
+    assert [row["note"] for row in peers_rows] == [note, note]
+    assert all(row["samples_per_second"] is None for row in peers_rows)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--densities", "1,0"], "densities: expected shares in (0, 1], got '1.0,0.0'"),

@@ -16,7 +16,6 @@ from sca_kernels import doctor
 
 from ..cost import density as density_of
 from ..models import build
-from ..models.vgg import VGG
 from ..structure import compact
 from ..structure.groups import find_groups
 from ..training.firing import FiringRate
@@ -25,7 +24,7 @@ from ..training.weights import load_pruned
 from .conditions import conditions, version
 from .config import BenchConfig
 from .memory import allocated, saved_bytes
-from .peers import PEERS
+from .peers import PEERS, no_twin
 from .work import inference_step, mean_loss, prune_evenly, settle_statistics, sgd, training_step
 
 OURS = "sca_kernels"
@@ -214,9 +213,10 @@ def _parties(
         # the same channels, physically alone: what skipping the others must equal
         parties.append(checked(party, first_loss(compact(net))))
     for peer in map(PEERS.get, config.peers):
-        twin = peer.vgg(dense, detach_reset=True) if isinstance(dense, VGG) else None
+        note = no_twin(dense)
+        twin = None if note else peer.vgg(dense, detach_reset=dense.config.get("detach_reset", False))
         known = f"{peer.label} {version(peer.package)}" if twin else peer.label
-        note = "" if twin else "not installed" if isinstance(dense, VGG) else f"no twin of {config.model}"
+        note = note or ("" if twin else "not installed")
         party = Party(known, 1.0, 1.0, twin and twin.to(config.device), note)
         parties.append(checked(party, parties[0].loss))
     return parties

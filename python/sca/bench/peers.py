@@ -12,12 +12,38 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..models.vgg import VGG
+
 ALPHA = 2.0  # slope of the arctangent surrogate, in all parties
+SETTINGS = {
+    "neuron": "lif",
+    "tau": 2.0,
+    "v_threshold": 1.0,
+    "v_reset": 0.0,
+    "decay_input": True,
+    "surrogate": "atan",
+    "alpha": ALPHA,
+    "eps": 1e-5,
+}
+"""Neurons and batch norms of a twin, in the names of a network's ``config``; what that leaves out is the same."""
 
 
 def installed(package: str) -> bool:
     """Whether a package can be imported; it is not."""
     return importlib.util.find_spec(package) is not None
+
+
+def no_twin(model: nn.Module) -> str:
+    """Why the twins below would not be this network; empty where they are."""
+    if not isinstance(model, VGG):
+        return f"no twin of {model.config['name']}"
+    own = {name: model.config.get(name, value) for name, value in SETTINGS.items()}
+    differing = [
+        f"{name} = {value:.4g}" if isinstance(value, float) else f"{name} = {value}"
+        for name, value in own.items()
+        if value != SETTINGS[name]
+    ]
+    return f"no twin with {', '.join(differing)}" if differing else ""
 
 
 class _StepByStep(nn.Module):
