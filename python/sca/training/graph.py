@@ -43,13 +43,12 @@ class GraphedStep:
 
     **When it is captured.** A step that is unlike the one before runs as it stands, on a side stream; so do the next
     ones, until there were ``warmup`` alike (more, while something waits or is replaced), and each trains on its own
-    batch. The next one is captured, which computes
-    nothing, and replayed. Alike means: shapes, strides, dtypes and devices of images and labels; the active channels of
-    all groups; the precision, autocast, and whether algorithms are deterministic; training or eval mode of each module;
-    which parameters need a gradient; options of the optimizers; hooks; and the very tensors of parameters, buffers,
-    activity sums and optimizer state, which loading a state or an update replaces. Other switches of torch (TF32,
-    cuDNN's) and what ``loss_fn`` and ``on_backward`` decide in Python are as they were when the step was captured:
-    :meth:`release` has it captured anew.
+    batch. The next one is captured, which computes nothing, and replayed. Alike means: shapes, strides, dtypes and
+    devices of images and labels; the active channels of all groups; the precision, autocast, and whether algorithms are
+    deterministic; training or eval mode of each module; which parameters need a gradient; options of the optimizers;
+    hooks; and the very tensors of parameters, buffers, activity sums and optimizer state, which loading a state or an
+    update replaces. Other switches of torch (TF32, cuDNN's) and what ``loss_fn`` and ``on_backward`` decide in Python
+    are as they were when the step was captured: :meth:`release` has it captured anew.
 
     **One graph is kept.** A batch of another shape, as the last of an epoch, runs as it stands and leaves it, until
     ``warmup`` in a row had that shape. It is let go, with its memory, when the structure or a tensor changes, before
