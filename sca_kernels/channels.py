@@ -260,3 +260,17 @@ def output_size(x: Sequence[int], weight: Sequence[int], geometry: Geometry) -> 
 def no_room(x: Sequence[int], weight: Sequence[int], geometry: Geometry) -> ValueError:
     """The error for an input whose output would be empty, see :func:`output_size`."""
     return ValueError(f"x: expected room for a kernel of {tuple(weight[2:])}, {geometry}, got shape {tuple(x)}")
+
+
+def at_width(vector: Tensor | None, channels: Tensor | None, x: Tensor) -> Tensor | None:
+    """A per-channel vector as wide as x: itself, or read through the list."""
+    if vector is None or channels is None or vector.numel() == x.shape[2]:
+        return vector
+    return vector.index_select(0, channels)
+
+
+def at_length(gradient: Tensor | None, like: Tensor | None, channels: Tensor | None) -> Tensor | None:
+    """Inverse of :func:`at_width`: as long as the vector, zero for channels that the list has not."""
+    if gradient is None or gradient.numel() == like.numel():
+        return gradient
+    return torch.zeros_like(like).index_copy_(0, channels, gradient)

@@ -37,6 +37,15 @@ class Tracking(NamedTuple):
         return self.seen / max(self.seen - 1, 1)
 
 
+def change(spike_count: Tensor, membrane_l1: Tensor, norm: Tensor | None, tracking: Tracking) -> None:
+    """Do all of it behind a pass: by its activity, [C] each, and by mean and biased variance, the first two rows of
+    ``norm`` [4, C] (None where no running statistics are tracked)."""
+    if tracking.running is not None:
+        track(norm[0], norm[1], tracking)
+    if tracking.sums is not None:
+        record(spike_count, membrane_l1, tracking)
+
+
 def track(mean: Tensor, var: Tensor, tracking: Tracking) -> None:
     """Move running statistics towards those of a batch, [C] each, var biased: by its unbiased variance, as torch does.
     All of it is elementwise, so that no order of channels changes a bit."""

@@ -83,11 +83,8 @@ def choose(name: str, op: str, like: torch.Tensor, arguments: Sequence[Any] = ()
     return next(other for other in _able(like.device, like.dtype) if kind not in other.failures)
 
 
-def run(name: str, op: str, like: torch.Tensor, *arguments: Any) -> tuple[Backend, Any]:
+def run(name: str, op: str, like: torch.Tensor, *arguments: Any) -> Any:
     """Run ``op`` on the backend of :func:`choose`, with arguments as in :class:`Backend`; counted once it has run.
-
-    Returns:
-        The backend, and what it gave.
 
     Raises:
         BackendError: a kernel of the named backend failed to compile, load or start. Where none was named, the next
@@ -107,7 +104,7 @@ def run(name: str, op: str, like: torch.Tensor, *arguments: Any) -> tuple[Backen
         )
         return run(name, op, like, *arguments)
     backend.calls[op] += 1
-    return backend, result
+    return result
 
 
 _STEPS = 64  # more of something is no constant of a kernel

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import channels as active
-from .. import tracking as tracked
-from ..channels import Bits, Channels, Geometry, numel
+from ..channels import Bits, Channels, Geometry, at_width, numel
 from ..layout import empty_activation, empty_state
 from ..neurons import NeuronConfig
 from ..reference import batch_norm, channel_conv, multistep
@@ -145,7 +144,7 @@ class Backend(ABC):
 
         Args:
             tracking: what the pass is to change in place; a backend that leaves it leaves ``has_tracked`` False, and
-                :meth:`finish` follows.
+                :func:`sca_kernels.tracking.change` follows.
         """
 
     @abstractmethod
@@ -228,14 +227,6 @@ class Backend(ABC):
         weight, bias, mean, var = (at_width(z, channels, x) for z in (weight, bias, mean, var))
         prelude = batch_norm.prelude(mean, var, weight, bias, eps)
         return self.neuron_forward(x, time_steps, config, *prelude, rate, v_init, mask, return_v)
-
-    def finish(self, out: Forward, norm: Tensor | None, tracking: Tracking) -> None:
-        """Change in place what a forward pass tracks, once it has turned out well; by torch's operators, for backends
-        whose kernels don't."""
-        if tracking.running is not None:
-            tracked.track(norm[0], norm[1], tracking)
-        if tracking.sums is not None:
-            tracked.record(out.spike_count, out.membrane_l1, tracking)
 
     # Batch norm by parts, for statistics that are those of several processes. Forward: moments, a sum over processes,
     # neuron_forward. Backward: batch_norm_sums, a sum over processes, batch_norm_gradient. Here torch's operators do
@@ -352,17 +343,3 @@ class Backend(ABC):
         if isinstance(x, Tensor):
             return x
         return x.unflattened(self.unpack_spikes(x.packed, numel(x.shape), dtype))
-
-
-def at_width(vector: Tensor | None, channels: Tensor | None, x: Tensor) -> Tensor | None:
-    """A per-channel vector as wide as x: itself, or read through the list."""
-    if vector is None or channels is None or vector.numel() == x.shape[2]:
-        return vector
-    return vector.index_select(0, channels)
-
-
-def at_length(gradient: Tensor | None, like: Tensor | None, channels: Tensor | None) -> Tensor | None:
-    """Inverse of :func:`at_width`: as long as the vector, zero for channels that the list has not."""
-    if gradient is None or gradient.numel() == like.numel():
-        return gradient
-    return torch.zeros_like(like).index_copy_(0, channels, gradient)

@@ -19,6 +19,8 @@ from ..channels import (
     Bits,
     Channels,
     Geometry,
+    at_length,
+    at_width,
     empty_block,
     empty_weight,
     gather_bias,
@@ -29,7 +31,7 @@ from ..channels import (
 from ..layout import collapse, empty_activation, empty_state, in_layout_of, spatial_size
 from ..neurons import NeuronConfig
 from ..reference import channel_conv
-from .base import Backend, BatchNormGradients, Forward, NeuronGradients, at_length, at_width
+from .base import Backend, BatchNormGradients, Forward, NeuronGradients
 
 ABI_VERSION = 8
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..channels import at_length, at_width
 from ..layout import empty_activation, empty_state, spatial_size
 from ..reference import batch_norm, bitpack, multistep
 from ..reference.multistep import Prelude
-from .base import Backend, BatchNormGradients, Forward, NeuronGradients, at_length, at_width
+from .base import Backend, BatchNormGradients, Forward, NeuronGradients
 
 
 class ReferenceBackend(Backend):

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import checks, ops
+from ..channels import at_width
 from ..layout import state_dtype
 from ..ops.common import passes_nan
 from ..reference.batch_norm import prelude as affine_prelude
 from ..surrogates import Surrogate
-from ..tracking import Tracking, move, record, track
+from ..tracking import Tracking, change, move
 from . import ranks
 from .activity import ActivitySums, check_activity
 from .arguments import (
@@ -112,7 +113,7 @@ def batch_norm_neuron(
         mean, var = (as_state(z, x) for z in statistics)
         arguments = x, steps, weight, bias, mean, var, eps, *before, channels, *behind
         return as_output(ops.batch_norm_inference(*arguments), return_v)
-    weight, bias = _at_width(weight, channels, x), _at_width(bias, channels, x)
+    weight, bias = at_width(weight, channels, x), at_width(bias, channels, x)
     if training and process_group is not None:
         arguments = x, steps, weight, bias, eps, *before, *behind
         *outputs, mean, var, total = ranks.batch_norm_neuron(arguments, process_group, activity)
@@ -121,15 +122,10 @@ def batch_norm_neuron(
     if training:  # nothing to normalise or to track, as in torch
         mean, var = (full((x.shape[2],), dtype=state_dtype(x)) for full in (x.new_zeros, x.new_ones))
     else:
-        mean, var = (as_state(_at_width(z, channels, x), x) for z in statistics)
+        mean, var = (as_state(at_width(z, channels, x), x) for z in statistics)
     arguments = x, steps, *affine_prelude(mean, var, weight, bias, eps), *before, *behind
     outputs = ops.neuron_forward(*arguments) if activity is None else recorded(arguments, activity)
     return as_output(outputs, return_v)
-
-
-def _at_width(p: Tensor | None, channels: Tensor | None, x: Tensor) -> Tensor | None:
-    """A per-channel vector as wide as x."""
-    return p if p is None or channels is None or p.numel() == x.shape[2] else p.index_select(0, channels)
 
 
 def _in_training(
@@ -151,13 +147,10 @@ def _in_training(
         weight = (0.0, momentum) if isinstance(momentum, Tensor) else (momentum, None)
         return ops.recorded_batch_norm_forward(*arguments, *statistics, batches, *weight, *sums)[:4]
     *outputs, norm = ops.batch_norm_forward(*arguments)
-    channels = arguments[9]
+    given = (None if z[0] is None else tuple(z) for z in (sums, statistics))
+    tracking = Tracking(count, *given, momentum, batches, arguments[9], passes_nan(norm.device.type))
     with torch.no_grad():
-        if statistics[0] is not None:
-            finite_only = passes_nan(norm.device.type)
-            track(norm[0], norm[1], Tracking(count, None, tuple(statistics), momentum, batches, channels, finite_only))
-        if activity is not None:
-            record(*outputs[2:4], Tracking(count, sums, channels=channels))
+        change(*outputs[2:4], norm, tracking)
     return outputs
 
 

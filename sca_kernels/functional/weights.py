@@ -28,7 +28,7 @@ def gather_weight(
     """
     channels = check_weight(weight, in_channels, out_channels)
     weight = weight.detach().resolve_neg()
-    return backends.run(check_backend(backend), "gather_weight", weight, weight, None, channels, weight.dtype)[1][0]
+    return backends.run(check_backend(backend), "gather_weight", weight, weight, None, channels, weight.dtype)[0]
 
 
 def put_weight(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..layout import empty_activation, empty_state
 from ..neurons import NeuronConfig
-from ..tracking import Tracking, record, track
+from ..tracking import Tracking, change
 from .launcher import Launcher
 from .plan import Plan
 
@@ -50,8 +50,9 @@ def forward(
     """Arguments as of :meth:`sca_kernels.backends.base.Backend.neuron_forward`.
 
     Args:
-        tracking: what the launch changes in place beside; running statistics move towards the first rows of norm [4,
-        C]. statistics: mean, var, weight, bias, eps and weight_channels in place of the current's scale and shift, see
+        tracking: what the launch changes in place beside; running statistics move towards the first rows of norm
+            [4, C].
+        statistics: mean, var, weight, bias, eps and weight_channels in place of the current's scale and shift, see
             :class:`Launcher`.
     """
     plan = Plan(launcher, x, time_steps, v_init=current.v_init)
@@ -81,10 +82,7 @@ def forward(
         **{"mean": None, "var": None, "weight": None, "bias": None, "eps": 0.0, "weight_channels": None, **statistics},
         **_tracked(by_kernel, norm),
     )
-    if by_torch.running is not None:
-        track(norm[0], norm[1], by_torch)
-    if by_torch.sums is not None:
-        record(out.spike_count, out.membrane_l1, by_torch)
+    change(out.spike_count, out.membrane_l1, norm, by_torch)
     return out
 
 

@@ -1,7 +1,7 @@
 """``sca_kernels::batch_norm_forward`` and its backward: training batch norm fused in front of a neuron;
 ``recorded_batch_norm_forward`` moves running statistics and adds the activity to sums as well.
-``batch_norm_inference`` takes given statistics. ``batch_norm_moments``, ``batch_norm_sums``
-and ``batch_norm_gradient`` are its parts on one of several processes, between whose sums lies a sum over processes."""
+``batch_norm_inference`` takes given statistics. ``batch_norm_moments``, ``batch_norm_sums`` and ``batch_norm_gradient``
+are its parts on one of several processes, between whose sums lies a sum over processes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ..backends import run
-from ..backends.base import at_width
+from ..channels import at_width
 from ..checks import describe
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
 from ..reference import batch_norm as by_torch
-from ..tracking import Tracking
+from ..tracking import Tracking, change
 from .common import (
     Operator,
     fake_forward,
@@ -76,10 +76,10 @@ def _run(arguments: tuple[Any, ...], backend: str, tracking: Tracking | None) ->
     x, _, _, weight, bias, _, rate, _, mask, _, channels = arguments
     guard_vectors(x, ("rate", "mask"), rate, mask)
     guard_long(x, channels, ("weight", "bias"), weight, bias)
-    found, (out, norm) = run(backend, "batch_norm_forward", x, *arguments, tracking)
+    out, norm = run(backend, "batch_norm_forward", x, *arguments, tracking)
     outputs = forward_outputs(out, x)
     if tracking is not None and not out.has_tracked:
-        found.finish(out, norm, tracking)
+        change(out.spike_count, out.membrane_l1, norm, tracking)
     return *outputs, norm
 
 
@@ -192,7 +192,7 @@ def batch_norm_inference(
     guard_vectors(x, ("rate", "mask"), rate, mask)
     guard_long(x, channels, ("weight", "bias", "mean", "var"), weight, bias, mean, var)
     arguments = x, time_steps, config, weight, bias, mean, var, eps, rate, v_init, mask, return_v, channels
-    return forward_outputs(run(backend, "batch_norm_inference", x, *arguments)[1], x)
+    return forward_outputs(run(backend, "batch_norm_inference", x, *arguments), x)
 
 
 @batch_norm_inference.guarded
@@ -234,7 +234,7 @@ def batch_norm_backward(
     guard_vectors(x, ("rate",), rate)
     guard_long(x, channels, ("weight", "bias"), weight, bias)
     arguments = grad_spikes, grad_v, x, time_steps, config, weight, bias, norm, eps, rate, v_init, channels
-    return run(backend, "batch_norm_backward", x, *arguments)[1]
+    return run(backend, "batch_norm_backward", x, *arguments)
 
 
 @batch_norm_backward.guarded
@@ -297,7 +297,7 @@ batch_norm_inference.differentiable(by_torch=_inference_by_torch)
 
 @Operator
 def batch_norm_moments(x: Tensor, time_steps: int, backend: str) -> Tensor:
-    return run(backend, "moments", x, x, time_steps)[1]
+    return run(backend, "moments", x, x, time_steps)
 
 
 @batch_norm_moments.guarded
@@ -335,7 +335,7 @@ def batch_norm_sums(
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
     guard_vectors(x, ("scale", "shift", "center", "rate"), scale, shift, center, rate)
     arguments = grad_spikes, grad_v, x, time_steps, config, scale, shift, center, rate, v_init
-    return run(backend, "batch_norm_sums", x, *arguments)[1]
+    return run(backend, "batch_norm_sums", x, *arguments)
 
 
 @batch_norm_sums.guarded
@@ -377,7 +377,7 @@ def batch_norm_gradient(
     vectors = scale, shift, center, slope, offset, rate
     guard_vectors(x, ("scale", "shift", "center", "slope", "offset", "rate"), *vectors)
     arguments = grad_spikes, grad_v, x, time_steps, config, *vectors, v_init
-    return run(backend, "batch_norm_gradient", x, *arguments)[1]
+    return run(backend, "batch_norm_gradient", x, *arguments)
 
 
 @batch_norm_gradient.guarded

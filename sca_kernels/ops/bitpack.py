@@ -12,7 +12,7 @@ from .guards import guard_packed
 
 @Operator
 def pack_spikes(spikes: Tensor, backend: str) -> Tensor:
-    return run(backend, "pack_spikes", spikes, spikes.flatten())[1]
+    return run(backend, "pack_spikes", spikes, spikes.flatten())
 
 
 @pack_spikes.fake
@@ -23,7 +23,7 @@ def _(spikes, backend):
 @Operator
 def unpack_spikes(packed: Tensor, numel: int, dtype: torch.dtype, backend: str) -> Tensor:
     like = torch.empty(0, dtype=dtype, device=packed.device)
-    return run(backend, "unpack_spikes", like, packed, numel, dtype)[1]
+    return run(backend, "unpack_spikes", like, packed, numel, dtype)
 
 
 @unpack_spikes.guarded

@@ -45,7 +45,7 @@ def channel_conv2d(
     bias share a dtype, which may be another. ``bits`` (uint8): x in the order of its memory, kept for the backward in
     its place."""
     arguments = x, weight, bias, Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
-    y, block = run(backend, "channel_conv2d", x, *arguments, full_output, path)[1]
+    y, block = run(backend, "channel_conv2d", x, *arguments, full_output, path)
     return _laid_out(y, path), block
 
 
@@ -100,7 +100,7 @@ def channel_conv2d_backward(
     ``channel_conv2d`` has returned with y, None where that was empty."""
     x = Bits(x, shape, channels_last) if x.dtype == torch.uint8 else x
     geometry, channels = Geometry(stride, padding, dilation, groups), Channels(in_channels, out_channels)
-    _, grads = run(backend, "channel_conv2d_backward", grad, grad, x, weight, block, geometry, channels, needed, path)
+    grads = run(backend, "channel_conv2d_backward", grad, grad, x, weight, block, geometry, channels, needed, path)
     return _outputs(grads, weight, path)
 
 
@@ -232,7 +232,7 @@ def _backward_by_torch(grad, x, shape, channels_last, weight, _, *rest):
     *geometry, in_channels, out_channels, needed, path, backend = rest
     if x.dtype == torch.uint8:
         x = Bits(x, shape, channels_last)
-        x = x.unflattened(run(backend, "unpack_spikes", grad, x.packed, numel(shape), grad.dtype)[1])
+        x = x.unflattened(run(backend, "unpack_spikes", grad, x.packed, numel(shape), grad.dtype))
     geometry, channels = Geometry(*geometry), Channels(in_channels, out_channels)
     block = channel_conv.gathered_block(weight, geometry, channels, grad.dtype)  # leads back to the weight
     return _outputs(channel_conv.backward(grad, x, weight, block, geometry, channels, needed), weight, path)

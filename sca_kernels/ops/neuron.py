@@ -10,7 +10,7 @@ from torch import Tensor
 from ..backends import run
 from ..layout import empty_activation, empty_state, state_dtype
 from ..neurons import NeuronConfig
-from ..tracking import Tracking
+from ..tracking import Tracking, change
 from .common import Operator, fake_forward, fake_gradient, forward_outputs, not_differentiable, or_empty, seen
 from .guards import SUMS, guard_neuron, guard_sums, guard_vectors
 
@@ -46,10 +46,10 @@ def _run(
     """Outputs of the operator; what is to be tracked is once they have turned out well."""
     guard_vectors(x, ("scale", "shift", "rate", "mask"), scale, shift, rate, mask)
     arguments = x, time_steps, config, scale, shift, rate, v_init, mask, return_v
-    found, out = run(backend, "neuron_forward", x, *arguments, tracking)
+    out = run(backend, "neuron_forward", x, *arguments, tracking)
     outputs = forward_outputs(out, x)
     if tracking is not None and not out.has_tracked:
-        found.finish(out, None, tracking)
+        change(out.spike_count, out.membrane_l1, None, tracking)
     return outputs
 
 
@@ -131,7 +131,7 @@ def neuron_backward(
     config = NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha, beta)
     guard_vectors(x, ("scale", "shift", "rate"), scale, shift, rate)
     arguments = grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init
-    return run(backend, "neuron_backward", x, *arguments)[1]
+    return run(backend, "neuron_backward", x, *arguments)
 
 
 @neuron_backward.guarded

@@ -65,11 +65,12 @@ def _is_last(counter, expected):
 
 
 @triton.jit
-def _sum_rows(partials, first, rows, row_size, at, there, SUMMED: tl.constexpr):
-    """Sums of so many rows of partials at ``at`` [W], float64, in a fixed order."""
-    total = tl.zeros([SUMMED, at.shape[0]], tl.float64)
-    for start in range(0, rows, SUMMED):
-        row = start + tl.arange(0, SUMMED)
+def _sum_rows(partials, first, rows, row_size, at, there, WIDTH: tl.constexpr):
+    """Sums of so many rows of partials at ``at`` [WIDTH], float64, in a fixed order."""
+    AT_ONCE: tl.constexpr = _SUMMED // WIDTH if WIDTH > 1 else 256
+    total = tl.zeros([AT_ONCE, WIDTH], tl.float64)
+    for start in range(0, rows, AT_ONCE):
+        row = start + tl.arange(0, AT_ONCE)
         places = partials + ((first + row) * row_size)[:, None] + at[None, :]
         # Past the L1 cache, which does not see what other multiprocessors have written.
         live = (row < rows)[:, None] & there[None, :]
@@ -102,9 +103,7 @@ def is_finishing(
             slot = stripe * SLOTS + tl.arange(0, SLOTS)
             for q in tl.static_range(QUANTITIES):
                 quantity = partials + q * (splits + groups) * (stripes * SLOTS)
-                summed = _sum_rows(
-                    quantity, first, size, stripes * SLOTS, slot, slot >= 0, _SUMMED // SLOTS if SLOTS > 4 else 256
-                )
+                summed = _sum_rows(quantity, first, size, stripes * SLOTS, slot, slot >= 0, SLOTS)
                 tl.store(quantity + (splits + of_group) * (stripes * SLOTS) + slot, summed)
             goes_on = groups > 1
     finishes = groups < 0
@@ -164,10 +163,8 @@ def finished_sum(
         for _ in range((fold32 - 1) // COLUMNS + 2):  # stripes that its columns may lie in
             slot = channel - ((stripe * COLUMNS).to(tl.int32) // fold32).to(tl.int64)
             touched = there & (stripe * COLUMNS < (channel + 1) * fold)
-            total += _sum_rows(
-                partials, first, rows, stripes * SLOTS, stripe * SLOTS + slot, touched, _SUMMED // COLUMNS
-            )
+            total += _sum_rows(partials, first, rows, stripes * SLOTS, stripe * SLOTS + slot, touched, COLUMNS)
             stripe += 1
         return total
     else:
-        return _sum_rows(partials, first, rows, stripes * SLOTS, channel, there, _SUMMED // SLOTS if SLOTS > 4 else 256)
+        return _sum_rows(partials, first, rows, stripes * SLOTS, channel, there, SLOTS)

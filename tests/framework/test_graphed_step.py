@@ -1,5 +1,5 @@
-"""A training step as one graph: the same training as without, few captures, nothing that waits, and what runs as it
-stands. On the CPU a stand-in records and repeats operators (:mod:`tests.framework.recorded`)."""
+"""A training step as one graph: the same training as without, few captures, nothing that waits. On the CPU a stand-in
+records and repeats operators (:mod:`tests.framework.recorded`); what is not captured has tests of its own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import copy
 import functools
 import importlib.util
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,95 +16,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import sca
-from sca.pruning.optimizer import _Block
 from sca.structure.groups import find_groups
-from sca.training import GraphedStep, graph, obstacles
+from sca.training import GraphedStep, graph
 from sca_kernels import functional as F
-from sca_kernels import nn as snn
+from tests.framework.graphed import OPTIMIZERS, RATE, Reading, Run, batches, loss_fn, train
 from tests.framework.pruning_nets import ConvNet, batch
 from tests.framework.recorded import Waits, nobody_waits
 from tests.framework.watched import assert_equal_state
-
-loss_fn = nn.functional.cross_entropy
-RATE = 0.0625  # exact in float32, in which a step has its learning rate
-
-
-def batches(steps: int, size: int = 5, odd: tuple[int, ...] = ()) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of ConvNet, those of numbers ``odd`` smaller."""
-    generator = torch.Generator().manual_seed(1)
-    for step in range(steps):
-        n = size - 2 if step in odd else size
-        yield torch.randn(n, 2, 6, 6, generator=generator), torch.randint(4, (n,), generator=generator)
-
-
-def sgd(parameters, **changes: Any) -> torch.optim.SGD:
-    return torch.optim.SGD(parameters, **{"lr": RATE, "momentum": 0.9, "weight_decay": 1e-3, "fused": True, **changes})
-
-
-def adamw(parameters, **changes: Any) -> torch.optim.AdamW:
-    """In the form that can be captured, so that the eager loop has the same bits."""
-    return torch.optim.AdamW(parameters, **{"lr": torch.tensor(RATE / 16), "capturable": True, **changes})
-
-
-OPTIMIZERS = {
-    "sgd": functools.partial(sgd, momentum=0.0),
-    "momentum": sgd,
-    "nesterov": functools.partial(sgd, nesterov=True),
-    "adamw": adamw,
-}
-
-
-class Run:
-    """A network, its optimizer and its scheduler, from seed 0."""
-
-    def __init__(
-        self, optimizer: Callable[..., Any] = sgd, net: Callable[[], nn.Module] = ConvNet, **prune: Any
-    ) -> None:
-        torch.manual_seed(0)
-        self.model = net()
-        self.optimizer = optimizer(self.model.parameters())
-        self.scheduler = None
-        if prune:
-            settings = {"density": 0.5, "min_channels": 2, "interval": 6, **prune}
-            self.scheduler = sca.SCAScheduler(self.model, self.optimizer, **settings)
-        self.losses: list[Tensor] = []
-
-    def step_of(self, **changes: Any) -> GraphedStep:
-        return GraphedStep(self.model, self.optimizer, loss_fn, self.scheduler, **changes)
-
-    def eager(self, x: Tensor, labels: Tensor, parts: int = 1) -> None:
-        """A step of a user's own loop."""
-        self.optimizer.zero_grad()
-        total = 0.0
-        for images, its in zip(x.tensor_split(parts), labels.tensor_split(parts), strict=True):
-            loss = loss_fn(self.model(images), its)
-            loss = loss if parts == 1 else loss * (len(its) / len(labels))
-            loss.backward()
-            total = total + loss.detach()
-        self.optimizer.step()
-        if self.scheduler is not None:
-            if self.scheduler.wants_probe:
-                self.scheduler.probe(lambda: loss_fn(self.model(x), labels))
-            self.scheduler.step()
-        self.losses.append(total)
-
-    def state(self) -> dict[str, Any]:
-        """All that training depends on."""
-        momenta = [
-            {k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()} for s in self.optimizer.state.values()
-        ]
-        pruning = None if self.scheduler is None else self.scheduler.state_dict()
-        return {
-            "losses": self.losses,
-            "model": copy.deepcopy(self.model.state_dict()),
-            "optimizer": momenta,
-            "scheduler": pruning,
-            "gradients": [p.grad for p in self.model.parameters()],
-        }
-
-
-def train(run: Run, step: GraphedStep, given: Iterator[tuple[Tensor, Tensor]]) -> None:
-    run.losses += [step(x, labels) for x, labels in given]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -322,214 +239,6 @@ def test_losses_are_not_overwritten(recorder) -> None:
     train(run, run.step_of(), batches(8))
     assert len({float(loss) for loss in run.losses}) == 8
     assert all(loss.dim() == 0 and not loss.requires_grad for loss in run.losses)
-
-
-class Reading(ConvNet):
-    """Reads a value in its forward pass."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
-        return y if float(y.detach().sum()) < 1e30 else -y
-
-
-@pytest.mark.parametrize("where", ["forward", "on_backward"])
-def test_failed_capture_loses_no_step_and_is_named_once(recorder, caplog, where: str) -> None:
-    plan = {"start": 9, "stop": 18, "interval": 9}
-    net = Reading if where == "forward" else ConvNet
-    ours, theirs = Run(net=net, **plan), Run(net=net, **plan)
-    read = (lambda: float(ours.model.conv1.weight.grad.sum())) if where == "on_backward" else None
-    step = ours.step_of(on_backward=read)
-    train(ours, step, batches(20))
-    for x, labels in batches(20):
-        theirs.eager(x, labels)
-    assert_equal_state(ours.state(), theirs.state())
-    assert step.captures == 0
-    assert "Waits" in step.obstacle
-    assert [record.message for record in caplog.records if "CUDA graph" in record.message] == [
-        f"training steps run without a CUDA graph: {step.obstacle}"
-    ]
-
-
-def test_capture_that_fails_within_the_optimizer_puts_blocks_back(recorder, monkeypatch) -> None:
-    """The optimizer holds blocks of active channels then."""
-    ours, theirs = Run(start=4, stop=8, interval=4), Run(start=4, stop=8, interval=4)
-    inner = torch.optim.SGD.step
-
-    def reading(optimizer, *arguments):
-        result = inner(optimizer, *arguments)
-        optimizer.param_groups[0]["params"][0].sum().item()
-        return result
-
-    monkeypatch.setattr(torch.optim.SGD, "step", reading)
-    ours, theirs = Run(start=4, stop=8, interval=4), Run(start=4, stop=8, interval=4)
-    step = ours.step_of(warmup=1)
-    train(ours, step, batches(12))
-    for x, labels in batches(12):
-        theirs.eager(x, labels)
-    assert "Waits" in step.obstacle
-    assert_equal_state(ours.state(), theirs.state())
-
-
-@pytest.mark.parametrize("error", [Waits, KeyboardInterrupt])
-def test_capture_that_breaks_off_leaves_everything_as_it_was(recorder, monkeypatch, error: type[BaseException]) -> None:
-    """At the worst place: where blocks of active channels, which the optimizer has seen, are to be put back, and from
-    where on nothing can be launched any more."""
-    runs = [Run(start=2, stop=6, interval=4) for _ in range(2)]
-    (ours, step), theirs = (runs[0], runs[0].step_of()), runs[1]
-    given = list(batches(14))
-    train(ours, step, given[:9])
-    before = ours.state()
-    places = [(p.data_ptr(), p.shape, p.grad) for p in ours.model.parameters()]
-    inner, record = _Block.write, recorder.record
-
-    def broken(*arguments: Any) -> None:
-        raise error("in a capture")
-
-    def recorded(work: Callable[[], Tensor]) -> Any:
-        _Block.write = broken
-        try:
-            return record(work)
-        finally:
-            _Block.write = inner
-
-    recorder.record = recorded
-    if error is KeyboardInterrupt:
-        with pytest.raises(KeyboardInterrupt):
-            step(*given[9])
-        assert_equal_state(ours.state(), before)
-        assert [(p.data_ptr(), p.shape, p.grad) for p in ours.model.parameters()] == places
-        assert ours.scheduler.step() is None
-        assert ours.scheduler.steps == 9
-    recorder.record = recorded if error is Waits else record
-    train(ours, step, given[9:])
-    for x, labels in given:
-        theirs.eager(x, labels)
-    assert_equal_state(ours.state(), theirs.state())
-
-
-def test_step_that_waits_is_not_captured_at_all(recorder, caplog) -> None:
-    """On CUDA a capture that fails leaves traces."""
-    recorder.tells_waits = True
-    recorder.record = None
-    ours, theirs = Run(net=Reading), Run(net=Reading)
-    step = ours.step_of()
-    train(ours, step, batches(12))
-    for x, labels in batches(12):
-        theirs.eager(x, labels)
-    assert_equal_state(ours.state(), theirs.state())
-    assert step.obstacle == "a step waits for the device, at aten._local_scalar_dense.default"
-    assert len(caplog.records) == 1
-
-
-class Stateful(nn.Module):
-    """Goes on from its last potential."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net, self.last = ConvNet(), snn.LIF(stateful=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        snn_state, self.last.v = self.last.v, None if self.last.v is None else self.last.v.detach()
-        del snn_state
-        return self.last(self.net(x)[None]).mean(0)
-
-
-class Counting(ConvNet):
-    calls = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls = self.calls + 1
-        return super().forward(x)
-
-
-def _hooked() -> nn.Module:
-    net = ConvNet()
-    net.norm1.register_forward_hook(lambda module, inputs, output: None)
-    return net
-
-
-def _synchronised() -> nn.Module:
-    net = ConvNet()
-    net.norm1.process_group = True
-    return net
-
-
-class Stepping(torch.optim.SGD):
-    """Another optimizer, of which nothing is known."""
-
-
-OBSTACLES = {
-    "stateful": (Stateful, sgd, r"last \(LIF\) keeps v from step to step"),
-    "counting": (Counting, sgd, r"the model \(Counting\) keeps calls from step to step"),
-    "hook": (_hooked, sgd, r"norm1 \(BatchNormLIF\) has the hook .*capturable = True"),
-    "optimizer": (ConvNet, Stepping, "the optimizer Stepping has no option 'capturable'"),
-    "Adagrad": (ConvNet, torch.optim.Adagrad, "the optimizer Adagrad has no option 'capturable'"),
-    "compiled": (lambda: torch.compile(ConvNet(), backend="eager"), sgd, "compiled by torch.compile"),
-    "data parallel": (lambda: nn.DataParallel(ConvNet()), sgd, r"the model \(DataParallel\) is spread"),
-}
-
-
-@pytest.mark.parametrize("name", OBSTACLES)
-def test_what_cannot_be_captured_runs_as_it_stands_and_is_named_once(recorder, caplog, name: str) -> None:
-    net, optimizer, words = OBSTACLES[name]
-    runs = []
-    for captured in True, False:
-        torch.manual_seed(0)
-        model = net()
-        options = {"lr": RATE, **({"fused": True} if optimizer is sgd else {})}
-        step = GraphedStep(model, optimizer(model.parameters(), **options), loss_fn, graph=captured)
-        losses = [step(x, labels) for x, labels in batches(9)]
-        assert step.captures == 0
-        runs.append((losses, copy.deepcopy(model.state_dict())))
-        if captured:
-            step_of_graph = step
-    assert_equal_state(*runs)
-    named = [record.message for record in caplog.records if "CUDA graph" in record.message]
-    assert len(named) == 1
-    assert named[0].endswith(step_of_graph.obstacle)
-    assert re.search(words, named[0])
-
-
-def test_batch_norm_over_processes_is_an_obstacle() -> None:
-    assert "waits for other processes" in obstacles.of_model(_synchronised(), torch.device("cpu"))
-
-
-@pytest.mark.parametrize("put", ["register_hook", "register_post_accumulate_grad_hook"])
-def test_a_hook_on_a_gradient_that_comes_behind_a_capture_is_called(recorder, caplog, put: str) -> None:
-    run, seen = Run(), []
-    step = run.step_of()
-    train(run, step, batches(5))
-    assert step.replays
-    getattr(run.model.conv1.weight, put)(lambda z: seen.append(z.shape))
-    train(run, step, batches(2))
-    assert len(seen) == 2
-    assert "conv1.weight has a hook on its gradient" in step.obstacle
-    assert step.obstacle in caplog.text
-
-
-def test_hook_that_says_so_is_captured(recorder) -> None:
-    run = Run()
-
-    def leave(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        return output * 1
-
-    leave.capturable = True
-    run.model.norm1.register_forward_hook(leave)
-    step = run.step_of()
-    train(run, step, batches(5))
-    assert step.captures == 1
-
-
-def test_steps_of_which_no_two_are_alike_are_named(recorder, caplog) -> None:
-    run = Run()
-    step = run.step_of()
-    for at, (x, labels) in enumerate(batches(24)):
-        run.optimizer.param_groups[0]["momentum"] = 0.5 + at / 100
-        train(run, step, [(x, labels)])
-    assert step.captures == 0
-    assert [record.message for record in caplog.records] == [
-        "training steps run without a CUDA graph: no two steps in a row are alike, by their options"
-    ]
 
 
 def test_counts_of_an_optimizer_that_ran_before_move_to_the_device(recorder) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 
 from sca_kernels.backends import registry
+from sca_kernels.gpu import plan
 from sca_kernels.testing import missing_twins
 
 if missing := missing_twins():
@@ -27,3 +30,17 @@ def targets() -> list:
 def target(request) -> tuple[str, str]:
     """(backend name, device)."""
     return request.param
+
+
+@pytest.fixture
+def planned(monkeypatch) -> Iterator[Callable[..., None]]:
+    """Sets constants of the plan of GPU kernels, so that small tensors are cut as large ones are."""
+    given = {name: getattr(plan, name) for name in ("_MAX_PROGRAMS", "_GROUPED_ABOVE")}
+
+    def constants(**values: int) -> None:
+        for name, value in {**given, **values}.items():
+            monkeypatch.setattr(plan, name, value)
+        plan._tiles.cache_clear()
+
+    yield constants
+    plan._tiles.cache_clear()

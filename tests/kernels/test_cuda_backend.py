@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -18,27 +17,14 @@ import torch
 from sca_kernels import functional as F
 from sca_kernels import spikes
 from sca_kernels.backends import registry
-from sca_kernels.cuda_kernels import launcher, parameters
-from sca_kernels.cuda_kernels.launcher import CudaLauncher
-from sca_kernels.gpu import batch_norm as gpu_batch_norm
-from sca_kernels.gpu import neuron as gpu_neuron
 from sca_kernels.gpu import plan as gpu_plan
-from sca_kernels.gpu.neuron import Current
-from sca_kernels.gpu.plan import Plan
-from sca_kernels.layout import dense_strides, is_channels_last
 from sca_kernels.testing import activation, poisoned_memory, relative_l2
-from sca_kernels.tracking import Tracking
+from sca_kernels.tracking import Tracking, change
+from tests.kernels.cuts import CUTS, EACH_KIND, EMULATED, SIZES, STEPS, emulated
 from tests.kernels.problems import config_of, run, views
 
 HERE = Path(__file__).parent
-CSRC = HERE.parents[1] / "csrc"
-sys.path.insert(0, str(HERE / "cuda_emulation"))
-import emulated  # noqa: E402
-
-sys.path.pop(0)
-
 BACKEND, REFERENCE = registry()["cuda"], registry()["reference"]
-EMULATED = pytest.mark.skipif(emulated.compiler() is None, reason="the emulation needs g++")
 LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["float32", "bfloat16", "float16"]
@@ -51,37 +37,6 @@ def emulation(monkeypatch):
     emulated.install(monkeypatch.setattr)
     with poisoned_memory():
         yield
-
-
-MANY_TILES, GROUPS = {"_MAX_PROGRAMS": 1}, {"_GROUPED_ABOVE": 1}
-
-
-@pytest.fixture
-def planned(monkeypatch):
-    """Sets constants of the plan, so that small tensors are cut as large ones are."""
-
-    given = {name: getattr(gpu_plan, name) for name in (*MANY_TILES, *GROUPS)}
-
-    def constants(**values):
-        for name, value in {**given, **values}.items():
-            monkeypatch.setattr(gpu_plan, name, value)
-        gpu_plan._tiles.cache_clear()
-
-    yield constants
-    gpu_plan._tiles.cache_clear()
-
-
-CUTS = pytest.mark.parametrize(
-    "cut", [{}, MANY_TILES, GROUPS], ids=["a tile per block", "many tiles", "groups of splits"]
-)
-KINDS = {
-    "planes": ((4, 40, 6, 8, 8), False),
-    "interleaved": ((3, 130, 24, 2, 2), True),
-    "folded": ((3, 130, 24, 2, 2), False),
-    "folded, channels in two stripes": ((3, 90, 20, 7, 7), False),
-    "folded over more columns than a tile has": ((2, 70, 8, 11, 11), False),
-}
-EACH_KIND = pytest.mark.parametrize(("shape", "channels_last"), KINDS.values(), ids=KINDS)
 
 
 # Taken in float32: a mean, and the shift that is made of it, is as good as the deviation, here about one, allows.
@@ -111,9 +66,6 @@ def bound_of(dtype):
     return {torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}[dtype]
 
 
-# ---- the kernels and their host side, emulated -----------------------------------------------------------------------
-
-
 @EMULATED
 @pytest.mark.slow
 def test_the_shared_kernel_tests_pass_on_the_emulation():
@@ -135,8 +87,6 @@ def test_the_shared_kernel_tests_pass_on_the_emulation():
     assert "failed" not in done.stdout
 
 
-STEPS = [(t, 2, 3, 5) for t in (1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 32, 33, 63, 64, 65, 129)]
-SIZES = [(3, 2, c, s) for c in (1, 13, 16) for s in (1, 3, 16, 49, 64, 1000)]
 SIZES += [(5, 1, 1, 1), (2, 3, 130, 2), (2, 2, 600, 3), (3, 5, 24, 6, 6), (4, 3, 8, 7, 7), (2, 9, 136), (130, 1, 2, 3)]
 
 
@@ -234,25 +184,6 @@ def test_blocks_in_any_order_give_the_same_bits_and_leave_counters_at_zero(
     assert not any(z.any() for z in counters)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_kinds_and_cuts_are_what_their_tests_need(planned, kind):
-    shape, last = KINDS[kind]
-    found = []
-    for cut in (MANY_TILES, GROUPS):
-        planned(**cut)
-        found.append(Plan(CudaLauncher(None), activation(shape, channels_last=last), shape[0]).tiles)
-    many, grouped = found
-    assert many.tiles > 1
-    assert grouped.groups > 1
-    folded = many.fold > 1
-    assert (folded, many.interleaved) == (kind.startswith("folded"), kind != "planes")
-    if folded:
-        starts = range(0, shape[2] * many.fold, many.fold)
-        crossed = any(start // many.tile_columns != (start + many.fold - 1) // many.tile_columns for start in starts)
-        assert crossed == (kind != "folded")
-        assert (many.fold > many.tile_columns) == ("more columns" in kind)
-
-
 @EMULATED
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
 def test_statistics_are_as_good_with_a_large_mean_and_an_outlier_in_front(emulation, mean):
@@ -290,7 +221,7 @@ def test_one_launch_moves_listed_statistics_and_adds_activity_as_torch_does(
                 )
                 assert out.has_tracked
             else:
-                REFERENCE.finish(out, norm, tracking)
+                change(out.spike_count, out.membrane_l1, norm, tracking)
             tracked.append((*sums, *running, tracking.batches))
         assert tracked[0][-1] == 42
         for ours, truth in zip(*tracked, strict=True):
@@ -443,190 +374,3 @@ def test_gradients_are_rounded_to_nearest_even_and_keep_nan(emulation, dtype):
     ours = BACKEND.neuron_backward(grad, None, x, 1, config, scale, None, None, None).x
     assert torch.equal(ours.isnan(), grad.isnan())
     assert torch.equal(ours.nan_to_num(), (grad.float() * scale).to(dtype).nan_to_num())
-
-
-# ---- what is launched ------------------------------------------------------------------------------------------------
-
-
-class Launches(list):
-    """Stands for what starts kernels, and keeps what it was asked for."""
-
-    def __call__(self, kernel, grid, threads, shared, parameters, on):
-        self.append(types.SimpleNamespace(kernel=kernel, grid=grid, shared=shared, parameters=parameters))
-
-    def names(self):
-        return [launch.kernel.partition("<")[0].removeprefix("sca::") for launch in self]
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype", "channels_last", "variant"),
-    [
-        ((4, 8, 64, 32, 32), torch.float32, False, "float, true, 4"),
-        ((4, 8, 64, 32, 32), torch.bfloat16, False, "sca::bfloat16, true, 8"),
-        ((4, 8, 64, 32, 32), torch.float16, True, "sca::float16, false, 8"),
-        ((4, 8, 64), torch.float32, False, "float, false, 4"),
-        ((4, 8, 64, 7, 7), torch.float32, False, "float, false, 4"),  # folded: rows of C * S
-        ((4, 8, 64, 2, 2), torch.bfloat16, False, "sca::bfloat16, false, 8"),
-        ((4, 8, 13, 7, 7), torch.float32, False, "float, true, 1"),
-        ((4, 8, 13, 8, 8), torch.float32, True, "float, false, 1"),
-    ],
-)
-def test_layout_and_width_of_accesses_follow_from_shape_and_strides(shape, dtype, channels_last, variant):
-    launches = Launches()
-    x = activation(shape, dtype, channels_last=channels_last)
-    gpu_batch_norm.moments(CudaLauncher(launches), x)
-    assert [launch.kernel for launch in launches] == [f"sca::moments<{variant}>"]
-
-
-def test_how_many_launches_a_pass_takes():
-    x, c = activation((4, 2, 8, 6, 6)), torch.ones(8)
-    current = Current(c, c, None, None)
-    launches = Launches()
-    launcher = CudaLauncher(launches)
-    gpu_neuron.forward(launcher, x, 4, config_of(), current, None, True)
-    gpu_neuron.backward(launcher, x, None, x, 4, config_of(), current)
-    assert launches.names() == ["neuron_forward", "neuron_backward"]
-    launches.clear()
-    problem = (launcher, x, 4, config_of(), c, c)
-    gpu_batch_norm.forward(*problem, 1e-5, None, None, None, False, None, Tracking(288, running=(c, c)))
-    assert launches.names() == ["moments", "neuron_forward"]
-    launches.clear()
-    norm = torch.ones(4, 8)
-    gpu_batch_norm.backward(launcher, x, None, x, 4, config_of(), c, c, norm, 1e-5, None, None)
-    assert launches.names() == ["neuron_backward"] * 2
-    launches.clear()
-    gpu_batch_norm.inference(*problem, c, c, 1e-5, None, None, None, False)
-    assert launches.names() == ["neuron_forward"]
-
-
-def test_shared_memory_stays_within_what_every_device_gives():
-    launches = Launches()
-    launcher = CudaLauncher(launches)
-    for shape in STEPS + SIZES:
-        for last in (False, True):
-            for dtype in parameters.NAMES:
-                x = activation(shape, dtype, channels_last=last)
-                v, c = torch.zeros(shape[1:]), torch.ones(shape[2])
-                current = Current(c, c, c, v)
-                gpu_neuron.forward(launcher, x, shape[0], config_of(), current, None, True)
-                gpu_neuron.backward(launcher, x, v, x, shape[0], config_of(), current)
-                gpu_neuron.backward(launcher, x, v, x[:1], shape[0], config_of(), Current(v_init=v))
-                gpu_batch_norm.moments(launcher, x)
-    assert max(launch.shared for launch in launches) <= 48 * 1024
-    backward = [z.parameters for z in launches if isinstance(z.parameters, parameters.BackwardParameters)]
-    assert min(p.resident for p in backward) >= 1
-
-
-def test_no_launch_reads_more_than_x_and_the_upstream_gradient_twice():
-    """Up to four steps nothing is kept but in registers and shared memory: no checkpoints, one launch."""
-    launches = Launches()
-    x = activation((4, 2, 64, 16, 16), channels_last=True)
-    gpu_neuron.backward(CudaLauncher(launches), x, None, x, 4, config_of(), Current())
-    (only,) = launches
-    assert only.parameters.resident == only.parameters.steps == 4
-    assert only.parameters.checkpoints is None
-
-
-def test_offsets_beyond_32_bits_are_handed_over_whole():
-    x = torch.empty_strided((2, 2, 1, 4), (2**33, 2**32, 4, 1), device="meta")
-    strided = launcher._strided(Plan(CudaLauncher(None), x, 2), "x")
-    assert (strided.t, strided.outer) == (2**33, 2**32)
-
-
-def places_by_definition(tiles, z, planes, block, tile):
-    """As the plan describes them, what ``emulated.places`` tells of the kernels, by thread."""
-    split, stripe = divmod(block, tiles.stripes)
-    number = split * tiles.tiles + tile
-    row_tile, column_tile = divmod(number, tiles.column_tiles) if planes else (number, stripe)
-    found = {}
-    for thread in range(parameters.THREADS):
-        row_in_tile, lane = divmod(thread, 1 << tiles.lane_bits)
-        row, column = row_tile * tiles.tile_rows + row_in_tile, column_tile * tiles.tile_columns + 4 * lane
-        outer, inner = divmod(row, tiles.inner)
-        offset = outer * z.outer + inner * z.inner + stripe * z.stripe + column
-        dense = (row * tiles.stripes + stripe if planes else row) * tiles.columns + column
-        if row < tiles.rows and column < tiles.columns:
-            found[thread] = offset, dense
-    return found
-
-
-LARGE = {
-    "planes": {"columns": 2**33, "stripes": 3, "splits": 2**29, "column_tiles": 2**26, "tile_columns": 128},
-    "planes of many samples": {"columns": 192, "stripes": 200, "splits": 2**23, "column_tiles": 2, "tile_columns": 128},
-    "interleaved": {"columns": 4096, "stripes": 32, "splits": 2**25, "tile_columns": 128},
-    "uneven": {"columns": 64, "stripes": 1, "splits": 2**30, "tile_columns": 64, "inner": 7},
-    "uneven, samples shorter than a tile": {
-        "columns": 16,
-        "stripes": 1,
-        "splits": 2**30,
-        "tile_columns": 16,
-        "inner": 3,
-    },
-}
-
-
-@EMULATED
-@pytest.mark.parametrize("sizes", LARGE.values(), ids=LARGE)
-def test_places_of_tensors_of_more_than_2_to_the_31_elements(sizes):
-    planes, inner, lanes = "column_tiles" in sizes, sizes.get("inner", 1), sizes["tile_columns"] // 4
-    rows = parameters.THREADS // lanes
-    steps = {"tile_rows": rows, "inner": inner, "outer_step": rows // inner, "inner_step": rows % inner}
-    tiles = parameters.TileParameters(rows=2**40, tiles=3, lane_bits=lanes.bit_length() - 1, **{**sizes, **steps})
-    z = parameters.Strided(None, 0, 2**21, 2**20, 2**37)
-    last = tiles.stripes * tiles.splits - 1
-    assert last < 2**31
-    for block in (0, 1, last // 2, last - 1, last):
-        for tile in range(3):
-            found = emulated.module().places(planes, 4, bytes(tiles), bytes(z), block, tile)
-            assert found == places_by_definition(tiles, z, planes, block, tile)
-            assert found
-
-
-@EMULATED
-@CUTS
-@pytest.mark.parametrize("view", list(views(torch.zeros(1, 1, 1, 1, 1))))
-@pytest.mark.parametrize("shape", [(2, 5, 12, 4, 4), (1, 3, 4, 20, 24), (1, 40, 8, 2, 2), (1, 5, 3, 7, 7)], ids=str)
-def test_every_element_has_one_thread(planned, shape, view, cut):
-    planned(**cut)
-    x = views(torch.arange(float(torch.Size(shape).numel())).view(shape))[view]
-    plan, width = Plan(CudaLauncher(None), x, shape[0]), 4
-    if plan.tiles.align != width:
-        width = 1
-    packed = bytes(launcher._tiles(plan.tiles, shape[2], width)), bytes(launcher._strided(plan, "x"))
-    met = [
-        place
-        for block in range(plan.tiles.programs)
-        for tile in range(plan.tiles.tiles)
-        for place in emulated.module().places(not plan.tiles.interleaved, width, *packed, block, tile).values()
-    ]
-    offsets, dense = torch.tensor(met).T
-    assert sorted(dense.tolist()) == list(range(0, x[0].numel(), width))
-    like = torch.empty_strided(x.shape, dense_strides(x.shape, is_channels_last(x))).copy_(x)
-    flat = torch.as_strided(like, (x[0].numel(),), (1,))
-    source = torch.as_strided(x, (int(offsets.max()) + 1,), (1,))
-    assert torch.equal(source[offsets], flat[dense])
-
-
-# ---- the sources -----------------------------------------------------------------------------------------------------
-
-
-def test_no_offset_is_taken_in_32_bits():
-    """Block indices are widened where they are read, but for the number of a tile (of which the tests above prove that
-    it is enough); thread indices, where they enter an offset."""
-    read = {"walk.h": ["unsigned"], "bitpack.h": ["int64"] * 2, "neuron_backward.h": ["int64"]}
-    for path in (CSRC / "cuda").glob("*.h"):
-        text = path.read_text()
-        assert re.findall(r"static_cast<(\w+)>\(blockIdx\.x\)", text) == read.get(path.name, []), path
-        assert len(re.findall(r"blockIdx", text)) == len(read.get(path.name, [])), path
-        assert len(re.findall(r"threadIdx", text)) == len(
-            re.findall(r"static_cast<int(?:64)?>\(threadIdx\.x\)", text)
-        ), path
-        assert not re.search(r"\b(blockDim|gridDim|unsigned int|size_t)", text), path
-        # Sums have a fixed order; blocks only count who has arrived.
-        atomics = re.findall(r"\batomic\w*\([^)]*\)", text)
-        assert atomics == (["atomicAdd(counter, 1)"] if path.name == "sums.h" else []), path
-
-
-@EMULATED
-def test_structures_have_the_size_that_they_are_packed_in():
-    assert emulated.module().sizes == parameters.SIZES

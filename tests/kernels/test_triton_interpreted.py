@@ -15,7 +15,8 @@ from sca_kernels.testing import activation
 
 triton = pytest.importorskip("triton", reason="needs Triton (pip install triton)")
 
-from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402  after importorskip
+import triton.language as tl  # noqa: E402  after importorskip
+from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402
 
 from sca_kernels import triton_kernels  # noqa: E402
 from sca_kernels.channels import Channels  # noqa: E402
@@ -23,6 +24,7 @@ from sca_kernels.gpu import batch_norm, neuron  # noqa: E402
 from sca_kernels.gpu.neuron import Current  # noqa: E402
 from sca_kernels.gpu.plan import Plan  # noqa: E402
 from sca_kernels.triton_kernels import bitpack, launcher, weights  # noqa: E402
+from sca_kernels.triton_kernels.finish import finished_sum  # noqa: E402
 
 pytestmark = [
     pytest.mark.interpreter,
@@ -170,3 +172,23 @@ def addresses(z):
     """Of a float32 tensor's elements, in the order of its indices."""
     at = sum(n * s for n, s in zip(torch.meshgrid(*map(torch.arange, z.shape), indexing="ij"), z.stride(), strict=True))
     return (z.data_ptr() + 4 * at).flatten().tolist()
+
+
+@triton.jit
+def counts_kernel(partials, counts, stripes, splits, SLOTS: tl.constexpr):
+    """What a program that finishes makes of the counts of all others."""
+    channel = tl.program_id(0).to(tl.int64) * SLOTS + tl.arange(0, SLOTS)
+    count = finished_sum(partials, 0, channel, channel >= 0, stripes, splits, splits, 1, False, SLOTS, SLOTS)
+    tl.store(counts + channel, count.to(tl.int64))
+
+
+@pytest.mark.parametrize("slots", [1, 16], ids=["planes", "interleaved"])
+def test_counts_beyond_32_bits_are_exact(slots):
+    """checklist: counts above 2^24 and 2^31; here as the sums that programs hand to the one that finishes."""
+    torch.manual_seed(0)
+    stripes, splits = 3, 700
+    partials = torch.randint(2**30, 2**31, (splits, stripes * slots)).double()
+    counts = torch.empty(stripes * slots, dtype=torch.int64)
+    counts_kernel[(stripes,)](partials, counts, stripes, splits, SLOTS=slots)
+    assert torch.equal(counts, partials.long().sum(0))
+    assert counts.min() > 2**31

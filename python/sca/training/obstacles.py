@@ -17,7 +17,7 @@ from ..pruning.fresh_state import within
 from ..structure.hooks import hooks_of, is_capturable, is_own
 from ..structure.wrappers import is_compiled
 
-__all__ = ["Places", "Surroundings", "kept_between_steps", "name_once", "of_model", "of_optimizer", "of_state"]
+__all__ = ["Places", "Surroundings", "kept_between_steps", "name_once", "of_model", "of_optimizer", "of_state", "same"]
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def kept_between_steps(model: nn.Module) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            if attribute == "training" or attribute in ("_parameters", "_modules"):
+            if attribute in ("training", "_parameters", "_modules"):
                 continue
             where = f"{name or 'the model'} ({type(module).__name__}) keeps {attribute}"
             if isinstance(value, Tensor) or (isinstance(value, int | float) and not isinstance(value, bool)):
