@@ -24,7 +24,7 @@ from .plan import Plan
 def moments(launcher: Launcher, x: Tensor) -> Tensor:
     """Sums of x and of x^2, float64 [2, C]."""
     sums = torch.empty((2, x.shape[2]), dtype=torch.float64, device=x.device)
-    plan = Plan(launcher, x, x.shape[0])
+    plan = Plan(launcher.tile_size, x, x.shape[0])
     if not plan.tiles.programs:
         return sums.zero_()
     launcher.moments(plan, moments=sums, norm=None, weight=None, bias=None, weight_channels=None, eps=0.0, count=1)
@@ -49,7 +49,7 @@ def forward(
     """Arguments and results as in :meth:`sca_kernels.backends.base.Backend.batch_norm_forward`."""
     width = x.shape[2]
     norm = torch.empty((4, width), dtype=torch.float32, device=x.device)
-    plan = Plan(launcher, x, x.shape[0])
+    plan = Plan(launcher.tile_size, x, x.shape[0])
     if plan.tiles.programs:
         launcher.moments(
             plan,

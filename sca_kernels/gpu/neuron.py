@@ -55,7 +55,7 @@ def forward(
         statistics: mean, var, weight, bias, eps and weight_channels in place of the current's scale and shift, see
             :class:`Launcher`.
     """
-    plan = Plan(launcher, x, time_steps, v_init=current.v_init)
+    plan = Plan(launcher.tile_size, x, time_steps, v_init=current.v_init)
     out = Outputs(
         empty_activation(x, time_steps),
         empty_state(x, torch.float32) if return_v else None,
@@ -138,7 +138,7 @@ class Adjoint:
         current: Current,
     ) -> None:
         self.launcher, self.config, self.current = launcher, config, current
-        self.plan = Plan(launcher, x, time_steps, grad_spikes, grad_v=grad_v, v_init=current.v_init)
+        self.plan = Plan(launcher.tile_size, x, time_steps, grad_spikes, grad_v=grad_v, v_init=current.v_init)
 
     def _run(self, **arguments: Any) -> None:
         absent = ("grad_x", "grad_v_init", "center", "slope", "offset", "first", "second", "third")

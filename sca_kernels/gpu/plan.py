@@ -19,7 +19,8 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,9 +35,6 @@ from ..layout import (
     is_channels_last,
     spatial_size,
 )
-
-if TYPE_CHECKING:
-    from .launcher import Launcher
 
 _ACCESS_BYTES = 16
 _FOLD_BELOW = 32  # positions: shorter rows of a plane would waste most of a memory transaction
@@ -118,7 +116,7 @@ class Plan:
     """A launch over x [T or 1, N, C, *S], whose layout decides, and tensors that go with it.
 
     Args:
-        launcher: of the kernels that will run.
+        tile_size: of the kernels that will run, see :class:`~sca_kernels.gpu.launcher.Launcher`.
         x: the input.
         time_steps: T.
         grad_spikes: [T, N, C, *S] or None.
@@ -133,7 +131,7 @@ class Plan:
 
     def __init__(
         self,
-        launcher: Launcher,
+        tile_size: Callable[[int, int, int], int],
         x: Tensor,
         time_steps: int,
         grad_spikes: Tensor | None = None,
@@ -159,7 +157,7 @@ class Plan:
             folded,
             (strides, None if grad_spikes is None else collapse(grad_spikes)),
             all(z is None or z.data_ptr() % _ACCESS_BYTES == 0 for z in self.tensors.values()),
-            launcher.tile_size,
+            tile_size,
         )
         self.strides = {name: self._in_units(self.tensors[name]) for name in ("x", "grad_spikes")}
         self.narrow = self.tiles.align * x.element_size() < _ACCESS_BYTES
@@ -220,7 +218,7 @@ def _tiles(
     folded: bool,
     collapsed: tuple[layout.Strides | None, ...],
     aligned: bool,
-    tile_size_of,
+    tile_size_of: Callable[[int, int, int], int],
 ) -> Tiles:
     n, c, s = shape
     interleaved = innermost or folded

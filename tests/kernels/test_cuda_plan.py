@@ -106,7 +106,7 @@ def test_no_launch_reads_more_than_x_and_the_upstream_gradient_twice():
 
 def test_offsets_beyond_32_bits_are_handed_over_whole():
     x = torch.empty_strided((2, 2, 1, 4), (2**33, 2**32, 4, 1), device="meta")
-    strided = launcher._strided(Plan(CudaLauncher(None), x, 2), "x")
+    strided = launcher._strided(Plan(CudaLauncher.tile_size, x, 2), "x")
     assert (strided.t, strided.outer) == (2**33, 2**32)
 
 
@@ -166,7 +166,7 @@ def test_places_of_tensors_of_more_than_2_to_the_31_elements(sizes):
 def test_every_element_has_one_thread(planned, shape, view, cut):
     planned(**cut)
     x = views(torch.arange(float(torch.Size(shape).numel())).view(shape))[view]
-    plan, width = Plan(CudaLauncher(None), x, shape[0]), 4
+    plan, width = Plan(CudaLauncher.tile_size, x, shape[0]), 4
     if plan.tiles.align != width:
         width = 1
     packed = bytes(launcher._tiles(plan.tiles, shape[2], width)), bytes(launcher._strided(plan, "x"))
@@ -190,7 +190,7 @@ def test_kinds_and_cuts_are_what_their_tests_need(planned, kind):
     found = []
     for cut in (MANY_TILES, GROUPS):
         planned(**cut)
-        found.append(Plan(CudaLauncher(None), activation(shape, channels_last=last), shape[0]).tiles)
+        found.append(Plan(CudaLauncher.tile_size, activation(shape, channels_last=last), shape[0]).tiles)
     many, grouped = found
     assert many.tiles > 1
     assert grouped.groups > 1

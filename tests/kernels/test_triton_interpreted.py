@@ -88,7 +88,7 @@ def test_a_neuron_reads_x_once_and_writes_spikes_once(traffic, shape, channels_l
     assert traffic.times(spikes) == (NEVER, ONCE)
     # Nothing else of the size of an activation: beside it stand the sums of each program, and their total.
     others = traffic.loaded.total() + traffic.stored.total() - 2 * x.numel()
-    tiles = Plan(launcher, x, 4).tiles
+    tiles = Plan(launcher.tile_size, x, 4).tiles
     assert others <= 2 * 2 * 2 * 64 * (tiles.programs + tiles.counters) + 2 * shape[2]
 
 
