@@ -17,18 +17,20 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 import sca
+from sca.bench.measure import EVENTS_PER_VALUE
 from sca.bench.memory import saved_bytes
 from sca.bench.peers import snntorch_lif, spikingjelly_vgg
 from sca.bench.work import mean_loss, prune_evenly, sgd, training_step
 from sca_kernels import functional as F
 from sca_kernels import nn as snn
 
-from . import busy, peers, training
+from . import busy, peers, recordings, training
 from .measure import Party, clock, flip_rate, forward_backward, relative_error, require, sampled
 
 OURS = "sca_kernels"
 SPIKINGJELLY = "SpikingJelly 2.0.0"
 SNNTORCH = "snnTorch 1.0"
+TONIC = "tonic 1.7.0"
 COMPILE = "torch.compile"
 FIVE, EIGHT = "five passes", "eight passes"
 DENSE = "oneDNN dense"
@@ -38,6 +40,8 @@ SPINNING = "libgomp's default spins"
 
 ACTIVATION = (4, 32, 64, 32, 32)
 """[T, N, C, H, W] of A1, A2 and A5."""
+EVENT_FRAMES = (10, 16, 2, 48, 48)
+"""[T, N, C, H, W] of A7."""
 
 
 @dataclass(frozen=True)
@@ -297,8 +301,23 @@ def build_busy_machine(other: str) -> dict[str, Party | None]:
 
 def build_vgg_step(density: float) -> dict[str, Party | None]:
     images = torch.randn(32, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (32,))
     model = sca.models.build("vgg16", num_classes=10, in_channels=3, time_steps=4, detach_reset=True)
+    return training_steps(model, images, density)
+
+
+def build_dvs_step(density: float) -> dict[str, Party | None]:
+    steps, samples, *map_ = EVENT_FRAMES
+    counts = torch.poisson(torch.full((steps * samples, *map_), EVENTS_PER_VALUE))
+    counts = counts.contiguous(memory_format=torch.channels_last)
+    model = sca.models.build(
+        "conv5fc1", num_classes=10, in_channels=2, time_steps=steps, image_size=map_[1:], detach_reset=True
+    )
+    return training_steps(model, counts.unflatten(0, (steps, samples)), density)
+
+
+def training_steps(model: nn.Module, images: Tensor, density: float) -> dict[str, Party | None]:
+    """A training step of a VGG at a density, and of its dense twin."""
+    labels = torch.randint(10, (images.shape[-4],))
     twin = spikingjelly_vgg(model, detach_reset=True)
     if twin is not None:
         # Rounding flips a few spikes per layer and batch norm passes that on; the first loss tells a wrong layer apart.
@@ -355,8 +374,14 @@ def build_epochs(density: float) -> dict[str, Party | None]:
     return {OURS: run, SPIKINGJELLY: training.spikingjelly_epoch if run and peers.installed("spikingjelly") else None}
 
 
+def build_recordings(into: str) -> dict[str, Party | None]:
+    makers = {OURS: recordings.ours, SPIKINGJELLY: recordings.spikingjelly, TONIC: recordings.tonic}
+    return {name: make(into) for name, make in makers.items()}
+
+
 LAYOUTS = [{"layout": layout} for layout in ("contiguous", "channels_last")]
 STEP_BARS = {1.0: 2.5, 0.5: 8.0, 0.3: 16.0}
+DVS_BARS = {1.0: 2.0, 0.3: 8.0}
 EPOCH_BARS = {1.0: 2.2, 0.5: 6.0, 0.3: 11.0}
 # Contiguous, a channel fits into a core's cache between its two passes; channels_last, it does not.
 NORM_BARS = {"contiguous": Bar(FIVE, at_most=1.4), "channels_last": Bar(EIGHT, at_most=1.1)}
@@ -426,6 +451,16 @@ CASES = {
             counted=False,
         ),
         Case(
+            "A7",
+            f"the paper's DVS network, training step, frames of events {list(EVENT_FRAMES)}, float32",
+            "ms",
+            [{"density": density} for density in DVS_BARS],
+            build_dvs_step,
+            lambda density: [Bar(SPIKINGJELLY, at_least=DVS_BARS[density])],
+            rounds=15,
+            warmup=2,
+        ),
+        Case(
             "A8",
             "ChannelConv2d, all channels active, forward + backward, float32, 15 % spikes",
             "ms",
@@ -468,6 +503,29 @@ CASES = {
             returned,
             rounds=1,
             warmup=0,
+            counted=False,
+        ),
+        Case(
+            "E6",
+            "`sca train --data nmnist`, 905 + 95 real recordings, from start to table: 30 % of the channels, and dense",
+            "s",
+            [{"seed": seed} for seed in range(3)],
+            lambda seed: {OURS: training.nmnist(seed)},
+            lambda seed: [],
+            returned,
+            rounds=1,
+            warmup=0,
+            counted=False,
+        ),
+        Case(
+            "E3",
+            f"reading and framing of real N-MNIST recordings, T = {recordings.STEPS} frames of equal numbers of events",
+            "ms",
+            [{"into": into} for into in (recordings.MEMORY, recordings.FILES)],
+            build_recordings,
+            lambda into: [Bar(peer, at_least=5.0) for peer in (SPIKINGJELLY, TONIC) if into == recordings.FILES],
+            rounds=15,
+            warmup=1,
             counted=False,
         ),
     )

@@ -97,9 +97,10 @@ def _ours(figure: dict[str, Any], summary: dict[str, float] | str, unit: str) ->
 def rows(result: dict[str, Any]) -> Iterator[Row]:
     """The table's lines for one result: one per bar, and one per party that has none."""
     for figure in result["figures"]:
-        (_, ours), *peers = figure["parties"].items()
+        (name, ours), *peers = figure["parties"].items()
         if not peers:
-            yield Row(result["case"], figure["shape"], _ours(figure, ours, result["unit"]), "", "", "", "")
+            reached = _reached(figure.get("details", {}).get(name))
+            yield Row(result["case"], figure["shape"] + reached, _ours(figure, ours, result["unit"]), "", "", "", "")
         for name, time in peers:
             bar = figure["bars"].get(name, {})
             ratio = figure["ratios"].get(name)
@@ -114,6 +115,13 @@ def rows(result: dict[str, Any]) -> Iterator[Row]:
                 bar.get("text", ""),
                 verdict,
             )
+
+
+def _reached(details: dict[str, Any] | None) -> str:
+    """What a run came to, of the networks that it measured."""
+    columns = (details or {}).get("summary") or {}
+    told = {name: columns[name]["accuracy"] for name in ("compacted", "dense") if columns.get(name)}
+    return "".join(f"; {name} {accuracy:.2%}" for name, accuracy in told.items() if accuracy is not None)
 
 
 def summary() -> str:

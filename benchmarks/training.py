@@ -19,6 +19,7 @@ from sca.bench.peers import spikingjelly_vgg
 from sca.bench.work import sgd, training_step
 
 from .measure import require
+from .recordings import NMNIST
 
 CIFAR10 = os.environ.get("SCA_KERNELS_CIFAR10_DIR")
 BATCH = 32
@@ -47,7 +48,7 @@ class Run:
             del summary["cost"]  # of each layer: more than a result needs
         kept = ("epoch", "test_accuracy", "density", "connectivity", "samples_per_second", "seconds")
         self.details = {
-            "arguments": ["DIR" if argument == CIFAR10 else argument for argument in self.arguments],
+            "arguments": ["DIR" if argument in (CIFAR10, NMNIST) else argument for argument in self.arguments],
             "epochs": [{key: row[key] for key in kept} for row in rows],
             "summary": summary,
         }
@@ -58,6 +59,13 @@ class Run:
 def digits(seed: int) -> Run:
     """`sca train` as a new user runs it."""
     return Run("--seed", str(seed), whole=True)
+
+
+def nmnist(seed: int) -> Run | None:
+    """`sca train` on real recordings of an event camera, its preset; None where there are none."""
+    if NMNIST is None:
+        return None
+    return Run("--data", "nmnist", "--data-dir", NMNIST, "--seed", str(seed), whole=True)
 
 
 def cifar10(density: float) -> Run | None:

@@ -1,5 +1,5 @@
 """Modules over :mod:`sca_kernels.functional`: neurons, batch norm with and without one, channel-sparse convolution and
-linear layers, max-pooling."""
+linear layers, pools."""
 
 from .activity import Activity
 from .batch_norm import BatchNormIF, BatchNormLIF, BatchNormPLIF, ChannelBatchNorm2d
@@ -8,7 +8,7 @@ from .explain import explain
 from .group import ChannelGroup, probing
 from .linear import ChannelLinear
 from .neuron import IF, LIF, PLIF, detach, reset
-from .pool import MaxPool2d
+from .pool import AvgPool2d, MaxPool2d
 from .select import ChannelSelect
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "LIF",
     "PLIF",
     "Activity",
+    "AvgPool2d",
     "BatchNormIF",
     "BatchNormLIF",
     "BatchNormPLIF",

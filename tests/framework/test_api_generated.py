@@ -15,7 +15,7 @@ import sca
 from sca.pruning.schedule import DENSITY_CURVES, REGROW_CURVES, Plan
 from tests.calls import Stage, run_calls
 
-FAMILIES = ("vgg5", "vgg9", "resnet20", "preresnet20", "sew_resnet18")
+FAMILIES = ("vgg5", "vgg9", "conv5fc1", "resnet20", "preresnet20", "sew_resnet18")
 SMALL = "sca.models.build('vgg5', width=0.05, image_size=8)"
 FOLDER = tempfile.TemporaryDirectory()  # as long as this module
 FILE = str(Path(FOLDER.name) / "model.safetensors")
@@ -45,7 +45,10 @@ def build(rng: random.Random):
         eps=("1e-5", "1e-3"),
         momentum=("0.1", "None"),
     )
-    named |= some(rng, stem=("None", "'cifar'"), prune_stream=("True", "False")) if not name.startswith("vgg") else {}
+    if "resnet" in name:
+        named |= some(rng, stem=("None", "'cifar'"), prune_stream=("True", "False"))
+    else:
+        named |= some(rng, pool=("None", "'max'", "'avg'"))
 
     def check(values, model, before):
         channels = values.get("in_channels", 3)

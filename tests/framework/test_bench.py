@@ -17,6 +17,7 @@ from sca import models
 from sca.bench import BenchConfig, measure, peers, table
 from sca.bench.work import prune_evenly
 from sca.cli import app
+from sca.models.network import Network
 from sca.structure.groups import find_groups
 from sca_kernels.backends import registry
 from sca_kernels.backends.base import BackendError
@@ -114,6 +115,20 @@ def test_bench_scales_over_a_list(no_peers, tmp_path, option):
     assert (tmp_path / "bench.png").exists()
 
 
+def test_bench_of_sequences_computes_every_step_of_them(no_peers, tmp_path, monkeypatch):
+    shapes = set()
+    pass_of = Network.forward
+    monkeypatch.setattr(Network, "forward", lambda self, x: shapes.add(x.shape) or pass_of(self, x))
+    arguments = "--sequences", "--in-channels", "2", "--densities", "1", "--time-steps", "3", "--out", tmp_path
+    outcome = bench("--model", "conv5fc1", *arguments)
+    assert outcome.exit_code == 0, outcome.output
+    (shape,) = shapes
+    assert (shape[0], *shape[2:3]) == (3, 2)
+    assert "sequences, T 3" in plain(outcome.output)
+    stored = json.loads((tmp_path / "bench.json").read_text())
+    assert {tuple(figure["input"]) for figure in stored["figures"]} == {tuple(shape)}
+
+
 def test_bench_does_not_time_a_twin_that_computes_something_else(monkeypatch, tmp_path):
     def wrong(model, detach_reset):
         twin = models.build(**model.config)
@@ -185,21 +200,36 @@ def test_prune_evenly_leaves_the_same_share_of_every_layer():
     assert {members.group.density for members in find_groups(model).values()} == {0.5}
 
 
-@pytest.mark.parametrize("name", peers.PEERS)
-@pytest.mark.parametrize("model", ["vgg5", "vgg9"])  # with and without a pool behind the first convolution
-def test_twin_has_our_loss_and_gradients(name, model):
+def twins(name: str, model: str, size: int) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Ours and a peer's."""
     peer = peers.PEERS[name]
     if not peers.installed(peer.package):
         pytest.skip(f"{peer.label} is not installed")
-    ours = models.build(model, in_channels=2, image_size=8, width=0.25, detach_reset=True)
-    twin = peer.vgg(ours, detach_reset=True)
-    x, labels = torch.randn(4, 2, 8, 8), torch.randint(10, (4,))
+    ours = models.build(model, in_channels=2, image_size=size, width=0.25, detach_reset=True)
+    return ours, peer.vgg(ours, detach_reset=True)
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize("frames", [(), (6,)], ids=["still", "sequence"])
+@pytest.mark.parametrize("model", ["vgg5", "vgg9", "conv5fc1"])  # with and without a pool behind the first convolution
+def test_twin_has_our_loss_and_gradients(name, frames, model):
+    ours, twin = twins(name, model, 8)
+    assert not peers.no_twin(ours)
+    x, labels = torch.randn(*frames, 4, 2, 8, 8), torch.randint(10, (4,))
     losses = [cross_entropy(net(x).mean(0), labels) for net in (ours, twin)]
     for loss in losses:
         loss.backward()
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-4)
     for (at, a), b in zip(ours.named_parameters(), twin.parameters(), strict=True):
         assert (a.grad - b.grad).norm() <= 1e-3 * a.grad.norm() + 1e-6, at
+
+
+def test_twin_has_our_loss_on_events():
+    """In float64: of so many potentials, some are so near the threshold that float32 rounds them to either side."""
+    ours, twin = (net.double() for net in twins("spikingjelly", "conv5fc1", 48))
+    events, labels = torch.poisson(torch.rand(10, 4, 2, 48, 48, dtype=torch.float64)), torch.randint(10, (4,))
+    losses = [cross_entropy(net(events).mean(0), labels).item() for net in (ours, twin)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
 
 
 def test_bench_measures_a_network_that_was_trained_dense_and_as_it_is(tmp_path):

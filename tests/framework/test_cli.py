@@ -129,14 +129,14 @@ def test_doctor_lists_the_backends():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "mnist"], "data: expected one of cifar10, cifar100, digits, got 'mnist'"),
+        (["--data", "mnist"], f"data: expected one of {', '.join(DATASETS)}, got 'mnist'; did you mean nmnist?"),
         (["--model", "vgg7"], "model: expected one of preresnet18"),
         (["--density", "0"], "density: expected a share in (0, 1], got 0.0"),
         (["--density", "1.5"], "density"),
         (["--criterion", "luck"], "criterion: expected one of"),
         (["--allocation", "fair"], "allocation: expected one of"),
         (["--neuron", "relu"], "neuron: expected one of if, lif, plif"),
-        (["--preset", "slow"], "preset: expected one of fast, paper, digits, got 'slow'"),
+        (["--preset", "slow"], f"preset: expected one of {', '.join(PRESETS)}, got 'slow'"),
         (["--preset", "papr"], "did you mean paper?"),
         (["--set", "epoch=3"], "epoch: expected a field of the configuration; did you mean epochs?"),
         (["--set", "cutout=wide"], "cutout: expected int, got 'wide'"),

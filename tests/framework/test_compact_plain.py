@@ -48,7 +48,7 @@ def test_plain_compacted_network_has_torchs_own_layers_and_the_same_outputs(name
     torch.testing.assert_close(rebuilt(IMAGES), small(IMAGES), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["vgg5", "vgg16", "resnet18", "resnet19", "sew_resnet18", "preresnet20"])
+@pytest.mark.parametrize("name", ["vgg5", "vgg16", "conv5fc1", "resnet18", "resnet19", "sew_resnet18", "preresnet20"])
 @pytest.mark.parametrize("neuron", ["lif", "if", "plif"])
 def test_folded_network_keeps_its_outputs(name: str, neuron: str) -> None:
     model = pruned(name, neuron=neuron, **({"per_channel": True} if neuron == "plif" else {})).double()

@@ -18,7 +18,7 @@ import torch
 
 from sca import data
 from sca.data import cifar
-from sca.data.dataset import cut_out, shift_and_mirror
+from sca.data.augmentation import cut_out, shift_and_mirror
 
 
 def write_cifar(folder: Path, layout: cifar.Layout, records_per_file: int = 7) -> dict[str, np.ndarray]:

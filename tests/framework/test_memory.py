@@ -22,7 +22,7 @@ from sca_kernels.backends import registry
 T, N, SIZE = 3, 2, 8
 
 
-def block(pool: bool) -> tuple[ConvBlock, torch.Tensor]:
+def block(pool: torch.nn.Module) -> tuple[ConvBlock, torch.Tensor]:
     """A block with 5 of 8 input and 6 of 12 output channels active, and spikes for it."""
     before, behind = snn.ChannelGroup(8), snn.ChannelGroup(12)
     before.set_active(range(5))
@@ -32,12 +32,12 @@ def block(pool: bool) -> tuple[ConvBlock, torch.Tensor]:
     return ConvBlock(conv, snn.BatchNormLIF(12, group=behind), pool=pool), spikes
 
 
-@pytest.mark.parametrize("pool", [False, True], ids=["plain", "pooled"])
-def test_block_saves_its_input_as_bits_the_neurons_current_and_the_pools_indices(pool):
+@pytest.mark.parametrize("pool", [torch.nn.Identity(), snn.MaxPool2d(2), snn.AvgPool2d(2)], ids=["plain", "max", "avg"])
+def test_block_saves_its_input_as_bits_the_neurons_current_and_a_max_pools_indices(pool):
     module, spikes = block(pool)
     pixels = T * N * SIZE**2
     bits, current = pixels * 5 // 8, pixels * 6 * 4
-    indices = pixels // 4 * 6 * 8 if pool else 0
+    indices = pixels // 4 * 6 * 8 if isinstance(pool, snn.MaxPool2d) else 0
     weights = 6 * 5 * 9 * 4  # of active channels alone
     vectors = 4 * 6 * 4 + (5 + 6) * 8  # mean, variance, scale, shift; the two lists of active channels
     expected = bits + current + indices + weights + vectors
@@ -76,7 +76,7 @@ def images(request) -> torch.Tensor:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("pruned", [False, True], ids=["dense", "pruned"])
-@pytest.mark.parametrize("name", ["vgg9", "resnet20", "preresnet20", "sew_resnet18"])  # one of each family
+@pytest.mark.parametrize("name", ["vgg9", "conv5fc1", "resnet20", "preresnet20", "sew_resnet18"])  # of each family
 def test_checkpointing_changes_no_bit_of_training(images, name, pruned, precision):
     plain = models.build(name, in_channels=2, image_size=16, width=0.25, num_classes=3)
     again = models.build(**plain.config | {"checkpointing": True})

@@ -113,7 +113,7 @@ def test_attach_groups_finds_what_lives_and_dies_together(net: type[nn.Module]) 
     assert report.unprunable["head"] == "it is the network's output"
 
 
-@pytest.mark.parametrize("name", ["vgg5", "vgg9", "resnet20", "preresnet20", "sew_resnet18"])
+@pytest.mark.parametrize("name", ["vgg5", "vgg9", "conv5fc1", "vggsnn", "resnet20", "preresnet20", "sew_resnet18"])
 def test_attach_groups_finds_the_groups_that_our_models_are_built_with(name: str) -> None:
     built = sca.models.build(name, width=0.25, image_size=16)
     model = stripped(built)

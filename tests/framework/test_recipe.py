@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from sca.cli import app
 from sca.pruning import PruneSettings
-from sca.training import Recipe, TrainConfig
+from sca.training import PRESETS, Recipe, TrainConfig
 
 TOML = """\
 # a recipe
@@ -122,7 +122,7 @@ def test_configuration_hands_all_settings_of_pruning_to_the_schedule_and_tells_o
         ("epochs = 3\n\nlr = fast\n", "line 3: not TOML"),
         ('lr = "fast"\n', "line 1: lr: expected float, got 'fast'"),
         ("seed = 1\nepochs = 0\n", "line 2: epochs: expected at least 1, got 0"),
-        ('preset = "papr"\n', "line 1: preset: expected one of fast, paper, digits, got 'papr'; did you mean paper"),
+        ('preset = "papr"\n', f"line 1: preset: expected one of {', '.join(PRESETS)}, got 'papr'; did you mean paper"),
         ('\nmodel = "vgg6"\n', "line 2: model: expected one of preresnet18"),
         ("[neuron_arguments]\n# too short\ntau = 0.5\n", "line 3: tau: expected a time constant > 1"),
         ("[lr]\nvalue = 1\n", "line 1: lr: expected float"),

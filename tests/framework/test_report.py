@@ -76,6 +76,68 @@ def test_report_cost_counts_the_first_layer_as_often_as_it_runs() -> None:
     assert "Computed once" not in sequence.table().caption
 
 
+def averaging_network() -> nn.Module:
+    """One convolution whose input is what an average pool leaves of the spikes it is given."""
+    return nn.Sequential(snn.AvgPool2d(2), snn.ChannelConv2d(3, 5, 3, padding=1, bias=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("window", [2, 3, 4])
+def test_report_cost_counts_each_spike_behind_an_average_pool(window, dtype) -> None:
+    spikes = (torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0)) < 0.2).float()
+    model = averaging_network().to(dtype)
+    model[0] = snn.AvgPool2d(window)
+    (conv,) = sca.report_cost(model, [spikes.to(dtype)]).layers
+    assert (conv.spiking, conv.window, conv.macs) == (True, window**2, 0)
+    assert conv.acs == pytest.approx(float(spikes.sum()) / 4 * 5 * 9)  # at borders, too, as if each met nine weights
+    pooled = torch.nn.functional.avg_pool2d(spikes, window)
+    assert conv.input_rate == float(pooled.count_nonzero()) / pooled.numel()
+
+
+def test_report_cost_sees_averages_where_one_batch_has_none() -> None:
+    """All windows of it hold four spikes or none; they count as four here, too."""
+    spikes = (torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+    whole = torch.ones(4, 3, 4, 4)
+    (conv,) = sca.report_cost(averaging_network(), [whole, spikes]).layers
+    assert (conv.spiking, conv.window) == (True, 4)
+    assert conv.acs == pytest.approx(float(spikes.sum() + whole.sum()) / 8 * 5 * 9)
+
+
+@pytest.mark.parametrize(
+    ("values", "spiking"),
+    [([0, 1], True), ([0, 2], False), ([0, 1, 3], False), ([-1, 0, 1], False), ([0.25, 0.3], False)],
+    ids=["binary", "counts", "counts and ones", "signs", "other shares"],
+)
+def test_report_cost_tells_spikes_from_values(values, spiking) -> None:
+    x = torch.tensor(values)[
+        torch.randint(len(values), (2, 3, 6, 6), generator=torch.Generator().manual_seed(1))
+    ].float()
+    model = nn.Sequential(snn.ChannelConv2d(3, 5, 1, bias=False))
+    (conv,) = sca.report_cost(model, [x]).layers
+    assert (conv.spiking, conv.window) == (spiking, 1)
+    assert (conv.macs, conv.acs) == (0 if spiking else 3 * 5 * 36, float(x.sum()) / 2 * 5 if spiking else 0)
+
+
+def test_report_cost_says_what_goes_into_the_first_layer_and_how_often() -> None:
+    model = sca.models.build("conv5fc1", in_channels=2, image_size=8, width=0.1, time_steps=3)
+    frames = torch.randint(3, (3, 2, 2, 8, 8), generator=torch.Generator().manual_seed(0)).float()
+    counts, binary = (sca.report_cost(model, [x]) for x in (frames, frames.clamp(max=1)))
+    assert "Frames go into conv1 at every time step, as values: MACs." in counts.caption
+    assert "Frames go into conv1 at every time step, as spikes: ACs." in binary.caption
+    assert "Behind an average pool (conv2) each spike of a window counts by itself." in binary.caption
+    assert "Computed once, not T times: conv1." in sca.report_cost(model, [frames[0]]).caption
+    assert counts.layers[0].macs == 3 * 2 * 6 * 9 * 64
+    assert binary.layers[0].acs == pytest.approx(float(frames.clamp(max=1).sum()) / 2 * 6 * 9)
+
+
+def test_cost_report_of_before_windows_were_stored_is_read() -> None:
+    report = sca.report_cost(pruned(), [batch()])
+    stored = report.to_dict()
+    for layer in stored["layers"]:
+        del layer["window"]
+    assert sca.cost.CostReport.from_dict(stored) == report
+
+
 def test_report_cost_of_a_compact_network_is_that_of_the_pruned_one() -> None:
     model = pruned()
     ours, small = (sca.report_cost(m, [batch()]) for m in (model, sca.compact(model)))

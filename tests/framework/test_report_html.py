@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -25,6 +26,7 @@ from sca.report.html import conclusion, page
 from sca.report.runs import read_runs
 from sca.training import RunFolder, TrainConfig, run
 from sca.training.loop import Interrupted
+from sca.training.recording import store_recording
 from tests.framework.watched import Watch, tiny
 
 CONFIG = tiny(epochs=3, limit_train=96, reference="train")
@@ -74,13 +76,15 @@ def train(folder: Path, config: TrainConfig, stop_after: int | None = None, mode
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A finished run, with its dense twin in the folder ``dense``."""
+    """A finished run, with its dense twin in the folder ``dense``, and a recording, which its data has not."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     path = train(tmp_path_factory.mktemp("report") / "pruned", CONFIG)
     torch.set_num_threads(threads)
     start = {"command": "sca train", "versions": {"torch": "2.9"}, "commit": None, "processor": "a-processor"}
     (path / "environment.json").write_text(json.dumps([start]))
+    frames = np.random.default_rng(0).poisson(0.5, (17, 4, 6, 2))
+    store_recording(path / "recording.json", frames, 3, "wave <b>", "17 frames of 50 ms")
     return path
 
 
@@ -128,10 +132,11 @@ def test_report_writes_one_page_that_needs_nothing_else_and_prints_the_cost(fold
     shown = Page(content)
     assert "script" not in shown.tags
     assert not re.search(r"@import|https?://", content)
-    assert shown.targets
-    assert {target[0] for target in shown.targets} == {"#"}
+    places = [target for target in shown.targets if not target.startswith("data:image/png;base64,")]
+    assert len(shown.targets) - len(places) == shown.tags.count("image") == 2 * 16
+    assert {target[0] for target in places} == {"#"}
     assert len(set(shown.ids)) == len(shown.ids)
-    assert {target[1:] for target in shown.targets} <= set(shown.ids)
+    assert {target[1:] for target in places} <= set(shown.ids)
     assert shown.tags.count("svg") == shown.tags.count("figure")
     for title in (
         *("Accuracy against connectivity", "Accuracy against SynOps", "Training", "Channels kept"),
@@ -345,7 +350,7 @@ def test_report_names_the_damaged_file_and_writes_nothing(copy, file, content, m
     assert not list(copy.glob("page*"))
 
 
-FILES = ("config.json", "metrics.jsonl", "updates.jsonl", "summary.json", "environment.json")
+FILES = ("config.json", "metrics.jsonl", "updates.jsonl", "summary.json", "environment.json", "recording.json")
 ODD = [
     *(..., None, True, "x", "", [], {}, [[]], {"a": 1}, ["a"], math.nan, math.inf, -1, 0, 1, 2, 0.5, 5e-324),
     *(1e308, -1e308, 10**30, 10**400, "<b>$\\frac$", "\ud800", "\x00\n", "x" * 3000),

@@ -8,6 +8,7 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,6 +17,7 @@ import sca
 from sca import checkpoint, training
 from sca.files import write_whole
 from sca.training import RunFolder
+from sca.training.recording import store_recording
 from tests.framework.watched import Watch, assert_equal_state, tiny, trainer_of
 
 TREE = {
@@ -251,6 +253,19 @@ def test_run_folder_refuses_a_folder_that_holds_a_run(tmp_path):
     assert (tmp_path / "notes.txt").exists()
     with pytest.raises(ValueError, match="holds no run to resume"):
         RunFolder(tmp_path, "resume")
+
+
+def test_run_folder_keeps_the_recording_of_a_run_that_goes_on_and_removes_that_of_another(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        folder.write_config(tiny())
+        store_recording(folder.recording, np.ones((1, 2, 2, 2), np.int64), 0, "zero", "one frame")
+    with RunFolder(tmp_path, "resume") as folder:
+        folder.forget_results()
+        assert folder.recording.exists()
+    with pytest.raises(ValueError, match=r"already holds a run \(config\.json, recording\.json\)"):
+        RunFolder(tmp_path)
+    with RunFolder(tmp_path, "overwrite") as folder:
+        assert not folder.recording.exists()
 
 
 def test_run_folder_refuses_a_second_run_at_the_same_time(tmp_path):

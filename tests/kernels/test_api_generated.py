@@ -438,20 +438,22 @@ def select_module(rng: random.Random):
 
 
 def pool_module(rng: random.Random):
+    name = rng.choice(("MaxPool2d", "AvgPool2d"))
     named = {"kernel_size": rng.choice(("2", "(2, 3)", "3"))}
-    named |= some(
-        rng, stride=("None", "1", "2", "(1, 2)"), padding=("0", "1"), dilation=("1", "2"), ceil_mode=("True", "False")
-    )
+    named |= some(rng, stride=("None", "1", "2", "(1, 2)"), padding=("0", "1"), ceil_mode=("True", "False"))
+    if name == "MaxPool2d":
+        named |= some(rng, dilation=("1", "2"))
+    else:
+        named |= some(rng, count_include_pad=("True", "False"), divisor_override=("None", "1", "5"))
     grad = rng.choice(("", ".requires_grad_()"))
 
     def check(values, y, before):
-        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-        pool = torch.nn.MaxPool2d(**{name: values[name] for name in names if name in values})
+        pool = getattr(torch.nn, name)(**{argument: values[argument] for argument in named if argument in values})
         expected = pool(values["x"])
         assert y.shape == expected.shape, f"shape {tuple(y.shape)}"
         assert y.is_meta or torch.equal(y.nan_to_num(), expected.nan_to_num()), "differs from torch's"
 
-    return (Stage("nn.MaxPool2d", named), Stage("{}", {"x": f"torch.randn(2, 3, {rng.randint(4, 7)}, 7){grad}"})), check
+    return (Stage(f"nn.{name}", named), Stage("{}", {"x": f"torch.randn(2, 3, {rng.randint(4, 7)}, 7){grad}"})), check
 
 
 def group(rng: random.Random):
@@ -554,6 +556,8 @@ NAMED = {
     "check_nan of a number": (lambda: F.check_nan(1), "checked: expected a bool"),
     "pool without stride": (lambda: nn.MaxPool2d(2, stride=0), "stride: expected at least 1"),
     "pool of a sequence": (lambda: nn.MaxPool2d(2)(CURRENT), "x: expected .* needs flatten"),
+    "pool larger than the map": (lambda: nn.AvgPool2d(6)(X), "x: expected a map with room for the window of AvgPool2d"),
+    "average over nothing": (lambda: nn.AvgPool2d(2, divisor_override=0), "divisor_override: expected at least 1"),
 }
 
 

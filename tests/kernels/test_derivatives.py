@@ -253,9 +253,10 @@ def test_an_ensemble_of_networks_by_vmap(grad):
     agree(y, [model(x) for model in models])
 
 
-def test_max_pooling_has_all_derivatives():
-    pool, x = nn.MaxPool2d(2), torch.randn(2, 3, 6, 6)
-    twin = torch.nn.MaxPool2d(2)
+@pytest.mark.parametrize("name", ["MaxPool2d", "AvgPool2d"])
+def test_pools_have_all_derivatives(name):
+    pool, twin = (getattr(library, name)(2) for library in (nn, torch.nn))
+    x = torch.randn(2, 3, 6, 6)
 
     def results(layer):
         yield torch.func.grad(lambda z: layer(z).pow(3).sum())(x)

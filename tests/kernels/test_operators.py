@@ -255,6 +255,8 @@ def modules():
     yield "ChannelConv2d", nn.ChannelConv2d(3, 5, 3, out_group=group), (4, 2, 3, 5, 6)
     yield "ChannelConv2d-input", nn.ChannelConv2d(5, 2, 3, in_group=group), (8, 3, 5, 6)
     yield "ChannelLinear", nn.ChannelLinear(10, 2, in_group=group, features_per_channel=2), (4, 2, 6)
+    yield "MaxPool2d", nn.MaxPool2d(2), (4, 2, 3, 5)
+    yield "AvgPool2d", nn.AvgPool2d(2), (4, 2, 3, 5)
     recording = nn.BatchNormLIF(5, group=group)
     recording.activity = nn.Activity()
     yield "recording", recording, (4, 2, 3, 5)

@@ -43,6 +43,9 @@ class BenchConfig:
     size: int = setting(32, low=1, high=MAX_SIZE)
     """Side of the images, in pixels."""
 
+    sequences: bool = False
+    """Feed sequences of T frames, as of event cameras, of which every layer computes all, in place of still images."""
+
     time_steps: tuple[int, ...] = setting((4,), low=1, high=MAX_TIME_STEPS)
     """T, or several to scale over: 1,2,4,8,16,32."""
 

@@ -28,6 +28,8 @@ from .peers import PEERS, no_twin
 from .work import inference_step, mean_loss, prune_evenly, settle_statistics, sgd, training_step
 
 OURS = "sca_kernels"
+# Mean of frames of events, about that of N-MNIST's.
+EVENTS_PER_VALUE = 0.2
 # Rounding flips a few spikes per layer and batch norm passes that on; a wrong layer is off by more.
 LOSS_TOLERANCE = {"float32": 0.05, "bfloat16": 0.1}
 
@@ -120,7 +122,12 @@ def _setting(
     torch.manual_seed(config.seed)
     sides = [config.size] * 2 if trained is None else trained.config["image_size"]
     shape = (batch_size, config.in_channels, *sides)
-    images = torch.randn(shape, device=config.device).contiguous(memory_format=torch.channels_last)
+    if config.sequences:
+        counts = torch.full((time_steps * batch_size, *shape[1:]), EVENTS_PER_VALUE, device=config.device)
+        images = torch.poisson(counts).contiguous(memory_format=torch.channels_last)
+        images, shape = images.unflatten(0, (time_steps, batch_size)), (time_steps, *shape)
+    else:
+        images = torch.randn(shape, device=config.device).contiguous(memory_format=torch.channels_last)
     classes = 10 if trained is None else trained.config["num_classes"]
     labels = torch.randint(classes, (batch_size,), device=config.device)
     progress(f"T = {time_steps}, batch {batch_size}: networks")

@@ -92,8 +92,8 @@ class _Steps(nn.Sequential):
 class _Twin(nn.Module):
     """One of our VGGs out of torch's layers and a peer's neurons, parameter values included.
 
-    Like ours, it computes the first convolution and its batch norm once, presents the result T times, and runs in
-    channels_last.
+    Like ours, it computes the first convolution of a still image and its batch norm once, presents the result T times,
+    and runs in channels_last.
 
     Args:
         model: a :class:`sca.models.vgg.VGG`.
@@ -122,15 +122,14 @@ class _Twin(nn.Module):
             if body:
                 body.append(over_time(*convolution(block)))
             body.append(neuron())
-            if isinstance(block.pool, nn.MaxPool2d):
-                body.append(over_time(nn.MaxPool2d(2)))
+            body += [over_time(pool(2)) for pool in (nn.MaxPool2d, nn.AvgPool2d) if isinstance(block.pool, pool)]
         body.append(nn.Flatten(2))
         for block in model.hidden:
             ours = block.linear
             linear = nn.Linear(ours.in_features, ours.out_features, bias=False)
             body += [over_time(linear, nn.BatchNorm1d(ours.out_features)), neuron()]
         body.append(nn.Linear(model.classifier.in_features, model.classifier.out_features))
-        self.stem = nn.Sequential(*convolution(model.features[0]))
+        self.stem = _Steps(*convolution(model.features[0]))
         self.body = nn.Sequential(*body)
         self.to(memory_format=torch.channels_last)
         # Both list their weights from the first layer to the last: convolution, then batch norm, layer by layer.
@@ -139,10 +138,11 @@ class _Twin(nn.Module):
                 theirs.copy_(ours)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [T, N, num_classes]."""
+        """A still image [N, C, H, W] or a sequence [T, N, C, H, W] -> [T, N, num_classes]."""
         self._clear(self)
-        current = self.stem(x)
-        return self.body(current.expand(self.time_steps, *current.shape))
+        if x.dim() == 5:
+            return self.body(self.stem(x))
+        return self.body(self.stem(x[None]).expand(self.time_steps, -1, -1, -1, -1))
 
 
 def spikingjelly_vgg(model: nn.Module, detach_reset: bool) -> nn.Module | None:

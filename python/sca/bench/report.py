@@ -30,7 +30,8 @@ def table(result: dict[str, Any]) -> Group:
     # What all lines have in common stands above them, so that a terminal of 80 columns holds the rest.
     headers = {"time_steps": "T", "batch_size": "batch"}
     swept = [name for name in headers if len(config[name]) > 1]
-    common = [f"{headers[name]} {config[name][0]}" for name in headers if name not in swept]
+    common = ["sequences"] if config.get("sequences") else []
+    common += [f"{headers[name]} {config[name][0]}" for name in headers if name not in swept]
     tables = []
     for mode in config["modes"]:
         shown = Table(

@@ -82,6 +82,8 @@ class Display(Callback):
             f"{config.model} on {config.data}, {what}: {parameters:,} parameters, {config.epochs} epochs{begin}",
             soft_wrap=True,
         )
+        if trainer.dataset.told:
+            self._console.print(trainer.dataset.told, soft_wrap=True)
         self.start_bar(trainer)
 
     def start_bar(self, trainer: Trainer) -> None:

@@ -67,7 +67,7 @@ def _measured(
     try:
         model = load_pruned(run).to(config.device)
     except FileNotFoundError:
-        return {}, [counted_on(len(dataset.test), None), "the run has no checkpoint to count costs on"]
+        return {}, [counted_on(dataset, None), "the run has no checkpoint to count costs on"]
     cost = count_cost(model, dataset, config, batch_size)
     column = {
         "density": density(members.group for members in find_groups(model).values()),
@@ -76,4 +76,4 @@ def _measured(
         "synops": cost.synops,
         "energy_pj": cost.energy_pj,
     }
-    return column, [counted_on(len(dataset.test), cost), MEANINGS]
+    return column, [counted_on(dataset, cost), MEANINGS]

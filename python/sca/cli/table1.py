@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..experiments.table1.config import Table1Config
-from ..training.config import TrainConfig
+from ..training.config import PRESETS, TrainConfig
 from .bench import writable
 from .errors import reported
 from .options import option, options_of
@@ -20,7 +20,8 @@ from .train import Assignments, ConfigFile, PresetName, free_folder
 
 # Fields of the recipe that have an option of their own here; --set reaches all.
 _RECIPE = ("data", "data_dir", "limit_train", "limit_test", "model", "width", "epochs", "device")
-# What makes a table in minutes on two cores, unless a preset or a file says what is trained.
+# What makes a table in minutes on two cores, unless a preset or a file says what is trained; the data's own preset may
+# name another network.
 _SHORT = {"model": "vgg9", "width": 0.25, "epochs": 8, "allocation": "global"}
 
 
@@ -59,6 +60,8 @@ def _table1(
     from ..training import Recipe, Trainer, load_data
 
     short = {} if preset or file else _SHORT
+    if "model" in PRESETS.get(str(changes.get("data")), {}):
+        short = {name: value for name, value in short.items() if name != "model"}
     recipe = Recipe(preset, file, assignments, changes)
     with recipe.located():
         table = Table1Config(recipe.config(short), **compared)

@@ -15,6 +15,7 @@ import typer
 from ..training.config import (
     PRESETS,
     DataSettings,
+    FrameSettings,
     NetworkSettings,
     PruningSettings,
     TrainConfig,
@@ -26,6 +27,7 @@ from .terminal import sentences, terminal
 
 PANELS = {
     "Data": DataSettings,
+    "Event cameras": FrameSettings,
     "Network": NetworkSettings,
     "Training": TrainingSettings,
     "Pruning": PruningSettings,

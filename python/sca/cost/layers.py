@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,15 @@ from ..structure.groups import Axis, Members, carried, is_depthwise
 from ..structure.wrappers import named_modules
 
 __all__ = [
+    "Inputs",
     "LayerCost",
     "active_share",
     "channel_costs",
     "channel_dim",
     "connections",
     "input_channels",
+    "inputs_of",
     "layer_cost",
-    "nonzero_inputs",
     "total",
     "weight_layers",
     "weight_uses",
@@ -31,6 +33,10 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
 Masks = Mapping[str, Tensor]
+
+# Values that average pools of 2x2, 3x3 and 4x4 take the mean of; and how far, as bfloat16, that may be off.
+_WINDOWS = (4, 9, 16)
+_ROUNDING = 2**-8
 
 
 def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -150,8 +156,25 @@ def weight_uses(layer: nn.Module, x: Tensor, output: Tensor) -> int:
     return z.numel() // z.shape[channel_dim(layer)]
 
 
-def nonzero_inputs(layer: nn.Module, x: Tensor) -> tuple[Tensor, int, bool]:
-    """What a layer reads: nonzero values of each active input channel, values per channel, whether all are 0 or 1."""
+class Inputs(NamedTuple):
+    """What a layer reads in one pass.
+
+    Attributes:
+        nonzero: int64 [active input channels], values that are not 0.
+        spikes: int64, the same shape, spikes that its values stand for.
+        positions: values per channel.
+        window: spikes that a value of 1 stands for: 1 where all values are 0 or 1; 4, 9 or 16 where they are averages
+            of so many, as behind an average pool; 0 where they are no spikes, which ``spikes`` then doesn't count.
+    """
+
+    nonzero: Tensor
+    spikes: Tensor
+    positions: int
+    window: int
+
+
+def inputs_of(layer: nn.Module, x: Tensor) -> Inputs:
+    """What a layer reads of its active input channels."""
     dim = channel_dim(layer)
     group = carried(layer, "in_group")
     block = 1
@@ -162,9 +185,28 @@ def nonzero_inputs(layer: nn.Module, x: Tensor) -> tuple[Tensor, int, bool]:
             entries = Axis(group, 1, block).entries(group.active)
             x = x.index_select(dim, entries.to(x.device))
     other = [d for d in range(x.dim()) if d != x.dim() + dim]
-    nonzero = (x != 0).sum(other) if other else (x != 0).long()
-    nonzero = nonzero.view(-1, block).sum(1)
-    return nonzero, x.numel() // nonzero.numel(), bool((x == 1).sum() == nonzero.sum())
+
+    def by_channel(counted: Tensor) -> Tensor:
+        summed = counted.sum(other, dtype=torch.int64) if other else counted.long()
+        return summed.view(-1, block).sum(1)
+
+    nonzero = by_channel(x != 0)
+    window = _window(x)
+    spikes = by_channel((x * window).round()) if window > 1 else nonzero
+    return Inputs(nonzero, spikes, x.numel() // nonzero.numel(), window)
+
+
+def _window(x: Tensor) -> int:
+    """See :class:`Inputs`."""
+    if (x == 1).sum() == (x != 0).sum():
+        return 1
+    if x.min() < 0 or x.max() > 1:
+        return 0
+    for window in _WINDOWS:
+        scaled = x * window
+        if (scaled - scaled.round()).abs().max() < _ROUNDING * window:
+            return window
+    return 0
 
 
 def channel_dim(layer: nn.Module) -> int:

@@ -6,7 +6,7 @@ import functools
 import importlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from sca_kernels.nn import reset
 
 from ..structure.groups import Axis, carried, channel_axes, is_depthwise, parameter_axes
 from ..structure.untouched import untouched
-from .layers import channel_dim, nonzero_inputs, weight_layers, weight_uses, weights_per_pair
+from .layers import channel_dim, inputs_of, weight_layers, weight_uses, weights_per_pair
 from .shares import weights_and_masks
 
 if TYPE_CHECKING:
@@ -42,11 +42,13 @@ class LayerReport:
         weights, active_weights: the same for the weight alone.
         presentations: how often the layer runs for one sample: the number of time steps, or 1 where it is computed
             once.
-        spiking: whether its input was 0 or 1 throughout.
+        spiking: whether its input was 0 or 1 throughout, or averages of such.
         input_rate: share of the values of its input that were not 0 (behind the pools, where there are any).
         dense_macs: multiply-accumulates of the unpruned layer on all time steps.
         macs: multiply-accumulates that the layer needs: all of its active connections, if its input is not spiking.
-        acs: accumulates that it needs: input_rate x those connections, if its input is spiking.
+        acs: accumulates that it needs, if its input is spiking: one for each connection of each spike. Behind an
+            average pool each spike of a window counts by itself, as it adds its part of the weight.
+        window: spikes that an input of 1 stands for: 1, or those that an average pool in front takes the mean of.
     """
 
     name: str
@@ -61,6 +63,7 @@ class LayerReport:
     dense_macs: float
     macs: float
     acs: float
+    window: int = 1
 
     @property
     def connectivity(self) -> float:
@@ -139,7 +142,10 @@ class CostReport:
             KeyError, TypeError: the values are something else.
         """
         layers = tuple(
-            LayerReport(**{f.name: layer[f.name] for f in fields(LayerReport)}) for layer in values["layers"]
+            LayerReport(
+                **{f.name: layer[f.name] for f in fields(LayerReport) if f.default is MISSING or f.name in layer}
+            )
+            for layer in values["layers"]
         )
         return cls(**{f.name: values[f.name] for f in fields(cls)} | {"layers": layers})
 
@@ -236,15 +242,19 @@ class _Counts:
     nonzero: int = 0
     inputs: int = 0
     spiking: bool = True
+    window: int = 1
+    values: float = 0.0
     connections: int = 0
     dense_connections: int = 0
 
 
 def _count_pass(counts: _Counts, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    nonzero, positions, spiking = nonzero_inputs(layer, inputs[0])
+    nonzero, spikes, positions, window = inputs_of(layer, inputs[0])
     counts.nonzero += int(nonzero.sum())
     counts.inputs += positions * nonzero.numel()
-    counts.spiking &= spiking
+    counts.spiking &= window > 0
+    counts.values += int(spikes.sum()) / max(window, 1)
+    counts.window = max(counts.window, window)  # a pass may have no average between 0 and 1
     uses, dim = weight_uses(layer, inputs[0], output), channel_dim(layer)
     counts.passes += output.numel() // math.prod(output.shape[dim:])
     readers = 1 if is_depthwise(layer) else output.shape[dim] // getattr(layer, "groups", 1)
@@ -270,7 +280,10 @@ def _report(
         input_rate=rate,
         dense_macs=counts.dense_connections / samples * (time_steps if counts.passes == samples else 1),
         macs=0.0 if counts.spiking else counts.connections / samples,
-        acs=rate * counts.connections / samples if counts.spiking else 0.0,
+        acs=counts.values * counts.window / max(counts.inputs, 1) * counts.connections / samples
+        if counts.spiking
+        else 0.0,
+        window=counts.window if counts.spiking else 1,
     )
 
 

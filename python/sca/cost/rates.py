@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..structure.groups import Members, carried
 from ..structure.hooks import own
-from .layers import LayerCost, layer_cost, nonzero_inputs, weight_layers, weight_uses
+from .layers import LayerCost, inputs_of, layer_cost, weight_layers, weight_uses
 
 __all__ = ["RateRecorder"]
 
@@ -19,10 +19,11 @@ class RateRecorder:
     """Counts the inputs of each layer, which decide on SynOps, in the training passes between start() and stop().
 
     Attributes:
-        counts: int64 [2 + input channels] by layer: uses of each weight, positions per input channel, nonzero inputs of
-            each channel. Inputs that are not all 0 or 1 count as nonzero throughout: each of their values costs a
-            multiplication.
-        rates: nonzero share of each input channel, float64 [input channels] by layer; a dormant channel keeps its last.
+        counts: int64 [2 + input channels] by layer: uses of each weight, positions per input channel, spikes of each
+            channel, of averages those that they stand for. Inputs that are no spikes count throughout: each of their
+            values costs a multiplication.
+        rates: spikes per value of each input channel, float64 [input channels] by layer; a dormant channel keeps its
+            last.
         dense_rates: the first ``rates``, which are those of the dense network where nothing was pruned before.
     """
 
@@ -53,12 +54,12 @@ class RateRecorder:
         if not (layer.training or self.model.training):  # a frozen layer may be in eval mode while others train
             return
         group = carried(layer, "in_group")
-        nonzero, positions, spiking = nonzero_inputs(layer, inputs[0])
-        if not spiking:
-            nonzero = torch.full_like(nonzero, positions)
+        _, spikes, positions, window = inputs_of(layer, inputs[0])
+        if not window:
+            spikes = torch.full_like(spikes, positions)
         if group is not None:
-            nonzero = nonzero.new_zeros(group.num_channels).index_copy_(0, group.active.to(nonzero.device), nonzero)
-        counts = torch.cat([nonzero.new_tensor([weight_uses(layer, inputs[0], output), positions]), nonzero])
+            spikes = spikes.new_zeros(group.num_channels).index_copy_(0, group.active.to(spikes.device), spikes)
+        counts = torch.cat([spikes.new_tensor([weight_uses(layer, inputs[0], output), positions]), spikes])
         self.counts[name] = self.counts[name] + counts if name in self.counts else counts
 
     def take(self, counts: Mapping[str, Tensor]) -> list[LayerCost]:

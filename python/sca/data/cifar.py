@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .archives import Archive, cache_folder, download
 from .dataset import Dataset, Split
 
 _PIXELS = 3 * 32 * 32
@@ -126,28 +127,8 @@ def _read(files: list[Path], layout: Layout) -> Split:
 
 
 def _download(layout: Layout) -> Path:
-    try:
-        import pooch
-    except ImportError as error:
-        raise ValueError(
-            f"data_dir: expected a folder with {layout.name}; downloading it needs the package pooch"
-        ) from error
-
-    cache = pooch.os_cache("sca")
-    try:
-        members = pooch.retrieve(
-            layout.url,
-            known_hash=f"sha256:{layout.sha256}",
-            path=cache,
-            fname=layout.url.rpartition("/")[2],
-            processor=pooch.Untar(extract_dir=layout.name),
-            progressbar=True,
-        )
-    except Exception as error:  # every transport raises its own kind
-        raise ValueError(
-            f"{layout.name}: no download from {layout.url} ({error}); fetch the archive from any mirror "
-            f"(SHA-256 {layout.sha256}), unpack it and pass its folder as data_dir"
-        ) from error
+    archive = Archive(layout.url.rpartition("/")[2], layout.url, f"sha256:{layout.sha256}")
+    members = download(layout.name, archive, cache_folder(), untar_to=layout.name)
     return next(Path(member).parent for member in members if Path(member).name == layout.test_file)
 
 

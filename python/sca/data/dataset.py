@@ -1,18 +1,21 @@
-"""The in-memory data set: uint8 images and labels, batches drawn by seed and position."""
+"""The resident data set: images, or frames of recordings, and labels; batches drawn by seed and position."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import interpolate
 
 from .. import checkpoint
 from ..registry import lookup
+from .augmentation import coins, cut_out, mix_recordings, rotate_and_shear, shift_and_mirror
 from .loaders import ShuffledLoader, SplitLoader
 from .policies import augmented
 
@@ -20,14 +23,19 @@ Batch = tuple[Tensor, Tensor]
 
 # Images have hardly more channels.
 _MOST_CHANNELS = 4
+# Bytes of pixels, or counts of events in one: what indexing works on.
+_FRAME_TYPES = (torch.uint8, torch.int16, torch.int32)
+# Frames that take more of a GPU's free memory than this stay on the host, batch by batch.
+_SHARE_OF_MEMORY = 0.5
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images and their labels.
+    """Images, or frames of recordings, and their labels.
 
     Attributes:
-        images: uint8 ``[N, H, W, C]``: rows of pixels, so that a batch is a channels_last view.
+        images: uint8 ``[N, H, W, C]``: rows of pixels, so that a batch is a channels_last view. Or sequences of frames,
+            uint8, int16 or int32 ``[N, T, H, W, C]``.
         labels: int64 ``[N]``, in ``[0, num_classes)``.
     """
 
@@ -38,13 +46,17 @@ class Split:
         for name, value in ("images", self.images), ("labels", self.labels):
             if not isinstance(value, Tensor):
                 raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+        is_frames = self.images.dim() == 5 and self.images.dtype in _FRAME_TYPES
+        if not is_frames and (self.images.dtype != torch.uint8 or self.images.dim() != 4):
             advice = ""
             if self.images.is_floating_point():
                 advice = "; store pixels as bytes, (images * 255).round().to(torch.uint8) if they are in [0, 1]"
             elif self.images.dim() == 3:
                 advice = "; grey images have a last dimension of 1: images[..., None]"
-            raise ValueError(f"images: expected uint8 [N, H, W, C], got {_shown(self.images)}{advice}")
+            raise ValueError(
+                f"images: expected uint8 [N, H, W, C], or frames uint8, int16 or int32 [N, T, H, W, C], "
+                f"got {_shown(self.images)}{advice}"
+            )
         if not len(self.images):
             raise ValueError(f"images: expected at least one, got {_shown(self.images)}")
         if 0 in self.images.shape:
@@ -71,7 +83,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled image data set that stays resident on one device.
+    """A labelled data set of images, or of recordings as frames, that stays resident on one device.
 
     Attributes:
         name: its name in the registry.
@@ -79,9 +91,14 @@ class Dataset:
         num_classes: number of labels.
         mean, std: per channel, in units of ``full_scale``.
         full_scale: the pixel value that stands for 1.0.
-        shift: augmentation: each training image is moved by up to this many pixels (zero padding, then a random crop).
+        shift: augmentation: each training image is moved by up to this many pixels (zero padding, then a random crop;
+            frames of recordings are rolled).
         mirror: augmentation: mirror half of the training images.
         validation: images held out of the training split, see :meth:`held_out`; None where there are none.
+        size: height and width that images are resampled to (bilinear) when they are drawn; None: none.
+        classes: their names; empty where they have none.
+        told: what the images are, in words; empty where the name says it.
+        device: where batches lie; None: where the splits do.
 
     Raises:
         ValueError: a label is no number of a class, the statistics are not those of the images' channels, the splits
@@ -98,11 +115,15 @@ class Dataset:
     shift: int = 0
     mirror: bool = False
     validation: Split | None = None
+    size: tuple[int, int] | None = None
+    classes: tuple[str, ...] = ()
+    told: str = ""
+    device: torch.device | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes < 1:
             raise ValueError(f"num_classes: expected at least 1, got {self.num_classes}")
-        first, *_, channels = self.train.images.shape[1:]
+        first, *_, channels = self.train.images.shape[-3:]
         for name, split in self.splits.items():
             if split.images.shape[1:] != self.train.images.shape[1:]:
                 raise ValueError(
@@ -152,12 +173,17 @@ class Dataset:
 
     @property
     def in_channels(self) -> int:
-        return self.train.images.shape[3]
+        return self.train.images.shape[-1]
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
-        return self.train.images.shape[1], self.train.images.shape[2]
+        return self.size or tuple(self.train.images.shape[-3:-1])
+
+    @property
+    def time_steps(self) -> int | None:
+        """T of the sequences; None where there are images."""
+        return self.train.images.shape[1] if self.train.images.dim() == 5 else None
 
     def limited(self, train: int | None = None, test: int | None = None) -> Dataset:
         """The same data set with the first ``train`` and ``test`` examples only (None = all)."""
@@ -181,26 +207,25 @@ class Dataset:
         return replace(self, train=train, validation=validation)
 
     def to(self, device: torch.device | str) -> Dataset:
-        """The same data set with its tensors on ``device``."""
+        """The same data set with its tensors, or where they would fill it, its batches on ``device``."""
+        device = torch.device(device)
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if sum(split.images.nbytes for split in self.splits.values()) > _SHARE_OF_MEMORY * free:
+                return replace(self, device=device)
         moved = {name: Split(s.images.to(device), s.labels.to(device)) for name, s in self.splits.items()}
-        return replace(self, **moved)
+        return replace(self, **moved, device=device)
 
-    def train_loader(
-        self,
-        batch_size: int,
-        *,
-        seed: int = 0,
-        augment: bool = True,
-        flip: str = "random",
-        cutout: int = 0,
-        policy: str | None = None,
-    ) -> ShuffledLoader:
+    def train_loader(self, batch_size: int, *, seed: int = 0, **augmentation: Any) -> ShuffledLoader:
         """The training split as what a loop iterates over; the arguments are those of :meth:`train_batches`.
 
         Returns:
             Each iteration over it is an epoch, that of ``set_epoch(epoch)``; its length is the number of batches.
+
+        Raises:
+            TypeError: an argument is none of these.
         """
-        augmentation = {"augment": augment, "flip": flip, "cutout": cutout, "policy": policy}
+        inspect.signature(self.train_batches).bind(batch_size, seed=seed, epoch=0, **augmentation)
         return ShuffledLoader(self, batch_size, seed, augmentation)
 
     def loader(self, split: str, batch_size: int) -> SplitLoader:
@@ -223,6 +248,9 @@ class Dataset:
         flip: str = "random",
         cutout: int = 0,
         policy: str | None = None,
+        rotate: float = 0.0,
+        shear: float = 0.0,
+        mix: float = 0.0,
     ) -> Iterator[Batch]:
         """The batches ``start, start + 1, ...`` of one shuffled epoch.
 
@@ -235,26 +263,31 @@ class Dataset:
                 half of the images in the odd ones (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024).
             cutout: side in pixels of the square that :func:`cut_out` sets to the mean; 0 for none.
             policy: one of :data:`sca.data.policies.POLICIES`, applied between moving and cutting; None for none.
+            rotate, shear: see :func:`rotate_and_shear`; 0 for none.
+            mix: probability of :func:`mix_recordings`, of which labels become probabilities; 0 for none.
 
         Returns:
-            Iterator of ``(images, labels)``: float32 ``[N, C, H, W]`` channels_last, normalised; int64 ``[N]``. The
-            last batch of an epoch may be smaller.
+            Iterator of ``(images, labels)``: float32 ``[N, C, H, W]``, or ``[T, N, C, H, W]`` of sequences,
+            channels_last, normalised; int64 ``[N]``, with ``mix`` float32 ``[N, num_classes]``. The last batch of an
+            epoch may be smaller.
         """
         order = torch.randperm(len(self.train), generator=generator_at(seed, epoch), device="cpu")
-        in_odd_epochs = _coins(len(self.train), generator_at(seed))
+        in_odd_epochs = coins(len(self.train), generator_at(seed))
         for position, index in enumerate(order.split(batch_size)[start:], start):
-            device = self.train.images.device
-            images, labels = (values[index.to(device)] for values in (self.train.images, self.train.labels))
+            images, labels = self._drawn(self.train, index)
             if not augment:
                 yield self._normalised(images), labels
                 continue
             generator = generator_at(seed, epoch, position + 1)
             if self.shift or self.mirror:
-                if flip == "alternating":
-                    mirrored = in_odd_epochs[index] ^ (epoch % 2 == 0)
-                else:
-                    mirrored = _coins(len(index), generator)
-                images = shift_and_mirror(images, self.shift, mirrored & self.mirror, generator)
+                mirrored = in_odd_epochs[index] ^ (epoch % 2 == 0) if flip == "alternating" else None
+                mirrored = coins(len(index), generator) if mirrored is None else mirrored
+                rolls = self.time_steps is not None
+                images = shift_and_mirror(images, self.shift, mirrored & self.mirror, generator, rolls)
+            if rotate or shear:
+                images = rotate_and_shear(images, rotate, shear, generator)
+            if mix:
+                images, labels = mix_recordings(images, labels, self.num_classes, mix, generator)
             images = self._scaled(images)
             if policy is not None:
                 images = augmented(images.permute(0, 3, 1, 2), policy, generator).permute(0, 2, 3, 1)
@@ -268,69 +301,39 @@ class Dataset:
     def batches(self, split: str, batch_size: int) -> Iterator[Batch]:
         """A split in its own order, without augmentation; shapes and types as in :meth:`train_batches`."""
         held = self._named(split)
-        for images, labels in zip(held.images.split(batch_size), held.labels.split(batch_size), strict=True):
+        for start in range(0, len(held), batch_size):
+            images, labels = self._drawn(held, slice(start, start + batch_size))
             yield self._normalised(images), labels
 
     def _named(self, split: str) -> Split:
         return lookup(self.splits, split, "split")
 
+    def _drawn(self, split: Split, index: Tensor | slice) -> Batch:
+        """Images of a split as they are stored, or resampled, on the device of batches."""
+        if isinstance(index, Tensor):
+            index = index.to(split.images.device)
+        images, labels = split.images[index], split.labels[index]
+        if self.device is not None and images.device != self.device:
+            images, labels = (values.pin_memory().to(self.device, non_blocking=True) for values in (images, labels))
+        if self.size is not None:
+            frames = images.flatten(0, -4).permute(0, 3, 1, 2).float()
+            frames = interpolate(frames, self.size, mode="bilinear").permute(0, 2, 3, 1)
+            images = frames.unflatten(0, images.shape[:-3])
+        return images, labels
+
     def _normalised(self, images: Tensor) -> Tensor:
         return self._standardised(self._scaled(images))
 
     def _scaled(self, images: Tensor) -> Tensor:
-        """To float32 in [0, 1]."""
+        """To float32 in [0, 1] (counts of events as they are); of sequences, time goes first."""
+        if images.dim() == 5:
+            images = images.transpose(0, 1).contiguous()
         return images.float() / self.full_scale
 
     def _standardised(self, images: Tensor) -> Tensor:
-        """``[N, H, W, C]`` in [0, 1] to ``[N, C, H, W]`` of mean 0 and variance 1."""
+        """``[..., H, W, C]`` in [0, 1] to ``[..., C, H, W]`` of mean 0 and variance 1."""
         mean, std = torch.tensor([self.mean, self.std], dtype=images.dtype, device=images.device)
-        return ((images - mean) / std).permute(0, 3, 1, 2)
-
-
-def _coins(count: int, generator: torch.Generator) -> Tensor:
-    """bool [count] on the CPU, each with probability 1/2."""
-    return torch.rand(count, generator=generator, dtype=torch.float32, device="cpu") < 0.5
-
-
-def shift_and_mirror(images: Tensor, shift: int, mirrored: Tensor, generator: torch.Generator) -> Tensor:
-    """Move each image by up to ``shift`` pixels (zeros come in) and mirror some of them, all in one gather.
-
-    Args:
-        images: any dtype ``[N, H, W, C]``.
-        mirrored: bool ``[N]``, on the CPU.
-        generator: a CPU generator; two draws of N numbers.
-
-    Returns:
-        A new tensor of the same shape and dtype.
-    """
-    n, height, width, _ = images.shape
-    top, left = torch.randint(2 * shift + 1, (2, n, 1), generator=generator, device="cpu").to(images.device)
-    column = torch.arange(width, device=images.device)
-    rows = top + torch.arange(height, device=images.device)
-    columns = left + torch.where(mirrored[:, None].to(images.device), width - 1 - column, column)
-    sample = torch.arange(n, device=images.device)[:, None, None]
-    return pad(images, (0, 0, shift, shift, shift, shift))[sample, rows[:, :, None], columns[:, None, :]]
-
-
-def cut_out(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Set a square of each image to 0, in place (DeVries & Taylor, "Improved regularization of convolutional neural
-    networks with cutout", 2017): its centre is any pixel, so that a part of it may lie outside.
-
-    Args:
-        images: floating point ``[N, C, H, W]``, normalised: 0 is the mean.
-        size: side of the square in pixels.
-        generator: a CPU generator; two draws of N numbers.
-
-    Returns:
-        ``images``.
-    """
-    inside = []
-    for side in images.shape[2:]:
-        first = torch.randint(side, (len(images), 1), generator=generator, device="cpu").to(images.device) - size // 2
-        pixel = torch.arange(side, device=images.device)
-        inside.append((pixel >= first) & (pixel < first + size))
-    rows, columns = inside
-    return images.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0)
+        return ((images - mean) / std).movedim(-1, -3)
 
 
 def _shown(tensor: Tensor) -> str:

@@ -17,12 +17,19 @@ __all__ = ["caption", "cells", "table"]
 def caption(report: CostReport) -> str:
     """What was counted, on what, and against what."""
     once = [layer.label for layer in report.layers if layer.presentations == 1 < report.time_steps]
+    averages = [layer.label for layer in report.layers if layer.window > 1]
+    first = report.layers[0]
+    told = f" Computed once, not T times: {', '.join(once)}." if once else ""
+    if not once and report.time_steps > 1:
+        kind = "spikes: ACs" if first.spiking else "values: MACs"
+        told = f" Frames go into {first.label} at every time step, as {kind}."
+    if averages:
+        told += f" Behind an average pool ({', '.join(averages)}) each spike of a window counts by itself."
     return (
         f"SynOps: {count(report.synops)} = ACs (spiking input: rate x T x connections) + MACs (analog input), per "
         f"sample, over {report.samples:,} samples. That is {report.synops_share:.1%} of the "
         f"{count(report.dense_macs)} MACs of the unpruned layers x T = {report.time_steps}."
-        + (f" Computed once, not T times: {', '.join(once)}." if once else "")
-        + f" Energy: {PJ_PER_MAC} pJ per MAC, {PJ_PER_AC} pJ per AC."
+        f"{told} Energy: {PJ_PER_MAC} pJ per MAC, {PJ_PER_AC} pJ per AC."
     )
 
 

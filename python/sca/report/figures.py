@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..pictures import LIGHT as COLOURS
 from ..units import count
 from .axes import ROW, apart, beside, few, label_ends, layers, room
 from .channels import Churn, Overlap, recorded
 from .runs import Rows, Run, accuracies
-from .svg import WIDTH, blank, inline, style
+from .svg import WIDTH, blank, inline, stencil, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
+    "SATURATED",
     "SILENT",
     "Point",
     "agreement",
@@ -25,6 +29,7 @@ __all__ = [
     "firing",
     "overlap",
     "ranks",
+    "recording",
     "scores",
     "trade_off",
     "training",
@@ -33,6 +38,8 @@ __all__ = [
 
 #: Firing rate below which a layer is called nearly silent.
 SILENT = 1e-3
+#: Percentile of the counts of pixels with events, from which on a recording's pixels are of full colour.
+SATURATED = 95
 
 
 @dataclass(frozen=True)
@@ -314,6 +321,49 @@ def firing(run: Run, title: str) -> str:
 def verdict(rate: float) -> str:
     """What to call a layer that fires so rarely; nothing where it fires."""
     return "dead" if rate == 0 else "nearly silent" if rate < SILENT else ""
+
+
+def recording(run: Run, title: str) -> str:
+    """The frames of the run's recording, at most five side by side."""
+    shown = run.recording
+    total, high, wide, _ = shown.frames.shape
+    rows = math.ceil(total / 5)
+    columns = math.ceil(total / rows)
+    across = (WIDTH + 6) / columns  # with a gap of 8; beside the first and the last picture is 1
+    scale = (across - 8) / max(high, wide)
+    down = scale * high + 20
+    corners = [(1 + at % columns * across, 30 + at // columns * down) for at in range(total)]
+    salt = f"{run.name} {title}"
+    with style(salt):
+        from matplotlib.patches import Rectangle
+
+        end = 16 + rows * down
+        figure, (axes,) = blank(end + 30, left=0, right=0)
+        axes.set_axis_off()
+        axes.set_xlim(0, WIDTH)
+        axes.set_ylim(end, 16)  # as in the page: units, downward
+        axes.set_title("events, by time step")
+        for step, (left, top) in zip(shown.steps, corners, strict=True):
+            axes.annotate(f"t = {step}", (left, top - 3), color=COLOURS["muted"])
+            frame = Rectangle((left, top), scale * wide, scale * high, fill=False, edgecolor=COLOURS["line"])
+            axes.add_patch(frame)
+        for left, name, role in (1, "ON", "kept"), (36, "OFF", "cut"):
+            axes.annotate(f"\N{BLACK SQUARE} {name}", (left, end + 12), color=COLOURS[role], annotation_clip=False)
+        painted = zip(("cut", "kept"), _opacities(shown.frames), strict=True)
+        behind = "".join(stencil(role, salt, corners, opacities, scale) for role, opacities in painted)
+        return inline(figure, title, behind)
+
+
+def _opacities(frames: np.ndarray) -> np.ndarray:
+    """Opacities of the colour of OFF and of that of ON painted over it, uint8 [2, T, H, W]: a pixel is as strong as it
+    has events, and each colour has its share of it."""
+    off, on = np.moveaxis(frames.astype(np.int64), -1, 0)
+    counts = off + on
+    full = np.percentile(counts[counts > 0], SATURATED) if counts.any() else 1
+    strength = np.minimum(counts / full, 1) / np.maximum(counts, 1)  # of one event
+    above = strength * on
+    below = strength * off / np.where(off, 1 - above, 1)  # ON lets 1 - above of it through
+    return np.round(255 * np.stack([below, above])).astype(np.uint8)
 
 
 def _steps_per_epoch(run: Run) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -24,6 +25,7 @@ from .words import (
     conclusion,
     firing_words,
     overlap_words,
+    recording_words,
     score_words,
     training_words,
 )
@@ -75,7 +77,7 @@ def _section(run: Run, key: str) -> dict[str, Any]:
         "conclusion": conclusion(run),
         "summary": None if summary is None else comparison(summary),
         "notes": [] if summary is None else summary["notes"],
-        "figures": _figures(run) if run.epochs else [],
+        "figures": _figures(run),
         "cost": None if run.cost is None else costs.cells(run.cost),
         "cost_caption": None if run.cost is None else costs.caption(run.cost),
         "config": [[name, _value(value)] for name, value in run.config.items()],
@@ -84,7 +86,18 @@ def _section(run: Run, key: str) -> dict[str, Any]:
     }
 
 
+#: Title, what draws it, words.
+_Figure = tuple[str, Callable[[Run, str], str], str]
+
+
 def _figures(run: Run) -> list[dict[str, str]]:
+    shown = _of_logs(run) if run.epochs else []
+    if run.recording is not None:
+        shown.append(("A recording as frames", figures.recording, recording_words(run)))
+    return [{"title": title, "svg": draw(run, title), "words": words} for title, draw, words in shown]
+
+
+def _of_logs(run: Run) -> list[_Figure]:
     shown = [
         ("Training", figures.training, training_words(run)),
         ("Channels kept", figures.channels, channel_words(run)),
@@ -102,7 +115,7 @@ def _figures(run: Run) -> list[dict[str, str]]:
         shown.append(("Ranks from update to update", partial(figures.ranks, correlations=correlations), RANK_WORDS))
     for title, update in _telling_updates(run).items():
         shown.append((title, partial(figures.scores, update=update), score_words(run, update)))
-    return [{"title": title, "svg": draw(run, title), "words": words} for title, draw, words in shown]
+    return shown
 
 
 def _telling_updates(run: Run) -> dict[str, dict[str, Any]]:

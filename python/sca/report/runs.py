@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..cost import CostReport
 from ..files import read_whole
 from .channels import MOST_CHANNELS, check_channels
 
-__all__ = ["Accuracies", "Run", "accuracies", "last_accuracy", "read_run", "read_runs", "read_summary"]
+__all__ = [
+    "MOST_FRAMES",
+    "MOST_SIDE",
+    "Accuracies",
+    "Recording",
+    "Run",
+    "accuracies",
+    "last_accuracy",
+    "read_run",
+    "read_runs",
+    "read_summary",
+]
 
 Rows = list[dict[str, Any]]
 
 #: No file of a run is larger.
 MAX_BYTES = 2**28
+#: No stored recording has more frames, or pixels in a row or column of them.
+MOST_FRAMES, MOST_SIDE = 16, 512
 # Nothing has more groups or layers, and nothing that is counted or measured is larger.
 _MOST, _COUNT, _AMOUNT = 4096, 1e12, 1e30
 
@@ -136,6 +153,39 @@ _SUMMARY = {
     "notes": _Listed(_TEXT),
     "cost": _COST,
 }
+_MOST_SIZES = (MOST_FRAMES, MOST_SIDE, MOST_SIDE, 2)
+_RECORDING = {
+    "label": _number("the number of a class", 0, _COUNT, whole=True),
+    **dict.fromkeys(("class", "told", "frames"), _TEXT),
+    "shape": _Kind(
+        f"[T, H, W, 2], T from 1 to {MOST_FRAMES}, H and W from 1 to {MOST_SIDE}",
+        lambda value: (
+            isinstance(value, list)
+            and len(value) == 4
+            and all(type(size) is int and 1 <= size <= most for size, most in zip(value, _MOST_SIZES, strict=True))
+            and value[3] == 2
+        ),
+    ),
+    "steps": _Optional(_Listed(_NONE_OR_MORE, 1, MOST_FRAMES)),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A recording of the run's data set, as the network is fed it.
+
+    Attributes:
+        label, class_name: of its class.
+        told: how its frames were made, in words.
+        steps: the time step of each frame; not every one need be here.
+        frames: event counts, at most 255, uint8 [T, H, W, 2]: OFF before ON.
+    """
+
+    label: int
+    class_name: str
+    told: str
+    steps: list[int]
+    frames: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -150,6 +200,7 @@ class Run:
         cost: its compacted network's; None like ``summary``, unless it was counted since.
         dense: the log of the dense run that it is compared with; empty if there is none.
         environment: what each of its starts ran in; empty where that was not stored.
+        recording: None where none was stored: the data set is not of events.
     """
 
     name: str
@@ -160,6 +211,7 @@ class Run:
     cost: CostReport | None
     dense: Rows
     environment: Rows = field(default_factory=list)
+    recording: Recording | None = None
 
     @property
     def channels(self) -> dict[str, int]:
@@ -213,6 +265,7 @@ def read_run(path: Path, name: str) -> Run:
         cost=None if summary is None else CostReport.from_dict(summary["cost"]),
         dense=[] if dense is None or dense == path else _dense_rows(dense, path / "config.json"),
         environment=_object(starts, _Listed(_START, 1)) if starts.exists() else [],
+        recording=_read_recording(path / "recording.json"),
     )
 
 
@@ -274,6 +327,25 @@ def _dense_rows(folder: Path, config: Path) -> Rows:
         return _rows(folder / "metrics.jsonl", _EPOCH)
     except (OSError, UnicodeEncodeError) as error:  # not readable, or no path
         raise ValueError(f"{config}: reference: expected the folder of a run ({error!s:.200})") from error
+
+
+def _read_recording(file: Path) -> Recording | None:
+    """What the file holds; None where it does not exist."""
+    if not file.exists():
+        return None
+    held = _object(file, _RECORDING)
+    shape, text = held["shape"], held["frames"]
+    try:
+        counts = base64.b64decode(text, validate=True)
+    except ValueError as error:  # binascii.Error is one
+        raise ValueError(f"{_place(file)}: frames: expected base64 ({error}), got {text!r:.60}") from error
+    if len(counts) != math.prod(shape):
+        raise ValueError(f"{_place(file)}: frames: expected {math.prod(shape):,} bytes, got {len(counts):,}")
+    steps = held.get("steps", list(range(shape[0])))
+    if len(steps) != shape[0] or steps != sorted(set(steps)):
+        raise ValueError(f"{_place(file)}: steps: expected {shape[0]} numbers in rising order, got {steps!r:.60}")
+    frames = np.frombuffer(counts, dtype=np.uint8).reshape(shape)
+    return Recording(held["label"], held["class"], held["told"], steps, frames)
 
 
 def _check_scores(scores: dict[str, Any], place: str) -> None:

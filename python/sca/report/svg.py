@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import re
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..pictures import LIGHT, drawing
 
@@ -15,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["WIDTH", "blank", "inline", "style"]
+__all__ = ["WIDTH", "blank", "inline", "stencil", "style"]
 
 #: Units of a figure's width. A phone shows them as about as many pixels.
 WIDTH = 320
@@ -48,9 +52,37 @@ def blank(height: float, rows: Sequence[float] = (1,), left: float = 34, right: 
     return figure, list(axes)
 
 
-def inline(figure: Figure, title: str) -> str:
-    """The ``<svg>`` element. ``title`` names it for those who cannot see it. The colours of :data:`sca.pictures.LIGHT`
-    become the page's variables of their roles' names."""
+def stencil(
+    role: str, salt: str, corners: Iterable[tuple[float, float]], opacities: Iterable[np.ndarray], scale: float
+) -> str:
+    """Elements that paint with a role's colour through pictures, so that these follow the page's theme.
+
+    Args:
+        salt: keeps the ids of several figures of a page apart.
+        corners: left and upper edge of each picture, in units.
+        opacities: the pixels of each, uint8 [H, W].
+        scale: units that a pixel is wide and high.
+    """
+    from PIL import Image  # which matplotlib needs
+
+    name = f"{role}-{zlib.crc32(salt.encode(errors='replace')):08x}"
+    masks, outline = "", ""  # of the pictures alone: where a mask is as large as the figure, paper shows its edge
+    for (left, top), opacity in zip(corners, opacities, strict=True):
+        file = io.BytesIO()
+        Image.fromarray(np.stack([np.full_like(opacity, 255), opacity], -1)).save(file, format="png")
+        height, width = (scale * side for side in opacity.shape)
+        masks += (
+            f'<image x="{left:.2f}" y="{top:.2f}" width="{width:.2f}" height="{height:.2f}" preserveAspectRatio="none"'
+            ' style="image-rendering: pixelated"'
+            f' href="data:image/png;base64,{base64.b64encode(file.getvalue()).decode("ascii")}"/>'
+        )
+        outline += f"M{left:.2f} {top:.2f}h{width:.2f}v{height:.2f}h-{width:.2f}z"
+    return f'<mask id="{name}">{masks}</mask><path d="{outline}" fill="var(--{role})" mask="url(#{name})"/>'
+
+
+def inline(figure: Figure, title: str, behind: str = "") -> str:
+    """The ``<svg>`` element. ``title`` names it for those who cannot see it, ``behind`` are elements below the figure's
+    own. The colours of :data:`sca.pictures.LIGHT` become the page's variables of their roles' names."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=nothing)
@@ -63,4 +95,5 @@ def inline(figure: Figure, title: str) -> str:
     text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), text)  # coordinates, not what is said
     text = re.sub(r"\s+", " ", text).replace("> <", "><")
     width, height = (72 * size for size in figure.get_size_inches())
-    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(title)}">{text.strip()}'
+    start = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(title)}">'
+    return start + behind + text.strip()

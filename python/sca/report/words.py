@@ -9,7 +9,7 @@ from ..units import count
 from . import figures
 from .channels import Churn
 from .comparison import MEANINGS, NOT_MEASURED
-from .figures import SILENT
+from .figures import SATURATED, SILENT
 from .runs import Run, accuracies, last_accuracy
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "conclusion",
     "firing_words",
     "overlap_words",
+    "recording_words",
     "score_words",
     "training_words",
 ]
@@ -127,6 +128,18 @@ _STATES = {
     "dead": "Dead, without a single spike",
     "nearly silent": f"Nearly silent, below {SILENT:.1%}",
 }
+
+
+def recording_words(run: Run) -> str:
+    """What the recording is of, and what its pictures show."""
+    shown = run.recording
+    named = "" if shown.class_name == str(shown.label) else f", {shown.class_name}"
+    pixels = shown.frames.any(axis=-1)
+    return (
+        f"Class {shown.label}{named}: {shown.told}. {shown.frames.sum():,} events are shown; {pixels.mean():.1%} of the"
+        " frames' pixels had any. Blue: ON, the pixel grew brighter; orange: OFF, it grew darker; grey: both. The more"
+        f" events, the stronger, up to the {SATURATED}th percentile of the pixels that had any."
+    )
 
 
 def overlap_words(runs: str, pairs: int) -> str:

@@ -41,6 +41,8 @@ def assembled(config: TrainConfig, dataset: Dataset, ranks: Ranks, weights: bool
     dataset = dataset.held_out(config.validation, config.seed)
     if config.policy is not None:
         require_policy(config.policy, dataset.in_channels)
+    if config.mix and dataset.time_steps is None:
+        raise ValueError(f"mix: expected 0 for {dataset.name}, which is no event camera's, got {config.mix}")
     dataset = dataset.to(config.device)
     model = build(
         config.model,
@@ -53,14 +55,7 @@ def assembled(config: TrainConfig, dataset: Dataset, ranks: Ranks, weights: bool
         start_from(model, config.weights, ranks)
     frozen_modules(model, config.freeze)
     optimizer = _optimizer(model, config)
-    train = dataset.train_loader(
-        config.batch_size,
-        seed=config.seed,
-        augment=config.augment,
-        flip=config.flip,
-        cutout=config.cutout,
-        policy=config.policy,
-    )
+    train = dataset.train_loader(config.batch_size, seed=config.seed, **config.augmentation)
     scheduler = _scheduler(model, optimizer, config, len(train)) if config.density < 1 else None
     _check_last_batch(model, dataset, config)
     pulled = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]

@@ -43,13 +43,20 @@ def count_cost(
     return report_cost(model, counted.test_batches(batch_size or _batch_size(config)), config.time_steps, max_batches)
 
 
-def counted_on(images: int, cost: CostReport | None) -> str:
-    """What accuracy (on so many images) and costs, where there are any, were measured on, in words."""
-    told = f"accuracy on {images:,} test images"
+def counted_on(dataset: Dataset, cost: CostReport | None) -> str:
+    """What accuracy and costs, where there are any, were measured on, in words."""
+    samples = "images" if dataset.time_steps is None else "recordings"
+    told = f"accuracy on {len(dataset.test):,} test {samples}"
+    if dataset.told:
+        told += f" ({dataset.told})"
     if cost is None:
         return told
-    counted = "all" if cost.samples == images else f"the first {cost.samples:,}"
-    return f"{told}; SynOps and energy on {counted} of them, the first convolution once per image"
+    counted = "all" if cost.samples == len(dataset.test) else f"the first {cost.samples:,}"
+    first = cost.layers[0]
+    often = "once per image"
+    if first.presentations > 1:
+        often = f"at every time step, its input {'spikes' if first.spiking else 'values, no spikes: MACs'}"
+    return f"{told}; SynOps and energy on {counted} of them, the first convolution {often}"
 
 
 def _batch_size(config: TrainConfig) -> int:

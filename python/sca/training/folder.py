@@ -29,9 +29,10 @@ class RunFolder:
         mode: ``new`` refuses a folder that already holds a run, ``resume`` needs one, ``overwrite`` removes it.
 
     Attributes:
-        config, environment, checkpoint, previous, best, log, updates, table, model, summary, plot, report: its files.
-            ``environment`` says what each start of the run ran on; ``previous`` is the checkpoint before the last one;
-            ``best`` the best epoch's weights; ``updates`` the log of what pruning did; ``table`` is ``log`` as CSV.
+        config, environment, recording, checkpoint, previous, best, log, updates, table, model, summary, plot, report:
+            its files. ``environment`` says what each start of the run ran on; ``recording`` is one of the data set's,
+            where that is of events; ``previous`` is the checkpoint before the last one; ``best`` the best epoch's
+            weights; ``updates`` the log of what pruning did; ``table`` is ``log`` as CSV.
         tensorboard: folder of TensorBoard's files.
 
     Raises:
@@ -44,6 +45,7 @@ class RunFolder:
         self.path = path
         self.config = path / "config.json"
         self.environment = path / "environment.json"
+        self.recording = path / "recording.json"
         self.checkpoints, best = Checkpoints(path), BestWeights(path)
         self.checkpoint, self.previous, self.best = self.checkpoints.newest, self.checkpoints.previous, best.file
         log, table = JSONLog(path), CSVLog(path)
@@ -98,7 +100,8 @@ class RunFolder:
     @property
     def _files(self) -> tuple[Path, ...]:
         states = self.checkpoint, self.previous, self.best
-        return (self.config, self.environment, *states, self.log, self.updates, self.table, *self._results)
+        starts = self.config, self.environment, self.recording
+        return (*starts, *states, self.log, self.updates, self.table, *self._results)
 
     @property
     def _results(self) -> tuple[Path, ...]:

@@ -1,5 +1,5 @@
-"""What a run minimises: a loss takes logits ``[T, N, classes]``, labels int64 ``[N]`` and the label smoothing; it is a
-mean over the batch."""
+"""What a run minimises: a loss takes logits ``[T, N, classes]``, labels int64 ``[N]`` or probabilities of the classes
+``[N, classes]``, and the label smoothing; it is a mean over the batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 def each_step(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean over time of the cross-entropy of each step (TET: Deng et al., ICLR 2022, equation 8 without its
     regulariser)."""
-    repeated = labels.expand(len(logits), -1).flatten()
+    repeated = labels.expand(len(logits), *labels.shape).flatten(0, 1)
     return cross_entropy(logits.flatten(0, 1), repeated, label_smoothing=label_smoothing)
 
 

@@ -24,15 +24,16 @@ _MOVED = {
 
 
 def correct(logits: Tensor, labels: Tensor) -> int:
-    """How many of ``labels`` ``[N]`` are predicted by ``logits`` ``[N, classes]``, or the time mean of
-    ``[T, N, classes]``."""
+    """How many of ``labels`` ``[N]`` (or the most probable of ``[N, classes]``) are predicted by ``logits``
+    ``[N, classes]``, or the time mean of ``[T, N, classes]``."""
     return int(hits(logits, labels))
 
 
 def hits(logits: Tensor, labels: Tensor) -> Tensor:
     """The same as an int64 tensor on their device, which nobody waits for."""
     mean = logits.mean(0) if logits.dim() == 3 else logits
-    return (mean.argmax(1) == labels).sum()
+    most_probable = labels.argmax(1) if labels.dim() == 2 else labels
+    return (mean.argmax(1) == most_probable).sum()
 
 
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str = "float32") -> float:

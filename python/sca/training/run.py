@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from torch.nn.functional import pad
+
 from .. import checkpoint, saving
-from ..data import Dataset, load
+from ..data import Dataset, FrameSettings, load
 from ..files import write_json
+from ..report.runs import MOST_SIDE
+from ..settings import settings
 from ..structure import compact
 from . import checkpoints, environment
 from .callbacks import Callback, Observer
@@ -16,6 +20,7 @@ from .distributed import Ranks
 from .folder import RunFolder
 from .loop import Interrupted, Trainer
 from .plot import plot
+from .recording import store_recording
 from .state import unresumable
 from .summary import Summary, summarise
 from .weights import end_with_result, load_model, load_pruned
@@ -25,7 +30,9 @@ __all__ = ["load_data", "load_model", "load_pruned", "run"]
 _log = logging.getLogger(__name__)
 
 # What has to be the same for a dense run to stand for the dense network of another run.
-_SHARED_WITH_REFERENCE = ("data", "limit_test", "model", "width", "stem", "time_steps", "neuron", "neuron_arguments")
+_SHARED_WITH_REFERENCE = ("data", "limit_test", "model", "width", "stem", "pool", "time_steps")
+_SHARED_WITH_REFERENCE += ("neuron", "neuron_arguments")
+_SHARED_WITH_REFERENCE += tuple(name for name, each in settings(FrameSettings).items() if not each.movable)
 
 
 def run(
@@ -84,7 +91,8 @@ def run(
 
 def load_data(config: TrainConfig) -> Dataset:
     """The data set of a run."""
-    return load(config.data, config.data_dir).limited(config.limit_train, config.limit_test)
+    data = load(config.data, config.data_dir, config.frame_settings, config.time_steps)
+    return data.limited(config.limit_train, config.limit_test)
 
 
 def _train(
@@ -100,10 +108,24 @@ def _train(
             folder.forget_results()
         folder.write_config(config)
         environment.record_start(folder.environment, config.device, ranks.size)
+        if dataset.time_steps is not None:
+            _store_recording(folder.recording, dataset)
     trainer.fit(observer)
     if folder is not None:
         end_with_result(trainer, folder.path)
     return trainer
+
+
+def _store_recording(path: Path, dataset: Dataset) -> None:
+    """The first test recording, for the run's page; of a larger camera's, pixels are added up."""
+    frames, label = dataset.test.images[0].cpu(), int(dataset.test.labels[0])
+    side = -(-max(frames.shape[1:3]) // MOST_SIDE)
+    if side > 1:
+        steps, height, width, channels = frames.shape
+        wide = pad(frames.int(), (0, 0, 0, -width % side, 0, -height % side))
+        frames = wide.view(steps, -(-height // side), side, -(-width // side), side, channels).sum((2, 4))
+    name = dataset.classes[label] if dataset.classes else str(label)
+    store_recording(path, frames.numpy(), label, name, dataset.told)
 
 
 def _train_reference(

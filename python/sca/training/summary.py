@@ -108,7 +108,7 @@ def summarise(trainer: Trainer, small: nn.Module, dense: Trainer) -> Summary:
 
     timed = columns["compacted"].training
     notes = [
-        counted_on(len(data.test), cost),
+        counted_on(data, cost),
         MEANINGS,
         f"speed at batch {trainer.batch_size}, {torch.get_num_threads()} threads, {config.precision}, networks in turn:"
         f" medians of {timed.rounds} rounds",

@@ -32,4 +32,9 @@ PUBLISHED = (
     Published("cifar10", "VGG-16", 5, _LTH, 92.54, 10.1, None),
     Published("cifar10", "VGG-16", 5, _LTH, 92.38, 4.3, None),
     Published("cifar100", "VGG-16", 4, _SPEAR, 70.50, 35.0, 69.0),
+    Published("dvs_cifar10", "5Conv, 1FC", 10, _SPEAR, 80.05, 17.1, 39.3),
+    Published("dvs_cifar10", "VGGSNN", 10, "UPR, unstructured", 81.0, 4.46, None),
+    Published("dvs_cifar10", "VGGSNN", 10, "STDS, unstructured", 79.8, 4.67, None),
+    Published("dvs_cifar10", "VGGSNN", 10, "TET (ICLR 2022), dense", 83.17, 100.0, 100.0),
+    Published("dvs_cifar10", "VGGSNN", 10, "TEBN (NeurIPS 2022), dense", 84.90, 100.0, 100.0),
 )

@@ -1,0 +1,84 @@
+"""What a recording is, and what every reader checks of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Events", "checked", "records"]
+
+# Numbers of a clock of 32 bits fall by more than this where it begins anew, and by less where events are out of order.
+_WRAP = 2**31
+
+
+class Events(NamedTuple):
+    """Events in the order of their times, arrays of integers ``[N]``.
+
+    Attributes:
+        t: int64, microseconds.
+        x, y: column and row.
+        p: 1 where it became brighter (ON), 0 where darker (OFF).
+    """
+
+    t: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    p: np.ndarray
+
+    def between(self, start: int, end: int) -> Events:
+        """Those of the times ``start <= t < end``, in microseconds."""
+        first, last = np.searchsorted(self.t, (start, end))
+        return Events(*(values[first:last] for values in self))
+
+
+def records(file: Path, content: bytes | memoryview, size: int, start: int = 0) -> np.ndarray:
+    """The bytes of a file from ``start`` on as uint8 ``[records, size]``.
+
+    Raises:
+        ValueError: there is not a whole number of records.
+    """
+    raw = np.frombuffer(content, np.uint8, offset=start)
+    if raw.size % size:
+        raise ValueError(
+            f"{file}: expected records of {size} bytes, the last one, at byte {start + raw.size // size * size:,}, has "
+            f"{raw.size % size}: truncated, or another format"
+        )
+    return raw.reshape(-1, size)
+
+
+def checked(events: Events, file: Path, sensor: tuple[int, int], unsorted: str, place: Callable[[int], str]) -> Events:
+    """The events, which a sensor of that height and width may have seen, one after the other.
+
+    Args:
+        file: which errors name.
+        unsorted: ``refuse`` or ``sort`` what runs backwards.
+        place: where in the file the i-th event stands.
+
+    Raises:
+        ValueError: there are no events, one lies beyond the sensor, or times run backwards.
+    """
+    if not len(events.t):
+        raise ValueError(f"{file}: expected events, got none")
+    height, width = sensor
+    for name, values, side in (("x", events.x, width), ("y", events.y, height)):
+        if values.min() < 0 or values.max() >= side:
+            first = int(((values < 0) | (values >= side)).argmax())
+            raise ValueError(
+                f"{file}, {place(first)}: expected {name} from 0 to {side - 1}, the sensor's, got {values[first]}"
+            )
+    late = events.t[1:] < events.t[:-1]
+    if not late.any():
+        return events
+    if unsorted == "sort":
+        order = events.t.argsort(kind="stable")
+        return Events(*(values[order] for values in events))
+    first = int(late.argmax())
+    before, after = events.t[first : first + 2]
+    what = "its clock begins anew" if before - after > _WRAP else "times run backwards"
+    raise ValueError(
+        f"{file}, {place(first + 1)}: {what}: {before:,} µs, then {after:,} µs; a damaged recording, unless its events "
+        "are merely out of order (then: --unsorted sort)"
+    )
