@@ -309,3 +309,19 @@ def test_load_cifar_reads_the_real_images():
     pixels = loaded.train.images[:5000].float().flatten(0, 2) / 255
     assert torch.allclose(pixels.mean(0), torch.tensor(loaded.mean), atol=0.02)
     assert torch.allclose(pixels.std(0), torch.tensor(loaded.std), atol=0.02)
+
+
+def test_frames_that_would_fill_a_gpu_stay_on_the_host(monkeypatch):
+    frames = torch.zeros(4, 3, 8, 8, 2, dtype=torch.uint8)
+    split = data.Split(frames, torch.arange(4))
+    recordings = data.Dataset("frames", split, split, 4, (0.0, 0.0), (1.0, 1.0), full_scale=1.0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * frames.nbytes, 10**9))
+    held = recordings.to("cuda:0")
+    assert (held.train.images.device.type, held.device) == ("cpu", torch.device("cuda:0"))
+    assert held.train.images.data_ptr() == frames.data_ptr()
+    assert held.to("cpu").device is None
+
+
+def test_train_loader_refuses_an_augmentation_that_there_is_not(digits):
+    with pytest.raises(TypeError, match="flipp"):
+        digits.train_loader(8, flipp="random")

@@ -105,6 +105,18 @@ def test_train_on_dvs_gesture_with_binary_frames_counts_the_first_layer_as_spike
     assert (first["spiking"], first["macs"], first["acs"] > 0) == (True, 0, True)
 
 
+def test_train_with_mixed_labels_and_every_augmentation(dvs_cifar10, tmp_path):
+    run = tmp_path / "run"
+    changes = ("--mix", "0.7", "--rotate", "20", "--shear", "0.1", "--cutout", "4", "--loss", "mean")
+    sca(
+        *("train", "--data", "dvs_cifar10", "--data-dir", dvs_cifar10, "--cache-dir", tmp_path / "cache", *TINY),
+        *(*changes, "--density", "1", "--out", run),
+    )
+    (row,) = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    assert 0 <= row["train_accuracy"] <= 1
+    assert 0 < row["loss"] < 100
+
+
 def test_table1_on_dvs_cifar10_stands_beside_published_figures(dvs_cifar10, tmp_path):
     told = sca(
         *(

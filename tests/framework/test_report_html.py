@@ -141,7 +141,7 @@ def test_report_writes_one_page_that_needs_nothing_else_and_prints_the_cost(fold
     for title in (
         *("Accuracy against connectivity", "Accuracy against SynOps", "Training", "Channels kept"),
         *("Scores at the last update", "Firing rates", "Dense against compacted", "Cost of each layer", "Settings"),
-        *("test accuracy (%)", "training throughput (samples/s)", "SynOps per image", "epoch", "pruned", "regrown"),
+        *("test accuracy (%)", "training throughput (samples/s)", "SynOps per sample", "epoch", "pruned", "regrown"),
     ):
         assert title in shown.text, title
     for rule in ("prefers-color-scheme: dark", "@media print", "width=device-width"):

@@ -23,7 +23,7 @@ TINY = [
     *("--model", "vgg5", "--width", "0.125", "--time-steps", "2", "--epochs", "2", "--batch-size", "32"),
     *("--limit-train", "96", "--limit-test", "70", "--set", "min_channels=2"),
 ]
-LABELS = ("test accuracy", "density", "connectivity", "parameters", "SynOps per image", "energy per image (nJ)")
+LABELS = ("test accuracy", "density", "connectivity", "parameters", "SynOps per sample", "energy per sample (nJ)")
 SPEEDS = ("training (samples/s)", "inference (samples/s)")
 
 
@@ -79,8 +79,8 @@ def stored(folder: Path) -> dict[str, list[str]]:
         "density": lambda c: f"{100 * c['density']:.1f}%",
         "connectivity": lambda c: f"{100 * c['connectivity']:.1f}%",
         "parameters": lambda c: f"{c['parameters']:,}",
-        "SynOps per image": lambda c: f"{c['synops']:,.0f}",
-        "energy per image (nJ)": lambda c: f"{c['energy_pj'] / 1000:,.0f}",
+        "SynOps per sample": lambda c: f"{c['synops']:,.0f}",
+        "energy per sample (nJ)": lambda c: f"{c['energy_pj'] / 1000:,.0f}",
         "training (samples/s)": lambda c: f"{c['training']['median']:,.0f}",
         "inference (samples/s)": lambda c: f"{c['inference']['median']:,.0f}",
     }

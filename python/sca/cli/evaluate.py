@@ -38,8 +38,8 @@ def evaluate(run: Source, data_dir: DataDir = None, batch_size: BatchSize = None
 
     model, dataset, config = load_run(run, data_dir, load_model)
     stored = read_summary(run)
-    accuracy, images = measure_accuracy(model, dataset, config, batch_size), len(dataset.test)
-    told = f"test accuracy {100 * accuracy:.2f} % of {images} images, measured now"
+    accuracy = measure_accuracy(model, dataset, config, batch_size)
+    told = f"test accuracy {100 * accuracy:.2f} % of {len(dataset.test)} {dataset.noun}, measured now"
     if stored is not None:
         at_end = stored["compacted"]["accuracy"]
         same = accuracy == at_end

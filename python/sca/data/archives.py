@@ -98,9 +98,14 @@ def unpacked(archive: Path, folder: Path) -> Path:
         return folder
 
     def unpack(place: Path) -> str:
+        is_tar = tarfile.is_tarfile(archive)
+        if is_tar and not hasattr(tarfile, "data_filter"):  # Python 3.10 and 3.11 as they were before June 2023
+            raise ValueError(
+                f"{archive}: this Python can't unpack it safely; unpack it and pass its folder as data_dir"
+            )
         try:
             # members that would lie outside are left out, or refused
-            shutil.unpack_archive(archive, place, **({"filter": "data"} if tarfile.is_tarfile(archive) else {}))
+            shutil.unpack_archive(archive, place, **({"filter": "data"} if is_tar else {}))
         except _DAMAGED as error:
             raise ValueError(f"{archive}: damaged, or no archive ({error})") from error
         return folder.name

@@ -98,7 +98,7 @@ class Dataset:
         size: height and width that images are resampled to (bilinear) when they are drawn; None: none.
         classes: their names; empty where they have none.
         told: what the images are, in words; empty where the name says it.
-        device: where batches lie; None: where the splits do.
+        device: where batches are moved to, as they are drawn; None: they stay where the splits are.
 
     Raises:
         ValueError: a label is no number of a class, the statistics are not those of the images' channels, the splits
@@ -185,6 +185,11 @@ class Dataset:
         """T of the sequences; None where there are images."""
         return self.train.images.shape[1] if self.train.images.dim() == 5 else None
 
+    @property
+    def noun(self) -> str:
+        """What its samples are called."""
+        return "images" if self.time_steps is None else "recordings"
+
     def limited(self, train: int | None = None, test: int | None = None) -> Dataset:
         """The same data set with the first ``train`` and ``test`` examples only (None = all)."""
         return replace(self, train=self.train.first(train), test=self.test.first(test))
@@ -208,13 +213,12 @@ class Dataset:
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same data set with its tensors, or where they would fill it, its batches on ``device``."""
-        device = torch.device(device)
-        if device.type == "cuda":
+        if torch.device(device).type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             if sum(split.images.nbytes for split in self.splits.values()) > _SHARE_OF_MEMORY * free:
-                return replace(self, device=device)
+                return replace(self, device=torch.device(device))
         moved = {name: Split(s.images.to(device), s.labels.to(device)) for name, s in self.splits.items()}
-        return replace(self, **moved, device=device)
+        return replace(self, **moved, device=None)
 
     def train_loader(self, batch_size: int, *, seed: int = 0, **augmentation: Any) -> ShuffledLoader:
         """The training split as what a loop iterates over; the arguments are those of :meth:`train_batches`.
@@ -313,7 +317,7 @@ class Dataset:
         if isinstance(index, Tensor):
             index = index.to(split.images.device)
         images, labels = split.images[index], split.labels[index]
-        if self.device is not None and images.device != self.device:
+        if self.device is not None:
             images, labels = (values.pin_memory().to(self.device, non_blocking=True) for values in (images, labels))
         if self.size is not None:
             frames = images.flatten(0, -4).permute(0, 3, 1, 2).float()

@@ -7,6 +7,7 @@ these become frames. Other parameters, or a changed file, make another entry bes
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import io
@@ -14,7 +15,7 @@ import json
 import logging
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ..files import read_whole, write_json
+from ..files import open_lock, read_whole, write_json
 from . import readers
 from .archives import made_whole
 from .frames import integrate
@@ -108,10 +109,9 @@ def framed(
         OSError: a file can't be read, or the cache not be written; nothing is left half-written.
     """
     folder = cache / recordings.name
-    digests = _Digests(recordings, folder)
     shape = (steps, *size, 2)
 
-    def asked() -> dict[str, Any]:
+    def asked(digests: _Digests) -> dict[str, Any]:
         return {
             "version": _VERSION,
             "shape": list(shape),
@@ -121,20 +121,43 @@ def framed(
             "recordings": digests.of_all(),
         }
 
-    def make(place: Path) -> str:
+    def found(digests: _Digests) -> dict[str, Framed] | None:
+        if not digests.are_known:
+            return None
+        entry = folder / _entry(told := asked(digests))
+        return _kept(entry, told, recordings, shape) if entry.is_dir() else None
+
+    def make(place: Path, digests: _Digests) -> str:
         _frame_all(recordings, functools.partial(_samples, recordings, settings, steps, size, digests), shape, place)
         digests.store()
-        write_json(place / "frames.json", told := asked())
+        write_json(place / "frames.json", told := asked(digests))
         return _entry(told)
 
-    # the first time recordings are read once, for frames and digests; later, digests alone may find what is kept
-    if any(folder.glob("*/frames.json")):
-        digests.complete()
-    kept = folder / _entry(asked()) if digests.are_known else None
-    if kept is None or not kept.is_dir():
-        kept = made_whole(folder, make)
-        _log.info("frames of %s are kept in %s", recordings.name, kept)
-    return _kept(kept, asked(), recordings, shape)
+    kept = found(_Digests(recordings, folder))
+    if kept is None:
+        with _alone(folder):
+            digests = _Digests(recordings, folder)  # another process may have made what is wanted meanwhile
+            # at first recordings are read once, for frames and digests; later, digests alone may find what is kept
+            if any(folder.glob("*/frames.json")):
+                digests.complete()
+            if found(digests) is None:
+                entry = made_whole(folder, functools.partial(make, digests=digests))
+                _log.info("frames of %s are kept in %s", recordings.name, entry)
+            kept = found(digests)
+    return kept
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time, in one thread, works in a folder; the others wait, and say so."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_lock(folder / ".lock") as lock:  # freed when it is closed, or the process is killed
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.warning("another process is framing recordings in %s: waiting for it", folder)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _entry(asked: dict[str, Any]) -> str:

@@ -89,8 +89,8 @@ _ROWS = (
     _Row("density", "density", "{:.1%}".format, _share),
     _Row("connectivity", "connectivity", "{:.1%}".format, _share),
     _Row("parameters", "parameters", "{:,.0f}".format, _share),
-    _Row("SynOps per image", "synops", "{:,.0f}".format, _share),
-    _Row("energy per image (nJ)", "energy_pj", "{:,.0f}".format, _share, 1e3),
+    _Row("SynOps per sample", "synops", "{:,.0f}".format, _share),
+    _Row("energy per sample (nJ)", "energy_pj", "{:,.0f}".format, _share, 1e3),
     _Row("training (samples/s)", "training", "{:,.0f}".format, _factor),
     _Row("inference (samples/s)", "inference", "{:,.0f}".format, _factor),
 )

@@ -44,7 +44,7 @@ SATURATED = 95
 
 @dataclass(frozen=True)
 class Point:
-    """One network in the trade-off: ``x`` is its connectivity, or its SynOps per image."""
+    """One network in the trade-off: ``x`` is its connectivity, or its SynOps per sample."""
 
     label: str
     x: float
@@ -68,7 +68,7 @@ def trade_off(points: Sequence[Point], title: str, percent: bool) -> str:
                 markerfacecolor=colour if point.finished else "none",
             )
         axes.set_title("test accuracy (%)")
-        axes.set_xlabel("connectivity (% of the dense network's weights)" if percent else "SynOps per image")
+        axes.set_xlabel("connectivity (% of the dense network's weights)" if percent else "SynOps per sample")
         axes.grid()
         low, high = (100 * pick(point.accuracy for point in points) for pick in (min, max))
         margin = 0.25 * max(high - low, 2.0)

@@ -215,7 +215,7 @@ def _result(run: Run) -> list[str]:
         return [told, "unfinished", f"{run.epochs[-1]['connectivity']:.1%}", *[""] * 4]
     small = run.summary["compacted"]
     told = {label: cells for label, *cells in comparison(run.summary)[1]}
-    changed = "test accuracy", "SynOps per image", "training (samples/s)", "inference (samples/s)"
+    changed = "test accuracy", "SynOps per sample", "training (samples/s)", "inference (samples/s)"
     if run.summary["dense"] is None:
         accuracy, synops, training, inference = "dense", "", "", ""
     else:

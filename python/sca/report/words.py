@@ -40,7 +40,7 @@ def conclusion(run: Run) -> str:
         )
     dense, small = summary["dense"], summary["compacted"]
     if dense is None:
-        cost = f"{count(small['synops'])} SynOps per image"
+        cost = f"{count(small['synops'])} SynOps per sample"
         return f"The dense {what} reaches {small['accuracy']:.2%} test accuracy at {cost}."
     speed = (
         f"it trains {_times(dense, small, 'training')} and infers {_times(dense, small, 'inference')} as fast as"
@@ -49,7 +49,7 @@ def conclusion(run: Run) -> str:
     if dense["accuracy"] is None:
         return (
             f"At a connectivity of {small['connectivity']:.1%}, {what} reaches {small['accuracy']:.2%} test accuracy at"
-            f" {count(small['synops'])} SynOps per image; {speed}, whose accuracy was {NOT_MEASURED}."
+            f" {count(small['synops'])} SynOps per sample; {speed}, whose accuracy was {NOT_MEASURED}."
         )
     points = round(100 * (small["accuracy"] - dense["accuracy"]), 2)
     against = f"{abs(points):.2f} points {'above' if points > 0 else 'below'}" if points else "the same as"

@@ -45,8 +45,7 @@ def count_cost(
 
 def counted_on(dataset: Dataset, cost: CostReport | None) -> str:
     """What accuracy and costs, where there are any, were measured on, in words."""
-    samples = "images" if dataset.time_steps is None else "recordings"
-    told = f"accuracy on {len(dataset.test):,} test {samples}"
+    told = f"accuracy on {len(dataset.test):,} test {dataset.noun}"
     if dataset.told:
         told += f" ({dataset.told})"
     if cost is None:

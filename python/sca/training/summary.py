@@ -28,8 +28,8 @@ class Column:
         density: active / all channels of the prunable groups.
         connectivity: its weights / weights of the dense network.
         parameters: number of values of all its parameters.
-        synops: synaptic operations per image (:class:`sca.cost.CostReport`).
-        energy_pj: estimate per image, in pJ.
+        synops: synaptic operations per sample (:class:`sca.cost.CostReport`).
+        energy_pj: estimate per sample, in pJ.
         training, inference: samples/s.
     """
 

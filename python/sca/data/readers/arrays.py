@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .events import Events, checked
-
-_NAMES = ("t", "x", "y", "p")
+from .events import Events, of_columns
 
 
 def read(file: Path, content: bytes, sensor: tuple[int, int], unsorted: str, columns: str = "txyp") -> Events:
@@ -30,25 +28,7 @@ def read(file: Path, content: bytes, sensor: tuple[int, int], unsorted: str, col
         raise
     except Exception as error:  # whatever a damaged file makes its reader raise
         raise ValueError(f"{file}: expected arrays or fields t, x, y and p, or one array [N, 4] ({error})") from error
-    values = {name: np.asarray(named[name]) for name in _NAMES}
-    lengths = {name: list(value.shape) for name, value in values.items()}
-    if (
-        any(value.ndim != 1 or value.dtype.kind not in "buif" for value in values.values())
-        or len({value.size for value in values.values()}) > 1
-    ):
-        raise ValueError(f"{file}: expected numbers t, x, y, p of one length each, got {lengths}")
-    for name, value in values.items():
-        if value.dtype.kind == "f" and not (value == np.trunc(value)).all():
-            first = int((value != np.trunc(value)).argmax())
-            advice = "; times are microseconds" if name == "t" else ""
-            raise ValueError(f"{file}, event {first:,}: expected whole numbers {name}, got {value[first]}{advice}")
-    t, x, y, p = (value.astype(np.int64) for value in values.values())
-    wrong = (p != 1) & (p != (-1 if (p == -1).any() else 0))
-    if wrong.any():
-        first = int(wrong.argmax())
-        raise ValueError(f"{file}, event {first:,}: expected polarities 0 and 1, or -1 and 1, got {p[first]}")
-    events = Events(t, x, y, (p == 1).astype(np.int64))
-    return checked(events, file, sensor, unsorted, lambda number: f"event {number:,}")
+    return of_columns(named, file, sensor, unsorted, "event")
 
 
 def _named(held: Any, columns: str) -> Mapping[str, np.ndarray]:
@@ -57,15 +37,15 @@ def _named(held: Any, columns: str) -> Mapping[str, np.ndarray]:
     Raises:
         ValueError: they are not there.
     """
-    if isinstance(held, Mapping) and held.keys() >= {*_NAMES}:
+    if isinstance(held, Mapping) and held.keys() >= {*Events._fields}:
         return held
     if isinstance(held, Mapping) and len(held) == 1:
         (held,) = held.values()
     if isinstance(held, Mapping):
         raise ValueError(f"got arrays {', '.join(held)}" if held else "got none")
-    if held.dtype.names is not None and {*held.dtype.names} >= {*_NAMES}:
-        return {name: held[name].reshape(-1) for name in _NAMES}
-    if held.ndim == 2 and held.shape[1] == len(_NAMES):
+    if held.dtype.names is not None and {*held.dtype.names} >= {*Events._fields}:
+        return {name: held[name].reshape(-1) for name in Events._fields}
+    if held.ndim == 2 and held.shape[1] == len(Events._fields):
         return dict(zip(columns, held.T, strict=True))
     raise ValueError(f"got an array {held.dtype} {list(held.shape)}")
 

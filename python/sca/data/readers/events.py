@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Events", "checked", "records"]
+__all__ = ["Events", "checked", "of_columns", "records"]
 
 # Numbers of a clock of 32 bits fall by more than this where it begins anew, and by less where events are out of order.
 _WRAP = 2**31
@@ -47,6 +47,39 @@ def records(file: Path, content: bytes | memoryview, size: int, start: int = 0) 
             f"{raw.size % size}: truncated, or another format"
         )
     return raw.reshape(-1, size)
+
+
+def of_columns(
+    columns: Mapping[str, np.ndarray], file: Path, sensor: tuple[int, int], unsorted: str, item: str
+) -> Events:
+    """The events of arrays t, x, y and p, which may be of any type that holds whole numbers; OFF is 0 or -1.
+
+    Args:
+        columns: at least these.
+        file, sensor, unsorted: as for :func:`checked`.
+        item: what errors call an event.
+
+    Raises:
+        ValueError: they are of other types or lengths, no whole numbers or no polarities; or as for :func:`checked`.
+    """
+    values = {name: np.asarray(columns[name]) for name in Events._fields}
+    shapes = {value.shape for value in values.values()}
+    if len(shapes) > 1 or len(min(shapes)) != 1 or any(value.dtype.kind not in "buif" for value in values.values()):
+        found = ", ".join(f"{name} {value.dtype} {list(value.shape)}" for name, value in values.items())
+        raise ValueError(f"{file}: expected numbers t, x, y, p of one length each, got {found}")
+    for name, value in values.items():
+        broken = value != np.trunc(value) if value.dtype.kind == "f" else np.zeros(1, bool)
+        if broken.any():
+            first = int(broken.argmax())
+            advice = "; times are microseconds" if name == "t" else ""
+            raise ValueError(f"{file}, {item} {first:,}: expected whole numbers {name}, got {value[first]}{advice}")
+    t, x, y, p = (value.astype(np.int64) for value in values.values())
+    wrong = (p != 1) & (p != (-1 if (p == -1).any() else 0))
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise ValueError(f"{file}, {item} {first:,}: expected polarities 0 and 1, or -1 and 1, got {p[first]}")
+    events = Events(t, x, y, (p == 1).astype(np.int64))
+    return checked(events, file, sensor, unsorted, lambda number: f"{item} {number:,}")
 
 
 def checked(events: Events, file: Path, sensor: tuple[int, int], unsorted: str, place: Callable[[int], str]) -> Events:

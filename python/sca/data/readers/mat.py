@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import numpy as np
-
-from .events import Events, checked
+from .events import Events, of_columns
 
 
 def read(file: Path, content: bytes, sensor: tuple[int, int], unsorted: str) -> Events:
@@ -24,7 +22,7 @@ def read(file: Path, content: bytes, sensor: tuple[int, int], unsorted: str) -> 
     except Exception as error:  # whatever a damaged file makes SciPy raise
         raise ValueError(f"{file}: expected a MATLAB file, got a damaged or another one ({error})") from error
     values = held.get("out1")
-    if values is None or values.ndim != 2 or values.shape[1] != 4 or values.dtype.kind not in "uif":
+    if values is None or values.ndim != 2 or values.shape[1] != len(Events._fields):
         found = "none" if values is None else f"{values.dtype} {list(values.shape)}"
         raise ValueError(f"{file}: expected an array out1 of numbers [N, 4] (t, x, y, p), got {found}")
-    return checked(Events(*values.T.astype(np.int64)), file, sensor, unsorted, lambda number: f"row {number:,}")
+    return of_columns(dict(zip(Events._fields, values.T, strict=True)), file, sensor, unsorted, "row")

@@ -1,0 +1,645 @@
+"""Data sets of event cameras: files found and labelled, frames kept once and whole, batches and what changes them."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import shutil
+import tarfile
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sca import data
+from sca.data import FrameSettings, archives, frame_cache, readers
+from sca.data.augmentation import cut_out, mix_recordings, rotate_and_shear, shift_and_mirror
+from sca.data.frames import integrate
+from sca.data.splits import SPLITS
+from tests.framework import event_files as files
+
+DIGITS = tuple("0123456789")
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+NUMBERS = (0, 99, 100, 999)
+SEED = itertools.count()
+
+
+def nmnist_files(root: Path, count: int = 2) -> Path:
+    """So many training recordings of each digit, and one for the test."""
+    for split, digit, number in itertools.product(("Train", "Test"), DIGITS, range(count)):
+        folder = root / split / digit
+        folder.mkdir(parents=True, exist_ok=True)
+        if split == "Train" or number == 0:
+            files.write_atis(folder / f"{number:05d}.bin", files.random_events(60, (34, 34), seed=next(SEED)))
+    return root
+
+
+def dvs_cifar10_files(root: Path, ending: str = ".aedat") -> Path:
+    for name, number in itertools.product(CLASSES, NUMBERS):
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        write = files.write_aedat2 if ending == ".aedat" else files.write_arrays
+        write(folder / f"cifar10_{name}_{number}{ending}", files.random_events(60, (128, 128), seed=next(SEED)))
+    return root
+
+
+def gesture_files(root: Path, rows: dict[str, str] | None = None) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    for user in ("user01_led", "user02_lab"):
+        files.write_aedat3(root / f"{user}.aedat", files.random_events(2_000, (128, 128), seed=next(SEED)))
+        lines = "".join(f"{label},{8_000 * label},{8_000 * label + 8_000}\n" for label in range(1, 12))
+        text = "class,startTime_usec,endTime_usec\n" + lines
+        (root / f"{user}_labels.csv").write_text((rows or {}).get(user, text))
+    (root / "trials_to_train.txt").write_text("user01_led.aedat\n")
+    (root / "trials_to_test.txt").write_text("user02_lab.aedat\n\n")
+    return root
+
+
+def array_files(root: Path, ending: str = ".npz") -> Path:
+    for split, name, number in itertools.product(("train", "test"), ("left", "right"), range(2)):
+        folder = root / split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_arrays(folder / f"{number}{ending}", files.random_events(40, (24, 32), seed=next(SEED)))
+    return root
+
+
+@pytest.fixture
+def cache(tmp_path) -> dict[str, str]:
+    return {"cache_dir": str(tmp_path / "cache")}
+
+
+def frames_of(file: Path, sensor: tuple[int, int], size: tuple[int, int], steps: int = 10) -> np.ndarray:
+    return integrate(readers.read(file, sensor), FrameSettings(), steps, sensor, size)
+
+
+# What is found, and where.
+
+
+@pytest.mark.parametrize("place", ["", "NMNIST"])
+def test_load_nmnist_takes_turns_of_classes(place, tmp_path, cache):
+    root = nmnist_files(tmp_path / "data" / place)
+    found = data.load("nmnist", tmp_path / "data", FrameSettings(**cache), 10)
+    assert (len(found.train), len(found.test), found.num_classes) == (20, 10, 10)
+    assert (found.in_channels, found.image_size, found.time_steps) == (2, (34, 34), 10)
+    assert found.train.labels.tolist() == [*range(10), *range(10)]
+    for place_, (number, digit) in enumerate(itertools.product(range(2), DIGITS)):
+        expected = frames_of(root / "Train" / digit / f"{number:05d}.bin", (34, 34), (34, 34))
+        assert np.array_equal(found.train.images[place_].numpy(), expected)
+    assert found.told == "10 frames of equal numbers of events, sums, 34 x 34; official split"
+
+
+@pytest.mark.parametrize("ending", [".aedat", ".mat"])
+def test_load_dvs_cifar10_adds_events_up_in_larger_pixels(ending, tmp_path, cache):
+    pytest.importorskip("scipy")
+    root = dvs_cifar10_files(tmp_path / "data", ending)
+    found = data.load("dvs_cifar10", root, FrameSettings(**cache), 4)
+    assert (len(found.train), len(found.test), found.image_size) == (20, 20, (48, 48))
+    assert (found.shift, found.mirror, found.classes) == (5, True, CLASSES)
+    first = root / "airplane" / f"cifar10_airplane_0{ending}"
+    assert np.array_equal(found.test.images[0].numpy(), frames_of(first, (128, 128), (48, 48), 4))
+    assert found.test.images.sum() == 20 * 60
+    assert "split tebn" in found.told
+
+
+def test_load_dvs_cifar10_splits_nine_to_one_in_each_class():
+    for split, of_class in SPLITS.items():
+        for name in CLASSES:
+            tests = of_class(name)
+            assert len(tests) == 100
+            assert tests <= set(range(1000)), split
+    assert SPLITS["tebn"]("cat") == set(range(100))
+    assert {999, 950, 910} <= SPLITS["last_tenth"]("cat")
+    assert 99 in SPLITS["last_tenth"]("cat")
+    assert 100 not in SPLITS["last_tenth"]("cat")
+    assert SPLITS["random"]("cat") != SPLITS["random"]("dog")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_load_dvs_cifar10_takes_the_split_that_is_named(split, tmp_path, cache):
+    root = dvs_cifar10_files(tmp_path / "data")
+    for name in CLASSES:  # so that there is a test recording by each split
+        number = min(SPLITS["random"](name))
+        files.write_aedat2(root / name / f"cifar10_{name}_{number}.aedat", files.random_events(9, (128, 128)))
+    found = data.load("dvs_cifar10", root, FrameSettings(**cache, event_split=split), 2)
+    expected = sum(
+        int(file.stem.rpartition("_")[2]) in SPLITS[split](file.parent.name) for file in root.glob("*/*.aedat")
+    )
+    assert len(found.test) == expected
+    assert f"split {split}" in found.told
+
+
+def test_load_dvs_gesture_cuts_each_gesture_by_its_own_row(tmp_path, cache):
+    header = "class,startTime_usec,endTime_usec\n"
+    overlapping = header + "11,1000,30000\n2,20000,40000\n2,40000,90000\n"
+    root = gesture_files(tmp_path / "DvsGesture", {"user01_led": overlapping})
+    found = data.load("dvs_gesture", tmp_path, FrameSettings(**cache), 3)
+    assert (len(found.train), len(found.test), found.num_classes) == (3, 11, 11)
+    assert found.train.labels.tolist() == [1, 10, 1]
+    events = files.read_aedat3(root / "user01_led.aedat")
+    counts = [sum(start <= t < end for t, *_ in events) for start, end in ((20_000, 40_000), (1000, 30_000))]
+    assert found.train.images.sum((1, 2, 3, 4)).tolist()[:2] == counts
+
+
+@pytest.mark.parametrize("ending", [".npy", ".npz", ".h5"])
+def test_load_event_arrays_names_classes_by_folders(ending, tmp_path, cache):
+    pytest.importorskip("h5py")
+    root = array_files(tmp_path / "data", ending)
+    found = data.load("event_arrays", root, FrameSettings(**cache, sensor=(24, 32)), 3)
+    assert (found.classes, found.image_size) == (("left", "right"), (24, 32))
+    assert found.train.labels.tolist() == [0, 1, 0, 1]
+    assert np.array_equal(
+        found.test.images[1].numpy(), frames_of(root / "test" / "right" / f"0{ending}", (24, 32), (24, 32), 3)
+    )
+
+
+def test_load_resamples_frames_where_that_is_wanted(tmp_path, cache):
+    root = array_files(tmp_path / "data")
+    settings = FrameSettings(**cache, sensor=(24, 32), frame_size=48, frame_resize="interpolate")
+    found = data.load("event_arrays", root, settings, 3)
+    assert (found.image_size, tuple(found.train.images.shape[2:4])) == ((48, 48), (24, 32))
+    assert "interpolated from 24 x 32" in found.told
+    frames, _ = next(found.test_batches(2))
+    whole = found.test.images[:2].float().permute(1, 0, 4, 2, 3)
+    expected = torch.nn.functional.interpolate(whole.flatten(0, 1), (48, 48), mode="bilinear").unflatten(0, (3, 2))
+    assert torch.equal(frames, expected)
+
+
+def zipped(folder: Path, archive: Path) -> None:
+    with zipfile.ZipFile(archive, "w") as stream:
+        for file in folder.rglob("*"):
+            stream.write(file, file.relative_to(folder.parent))
+
+
+def test_load_takes_archives_as_they_are_published(tmp_path, cache):
+    (tmp_path / "zips").mkdir()
+    root = nmnist_files(tmp_path / "data")
+    for split in ("Train", "Test"):
+        zipped(root / split, tmp_path / "zips" / f"{split}.zip")
+    expected = data.load("nmnist", root, FrameSettings(**cache), 2)
+    found = data.load("nmnist", tmp_path / "zips", FrameSettings(**cache), 2)
+    assert torch.equal(found.train.images, expected.train.images)
+    cifar = dvs_cifar10_files(tmp_path / "cifar")
+    (tmp_path / "classes").mkdir()
+    for name in CLASSES:
+        zipped(cifar / name, tmp_path / "classes" / f"{name}.zip")
+    found = data.load("dvs_cifar10", tmp_path / "classes", FrameSettings(**cache), 2)
+    assert torch.equal(found.test.images, data.load("dvs_cifar10", cifar, FrameSettings(**cache), 2).test.images)
+    gestures = gesture_files(tmp_path / "DvsGesture")
+    (tmp_path / "tar").mkdir()
+    with tarfile.open(tmp_path / "tar" / "DvsGesture.tar.gz", "w:gz") as tar:
+        tar.add(gestures, arcname="DvsGesture")
+    found = data.load("dvs_gesture", tmp_path / "tar", FrameSettings(**cache), 2)
+    assert torch.equal(found.test.images, data.load("dvs_gesture", gestures, FrameSettings(**cache), 2).test.images)
+
+
+@pytest.mark.parametrize("damage", ["cut", "no archive", "a member outside"])
+def test_load_leaves_nothing_of_a_damaged_archive(damage, tmp_path, cache):
+    gestures = gesture_files(tmp_path / "DvsGesture")
+    (tmp_path / "tar").mkdir()
+    archive = tmp_path / "tar" / "DvsGesture.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(gestures, arcname="../outside" if damage == "a member outside" else "DvsGesture")
+    if damage != "a member outside":
+        content = archive.read_bytes()
+        archive.write_bytes(content[: len(content) // 2] if damage == "cut" else b"no archive")
+    with pytest.raises(ValueError, match=r"DvsGesture.tar.gz: damaged, or no archive"):
+        data.load("dvs_gesture", tmp_path / "tar", FrameSettings(**cache), 2)
+    assert [*Path(cache["cache_dir"], "dvs_gesture").iterdir()] == []
+    assert not (tmp_path / "outside").exists()
+
+
+def test_load_downloads_by_checksum(tmp_path, cache, monkeypatch):
+    pooch = pytest.importorskip("pooch")
+    root = nmnist_files(tmp_path / "data")
+    asked = []
+
+    def retrieve(url: str, known_hash: str, path: Path, fname: str, **options: object) -> str:
+        asked.append((fname, known_hash))
+        path.mkdir(parents=True, exist_ok=True)
+        zipped(root / fname.removesuffix(".zip"), path / fname)
+        return str(path / fname)
+
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
+    assert len(data.load("nmnist", None, FrameSettings(**cache), 2).train) == 20
+    assert asked == [
+        ("Train.zip", "md5:20959b8e626244a1b502305a9e6e2031"),
+        ("Test.zip", "md5:69ca8762b2fe404d9b9bad1103e97832"),
+    ]
+
+
+# What is wrong.
+
+
+def no_test(root: Path) -> str:
+    shutil.rmtree(root / "Test")
+    return f"data_dir: {root} lacks Test"
+
+
+def another_class(root: Path) -> str:
+    (root / "Train" / "ten").mkdir()
+    return f"{root}/Train: expected folders 0, 1, .*, got ten as well: no label for it"
+
+
+def another_file(root: Path) -> str:
+    (root / "Train" / "3" / "readme.txt").write_text("hello")
+    return f"{root}/Train/3/readme.txt: expected recordings that end in .bin"
+
+
+def another_camera(root: Path) -> str:
+    files.write_atis(root / "Test" / "9" / "00000.bin", [(0, 100, 3, 1), (1, 200, 4, 1)])
+    return f"{root}/Test/9/00000.bin, byte 0: expected x from 0 to 33, the sensor's, got 100"
+
+
+def no_recording(root: Path) -> str:
+    for file in root.glob("Test/*/*.bin"):
+        file.unlink()
+    return f"{root}: expected recordings for test, got none"
+
+
+def empty_recording(root: Path) -> str:
+    (root / "Train" / "5" / "00001.bin").write_bytes(b"")
+    return f"{root}/Train/5/00001.bin: expected events, got none"
+
+
+def nothing(root: Path) -> str:
+    shutil.rmtree(root)
+    root.mkdir()
+    return f"data_dir: expected the folders Train and Test of N-MNIST, or Train.zip and Test.zip, in {root}"
+
+
+def a_file(root: Path) -> str:
+    shutil.rmtree(root)
+    root.write_text("no folder")
+    return "data_dir: .*Not a directory"
+
+
+DAMAGES = [no_test, another_class, another_file, another_camera, no_recording, empty_recording, nothing, a_file]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_load_nmnist_names_what_is_wrong_and_keeps_nothing(damage, tmp_path, cache):
+    root = nmnist_files(tmp_path / "data")
+    message = damage(root)
+    with pytest.raises(ValueError, match=message):
+        data.load("nmnist", root, FrameSettings(**cache), 2)
+    assert {file.name for file in Path(cache["cache_dir"]).glob("nmnist/*")} <= {".lock"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar10_cat_1000.aedat", "expected a name that ends in a number from 0 to 999"),
+        ("cifar10_cat.aedat", "expected a name that ends in a number from 0 to 999"),
+        ("other_999.aedat", "expected each recording once, got number 999 as cifar10_cat_999.aedat too"),
+        ("cifar10_cat_5.bin", "expected recordings that end in .aedat, .mat"),
+    ],
+)
+def test_load_dvs_cifar10_names_a_file_that_is_none_of_its_own(name, message, tmp_path, cache):
+    root = dvs_cifar10_files(tmp_path / "data")
+    files.write_aedat2(root / "cat" / name, files.random_events(9, (128, 128)))
+    with pytest.raises(ValueError, match=f"{name}: {message}"):
+        data.load("dvs_cifar10", root, FrameSettings(**cache), 2)
+
+
+HEAD = "class,startTime_usec,endTime_usec\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1,2,3\n", "line 1: expected class,startTime_usec,endTime_usec, got '1,2,3'"),
+        (HEAD, "expected a label for each gesture, got none"),
+        (HEAD + "1,5000,9000\n12,1,2\n", "line 3: expected a class from 1 to 11, and start < end, got 12,1,2"),
+        (HEAD + "0,1,2\n", "line 2: expected a class from 1 to 11"),
+        (HEAD + "1,9000,5000\n", "line 2: expected a class from 1 to 11, and start < end"),
+        (HEAD + "1,x,5000\n", "line 2: expected three whole numbers"),
+        (HEAD + "1,5000\n", "line 2: expected three whole numbers"),
+    ],
+)
+def test_load_dvs_gesture_names_the_line_of_a_wrong_label(text, message, tmp_path, cache):
+    root = gesture_files(tmp_path / "DvsGesture", {"user02_lab": text})
+    with pytest.raises(ValueError, match=f"user02_lab_labels.csv.*{message}"):
+        data.load("dvs_gesture", root, FrameSettings(**cache), 2)
+
+
+def test_load_dvs_gesture_names_labels_and_recordings_that_are_missing(tmp_path, cache):
+    root = gesture_files(tmp_path / "DvsGesture", {"user01_led": HEAD + "3,700000,800000\n"})
+    with pytest.raises(ValueError, match=r"user01_led.aedat: expected events from 700,000 to 800,000 µs, got none"):
+        data.load("dvs_gesture", root, FrameSettings(**cache), 2)
+    (root / "user02_lab_labels.csv").unlink()
+    with pytest.raises(ValueError, match=r"user02_lab_labels.csv: expected a readable text"):
+        data.load("dvs_gesture", root, FrameSettings(**cache), 2)
+    (root / "trials_to_test.txt").write_text("user02_lab.aedat\nuser03_led.aedat\n")
+    gesture_files(root)
+    (root / "trials_to_test.txt").write_text("user02_lab.aedat\n../user03_led.aedat\n")
+    with pytest.raises(ValueError, match=r"trials_to_test.txt, line 2: expected a recording in"):
+        data.load("dvs_gesture", root, FrameSettings(**cache), 2)
+
+
+def test_load_event_arrays_names_what_it_needs(tmp_path, cache):
+    root = array_files(tmp_path / "data")
+    with pytest.raises(ValueError, match="sensor: expected the camera's height and width in pixels"):
+        data.load("event_arrays", root, FrameSettings(**cache))
+    with pytest.raises(ValueError, match=r"train/left/0.npz, event \d+: expected [xy] from 0 to 15, the sensor's"):
+        data.load("event_arrays", root, FrameSettings(**cache, sensor=(16, 16)))
+    with pytest.raises(ValueError, match="frame_size: expected at most the camera's 24 pixels, got 32"):
+        data.load("event_arrays", root, FrameSettings(**cache, sensor=(24, 32), frame_size=32))
+    (root / "test" / "up").mkdir()
+    with pytest.raises(ValueError, match="test: expected folders of the classes in train, got up"):
+        data.load("event_arrays", root, FrameSettings(**cache, sensor=(24, 32)))
+
+
+# The cache.
+
+
+def test_load_reads_recordings_once(tmp_path, cache, monkeypatch):
+    root = nmnist_files(tmp_path / "data")
+    read, asked = readers.read, []
+    monkeypatch.setattr(readers, "read", lambda file, *rest, **named: asked.append(file) or read(file, *rest, **named))
+    first = data.load("nmnist", root, FrameSettings(**cache), 2)
+    assert set(asked) == set(root.glob("*/*/*.bin"))
+    asked.clear()
+    again = data.load("nmnist", root, FrameSettings(**cache), 2)
+    assert asked == []
+    assert torch.equal(first.train.images, again.train.images)
+    again.train.images.zero_()  # what is done to the tensor is not done to the file
+    assert torch.equal(first.train.images, data.load("nmnist", root, FrameSettings(**cache), 2).train.images)
+    moved = tmp_path / "moved"
+    shutil.copytree(root, moved)
+    data.load("nmnist", moved, FrameSettings(**cache), 2)  # the same content elsewhere
+    assert asked == []
+
+
+def test_load_notices_another_content_of_the_same_size(tmp_path, cache):
+    root = nmnist_files(tmp_path / "data")
+    first = data.load("nmnist", root, FrameSettings(**cache), 2)
+    file = root / "Train" / "0" / "00000.bin"
+    stat = file.stat()
+    files.write_atis(file, files.random_events(60, (34, 34), seed=12345))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert file.stat().st_size == stat.st_size
+    again = data.load("nmnist", root, FrameSettings(**cache), 2)
+    assert np.array_equal(again.train.images[0].numpy(), frames_of(file, (34, 34), (34, 34), 2))
+    assert torch.equal(again.train.images[1:], first.train.images[1:])
+
+
+def test_load_keeps_frames_of_other_parameters_apart(tmp_path, cache):
+    root = dvs_cifar10_files(tmp_path / "data")
+    kinds = [{}, {"frame_values": "binary"}, {"frame_size": 32}, {"event_split": "last_tenth"}, {"frame_by": "time"}]
+    for kind in kinds:
+        data.load("dvs_cifar10", root, FrameSettings(**cache, **kind), 2)
+    data.load("dvs_cifar10", root, FrameSettings(**cache), 3)
+    assert len([*Path(cache["cache_dir"]).glob("dvs_cifar10/*/frames.json")]) == len(kinds) + 1
+
+
+def kept_entry(cache: dict[str, str]) -> Path:
+    (entry,) = Path(cache["cache_dir"]).glob("nmnist/*/frames.json")
+    return entry.parent
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda entry: (entry / "frames.json").unlink(), "frames.json: expected what the frames beside it are"),
+        (lambda entry: (entry / "frames.json").write_text("{"), "frames.json: expected what the frames beside it are"),
+        (lambda entry: (entry / "frames.json").write_text("[]"), "frames.json: expected frames of these parameters"),
+        (lambda entry: (entry / "train.npy").unlink(), "train.npy: damaged"),
+        (lambda entry: os.truncate(entry / "train.npy", 500), "train.npy: damaged"),
+        (lambda entry: (entry / "test.npy").write_bytes(b"hello"), "test.npy: damaged"),
+        (
+            lambda entry: np.save(entry / "test.npy", np.zeros((10, 3, 34, 34, 2), np.uint8)),
+            "test.npy: expected frames",
+        ),
+        (lambda entry: np.save(entry / "test.npy", np.zeros((10, 2, 34, 34, 2))), "test.npy: expected frames"),
+    ],
+)
+def test_load_names_what_is_damaged_in_the_cache(spoil, message, tmp_path, cache):
+    root = nmnist_files(tmp_path / "data")
+    data.load("nmnist", root, FrameSettings(**cache), 2)
+    entry = kept_entry(cache)
+    spoil(entry)
+    with pytest.raises(ValueError, match=rf"{entry}/{message}.*remove {entry}, and it is made anew"):
+        data.load("nmnist", root, FrameSettings(**cache), 2)
+    shutil.rmtree(entry)
+    assert len(data.load("nmnist", root, FrameSettings(**cache), 2).train) == 20
+
+
+def test_load_refuses_frames_that_were_made_by_other_parameters(tmp_path, cache):
+    root = nmnist_files(tmp_path / "data")
+    data.load("nmnist", root, FrameSettings(**cache), 2)
+    entry = kept_entry(cache)
+    told = json.loads((entry / "frames.json").read_text())
+    (entry / "frames.json").write_text(json.dumps({**told, "frame_values": "binary"}))
+    with pytest.raises(ValueError, match=r"expected frames of these parameters, got others \(frame_values\)"):
+        data.load("nmnist", root, FrameSettings(**cache), 2)
+
+
+def full_disk(*arguments: object) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def interrupted(*arguments: object) -> int:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("fails", "error"),
+    [(full_disk, "No space left on device.*nmnist"), (interrupted, None)],
+    ids=["full", "interrupted"],
+)
+def test_load_leaves_nothing_half_written(fails, error, tmp_path, cache, monkeypatch):
+    root = nmnist_files(tmp_path / "data")
+    written = itertools.count()
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda *given: write(*given) if next(written) < 7 else fails(*given))
+    with pytest.raises((OSError, KeyboardInterrupt), match=error):
+        data.load("nmnist", root, FrameSettings(**cache), 2)
+    assert [file.name for file in Path(cache["cache_dir"], "nmnist").iterdir()] == [".lock"]
+    monkeypatch.setattr(os, "pwrite", write)
+    assert len(data.load("nmnist", root, FrameSettings(**cache), 2).train) == 20
+
+
+def test_load_clears_what_a_killed_process_left(tmp_path, cache):
+    left = Path(cache["cache_dir"], "nmnist", ".partial-99999999-abc")
+    left.mkdir(parents=True)
+    (left / "train.npy").write_bytes(b"half")
+    running = left.with_name(f".partial-{os.getppid()}-abc")
+    running.mkdir()
+    data.load("nmnist", nmnist_files(tmp_path / "data"), FrameSettings(**cache), 2)
+    assert (left.exists(), running.exists()) == (False, True)
+
+
+@pytest.mark.parametrize(("count", "kind"), [(255, np.uint8), (256, np.int16), (32_768, np.int32)])
+@pytest.mark.parametrize("place", [0, 7])
+def test_load_keeps_every_count(count, kind, place, tmp_path, cache, monkeypatch):
+    """Also where the recording that tells is none of those that are looked at in advance."""
+    monkeypatch.setattr(frame_cache, "_SAMPLED", 1)
+    root = nmnist_files(tmp_path / "data")
+    files.write_atis(root / "Train" / str(place) / "00000.bin", [(5, 1, 2, 1)] * count)
+    found = data.load("nmnist", root, FrameSettings(**cache), 1)
+    assert found.train.images[place, 0, 2, 1].tolist() == [0, count]
+    assert found.train.images.numpy().dtype == kind
+    images, _ = next(found.test_batches(4))
+    assert images.dtype == torch.float32
+
+
+def test_load_by_several_at_once_frames_once(tmp_path, cache, monkeypatch):
+    root, found, asked = nmnist_files(tmp_path / "data", 5), [], []
+    read = readers.read
+    monkeypatch.setattr(frame_cache, "_SAMPLED", 1)
+    monkeypatch.setattr(readers, "read", lambda file, *rest, **named: asked.append(file) or read(file, *rest, **named))
+
+    def load() -> None:
+        found.append(data.load("nmnist", root, FrameSettings(**cache), 2).train.images)
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    assert len(asked) == 1 + 60
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_large_files_are_shared_by_threads(tmp_path, cache, monkeypatch):
+    root = nmnist_files(tmp_path / "data")
+    alone = data.load("nmnist", root, FrameSettings(**cache), 2)
+    names = set()
+    read = readers.read
+    monkeypatch.setattr(frame_cache, "_LARGE", 0)
+    monkeypatch.setattr(
+        readers, "read", lambda *rest, **named: names.add(threading.current_thread().name) or read(*rest, **named)
+    )
+    shared = data.load("nmnist", root, FrameSettings(cache_dir=str(tmp_path / "other")), 2)
+    assert any(name.startswith("ThreadPool") for name in names)
+    assert torch.equal(alone.train.images, shared.train.images)
+
+
+def test_made_whole_takes_what_another_process_has_made(tmp_path):
+    def make(place: Path) -> str:
+        (place / "own").write_text("late")
+        (tmp_path / "entry").mkdir()
+        (tmp_path / "entry" / "file").write_text("first")
+        return "entry"
+
+    assert (archives.made_whole(tmp_path, make) / "file").read_text() == "first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["entry"]
+
+
+# Batches.
+
+
+@pytest.fixture(params=[torch.uint8, torch.int16], ids=str)
+def frames(request) -> data.Dataset:
+    """Ten recordings of 4 frames; of each, all frames are the same."""
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randint(3, (10, 1, 12, 9, 2), generator=generator).to(request.param)
+    split = data.Split(one.repeat(1, 4, 1, 1, 1), torch.arange(10))
+    return data.Dataset("frames", split, split, 10, (0.0, 0.0), (1.0, 1.0), full_scale=1.0, shift=3, mirror=True)
+
+
+def test_batches_are_sequences_in_channels_last(frames):
+    images, labels = next(frames.batches("test", 4))
+    assert (images.shape, images.dtype, labels.tolist()) == ((4, 4, 2, 12, 9), torch.float32, [0, 1, 2, 3])
+    assert images.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(images, frames.test.images[:4].float().permute(1, 0, 4, 2, 3))
+
+
+EVERYTHING = {"flip": "random", "cutout": 4, "rotate": 30.0, "shear": 0.2, "mix": 0.5}
+
+
+def test_train_batches_of_sequences_depend_on_seed_epoch_and_position_alone(frames):
+    def draw(**arguments: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return list(frames.train_batches(4, **arguments, **EVERYTHING))
+
+    whole, again, later = draw(seed=3, epoch=1), draw(seed=3, epoch=1), draw(seed=3, epoch=1, start=1)
+    for (images, labels), (same_images, same_labels) in zip(whole, again, strict=True):
+        assert torch.equal(images, same_images)
+        assert torch.equal(labels, same_labels)
+    assert torch.equal(whole[1][0], later[0][0])
+    assert not torch.equal(whole[0][0], draw(seed=4, epoch=1)[0][0])
+
+
+@pytest.mark.parametrize("name", ["roll and mirror", "cutout", "rotate", "shear"])
+def test_all_frames_of_a_recording_are_changed_alike(frames, name):
+    plain = {"flip": "random", "cutout": 0}
+    changes = {"roll and mirror": {}, "cutout": {"cutout": 5}, "rotate": {"rotate": 45.0}, "shear": {"shear": 0.5}}[
+        name
+    ]
+    changed = torch.cat([images for images, _ in frames.train_batches(4, seed=0, epoch=0, **(plain | changes))], 1)
+    order = [label for _, labels in frames.train_batches(4, seed=0, epoch=0, **plain) for label in labels.tolist()]
+    original = frames.train.images[order].float().permute(1, 0, 4, 2, 3)
+    assert all(torch.equal(changed[0], step) for step in changed)
+    assert not torch.equal(changed, original)
+    if name == "roll and mirror":
+        assert torch.equal(changed.sum((0, 2, 3, 4)), original.sum((0, 2, 3, 4)))
+
+
+def test_rolling_moves_events_to_the_other_side():
+    frames = torch.zeros(64, 2, 6, 5, 2, dtype=torch.uint8)
+    frames[:, :, 0, 0, 1] = 1
+    moved = shift_and_mirror(frames, 2, torch.zeros(64, dtype=torch.bool), torch.Generator().manual_seed(0), rolls=True)
+    assert torch.equal(moved.sum((1, 2, 3, 4)), torch.full((64,), 2))
+    rows, columns = (set(moved[:, 0, :, :, 1].nonzero()[:, axis].tolist()) for axis in (1, 2))
+    assert rows == {0, 1, 2, 4, 5}
+    assert columns == {0, 1, 2, 3, 4}
+
+
+def test_rotate_and_shear_move_pixels_about_the_centre():
+    image = torch.arange(1, 26).view(1, 5, 5, 1)
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(rotate_and_shear(image, 0.0, 0.0, generator), image)
+    turned = rotate_and_shear(image.repeat(200, 1, 1, 1), 180.0, 0.0, generator)
+    assert (turned[:, 2, 2, 0] == 13).all()
+    quarter = {tuple(torch.rot90(image[0, :, :, 0], k).flatten().tolist()) for k in range(4)}
+    assert len(quarter & {tuple(one.flatten().tolist()) for one in turned}) >= 3
+    sheared = rotate_and_shear(image.repeat(50, 1, 1, 1), 0.0, 1.0, generator)
+    assert (sheared[:, 2, :, 0] == image[0, 2, :, 0]).all()
+    assert {*sheared.unique().tolist()} == {0, *range(1, 26)}
+
+
+def test_cut_out_takes_the_same_square_of_all_frames():
+    frames = torch.ones(3, 8, 2, 9, 7)
+    cut = cut_out(frames.clone(), 3, torch.Generator().manual_seed(0))
+    assert all(torch.equal(cut[0], step) for step in cut)
+    zeros = (cut[0, :, 0] == 0).sum((1, 2))
+    assert (zeros > 0).all()
+    assert (zeros <= 9).all()
+
+
+def test_mixed_labels_are_shares_of_events(frames):
+    images, labels = frames.train.images, frames.train.labels
+    # of each recording, events of its own number, so that those of a mixture can be told apart
+    own = (labels + 1).view(-1, 1, 1, 1, 1).to(images.dtype) * (images > 0)
+    mixed, probabilities = mix_recordings(own, labels, 10, 1.0, torch.Generator().manual_seed(1))
+    assert torch.allclose(probabilities.sum(1), torch.ones(10))
+    assert mixed.dtype == own.dtype
+    for recording, row in zip(mixed, probabilities, strict=True):
+        total = recording.sum().item()
+        shares = {
+            int(value) - 1: recording[recording == value].sum().item() / total for value in recording.unique()[1:]
+        }
+        expected = torch.zeros(10)
+        for label, share in shares.items():
+            expected[label] = share
+        assert torch.allclose(row, expected, atol=1e-6)
+    assert (probabilities.max(1).values < 1).any()
+
+
+def test_mixing_nothing_changes_nothing(frames):
+    images, labels = frames.train.images, frames.train.labels
+    unmixed, probabilities = mix_recordings(images, labels, 10, 0.0, torch.Generator().manual_seed(1))
+    assert torch.equal(unmixed, images)
+    assert torch.equal(probabilities, torch.eye(10))
+    alone, probabilities = mix_recordings(images[:1], labels[:1], 10, 1.0, torch.Generator().manual_seed(1))
+    assert torch.equal(alone, images[:1])
+    assert torch.equal(probabilities, torch.eye(10)[:1])
+    empty, probabilities = mix_recordings(torch.zeros_like(images), labels, 10, 1.0, torch.Generator().manual_seed(1))
+    assert torch.equal(probabilities, torch.eye(10))
+    assert not empty.any()
