@@ -205,11 +205,11 @@ def event_arrays(data_dir: Path | None, settings: FrameSettings, time_steps: int
         raise ValueError(
             f"data_dir: expected the folders train and test, each with a folder for each class, in {data_dir}"
         )
-    classes = tuple(sorted(entry.name for entry in os.scandir(root / "train") if entry.is_dir()))
+    classes = tuple(_folders_in(root / "train"))
     endings = [ending for ending in FORMATS if ending not in (".bin", ".aedat", ".mat")]
     files = []
     for split in ("train", "test"):
-        unknown = sorted({entry.name for entry in os.scandir(root / split) if entry.is_dir()} - {*classes})
+        unknown = [name for name in _folders_in(root / split) if name not in classes]
         if unknown or not classes:
             found = unknown[0] if unknown else "none"
             raise ValueError(f"{root / split}: expected folders of the classes in train, got {found}")
@@ -349,12 +349,17 @@ def _by_class(folder: Path, classes: Iterable[str], endings: Iterable[str]) -> I
         ValueError: the folder lacks one, or has another besides.
     """
     classes, endings = list(classes), tuple(endings)
-    others = sorted({entry.name for entry in os.scandir(folder) if entry.is_dir()} - {*classes})
+    others = [name for name in _folders_in(folder) if name not in classes]
     if others:
         raise ValueError(f"{folder}: expected folders {', '.join(classes)}, got {others[0]} as well: no label for it")
     for label, name in enumerate(classes):
         if (folder / name).is_dir():
             yield from ((label, file) for file in _recordings_in(folder / name, endings))
+
+
+def _folders_in(folder: Path) -> list[str]:
+    """Names of the folders in a folder, in their order; what begins with a dot is none."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _recordings_in(folder: Path, endings: Iterable[str]) -> list[Path]:
