@@ -290,6 +290,13 @@ def test_load_nmnist_names_what_is_wrong_and_keeps_nothing(damage, tmp_path, cac
     assert {file.name for file in Path(cache["cache_dir"]).glob("nmnist/*")} <= {".lock"}
 
 
+def test_load_refuses_a_file_that_no_memory_holds(tmp_path, cache):
+    root = nmnist_files(tmp_path / "data")
+    os.truncate(root / "Train" / "4" / "00000.bin", readers.MOST_BYTES + 1)  # a hole, which takes no room
+    with pytest.raises(OSError, match=r"larger than 2,147,483,648 bytes.*Train/4/00000.bin"):
+        data.load("nmnist", root, FrameSettings(**cache), 2)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -191,7 +191,7 @@ def _samples(
     recording: Recording,
 ) -> list[np.ndarray]:
     """The frames of each part of a file, whose digest is taken by the way."""
-    content = read_whole(recording.file)
+    content = readers.content_of(recording.file)
     digests.take(recording, content)
     events = readers.read(recording.file, recordings.sensor, settings.unsorted, content, **recordings.options)
     found = []
@@ -250,7 +250,7 @@ class _Digests:
             return
 
         def work(number: int) -> None:
-            self.take(fresh[number], read_whole(fresh[number].file))
+            self.take(fresh[number], readers.content_of(fresh[number].file))
 
         _all(work, [recording.file for recording in fresh], f"reading {self._recordings.name}")
         self.store()

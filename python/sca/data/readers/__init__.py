@@ -13,7 +13,10 @@ from ...files import read_whole
 from . import aedat, arrays, atis, mat
 from .events import Events
 
-__all__ = ["FORMATS", "Events", "read"]
+__all__ = ["FORMATS", "MOST_BYTES", "Events", "content_of", "read"]
+
+#: A larger file is refused: its events would take several times as much memory.
+MOST_BYTES = 2**31
 
 #: Ending -> function of a file's name and content, of the sensor's height and width, and of ``unsorted``.
 FORMATS: dict[str, Callable[..., Events]] = {
@@ -22,6 +25,15 @@ FORMATS: dict[str, Callable[..., Events]] = {
     ".mat": mat.read,
     **dict.fromkeys((".npy", ".npz", ".h5", ".hdf5"), arrays.read),
 }
+
+
+def content_of(file: Path) -> bytes:
+    """All bytes of a recording.
+
+    Raises:
+        OSError: it can't be read, or has more than ``MOST_BYTES``.
+    """
+    return read_whole(file, MOST_BYTES)
 
 
 def read(
@@ -45,4 +57,4 @@ def read(
     known = FORMATS.get(file.suffix.lower())
     if known is None:
         raise ValueError(f"{file}: expected a recording that ends in {', '.join(FORMATS)}")
-    return known(file, read_whole(file) if content is None else content, sensor, unsorted, **options)
+    return known(file, content_of(file) if content is None else content, sensor, unsorted, **options)
