@@ -61,7 +61,7 @@ def read_whole(path: Path, limit: int | None = None) -> bytes:
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         if limit is not None and found.st_size > limit:
             raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", str(path))
-        with open(descriptor, "rb", closefd=False) as file:
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
             return file.read()
     finally:
         os.close(descriptor)

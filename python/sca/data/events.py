@@ -368,11 +368,11 @@ def _recordings_in(folder: Path, endings: Iterable[str]) -> list[Path]:
     Raises:
         ValueError: another file is there.
     """
-    files = sorted(Path(entry) for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
-    for file in files:
-        if file.suffix.lower() not in endings:
-            raise ValueError(f"{file}: expected recordings that end in {', '.join(endings)} in this folder")
-    return files
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
+    for name in names:
+        if os.path.splitext(name)[1].lower() not in endings:
+            raise ValueError(f"{folder / name}: expected recordings that end in {', '.join(endings)} in this folder")
+    return [folder / name for name in names]
 
 
 def _gestures(file: Path) -> Iterator[Part]:

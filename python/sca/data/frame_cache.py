@@ -218,9 +218,8 @@ class _Digests:
             held = json.loads(read_whole(self._file))
         except (OSError, ValueError, RecursionError):  # none yet, or damaged: made anew
             held = {}
-        self._names = {
-            recording.file: os.path.relpath(recording.file, recordings.root) for recording in recordings.files
-        }
+        above = os.path.join(recordings.root, "")
+        self._names = {recording.file: os.fspath(recording.file).removeprefix(above) for recording in recordings.files}
         self._marks: dict[str, list[int]] = {}
         for file, name in self._names.items():
             stat = os.stat(file)

@@ -9,6 +9,7 @@ import numpy as np
 
 from .events import Events, checked, records
 
+_EVENT = np.dtype([("x", "u1"), ("rest", ">u4")])  # y, and the 24 bits
 # A record of this y is no event: it says that the clock has passed 2^13, which all later times lack.
 _OVERFLOW, _CLOCK = 240, 2**13
 
@@ -19,20 +20,16 @@ def read(file: Path, content: bytes, sensor: tuple[int, int], unsorted: str) -> 
 
     Args, Raises: as for :func:`sca.data.readers.read`.
     """
-    x, y, high, middle, low = records(file, content, 5).T
-    t = (high & 0x7F).astype(np.int64)
-    for byte in middle, low:
-        t <<= 8
-        t |= byte
-    p = high >> 7
-    overflow = y == _OVERFLOW
+    held = records(file, content, _EVENT.itemsize).view(_EVENT).ravel()
+    x, rest = held["x"], held["rest"].astype(np.uint32)
+    y, p, t = rest >> 24, rest >> 23 & 1, rest & 0x7FFFFF
     kept = None
-    if sensor[0] <= _OVERFLOW and overflow.any():
+    if sensor[0] <= _OVERFLOW and (overflow := y == _OVERFLOW).any():
         kept = np.flatnonzero(~overflow)
-        t += _CLOCK * overflow.cumsum()
+        t = t + _CLOCK * overflow.cumsum()
         t, x, y, p = (values[kept] for values in (t, x, y, p))
 
     def place(number: int) -> str:
-        return f"byte {5 * int(number if kept is None else kept[number]):,}"
+        return f"byte {_EVENT.itemsize * int(number if kept is None else kept[number]):,}"
 
     return checked(Events(t, x, y, p), file, sensor, unsorted, place)

@@ -18,7 +18,7 @@ class Events(NamedTuple):
     """Events in the order of their times, arrays of integers ``[N]``.
 
     Attributes:
-        t: int64, microseconds.
+        t: microseconds.
         x, y: column and row.
         p: 1 where it became brighter (ON), 0 where darker (OFF).
     """
@@ -97,7 +97,7 @@ def checked(events: Events, file: Path, sensor: tuple[int, int], unsorted: str, 
         raise ValueError(f"{file}: expected events, got none")
     height, width = sensor
     for name, values, side in (("x", events.x, width), ("y", events.y, height)):
-        if values.min() < 0 or values.max() >= side:
+        if values.max() >= side or (values.dtype.kind != "u" and values.min() < 0):
             first = int(((values < 0) | (values >= side)).argmax())
             raise ValueError(
                 f"{file}, {place(first)}: expected {name} from 0 to {side - 1}, the sensor's, got {values[first]}"
