@@ -49,6 +49,12 @@ def test_read_adds_what_the_clock_of_nmnist_has_passed(tmp_path):
     assert rows(readers.read(file, ATIS)) == marks
 
 
+def test_read_takes_what_stands_for_the_clock_for_an_event_of_a_taller_sensor(tmp_path):
+    file = tmp_path / "recording.bin"
+    files.write_atis(file, events := [(5, 1, 240, 1), (6, 2, 239, 0)])
+    assert rows(readers.read(file, (260, 250))) == events
+
+
 def test_read_takes_the_overflow_of_a_packet_into_times(tmp_path):
     file = tmp_path / "recording.aedat"
     events = files.random_events(40, DVS128, first=2**31 - 50_000, last=2**31 + 50_000)

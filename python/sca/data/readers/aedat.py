@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .events import Events, checked, records
+from .events import Events, checked, columns, only, records
 
 _END_OF_HEADER = b"#!END-HEADER\r\n"
 _PACKET = np.dtype(
@@ -37,8 +37,7 @@ def read(file: Path, content: bytes, sensor: tuple[int, int], unsorted: str) -> 
 
     Args, Raises: as for :func:`sca.data.readers.read`.
     """
-    first, *_ = content.split(b"\n", 1)
-    first = first.strip()
+    first = content[: content.find(b"\n")].strip()
     if first.startswith(b"#!AER-DAT3."):
         return _version_3(file, content, sensor, unsorted)
     if first.startswith(b"#!AER-DAT2.") or not first.startswith(b"#!AER-DAT"):  # old ones have no such line
@@ -56,18 +55,16 @@ def _version_2(file: Path, content: bytes, sensor: tuple[int, int], unsorted: st
     start = 0
     while comment := _COMMENT.match(content, start):
         start = comment.end()
-    address, t = records(file, content, 8, start).view(">u4").astype(np.int64).T
-    beyond = address >> 16 != 0
-    if beyond.any():
-        first = int(beyond.argmax())
+    address, t = columns(records(file, content, _EVENT_BYTES, start), ">u4")
+    if len(t) and address.max() >> 16:
+        first = int((address >> 16 != 0).argmax())
         raise ValueError(
             f"{file}, byte {start + 8 * first:,}: expected an address of the DVS128, 16 bits, got {address[first]:#x}: "
             "another camera, or damaged"
         )
-    kept = np.flatnonzero(address & _SPECIAL == 0)
-    address, t = address[kept], t[kept]
-    events = Events(t, 127 - (address >> 8), 127 - (address >> 1 & 0x7F), 1 - (address & 1))
-    return checked(events, file, sensor, unsorted, lambda number: f"byte {start + 8 * int(kept[number]):,}")
+    kept, address, t = only(address & _SPECIAL == 0, address, t)
+    events = Events(t, 127 - (address >> 8), 127 - (address >> 1 & 0x7F), ~address & 1)
+    return checked(events, file, sensor, unsorted, lambda number: f"byte {start + _EVENT_BYTES * kept(number):,}")
 
 
 def _version_3(file: Path, content: bytes, sensor: tuple[int, int], unsorted: str) -> Events:
@@ -98,23 +95,23 @@ def _version_3(file: Path, content: bytes, sensor: tuple[int, int], unsorted: st
                     f"{file}, byte {start:,}: expected a packet of events of {_EVENT_BYTES} bytes, got "
                     f"{head['number']} of {head['size']} in {head['capacity']}: damaged"
                 )
-            packets.append(np.frombuffer(content, "<u4", 2 * int(head["number"]), first).reshape(-1, 2))
+            packets.append(np.frombuffer(content, np.uint8, _EVENT_BYTES * int(head["number"]), first))
             firsts.append(first)
             overflows.append(int(head["overflow"]))
         start = first + length
     if not packets:
         raise ValueError(f"{file}: expected events, got none")
-    sizes = [len(packet) for packet in packets]
-    data, t = np.concatenate(packets).astype(np.int64).T
-    t = t + (np.repeat(np.array(overflows, np.int64), sizes) << 31)
-    kept = np.flatnonzero(data & 1)
+    sizes = [len(packet) // _EVENT_BYTES for packet in packets]
+    data, t = columns(np.concatenate(packets).reshape(-1, _EVENT_BYTES), "<u4")
+    if any(overflows):
+        t = t + (np.repeat(np.array(overflows, np.int64), sizes) << 31)
+    kept, data, t = only(data & 1 == 1, data, t)
     ends = np.cumsum(sizes)
 
     def place(number: int) -> str:
-        event = int(kept[number])
+        event = kept(number)
         packet = int(np.searchsorted(ends, event, "right"))
         return f"byte {firsts[packet] + _EVENT_BYTES * (event - int(ends[packet]) + sizes[packet]):,}"
 
-    data, t = data[kept], t[kept]
     events = Events(t, data >> 17 & 0x7FFF, data >> 2 & 0x7FFF, data >> 1 & 1)
     return checked(events, file, sensor, unsorted, place)

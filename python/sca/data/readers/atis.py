@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .events import Events, checked, records
+from .events import Events, checked, only, records
 
 _EVENT = np.dtype([("x", "u1"), ("rest", ">u4")])  # y, and the 24 bits
 # A record of this y is no event: it says that the clock has passed 2^13, which all later times lack.
@@ -23,13 +23,10 @@ def read(file: Path, content: bytes, sensor: tuple[int, int], unsorted: str) -> 
     held = records(file, content, _EVENT.itemsize).view(_EVENT).ravel()
     x, rest = held["x"], held["rest"].astype(np.uint32)
     y, p, t = rest >> 24, rest >> 23 & 1, rest & 0x7FFFFF
-    kept = None
-    if sensor[0] <= _OVERFLOW and (overflow := y == _OVERFLOW).any():
-        kept = np.flatnonzero(~overflow)
-        t = t + _CLOCK * overflow.cumsum()
-        t, x, y, p = (values[kept] for values in (t, x, y, p))
-
-    def place(number: int) -> str:
-        return f"byte {_EVENT.itemsize * int(number if kept is None else kept[number]):,}"
-
-    return checked(Events(t, x, y, p), file, sensor, unsorted, place)
+    is_event = (y != _OVERFLOW) | (sensor[0] > _OVERFLOW)
+    if not is_event.all():
+        t = t + _CLOCK * (~is_event).cumsum()
+    kept, t, x, y, p = only(is_event, t, x, y, p)
+    return checked(
+        Events(t, x, y, p), file, sensor, unsorted, lambda number: f"byte {_EVENT.itemsize * kept(number):,}"
+    )

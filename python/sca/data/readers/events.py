@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Events", "checked", "of_columns", "records"]
+__all__ = ["Events", "checked", "columns", "of_columns", "only", "records"]
 
 # Numbers of a clock of 32 bits fall by more than this where it begins anew, and by less where events are out of order.
 _WRAP = 2**31
@@ -47,6 +47,24 @@ def records(file: Path, content: bytes | memoryview, size: int, start: int = 0) 
             f"{raw.size % size}: truncated, or another format"
         )
     return raw.reshape(-1, size)
+
+
+def columns(raw: np.ndarray, kind: str) -> Iterator[np.ndarray]:
+    """Records of M numbers of 32 bits, uint8 ``[N, 4 M]``, as M arrays of their own, uint32 ``[N]``.
+
+    Args:
+        kind: their type with its order of bytes.
+    """
+    return (values.astype(np.uint32) for values in raw.view(kind).T)
+
+
+def only(mask: np.ndarray, *arrays: np.ndarray) -> tuple[Any, ...]:
+    """The arrays where the mask is true, mostly everywhere; and before them a function from the number of an element to
+    that which it had."""
+    if mask.all():
+        return int, *arrays
+    kept = np.flatnonzero(mask)
+    return lambda number: int(kept[number]), *(values[kept] for values in arrays)
 
 
 def of_columns(
