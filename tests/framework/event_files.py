@@ -4,6 +4,7 @@ formats' own specifications, apart from the package's readers."""
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def random_events(
 
 
 def write_atis(file: Path, events: list[Event]) -> None:
-    """5 bytes an event; before each one whose time would not fit below 2^13 beyond the clock's last mark, a mark."""
+    """5 bytes an event; marks of the clock, of 2^13 microseconds each, where a time would not fit into its 23 bits."""
     with open(file, "wb") as stream:
         passed = 0
         for t, x, y, p in events:
@@ -85,6 +86,17 @@ def write_aedat3(file: Path, events: list[Event], packet: int = 7, header: bytes
                 for t, x, y, p in part:
                     stream.write(struct.pack("<II", x << 17 | y << 2 | p << 1 | 1, t & (2**31 - 1)))
                 stream.write(b"\x00" * 16)
+
+
+def aedat3_packet(events: list[Event], room: int = 0, overflow: int = 0, invalid: Collection[int] = ()) -> bytes:
+    """A packet of polarity events, with room for so many more; times are of 31 bits, and events of these numbers
+    are marked invalid."""
+    head = (1, 1, 8, 4, overflow, len(events) + room, len(events), len(events) - len(invalid))
+    bodies = (
+        struct.pack("<II", x << 17 | y << 2 | p << 1 | (number not in invalid), t)
+        for number, (t, x, y, p) in enumerate(events)
+    )
+    return struct.pack("<HHIIIIII", *head) + b"".join(bodies) + b"\xff" * 8 * room
 
 
 def read_aedat3(file: Path) -> list[Event]:

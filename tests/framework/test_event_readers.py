@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,11 @@ def rows(events: Events) -> list[files.Event]:
     return list(zip(*(values.tolist() for values in events), strict=True))
 
 
+def in_order(events: list[files.Event]) -> list[files.Event]:
+    """By their times; those of one time stay as they stood."""
+    return sorted(events, key=lambda event: event[0])
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=25, deadline=None)
 @given(count=st.integers(1, 60), seed=st.integers(0, 2**32 - 1), last=st.sampled_from([1, 9_000, 2**31]))
@@ -38,6 +46,110 @@ def test_read_gives_the_events_that_a_second_reader_finds(name, tmp_path_factory
     write(file, events)
     assert read(file) == events
     assert rows(readers.read(file, sensor)) == events
+
+
+@st.composite
+def atis_bytes(draw: st.DrawFn) -> bytes:
+    """Records of any times, and marks of the clock anywhere, which may hold anything beside."""
+    side = st.integers(0, 33)
+    record = st.tuples(side, st.one_of(side, st.just(240)), *[st.integers(0, 255)] * 3)
+    return b"".join(map(bytes, draw(st.lists(record, min_size=1, max_size=40))))
+
+
+@st.composite
+def aedat2_bytes(draw: st.DrawFn) -> bytes:
+    """A header of any text, or none; any addresses of a DVS128, and any times."""
+    text = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=12)
+    lines = draw(st.lists(text, max_size=3))
+    header = ("#!AER-DAT2.0\r\n" + "".join(f"#{line}\r\n" for line in lines)).encode("latin-1")
+    events = draw(st.lists(st.tuples(st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1)), min_size=1, max_size=40))
+    return draw(st.sampled_from([header, b""])) + b"".join(struct.pack(">II", *event) for event in events)
+
+
+@st.composite
+def aedat3_bytes(draw: st.DrawFn) -> bytes:
+    """Packets of polarity events, some of which are not valid, with room for more; others, of any size, between."""
+    event = st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 127), st.integers(0, 127), st.integers(0, 1))
+    content = files.AEDAT3_HEADER
+    for _ in range(draw(st.integers(1, 5))):
+        if draw(st.booleans()):
+            size, capacity = draw(st.integers(0, 40)), draw(st.integers(0, 3))
+            kind = draw(st.sampled_from([0, 2, 3, 5, 2**16 - 1]))
+            content += struct.pack("<HHIIIIII", kind, 1, size, 4, 9, capacity, capacity, 0) + b"\x01" * size * capacity
+            continue
+        events = draw(st.lists(event, max_size=8))
+        invalid = draw(st.sets(st.integers(0, 7))) & set(range(len(events)))
+        content += files.aedat3_packet(events, draw(st.integers(0, 2)), draw(st.integers(0, 2**20)), invalid)
+    return content
+
+
+ANY_BYTES = {"atis": atis_bytes(), "aedat 2.0": aedat2_bytes(), "aedat 3.1": aedat3_bytes()}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_read_finds_in_any_bytes_what_a_second_reader_finds(name, tmp_path_factory, data):
+    ending, sensor, _, read = FORMATS[name]
+    file = tmp_path_factory.mktemp("recordings") / f"recording{ending}"
+    file.write_bytes(data.draw(ANY_BYTES[name]))
+    expected = in_order(read(file))
+    if not expected:
+        with pytest.raises(ValueError, match=f"^{file}: expected events, got none"):
+            readers.read(file, sensor)
+        return
+    assert rows(readers.read(file, sensor, unsorted="sort")) == expected
+
+
+def by_spikingjelly(name: str, file: Path) -> list[files.Event]:
+    utils = pytest.importorskip(
+        "spikingjelly.datasets.utils", reason="SpikingJelly, or torchvision for it, is not installed"
+    )
+    if name == "aedat 2.0":
+        cifar10_dvs = pytest.importorskip("spikingjelly.datasets.cifar10_dvs")
+        read = getattr(cifar10_dvs, "_load_origin_data", None) or cifar10_dvs.load_origin_data
+    else:
+        read = {"atis": utils.load_ATIS_bin, "aedat 3.1": utils.load_aedat_v3}[name]
+    found = read(file)
+    return rows(Events(*(np.asarray(found[key]).astype(np.int64) for key in "txyp")))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", FORMATS)
+def test_read_gives_the_events_that_spikingjelly_finds(name, seed, tmp_path):
+    """In what it can read: it takes a mark of N-MNIST's clock for an event, and looks neither at the valid bit of
+    AEDAT 3.1 nor at the number of events in a packet."""
+    ending, sensor, write, _ = FORMATS[name]
+    file = tmp_path / f"recording{ending}"
+    events = files.random_events(500, sensor, seed, last=2**23)
+    if name == "aedat 3.1":
+        signal = struct.pack("<HHIIIIII", 0, 1, 8, 4, 0, 2, 2, 2) + bytes(16)
+        late = [(t + (1 << 31), x, y, p) for t, x, y, p in events[400:]]
+        file.write_bytes(
+            files.AEDAT3_HEADER
+            + files.aedat3_packet(events[:123])
+            + signal
+            + files.aedat3_packet(events[123:400])
+            + files.aedat3_packet(events[400:], overflow=1)
+        )
+        events = events[:400] + late
+    else:
+        write(file, events)
+    assert by_spikingjelly(name, file) == events
+    assert rows(readers.read(file, sensor)) == events
+
+
+def test_read_takes_no_mark_for_an_event_as_spikingjelly_does(tmp_path):
+    file = tmp_path / "recording.bin"
+    file.write_bytes(struct.pack("15B", 1, 2, 0x80, 0, 7, 0, 240, 0, 0, 9, 3, 4, 0, 0, 11))
+    assert by_spikingjelly("atis", file) == [(7, 1, 2, 1), (9, 0, 240, 0), (11, 3, 4, 0)]
+    assert rows(readers.read(file, ATIS)) == files.read_atis(file) == [(7, 1, 2, 1), (11 + 2**13, 3, 4, 0)]
+
+
+def test_read_takes_a_row_of_240_for_a_row_where_the_camera_has_as_many(tmp_path):
+    file = tmp_path / "recording.bin"
+    file.write_bytes(struct.pack("10B", 1, 240, 0x80, 0, 7, 3, 4, 0, 0, 11))
+    assert rows(readers.read(file, (260, 250))) == [(7, 1, 240, 1), (11, 3, 4, 0)]
 
 
 def test_read_adds_what_the_clock_of_nmnist_has_passed(tmp_path):
@@ -113,6 +225,16 @@ def test_read_sorts_what_runs_backwards_where_that_is_wanted(tmp_path):
     assert rows(readers.read(file, ATIS, unsorted="sort")) == [late[1], late[3], late[0], late[2]]
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_read_sorts_without_losing_events(name, tmp_path):
+    ending, sensor, write, read = FORMATS[name]
+    file = tmp_path / f"recording{ending}"
+    shuffled = files.random_events(200, sensor, last=50)
+    np.random.default_rng(1).shuffle(shuffled)
+    write(file, shuffled)
+    assert rows(readers.read(file, sensor, unsorted="sort")) == in_order(read(file)) == in_order(shuffled)
+
+
 def spoiled(name: str, folder: Path) -> tuple[Path, tuple[int, int], str]:
     """A file that is damaged so, its sensor, and what the message says of it."""
     kind, _, damage = name.partition(": ")
@@ -151,6 +273,24 @@ def spoiled(name: str, folder: Path) -> tuple[Path, tuple[int, int], str]:
     if damage == "a packet beyond the end":
         file.write_bytes(content[:header] + struct.pack("<HHIIIIII", 1, 1, 8, 4, 0, 10**6, 1, 1) + b"\x00" * 8)
         return file, sensor, f"byte {header}: expected a packet of 8,000,000 bytes, got 8"
+    if damage == "events without room":
+        file.write_bytes(content[:header] + struct.pack("<HHIIIIII", 1, 1, 8, 4, 0, 0, 5, 5) + content[header:])
+        return file, sensor, f"byte {header}: expected a packet of events of 8 bytes, got 5 of 8 in 0"
+    if damage == "events of another size":
+        file.write_bytes(content[:header] + struct.pack("<HHIIIIII", 1, 1, 12, 4, 0, 1, 1, 1) + bytes(12))
+        return file, sensor, f"byte {header}: expected a packet of events of 8 bytes, got 1 of 12 in 1"
+    if damage == "invalid events alone":
+        file.write_bytes(content[:header] + files.aedat3_packet([(1, 1, 1, 1)], invalid=[0]))
+        return file, sensor, "expected events, got none"
+    if damage == "packets of other types alone":
+        file.write_bytes(content[:header] + struct.pack("<HHIIIIII", 0, 1, 8, 4, 0, 1, 1, 1) + bytes(8))
+        return file, sensor, "expected events, got none"
+    if damage == "version 1":
+        file.write_bytes(b"#!AER-DAT1.0\r\n" + content)
+        return file, sensor, "expected AEDAT 2.0 or 3.1, got #!AER-DAT1.0"
+    if damage == "another format":
+        files.write_atis(file, files.random_events(64, ATIS))
+        return file, sensor, "byte 0: expected an address of the DVS128"
     if damage == "more events than room":
         file.write_bytes(content[:header] + struct.pack("<HHIIIIII", 1, 1, 8, 4, 0, 1, 2, 2) + b"\x00" * 8)
         return file, sensor, f"byte {header}: expected a packet of events of 8 bytes, got 2 of 8 in 1"
@@ -162,7 +302,9 @@ EVERY = ("one byte less", "one byte more", "another sensor", "backwards", "empty
 DAMAGES = [f"{kind}: {damage}" for kind in FORMATS for damage in EVERY]
 DAMAGES += [f"aedat 2.0: {one}" for one in ("header alone", "its clock begins anew", "another camera", "version 4")]
 DAMAGES += [f"aedat 3.1: {one}" for one in ("header alone", "half a header", "a packet beyond the end")]
-DAMAGES += ["aedat 3.1: more events than room"]
+DAMAGES += [f"aedat 2.0: {one}" for one in ("version 1", "another format")]
+DAMAGES += [f"aedat 3.1: {one}" for one in ("more events than room", "events without room", "events of another size")]
+DAMAGES += [f"aedat 3.1: {one}" for one in ("invalid events alone", "packets of other types alone", "version 4")]
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -170,6 +312,184 @@ def test_read_names_the_file_and_the_place_of_a_damage(name, tmp_path):
     file, sensor, message = spoiled(name, tmp_path)
     with pytest.raises(ValueError, match=rf"^{file}.*({message})"):
         readers.read(file, sensor)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_read_of_a_part_gives_the_first_events_or_names_the_file(name, tmp_path):
+    ending, sensor, write, _ = FORMATS[name]
+    file = tmp_path / f"recording{ending}"
+    events = files.random_events(20, sensor)
+    write(file, events)
+    content = file.read_bytes()
+    found = [outcome(file, sensor, content[:length]) for length in range(len(content))]
+    read = [rows(events) for events in found if isinstance(events, Events)]
+    assert 0 < len(read) < len(found)
+    assert all(one == events[: len(one)] for one in read)
+
+
+def outcome(file: Path, sensor: tuple[int, int], content: bytes) -> Events | None:
+    """The events, or None where the error names the file."""
+    try:
+        return readers.read(file, sensor, content=content)
+    except ValueError as error:
+        if not str(error).startswith(str(file)):
+            raise
+        return None
+
+
+def spoil(content: bytes, draw: random.Random) -> bytes:
+    """Cut, changed, or with bytes put in or left out somewhere."""
+    spoilt, place = bytearray(content), draw.randrange(len(content))
+    kind = draw.choice(["cut", "change", "put in", "leave out"])
+    if kind == "cut":
+        return bytes(spoilt[:place])
+    if kind == "change":
+        spoilt[place] = draw.randrange(256)
+    elif kind == "put in":
+        spoilt[place:place] = draw.randbytes(draw.randrange(1, 9))
+    else:
+        del spoilt[place : place + draw.randrange(1, 40)]
+    return bytes(spoilt)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", [*FORMATS, ".npy", ".npz", ".h5"])
+def test_read_gives_events_of_the_sensor_or_names_the_file(name, tmp_path):
+    """Whatever a file holds; nothing stays open."""
+    ending, sensor, write, _ = FORMATS.get(name, (name, DVS128, files.write_arrays, None))
+    if ending == ".h5":
+        pytest.importorskip("h5py", reason="h5py is not installed")
+    file = tmp_path / f"recording{ending}"
+    write(file, files.random_events(12, sensor))
+    content, draw = file.read_bytes(), random.Random(0)
+    held = open_files()
+    found = [outcome(file, sensor, spoil(content, draw)) for _ in range(250)]
+    assert open_files() == held
+    read = [events for events in found if events is not None]
+    assert len(read) < 200
+    for events in read:
+        assert {len(values) for values in events} == {len(events.t)}
+        assert len(events.t) > 0
+        assert (np.diff(events.t.astype(np.int64)) >= 0).all()
+        for values, side in ((events.x, sensor[1]), (events.y, sensor[0]), (events.p, 2)):
+            assert values.min() >= 0
+            assert values.max() < side
+
+
+def open_files() -> set[str]:
+    """What this process has open; nothing where the system doesn't tell."""
+    listed = Path("/proc/self/fd")
+    return {os.path.realpath(entry) for entry in listed.iterdir()} if listed.is_dir() else set()
+
+
+def read_apart(file: Path) -> str:
+    """The class and text of the error that reading it in another process ends with; nothing else may end it."""
+    code = (
+        "import sys; from pathlib import Path; from sca.data import readers\n"
+        "try: readers.read(Path(sys.argv[1]), (128, 128))\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+        "else: print('read')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file)], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 0, f"ended by {done.returncode}: {done.stderr}"
+    return done.stdout
+
+
+def test_read_names_a_matlab_file_of_an_unknown_type_of_numbers(tmp_path):
+    """SciPy takes the type of an array's numbers, a byte of the file, for a place in a table that ends before."""
+    pytest.importorskip("scipy", reason="SciPy is not installed")
+    file = tmp_path / "recording.mat"
+    files.write_arrays(file, files.random_events(12, DVS128))
+    content = bytearray(file.read_bytes())
+    assert content[176:180] == struct.pack("<I", 9)  # miDOUBLE
+    content[176] = 255
+    file.write_bytes(content)
+    assert f"ValueError {file}: expected" in read_apart(file)
+
+
+def test_read_names_a_group_that_holds_itself(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    file = tmp_path / "recording.h5"
+    with h5py.File(file, "w") as stream:
+        stream["events"] = h5py.SoftLink("/")
+    assert f"ValueError {file}: expected arrays or fields t, x, y and p" in read_apart(file)
+
+
+@pytest.mark.parametrize("case", ["two groups", "another group", "a link to nowhere", "text", "a number each"])
+def test_read_names_an_hdf5_file_without_events(case, tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    file = tmp_path / "recording.h5"
+    with h5py.File(file, "w") as stream:
+        if case == "a link to nowhere":
+            stream["events"] = h5py.SoftLink("/nowhere")
+        elif case == "another group":
+            stream["events/labels"] = [1, 2, 3]
+        else:
+            for place, (name, values) in ((p, item) for p in ("left", "right") for item in GOOD.items()):
+                if place == "left" or case == "two groups":
+                    held = {"text": ["a", "b", "c"], "a number each": values[0]}.get(case, values)
+                    stream[f"{place}/{name}"] = held
+    with pytest.raises(ValueError, match=f"^{file}.*expected (arrays or fields|numbers) t, x, y"):
+        readers.read(file, DVS128)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [{}, {"out2": np.ones((5, 4))}, {"out1": np.ones((4, 5))}, {"out1": "text"}, {"out1": {"t": [1], "x": [1]}}],
+    ids=["nothing", "another name", "rows for columns", "text", "a struct"],
+)
+def test_read_names_a_matlab_file_without_events(held, tmp_path):
+    io = pytest.importorskip("scipy.io", reason="SciPy is not installed")
+    file = tmp_path / "recording.mat"
+    io.savemat(file, held)
+    with pytest.raises(ValueError, match=rf"^{file}: expected an array out1 of numbers \[N, 4\]"):
+        readers.read(file, DVS128)
+
+
+def test_read_names_the_row_of_a_matlab_file(tmp_path):
+    io = pytest.importorskip("scipy.io", reason="SciPy is not installed")
+    file = tmp_path / "recording.mat"
+    io.savemat(file, {"out1": np.array([[5, 1, 2, 1], [6, 1, 128, 0]], np.float64)})
+    with pytest.raises(ValueError, match=f"^{file}, row 1: expected y from 0 to 127, the sensor's, got 128"):
+        readers.read(file, DVS128)
+
+
+def test_read_refuses_objects(tmp_path):
+    file = tmp_path / "recording.npy"
+    np.save(file, np.array([[1, 2, 3, None]], object), allow_pickle=True)
+    with pytest.raises(ValueError, match=f"^{file}: expected arrays .*allow_pickle"):
+        readers.read(file, DVS128)
+
+
+@pytest.mark.parametrize("kind", ["u1", "i2", ">i4", "u8", "f4", "f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_read_takes_numbers_of_any_type(kind, order, tmp_path):
+    events = files.random_events(30, (100, 100), last=100)
+    np.save(tmp_path / "recording.npy", np.array(events).astype(kind, order=order))
+    assert rows(readers.read(tmp_path / "recording.npy", (100, 100))) == events
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "times",
+    [[np.inf] * 3, [1.0, 2.0, np.inf], [-np.inf, 1.0, 2.0], [1e300] * 3, np.array([2**63] * 3, np.uint64)],
+    ids=["infinite", "infinite at last", "infinite at first", "1e300", "2^63"],
+)
+def test_read_names_times_that_no_clock_shows(times, tmp_path):
+    file = tmp_path / "recording.npz"
+    np.savez(file, **{**GOOD, "t": times})
+    with pytest.raises(ValueError, match=rf"^{file}, event \d: expected whole numbers t"):
+        readers.read(file, DVS128)
+
+
+@pytest.mark.filterwarnings("error")
+def test_read_names_coordinates_that_are_infinite(tmp_path):
+    file = tmp_path / "recording.npz"
+    np.savez(file, **{**GOOD, "x": [1, np.inf, 1]})
+    with pytest.raises(ValueError, match=f"^{file}, event 1: expected .*got inf"):
+        readers.read(file, DVS128)
 
 
 GOOD = {"t": [1, 2, 3], "x": [1, 1, 1], "y": [0, 0, 0], "p": [0, 1, 1]}

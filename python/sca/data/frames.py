@@ -49,7 +49,7 @@ def integrate(
     place += x.astype(kind, copy=False)
     place *= 2
     place += p.astype(kind, copy=False)
-    place += np.repeat(np.arange(0, steps * cells, cells, kind), np.diff(bounds))
+    place += np.repeat(np.arange(0, steps * cells, cells, kind), bounds[1:] - bounds[:-1])
     frames = np.bincount(place, minlength=steps * cells).reshape(steps, *size, 2)
     if settings.frame_values == "sum":
         return frames

@@ -89,7 +89,7 @@ def _version_3(file: Path, content: bytes, sensor: tuple[int, int], unsorted: st
                 f"{file}, byte {start:,}: expected a packet of {length:,} bytes, got {len(content) - first:,}: "
                 "truncated, or damaged"
             )
-        if head["type"] == _POLARITY and length:
+        if head["type"] == _POLARITY and (length or head["number"]):
             if head["size"] != _EVENT_BYTES or head["number"] > head["capacity"]:
                 raise ValueError(
                     f"{file}, byte {start:,}: expected a packet of events of {_EVENT_BYTES} bytes, got "

@@ -3,6 +3,7 @@ static image datasets to spiking neuromorphic datasets using saccades", 2015).""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,9 @@ def read(file: Path, content: bytes, sensor: tuple[int, int], unsorted: str) -> 
     held = records(file, content, _EVENT.itemsize).view(_EVENT).ravel()
     x, rest = held["x"], held["rest"].astype(np.uint32)
     y, p, t = rest >> 24, rest >> 23 & 1, rest & 0x7FFFFF
-    is_event = (y != _OVERFLOW) | (sensor[0] > _OVERFLOW)
-    if not is_event.all():
-        t = t + _CLOCK * (~is_event).cumsum()
-    kept, t, x, y, p = only(is_event, t, x, y, p)
+    kept: Callable[[int], int] = int
+    if sensor[0] <= _OVERFLOW and (overflow := y == _OVERFLOW).any():
+        kept, t, x, y, p = only(~overflow, t + _CLOCK * overflow.cumsum(), x, y, p)
     return checked(
         Events(t, x, y, p), file, sensor, unsorted, lambda number: f"byte {_EVENT.itemsize * kept(number):,}"
     )
