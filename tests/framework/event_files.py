@@ -139,3 +139,33 @@ def write_arrays(file: Path, events: list[Event]) -> None:
         with h5py.File(file, "w") as stream:
             for name, values in held.items():
                 stream[f"events/{name}"] = values
+
+
+def mat_element(kind: int, content: bytes, order: str = "<") -> bytes:
+    """A data element of a MATLAB file: type, length, content up to a multiple of 8 bytes; a small one takes 8 in all."""
+    if 0 < len(content) <= 4:
+        small = struct.pack(f"{order}HH", *((kind, len(content)) if order == "<" else (len(content), kind)))
+        return small + content.ljust(4, b"\0")
+    return struct.pack(f"{order}II", kind, len(content)) + content + b"\0" * (-len(content) % 8)
+
+
+def mat_matrix(
+    rows: list[tuple[int, ...]], stored: str = "d", name: str = "out1", array_class: int = 6, order: str = "<"
+) -> bytes:
+    """An array of numbers, column by column, of a class (6: double), whose numbers are stored as ``stored``."""
+    kind = {"b": 1, "B": 2, "h": 3, "H": 4, "i": 5, "I": 6, "f": 7, "d": 9, "q": 12, "Q": 13}[stored]
+    width = len(rows[0]) if rows else 4
+    numbers = [row[column] for column in range(width) for row in rows]
+    parts = (
+        mat_element(6, struct.pack(f"{order}II", array_class, 0), order),
+        mat_element(5, struct.pack(f"{order}ii", len(rows), width), order),
+        mat_element(1, name.encode(), order),
+        mat_element(kind, struct.pack(f"{order}{len(numbers)}{stored}", *numbers), order),
+    )
+    return mat_element(14, b"".join(parts), order)
+
+
+def write_mat(file: Path, *elements: bytes, order: str = "<") -> None:
+    """A MATLAB file of level 5 with these data elements."""
+    version = struct.pack(f"{order}H", 0x0100) + (b"IM" if order == "<" else b"MI")
+    file.write_bytes(b"MATLAB 5.0 MAT-file, written by a test".ljust(124) + version + b"".join(elements))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +123,15 @@ def test_load_dvs_cifar10_splits_nine_to_one_in_each_class():
     assert SPLITS["random"]("cat") != SPLITS["random"]("dog")
 
 
+def test_the_random_split_is_a_list_of_distinct_numbers():
+    listed = json.loads(Path(data.splits.__file__).with_name("dvs_cifar10_random.json").read_text())
+    assert sorted(listed) == sorted(CLASSES)
+    for numbers in listed.values():
+        assert len(numbers) == len({*numbers}) == 100
+        assert all(type(number) is int and 0 <= number < 1000 for number in numbers)
+        assert numbers != list(range(100))
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_load_dvs_cifar10_takes_the_split_that_is_named(split, tmp_path, cache):
     root = dvs_cifar10_files(tmp_path / "data")
@@ -213,6 +226,119 @@ def test_load_leaves_nothing_of_a_damaged_archive(damage, tmp_path, cache):
     assert not (tmp_path / "outside").exists()
 
 
+def tar_for_zip(archive: Path) -> None:
+    with tarfile.open(archive, "w") as tar:
+        tar.add(Path(__file__), arcname="Train/0/00000.bin")
+
+
+def cut_to(length: int) -> Callable[[Path], None]:
+    return lambda archive: archive.write_bytes(archive.read_bytes()[:length])
+
+
+def changed_heads(place: int, central: int, value: int) -> Callable[[Path], None]:
+    """A byte of the heads of all members of a .zip, at the place in the local ones, and in the central ones."""
+
+    def change(archive: Path) -> None:
+        content = bytearray(archive.read_bytes())
+        for mark, offset in ((b"PK\x03\x04", place), (b"PK\x01\x02", central)):
+            start = content.find(mark)
+            while start >= 0:
+                content[start + offset] = value
+                start = content.find(mark, start + 4)
+        archive.write_bytes(content)
+
+    return change
+
+
+def damaged_lzma(archive: Path) -> None:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_LZMA) as stream:
+        stream.writestr("Train/0/00000.bin", bytes(range(250)))
+    content = bytearray(archive.read_bytes())
+    place = content.index(b".bin") + 20
+    content[place : place + 20] = b"\xff" * 20
+    archive.write_bytes(content)
+
+
+def flipped(archive: Path) -> None:
+    content = bytearray(archive.read_bytes())
+    content[content.index(b".bin") + 20] ^= 0xFF
+    archive.write_bytes(content)
+
+
+BAD_ZIPS = {
+    "empty": cut_to(0),
+    "cut": cut_to(-1),
+    "a changed byte": flipped,
+    "a .tar": tar_for_zip,
+    "encrypted": changed_heads(6, 8, 1),
+    "of unknown compression": changed_heads(8, 10, 99),
+    "damaged LZMA": damaged_lzma,
+}
+
+
+@pytest.mark.parametrize("damage", BAD_ZIPS)
+def test_load_names_a_damaged_zip(damage, tmp_path, cache):
+    root = nmnist_files(tmp_path / "data")
+    (tmp_path / "zips").mkdir()
+    for split in ("Train", "Test"):
+        zipped(root / split, tmp_path / "zips" / f"{split}.zip")
+    BAD_ZIPS[damage](tmp_path / "zips" / "Train.zip")
+    with pytest.raises(ValueError, match=r"Train.zip: "):
+        data.load("nmnist", tmp_path / "zips", FrameSettings(**cache), 2)
+    assert [*Path(cache["cache_dir"], "nmnist").iterdir()] == []
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 15, 100, 500, 5000])
+def test_load_names_an_archive_of_which_the_end_is_missing(length, tmp_path, cache):
+    gestures = gesture_files(tmp_path / "DvsGesture")
+    (tmp_path / "tar").mkdir()
+    archive = tmp_path / "tar" / "DvsGesture.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(gestures, arcname="DvsGesture")
+    archive.write_bytes(archive.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"DvsGesture.tar.gz: damaged, or no archive"):
+        data.load("dvs_gesture", tmp_path / "tar", FrameSettings(**cache), 2)
+    assert [*Path(cache["cache_dir"], "dvs_gesture").iterdir()] == []
+
+
+def test_load_unpacks_no_member_of_a_zip_elsewhere(tmp_path, cache):
+    root = nmnist_files(tmp_path / "data")
+    (tmp_path / "zips").mkdir()
+    for split in ("Train", "Test"):
+        zipped(root / split, tmp_path / "zips" / f"{split}.zip")
+    with zipfile.ZipFile(tmp_path / "zips" / "Train.zip", "a") as stream:
+        stream.writestr("../outside.bin", b"hello")
+        stream.writestr("../../outside.bin", b"hello")
+        stream.writestr(f"{tmp_path}/outside.bin", b"hello")
+    assert len(data.load("nmnist", tmp_path / "zips", FrameSettings(**cache), 2).train) == 20
+    assert not [*tmp_path.rglob("outside*")]
+
+
+def test_load_unpacks_once_and_notices_another_archive(tmp_path, cache, monkeypatch):
+    (tmp_path / "zips").mkdir()
+    root = nmnist_files(tmp_path / "data")
+    for split in ("Train", "Test"):
+        zipped(root / split, tmp_path / "zips" / f"{split}.zip")
+    first = data.load("nmnist", tmp_path / "zips", FrameSettings(**cache), 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "unpack_archive", lambda *given, **named: pytest.fail("unpacked again"))
+        assert torch.equal(
+            data.load("nmnist", tmp_path / "zips", FrameSettings(**cache), 2).train.images, first.train.images
+        )
+    files.write_atis(root / "Train" / "0" / "00000.bin", files.random_events(60, (34, 34), seed=12345))
+    zipped(root / "Train", tmp_path / "zips" / "Train.zip")
+    again = data.load("nmnist", tmp_path / "zips", FrameSettings(**cache), 2)
+    expected = frames_of(root / "Train" / "0" / "00000.bin", (34, 34), (34, 34), 2)
+    assert np.array_equal(again.train.images[0].numpy(), expected)
+
+
+def test_load_names_the_archives_that_are_missing(tmp_path, cache):
+    zipped(nmnist_files(tmp_path / "data") / "Train", tmp_path / "Train.zip")
+    shutil.rmtree(tmp_path / "data")
+    with pytest.raises(ValueError, match=f"data_dir: {tmp_path} lacks Test.zip"):
+        data.load("nmnist", tmp_path, FrameSettings(**cache), 2)
+
+
 def test_load_downloads_by_checksum(tmp_path, cache, monkeypatch):
     pooch = pytest.importorskip("pooch")
     root = nmnist_files(tmp_path / "data")
@@ -290,6 +416,64 @@ def test_load_nmnist_names_what_is_wrong_and_keeps_nothing(damage, tmp_path, cac
     assert {file.name for file in Path(cache["cache_dir"]).glob("nmnist/*")} <= {".lock"}
 
 
+NEEDS = {
+    "nmnist": "the folders Train and Test of N-MNIST, or Train.zip and Test.zip",
+    "dvs_cifar10": "a folder for each class of DVS-CIFAR10 .airplane, .*truck., or the archive of each",
+    "dvs_gesture": "trials_to_train.txt and trials_to_test.txt of DVS128 Gesture, or DvsGesture.tar.gz",
+    "event_arrays": "the folders train and test, each with a folder for each class",
+}
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_load_tells_what_it_expected_in_a_folder(name, tmp_path, cache):
+    settings = FrameSettings(**cache, sensor=(24, 32) if name == "event_arrays" else None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=f"data_dir: expected {NEEDS[name]}.*{tmp_path}/empty"):
+        data.load(name, tmp_path / "empty", settings)
+    with pytest.raises(ValueError, match=f"data_dir: .*No such file or directory: '{tmp_path}/nowhere'"):
+        data.load(name, tmp_path / "nowhere", settings)
+    (tmp_path / "file").write_text("hello")
+    with pytest.raises(ValueError, match=f"data_dir: .*Not a directory: '{tmp_path}/file'"):
+        data.load(name, tmp_path / "file", settings)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="an administrator reads every folder")
+def test_load_names_a_folder_that_may_not_be_read(tmp_path, cache):
+    root = nmnist_files(tmp_path / "data")
+    for folder in (root / "Train" / "3", root):
+        folder.chmod(0)
+        try:
+            with pytest.raises((ValueError, OSError), match=f"Permission denied: '{folder}'"):
+                data.load("nmnist", root, FrameSettings(**cache), 2)
+        finally:
+            folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, "3", None, True], ids=repr)
+def test_load_checks_the_number_of_frames_before_any_work(steps, tmp_path, cache):
+    root = nmnist_files(tmp_path / "data")
+    with pytest.raises((TypeError, ValueError), match="time_steps: expected"):
+        data.load("nmnist", root, FrameSettings(**cache), steps)
+    assert not Path(cache["cache_dir"]).exists()
+
+
+def test_load_names_a_class_without_recordings(tmp_path, cache):
+    """Nothing would say that one of ten digits is never shown."""
+    root = nmnist_files(tmp_path / "data")
+    shutil.rmtree(root / "Train" / "3")
+    with pytest.raises(ValueError, match=f"{root}/Train.*3"):
+        data.load("nmnist", root, FrameSettings(**cache), 2)
+
+
+@pytest.mark.parametrize("name", ["Train", "Train/4"])
+def test_load_names_a_file_where_a_folder_should_be(name, tmp_path, cache):
+    root = nmnist_files(tmp_path / "data")
+    shutil.rmtree(root / name)
+    (root / name).write_text("hello")
+    with pytest.raises((ValueError, OSError), match=f"{root}/Train"):
+        data.load("nmnist", root, FrameSettings(**cache), 2)
+
+
 def test_load_refuses_a_file_that_no_memory_holds(tmp_path, cache):
     root = nmnist_files(tmp_path / "data")
     os.truncate(root / "Train" / "4" / "00000.bin", readers.MOST_BYTES + 1)  # a hole, which takes no room
@@ -326,12 +510,34 @@ HEAD = "class,startTime_usec,endTime_usec\n"
         (HEAD + "1,9000,5000\n", "line 2: expected a class from 1 to 11, and start < end"),
         (HEAD + "1,x,5000\n", "line 2: expected three whole numbers"),
         (HEAD + "1,5000\n", "line 2: expected three whole numbers"),
+        (HEAD + "1,5000,9000,1\n", "line 2: expected three whole numbers"),
+        (HEAD + "\n1,5000,9000\n\n1,0.5,9000\n", "line 5: expected three whole numbers"),
+        (HEAD + "1,5000,5000\n", "line 2: expected a class from 1 to 11, and start < end"),
+        (HEAD + "1,-1,5000\n", "line 2: expected a class from 1 to 11, and start < end"),
+        (HEAD + "1" * 200_000 + ",1,2\n", "expected"),
+        (HEAD.replace("\n", "\r") + "1,5000\r", "expected"),
+        ("", "line 1: expected class,startTime_usec,endTime_usec, got ''"),
     ],
+    ids=lambda value: value[-20:],
 )
 def test_load_dvs_gesture_names_the_line_of_a_wrong_label(text, message, tmp_path, cache):
     root = gesture_files(tmp_path / "DvsGesture", {"user02_lab": text})
     with pytest.raises(ValueError, match=f"user02_lab_labels.csv.*{message}"):
         data.load("dvs_gesture", root, FrameSettings(**cache), 2)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["\\n", "\\r\\n"])
+def test_load_dvs_gesture_takes_the_event_at_the_start_and_not_the_one_at_the_end(end, tmp_path, cache):
+    root = gesture_files(tmp_path / "DvsGesture")
+    events = [(t, t // 100, 5, 1) for t in (1000, 1999, 2000, 2001, 2999, 3000, 3001, 4000)]
+    files.write_aedat3(root / "user01_led.aedat", events)
+    rows = (HEAD + "4,2000,3000\n9,2999,4001\n1,4000,4001\n").replace("\n", end)
+    (root / "user01_led_labels.csv").write_bytes(rows.encode())
+    found = data.load("dvs_gesture", root, FrameSettings(**cache), 1)
+    assert found.train.labels.tolist() == [0, 3, 8]
+    columns = [frames[0, 5, :, 1].nonzero().flatten().tolist() for frames in found.train.images]
+    assert columns == [[40], [20, 29], [29, 30, 40]]
+    assert found.train.images.sum((1, 2, 3, 4)).tolist() == [1, 3, 4]
 
 
 def test_load_dvs_gesture_names_labels_and_recordings_that_are_missing(tmp_path, cache):
@@ -409,6 +615,17 @@ def kept_entry(cache: dict[str, str]) -> Path:
     return entry.parent
 
 
+def save_npz(file: Path) -> None:
+    with open(file, "wb") as stream:
+        np.savez(stream, frames=np.zeros(3))
+
+
+def replaced(file: Path, old: bytes, new: bytes) -> None:
+    content = file.read_bytes()
+    assert old in content
+    file.write_bytes(content.replace(old, new, 1))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -423,7 +640,15 @@ def kept_entry(cache: dict[str, str]) -> Path:
             "test.npy: expected frames",
         ),
         (lambda entry: np.save(entry / "test.npy", np.zeros((10, 2, 34, 34, 2))), "test.npy: expected frames"),
+        (lambda entry: (entry / "frames.json").write_bytes(b"\xff"), "frames.json: expected what the frames beside"),
+        (lambda entry: (entry / "frames.json").write_text("[" * 100_000), "frames.json: expected what the frames"),
+        (lambda entry: (entry / "train.npy").write_bytes(b""), "train.npy: damaged"),
+        (lambda entry: cut_to(-1)(entry / "train.npy"), "train.npy: damaged"),
+        (lambda entry: save_npz(entry / "train.npy"), "train.npy: (damaged|expected frames)"),
+        (lambda entry: np.save(entry / "train.npy", np.array([None]), allow_pickle=True), "train.npy: damaged"),
+        (lambda entry: replaced(entry / "train.npy", b"'shape'", b"'shape)"), "train.npy: damaged"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_load_names_what_is_damaged_in_the_cache(spoil, message, tmp_path, cache):
     root = nmnist_files(tmp_path / "data")
@@ -434,6 +659,18 @@ def test_load_names_what_is_damaged_in_the_cache(spoil, message, tmp_path, cache
         data.load("nmnist", root, FrameSettings(**cache), 2)
     shutil.rmtree(entry)
     assert len(data.load("nmnist", root, FrameSettings(**cache), 2).train) == 20
+
+
+@pytest.mark.parametrize("content", [b"", b"[", b"[]", b"[" * 100_000, b'{"Train/0/00000.bin": [1, 2, {}]}', b"\xff"])
+def test_load_needs_no_digests(content, tmp_path, cache):
+    """They are made anew where they are damaged."""
+    root = nmnist_files(tmp_path / "data")
+    first = data.load("nmnist", root, FrameSettings(**cache), 2)
+    (kept,) = Path(cache["cache_dir"]).glob("nmnist/digests-*.json")
+    kept.write_bytes(content)
+    assert torch.equal(data.load("nmnist", root, FrameSettings(**cache), 2).train.images, first.train.images)
+    assert kept_entry(cache)
+    assert kept.stat().st_size > 1000
 
 
 def test_load_refuses_frames_that_were_made_by_other_parameters(tmp_path, cache):
@@ -469,6 +706,79 @@ def test_load_leaves_nothing_half_written(fails, error, tmp_path, cache, monkeyp
     assert [file.name for file in Path(cache["cache_dir"], "nmnist").iterdir()] == [".lock"]
     monkeypatch.setattr(os, "pwrite", write)
     assert len(data.load("nmnist", root, FrameSettings(**cache), 2).train) == 20
+
+
+@pytest.mark.parametrize("large", [0, 2**40], ids=["threads", "one thread"])
+@pytest.mark.parametrize("error", [ValueError("damaged"), KeyboardInterrupt(), MemoryError()], ids=repr)
+def test_load_leaves_nothing_where_a_recording_fails(error, large, tmp_path, cache, monkeypatch):
+    root = nmnist_files(tmp_path / "data", 4)
+    monkeypatch.setattr(frame_cache, "_LARGE", large)
+    monkeypatch.setattr(frame_cache, "_SAMPLED", 1)
+    read = readers.read
+
+    def failing(file: Path, *rest: object, **named: object) -> readers.Events:
+        if file.parent.name == "7":
+            raise error
+        return read(file, *rest, **named)
+
+    running = threading.active_count()
+    with monkeypatch.context() as patched:
+        patched.setattr(readers, "read", failing)
+        with pytest.raises(type(error)):
+            data.load("nmnist", root, FrameSettings(**cache), 2)
+    assert {file.name for file in Path(cache["cache_dir"], "nmnist").iterdir()} <= {".lock"}
+    assert threading.active_count() == running
+    assert not any(target.startswith(str(tmp_path)) for target in open_files())
+    assert len(data.load("nmnist", root, FrameSettings(**cache), 2).train) == 40
+
+
+def open_files() -> set[str]:
+    """What this process has open; nothing where the system doesn't tell."""
+    listed = Path("/proc/self/fd")
+    return {os.path.realpath(entry) for entry in listed.iterdir()} if listed.is_dir() else set()
+
+
+@pytest.mark.parametrize("name", ["write_json", "fsync"])
+def test_load_leaves_nothing_where_the_disk_is_full_at_last(name, tmp_path, cache, monkeypatch):
+    root = nmnist_files(tmp_path / "data")
+    with monkeypatch.context() as patched:
+        patched.setattr(*((frame_cache, name) if name == "write_json" else (os, name)), full_disk)
+        with pytest.raises(OSError, match="No space left on device"):
+            data.load("nmnist", root, FrameSettings(**cache), 2)
+    assert {file.name for file in Path(cache["cache_dir"], "nmnist").iterdir()} <= {".lock"}
+    assert len(data.load("nmnist", root, FrameSettings(**cache), 2).train) == 20
+
+
+def test_load_by_two_processes_at_once_frames_once(tmp_path, cache):
+    root = nmnist_files(tmp_path / "data", 5)
+    code = (
+        "import sys; from sca import data\n"
+        "print(data.load('nmnist', sys.argv[1], data.FrameSettings(cache_dir=sys.argv[2]), 2).digest)"
+    )
+    command = [sys.executable, "-c", code, str(root), cache["cache_dir"]]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert len({out for out, _ in told}) == 1
+    assert kept_entry(cache)
+    assert not [*Path(cache["cache_dir"]).glob("nmnist/.partial*")]
+
+
+@pytest.mark.parametrize("place", ["", "nmnist"])
+def test_load_names_a_cache_that_is_no_folder(place, tmp_path, cache):
+    folder = Path(cache["cache_dir"], place)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_text("hello")
+    with pytest.raises(OSError, match=f"{folder}"):
+        data.load("nmnist", nmnist_files(tmp_path / "data"), FrameSettings(**cache), 2)
+
+
+@pytest.mark.parametrize("process", ["99999999999999999999", "-5", "x", ""])
+def test_load_clears_what_no_process_has_named(process, tmp_path, cache):
+    left = Path(cache["cache_dir"], "nmnist", f".partial-{process}-abc")
+    left.mkdir(parents=True)
+    assert len(data.load("nmnist", nmnist_files(tmp_path / "data"), FrameSettings(**cache), 2).train) == 20
+    assert not left.exists()
 
 
 def test_load_clears_what_a_killed_process_left(tmp_path, cache):
@@ -586,6 +896,53 @@ def test_all_frames_of_a_recording_are_changed_alike(frames, name):
     assert not torch.equal(changed, original)
     if name == "roll and mirror":
         assert torch.equal(changed.sum((0, 2, 3, 4)), original.sum((0, 2, 3, 4)))
+
+
+@pytest.mark.parametrize("flip", ["random", "alternating"])
+def test_batches_of_resampled_frames_go_on_in_the_middle_of_an_epoch(frames, flip):
+    resampled = dataclasses.replace(frames, size=(16, 20))
+
+    def draw(**arguments: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return list(resampled.train_batches(3, seed=7, epoch=2, **arguments, **(EVERYTHING | {"flip": flip})))
+
+    whole, later = draw(), draw(start=2)
+    assert [tuple(images.shape) for images, _ in whole] == [(4, 3, 2, 16, 20)] * 3 + [(4, 1, 2, 16, 20)]
+    assert len(later) == 2
+    for (images, labels), (same_images, same_labels) in zip(whole[2:], later, strict=True):
+        assert torch.equal(images, same_images)
+        assert torch.equal(labels, same_labels)
+    for images, labels in whole:
+        assert (images.dtype, labels.dtype) == (torch.float32, torch.float32)
+        assert images.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+        assert torch.allclose(labels.sum(1), torch.ones(len(labels)))
+
+
+def test_batches_leave_the_frames_alone(frames):
+    held = frames.train.images.clone()
+    for _ in frames.train_batches(4, seed=0, epoch=0, **EVERYTHING):
+        pass
+    assert torch.equal(frames.train.images, held)
+
+
+def test_batches_hold_counts_that_fill_their_type():
+    """Nothing is added in 16 bits."""
+    images = torch.full((4, 3, 6, 5, 2), 32_767, dtype=torch.int16)
+    split = data.Split(images, torch.arange(4))
+    counts = data.Dataset("counts", split, split, 4, (0.0, 0.0), (1.0, 1.0), full_scale=1.0, shift=2, mirror=True)
+    for batch, labels in counts.train_batches(4, seed=0, epoch=0, mix=1.0):
+        assert (batch == 32_767).all()
+        assert ((labels >= 0) & (labels <= 1)).all()
+        assert torch.allclose(labels.sum(1), torch.ones(4))
+
+
+def test_a_mirrored_recording_is_the_mirror_image_in_all_frames(frames):
+    still = dataclasses.replace(frames, shift=0)
+    (images, labels), *_ = still.train_batches(10, seed=0, epoch=0)
+    original = frames.train.images[labels].float().permute(1, 0, 4, 2, 3)
+    mirrored = [torch.equal(images[:, n], original[:, n].flip(-1)) for n in range(10)]
+    same = [torch.equal(images[:, n], original[:, n]) for n in range(10)]
+    assert all(one != other for one, other in zip(mirrored, same, strict=True))
+    assert 0 < sum(mirrored) < 10
 
 
 def test_rolling_moves_events_to_the_other_side():

@@ -65,6 +65,73 @@ def test_boundaries_give_the_rest_to_the_last_frame():
     assert boundaries(recording(23), FrameSettings(), 5).tolist() == [0, 4, 8, 12, 16, 23]
 
 
+@pytest.mark.parametrize("count", [1, 4, 5, 6, 99, 100, 101])
+@pytest.mark.parametrize("ends", ENDS[:2], ids=lambda ends: ends["frame_by"])
+def test_boundaries_leave_no_event_out_and_take_none_twice(ends, count):
+    bounds = boundaries(recording(count), FrameSettings(**ends), 5)
+    assert (bounds[0], bounds[-1], len(bounds)) == (0, count, 6)
+    assert (np.diff(bounds) >= 0).all()
+
+
+def test_boundaries_by_time_put_an_event_at_an_end_into_the_next_frame():
+    """t_last - t_first = 103: four frames of 20 microseconds, and the last of 23."""
+    t = np.array([7, 26, 27, 46, 47, 66, 67, 86, 87, 107, 110])
+    events = Events(t, *np.zeros((3, len(t)), np.int64))
+    assert boundaries(events, FrameSettings(frame_by="time"), 5).tolist() == [0, 2, 4, 6, 8, 11]
+    by_duration = FrameSettings(frame_by="duration", frame_duration=20)
+    assert boundaries(events, by_duration, 5).tolist() == [0, 2, 4, 6, 8, 9]
+
+
+@pytest.mark.parametrize("ends", ENDS, ids=lambda ends: ends["frame_by"])
+@pytest.mark.parametrize("first", [-(2**40), 0, 2**31 - 5_000, 2**32 - 5_000, 2**62], ids=str)
+def test_integrate_counts_times_from_the_first_event(ends, first):
+    settings, events = FrameSettings(**ends), recording()
+    late = events._replace(t=events.t + first)
+    expected = integrate(events, settings, 4, SENSOR, SENSOR)
+    assert np.array_equal(integrate(late, settings, 4, SENSOR, SENSOR), expected)
+
+
+@pytest.mark.parametrize("ends", ENDS, ids=lambda ends: ends["frame_by"])
+@pytest.mark.parametrize("size", [SENSOR, (11, 16), (90, 120)], ids=str)
+def test_integrate_takes_events_of_any_type_and_leaves_them_alone(ends, size):
+    """As readers give them: no product of a coordinate of 8 bits and a side may wrap, nor a sum of times of 32."""
+    events, settings = recording(), FrameSettings(**ends)
+    late = events._replace(t=events.t + 2**32 - 10_001)
+    narrow = Events(*(values.astype(kind) for values, kind in zip(late, ("u4", "u1", "u4", "u1"), strict=True)))
+    held = [values.copy() for values in narrow]
+    expected = integrate(events, settings, 4, SENSOR, size)
+    assert np.array_equal(integrate(narrow, settings, 4, SENSOR, size), expected)
+    assert all(np.array_equal(*pair) for pair in zip(held, narrow, strict=True))
+
+
+def test_integrate_of_long_frames_takes_all_events():
+    settings = FrameSettings(frame_by="duration", frame_duration=2**31 - 1)
+    assert integrate(recording(), settings, 1000, (30, 40), (3, 4))[0].sum() == 517
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+@pytest.mark.parametrize("by", ["number", "time"])
+def test_integrate_makes_the_frames_that_spikingjelly_makes(by, steps):
+    missing = "SpikingJelly, or what its data sets import, is not installed"
+    utils = pytest.importorskip("spikingjelly.datasets.utils", reason=missing)
+    events = recording(3_000)
+    expected = utils.integrate_events_by_fixed_frames_number(events._asdict(), by, steps, *SENSOR)
+    frames = integrate(events, FrameSettings(frame_by=by), steps, SENSOR, SENSOR)
+    assert np.array_equal(frames.transpose(0, 3, 1, 2), expected)
+
+
+def test_duration_makes_the_frames_that_spikingjelly_makes():
+    """Of which there are as many as a recording is long."""
+    missing = "SpikingJelly, or what its data sets import, is not installed"
+    utils = pytest.importorskip("spikingjelly.datasets.utils", reason=missing)
+    events = recording(3_000)
+    expected = utils.integrate_events_by_fixed_duration(events._asdict(), 1_500, *SENSOR)
+    settings = FrameSettings(frame_by="duration", frame_duration=1_500)
+    frames = integrate(events, settings, len(expected) + 2, SENSOR, SENSOR).transpose(0, 3, 1, 2)
+    assert np.array_equal(frames[: len(expected)], expected)
+    assert not frames[len(expected) :].any()
+
+
 def test_duration_cuts_what_is_longer_and_pads_what_is_shorter():
     events = recording(200, 1000)
     long = FrameSettings(frame_by="duration", frame_duration=100)
@@ -88,6 +155,19 @@ def test_off_stands_before_on():
         ({"frame_by": "duration"}, "frame_duration: expected a number of microseconds"),
         ({"frame_duration": 5}, "frame_duration: expected none for frame_by 'number', got 5"),
         ({"frame_by": "duration", "frame_duration": 0}, "frame_duration: expected at least 1"),
+        ({"frame_by": "time", "frame_duration": 5}, "frame_duration: expected none for frame_by 'time', got 5"),
+        ({"frame_by": "duration", "frame_duration": 2**31}, "frame_duration: expected at most 2,147,483,647"),
+        ({"frame_by": "duration", "frame_duration": 1.5}, "frame_duration: expected"),
+        ({"frame_by": None}, "frame_by: expected"),
+        ({"frame_clip": 256}, "frame_clip: expected at most 255"),
+        ({"frame_clip": True}, "frame_clip: expected"),
+        ({"frame_size": 4097}, "frame_size: expected at most 4,096"),
+        ({"frame_size": "48"}, "frame_size: expected"),
+        ({"sensor": (1, 2, 3)}, "sensor: expected height and width"),
+        ({"sensor": 128}, "sensor: expected"),
+        ({"event_columns": "txyy"}, "event_columns: expected the letters t, x, y and p, each once"),
+        ({"event_columns": "TXYP"}, "event_columns: expected the letters t, x, y and p, each once"),
+        ({"event_columns": None}, "event_columns: expected"),
         ({"frame_values": "mean"}, "frame_values: expected one of sum, binary, clipped"),
         ({"frame_clip": 0}, "frame_clip: expected at least 1"),
         ({"frame_size": 0}, "frame_size: expected at least 1"),

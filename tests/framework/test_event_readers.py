@@ -7,6 +7,7 @@ import random
 import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -102,11 +103,10 @@ def test_read_finds_in_any_bytes_what_a_second_reader_finds(name, tmp_path_facto
 
 
 def by_spikingjelly(name: str, file: Path) -> list[files.Event]:
-    utils = pytest.importorskip(
-        "spikingjelly.datasets.utils", reason="SpikingJelly, or torchvision for it, is not installed"
-    )
+    missing = "SpikingJelly, or what its data sets import, is not installed"
+    utils = pytest.importorskip("spikingjelly.datasets.utils", reason=missing)
     if name == "aedat 2.0":
-        cifar10_dvs = pytest.importorskip("spikingjelly.datasets.cifar10_dvs")
+        cifar10_dvs = pytest.importorskip("spikingjelly.datasets.cifar10_dvs", reason=missing)
         read = getattr(cifar10_dvs, "_load_origin_data", None) or cifar10_dvs.load_origin_data
     else:
         read = {"atis": utils.load_ATIS_bin, "aedat 3.1": utils.load_aedat_v3}[name]
@@ -353,12 +353,13 @@ def spoil(content: bytes, draw: random.Random) -> bytes:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", [*FORMATS, ".npy", ".npz", ".h5"])
+@pytest.mark.parametrize("name", [*FORMATS, ".npy", ".npz", ".h5", ".mat"])
 def test_read_gives_events_of_the_sensor_or_names_the_file(name, tmp_path):
     """Whatever a file holds; nothing stays open."""
     ending, sensor, write, _ = FORMATS.get(name, (name, DVS128, files.write_arrays, None))
-    if ending == ".h5":
-        pytest.importorskip("h5py", reason="h5py is not installed")
+    if ending in (".h5", ".mat"):
+        package = {".h5": "h5py", ".mat": "scipy"}[ending]
+        pytest.importorskip(package, reason=f"{package}, which writes the file, is not installed")
     file = tmp_path / f"recording{ending}"
     write(file, files.random_events(12, sensor))
     content, draw = file.read_bytes(), random.Random(0)
@@ -391,7 +392,7 @@ def read_apart(file: Path) -> str:
         "else: print('read')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(file)], capture_output=True, text=True, timeout=20, check=False
+        [sys.executable, "-c", code, str(file)], capture_output=True, text=True, timeout=10, check=False
     )
     assert done.returncode == 0, f"ended by {done.returncode}: {done.stderr}"
     return done.stdout
@@ -445,6 +446,102 @@ def test_read_names_a_matlab_file_without_events(held, tmp_path):
     file = tmp_path / "recording.mat"
     io.savemat(file, held)
     with pytest.raises(ValueError, match=rf"^{file}: expected an array out1 of numbers \[N, 4\]"):
+        readers.read(file, DVS128)
+
+
+@pytest.mark.parametrize("order", ["<", ">"], ids=["little-endian", "big-endian"])
+@pytest.mark.parametrize("stored", list("bBhHiIfdqQ"))
+def test_read_takes_a_matlab_file_as_matlab_writes_it(stored, order, tmp_path):
+    """Which stores numbers of the class double in the smallest type that holds them all."""
+    file = tmp_path / "recording.mat"
+    events = files.random_events(30, (100, 100), last=100)
+    files.write_mat(file, files.mat_matrix(events, stored, order=order), order=order)
+    assert rows(readers.read(file, (100, 100))) == events
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 30])
+@pytest.mark.parametrize("stored", ["B", "H", "d"])
+def test_read_takes_a_matlab_file_of_few_events(count, stored, tmp_path):
+    """One event of 4 bytes is stored beside its type."""
+    file = tmp_path / "recording.mat"
+    events = files.random_events(count, (100, 100), last=100)
+    files.write_mat(file, files.mat_matrix(events, stored))
+    assert rows(readers.read(file, (100, 100))) == events
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "compressed"])
+def test_read_finds_the_array_among_others_in_a_matlab_file(compressed, tmp_path):
+    io = pytest.importorskip("scipy.io", reason="SciPy is not installed")
+    sparse = pytest.importorskip("scipy.sparse")
+    file = tmp_path / "recording.mat"
+    events = files.random_events(300, DVS128)
+    others = {
+        "a": "text", "b": {"out1": np.ones((2, 4))}, "c": np.array([[1 + 2j]]), "d": sparse.csc_matrix(np.eye(3)),
+        "e": np.array([[1, "cell"]], object), "f": np.zeros((0, 0)), "g": np.array([[True]]), "out": 1, "out11": 2,
+    }  # fmt: skip
+    io.savemat(file, {**others, "out1": np.array(events, np.float64), "z": np.ones((2, 4))}, do_compression=compressed)
+    assert rows(readers.read(file, DVS128)) == events
+
+
+def test_read_takes_compressed_arrays_side_by_side_in_a_matlab_file(tmp_path):
+    """These alone are not filled up to a multiple of 8 bytes."""
+    file = tmp_path / "recording.mat"
+    events = files.random_events(50, DVS128)
+    packed = [zlib.compress(files.mat_matrix(events, name=name)) for name in ("first", "out1")]
+    files.write_mat(file, *(struct.pack("<II", 15, len(content)) + content for content in packed))
+    assert any(len(content) % 8 for content in packed)
+    assert rows(readers.read(file, DVS128)) == events
+
+
+def test_read_names_a_matlab_file_that_is_compressed_a_thousand_times(tmp_path):
+    file = tmp_path / "recording.mat"
+    content = files.mat_matrix([(1, 2, 3, 1)])
+    for _ in range(1500):
+        packed = zlib.compress(content, 0)
+        content = struct.pack("<II", 15, len(packed)) + packed
+    files.write_mat(file, content)
+    with pytest.raises(ValueError, match=f"^{file}: expected"):
+        readers.read(file, DVS128)
+
+
+def test_read_names_a_matlab_file_that_is_hdf5(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    file = tmp_path / "recording.mat"
+    with h5py.File(file, "w", userblock_size=512) as stream:
+        stream["out1"] = np.ones((4, 5))
+    content = file.read_bytes()
+    head = b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM"
+    file.write_bytes(head + content[128:])
+    with pytest.raises(ValueError, match=f"^{file}: expected .*7.3"):
+        readers.read(file, DVS128)
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        [],
+        [files.mat_matrix([], "d")],
+        [files.mat_matrix([(1, 2, 3)])],
+        [files.mat_matrix([(1, 2, 3, 1)])[:-1]],
+        [files.mat_matrix([(1, 2, 3, 1)], array_class=4)],
+        [files.mat_matrix([(1, 2, 3, 1)], array_class=99)],
+        [struct.pack("<II", 14, 2**32 - 1)],
+        [struct.pack("<II", 15, 8) + b"no zlib."],
+        [files.mat_element(14, b"")],
+        [files.mat_element(14, bytes(64))],
+        [files.mat_matrix([(1, 2, 3, 1)]).replace(struct.pack("<ii", 1, 4), struct.pack("<ii", -1, -4))],
+        [files.mat_matrix([(1, 2, 3, 1)]).replace(struct.pack("<ii", 1, 4), struct.pack("<ii", 2**31 - 1, 4))],
+        [files.mat_matrix([(1, 2, 3, 1)]).replace(struct.pack("<II", 6, 0), struct.pack("<II", 6 | 0x800, 0))],
+    ],
+    ids=[
+        *("nothing", "no event", "three columns", "cut", "text", "an unknown class", "a length beyond the end"),
+        *("damaged compression", "an empty array", "zeros", "sides below 0", "sides beyond the end", "complex"),
+    ],
+)
+def test_read_names_what_is_wrong_in_a_matlab_file(elements, tmp_path):
+    file = tmp_path / "recording.mat"
+    files.write_mat(file, *elements)
+    with pytest.raises(ValueError, match=f"^{file}: expected"):
         readers.read(file, DVS128)
 
 

@@ -145,6 +145,62 @@ def test_a_resumed_run_frames_nothing_and_keeps_its_recording(dvs_cifar10, tmp_p
     assert (run / "recording.json").read_bytes() == kept
 
 
+@pytest.fixture
+def event_arrays(tmp_path) -> Path:
+    """Eight recordings of each of three classes, of which two are for the test, with columns x, y, t, p."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("inner", "middle", "outer")):
+        for number in range(8):
+            folder = tmp_path / "own" / ("test" if number < 2 else "train") / name
+            folder.mkdir(parents=True, exist_ok=True)
+            t, x, y, p = np.array(orbit(4 * label, rng)).T
+            np.save(folder / f"{number}.npy", np.stack([x, y, t, p], 1))
+    return tmp_path / "own"
+
+
+def test_train_on_recordings_of_ones_own(event_arrays, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "users"))
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    how = {"frame_by": "duration", "frame_duration": 30_000, "frame_values": "clipped", "frame_clip": 2}
+    options = [word for name, value in how.items() for word in (f"--{name.replace('_', '-')}", value)]
+    told = sca(
+        *("train", "--data", "event_arrays", "--data-dir", event_arrays, "--sensor", "128,128", *options),
+        *("--event-columns", "xytp", "--cache-dir", cache, *TINY, "--reference", "none", "--out", run),
+    )
+    frames = "3 frames of 30000 µs, sums up to 2, 16 x 16, integrated from 128 x 128; split by folder"
+    assert f"accuracy on 6 test recordings ({frames})" in told
+    config = json.loads((run / "config.json").read_text())
+    expected = how | {"event_columns": "xytp", "sensor": [128, 128], "frame_size": 16, "time_steps": 3}
+    assert {name: config[name] for name in expected} == expected
+    assert [entry.parent.parent for entry in cache.rglob("frames.json")] == [cache / "event_arrays"]
+    assert not (tmp_path / "users").exists()
+
+    again = sca("train", "--out", run, "--resume", "--epochs", "2")
+    assert "epoch 2/2" in again
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len([*cache.rglob("frames.json")]) == 1
+    outcome = CliRunner().invoke(app, ["train", "--out", str(run), "--resume", "--frame-values", "binary"])
+    assert outcome.exit_code == 2
+    assert "frame_values" in outcome.output
+
+
+def test_a_run_names_a_damaged_recording_in_one_line(event_arrays, tmp_path):
+    damaged = event_arrays / "train" / "middle" / "5.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    outcome = CliRunner().invoke(
+        app,
+        [
+            *("train", "--data", "event_arrays", "--data-dir", str(event_arrays), "--sensor", "128,128"),
+            *("--event-columns", "xytp", "--cache-dir", str(tmp_path / "cache"), *TINY, "--out", str(tmp_path / "run")),
+        ],
+    )
+    assert outcome.exit_code in (1, 2)
+    assert isinstance(outcome.exception, SystemExit)
+    assert "train/middle/5.npy" in "".join(outcome.output.split())
+    assert not [*(tmp_path / "cache").rglob("frames.json")]
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -7,9 +7,8 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 __all__ = ["Archive", "cache_folder", "download", "made_whole", "unpacked"]
@@ -17,7 +16,6 @@ __all__ = ["Archive", "cache_folder", "download", "made_whole", "unpacked"]
 _CHECKSUMS = {"sha256": "SHA-256", "md5": "MD5"}
 # What folders are called while they are made, before the number of the process.
 _PARTIAL = ".partial-"
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, shutil.ReadError, zlib.error, EOFError)
 
 
 class Archive(NamedTuple):
@@ -98,15 +96,21 @@ def unpacked(archive: Path, folder: Path) -> Path:
         return folder
 
     def unpack(place: Path) -> str:
-        is_tar = tarfile.is_tarfile(archive)
-        if is_tar and not hasattr(tarfile, "data_filter"):  # Python 3.10 and 3.11 as they were before June 2023
+        if not hasattr(tarfile, "data_filter"):  # Python 3.10 and 3.11 as they were before June 2023
             raise ValueError(
                 f"{archive}: this Python can't unpack it safely; unpack it and pass its folder as data_dir"
             )
         try:
             # members that would lie outside are left out, or refused
-            shutil.unpack_archive(archive, place, **({"filter": "data"} if is_tar else {}))
-        except _DAMAGED as error:
+            if archive.suffix.lower() == ".zip":
+                with zipfile.ZipFile(archive) as members:
+                    members.extractall(place, filter(_lies_inside, members.namelist()))
+            else:
+                with tarfile.open(archive) as members:
+                    members.extractall(place, filter="data")
+        except Exception as error:  # whatever damaged bytes bring about
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             raise ValueError(f"{archive}: damaged, or no archive ({error})") from error
         return folder.name
 
@@ -145,11 +149,16 @@ def made_whole(parent: Path, make: Callable[[Path], str]) -> Path:
     return folder
 
 
+def _lies_inside(member: str) -> bool:
+    path = PurePosixPath(member)
+    return not path.is_absolute() and ".." not in path.parts
+
+
 def _runs(process: str) -> bool:
     """Whether there is a process of this number."""
     try:
         os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError):
+    except (ProcessLookupError, ValueError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -5,9 +5,7 @@ Each from a folder that holds the files or the archives as published, or, where 
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
 import os
 import re
@@ -74,6 +72,8 @@ _GESTURES = (
     "air guitar",
     "other gestures",
 )
+# First line of a file of labels; and what no clock of a recording shows, in microseconds.
+_LABELS, _MOST_TIME = "class,startTime_usec,endTime_usec", 2**53
 _TRIALS = {"train": "trials_to_train.txt", "test": "trials_to_test.txt"}
 _CIFAR10_NUMBERS = 1000
 
@@ -353,8 +353,9 @@ def _by_class(folder: Path, classes: Iterable[str], endings: Iterable[str]) -> I
     if others:
         raise ValueError(f"{folder}: expected folders {', '.join(classes)}, got {others[0]} as well: no label for it")
     for label, name in enumerate(classes):
-        if (folder / name).is_dir():
-            yield from ((label, file) for file in _recordings_in(folder / name, endings))
+        if not (folder / name).is_dir():
+            raise ValueError(f"{folder}: expected folders {', '.join(classes)}, got none named {name}")
+        yield from ((label, file) for file in _recordings_in(folder / name, endings))
 
 
 def _folders_in(folder: Path) -> list[str]:
@@ -377,29 +378,22 @@ def _recordings_in(folder: Path, endings: Iterable[str]) -> list[Path]:
 
 def _gestures(file: Path) -> Iterator[Part]:
     """The samples of a recording by its file of labels: class (from 1), start and end in microseconds."""
-    rows = csv.reader(io.StringIO(_text(file)))
-    head = next(rows, [])
-    if [name.strip() for name in head] != ["class", "startTime_usec", "endTime_usec"]:
-        raise ValueError(f"{file}, line 1: expected class,startTime_usec,endTime_usec, got {','.join(head)!r:.80}")
-    count = 0
-    for number, row in enumerate(rows, 2):
-        if not row:
-            continue
-        try:
-            label, start, end = (int(value) for value in row)
-        except ValueError as error:
-            raise ValueError(
-                f"{file}, line {number}: expected three whole numbers, got {','.join(row)!r:.80}"
-            ) from error
-        if not 1 <= label <= len(_GESTURES) or not 0 <= start < end:
-            raise ValueError(
-                f"{file}, line {number}: expected a class from 1 to {len(_GESTURES)}, and start < end, got "
-                f"{','.join(row)}"
-            )
-        count += 1
-        yield Part(label - 1, start, end)
-    if not count:
+    head, *lines = _text(file).splitlines() or [""]
+    if head.replace(" ", "") != _LABELS:
+        raise ValueError(f"{file}, line 1: expected {_LABELS}, got {head!r:.80}")
+    rows = [(number, line) for number, line in enumerate(lines, 2) if line.strip()]
+    if not rows:
         raise ValueError(f"{file}: expected a label for each gesture, got none")
+    for number, line in rows:
+        try:
+            label, start, end = (int(value) for value in line.split(","))
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: expected three whole numbers, got {line!r:.80}") from error
+        if not 1 <= label <= len(_GESTURES) or not 0 <= start < end <= _MOST_TIME:
+            raise ValueError(
+                f"{file}, line {number}: expected a class from 1 to {len(_GESTURES)}, and start < end, got {line:.80}"
+            )
+        yield Part(label - 1, start, end)
 
 
 def _text(file: Path) -> str:

@@ -341,12 +341,12 @@ def _kept(entry: Path, asked: dict[str, Any], recordings: Recordings, shape: tup
         try:
             # pages are private, so that the file stays as it is whatever becomes of the tensor made of them
             frames = np.load(file, mmap_mode="c", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except Exception as error:  # its head is read as Python, which raises what it likes
             raise ValueError(f"{file}: damaged ({error}){advice}") from error
-        if frames.shape != (len(labels), *shape) or frames.dtype not in _TYPES:
-            raise ValueError(
-                f"{file}: expected frames {[len(labels), *shape]}, got {frames.dtype} {list(frames.shape)}{advice}"
-            )
+        is_array = isinstance(frames, np.ndarray)
+        if not is_array or frames.shape != (len(labels), *shape) or frames.dtype not in _TYPES:
+            got = f"{frames.dtype} {list(frames.shape)}" if is_array else "several arrays"
+            raise ValueError(f"{file}: expected frames {[len(labels), *shape]}, got {got}{advice}")
         found[split] = Framed(frames, labels)
     return found
 

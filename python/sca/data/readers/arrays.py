@@ -11,6 +11,9 @@ import numpy as np
 
 from .events import Events, of_columns
 
+# Groups in groups of an HDF5 file, at most.
+_DEEPEST = 8
+
 
 def read(file: Path, content: bytes, sensor: tuple[int, int], unsorted: str, columns: str = "txyp") -> Events:
     """Arrays or fields of the names t (microseconds), x, y, p (0 or -1: OFF, 1: ON) of the same length, in any order;
@@ -62,6 +65,7 @@ def _of_hdf5(file: Path, stream: io.BytesIO) -> Mapping[str, np.ndarray]:
         raise ImportError(f"{file}: HDF5 files need h5py: pip install 'sca_kernels[events]'") from error
     with h5py.File(stream, "r") as held:
         place: Any = held
-        while len(place) == 1 and isinstance(next(iter(place.values())), h5py.Group):
-            (place,) = place.values()
+        for _ in range(_DEEPEST):  # a group may hold itself
+            if len(place) == 1 and isinstance(next(iter(place.values())), h5py.Group):
+                (place,) = place.values()
         return {name: values[()] for name, values in place.items() if isinstance(values, h5py.Dataset)}

@@ -12,6 +12,8 @@ __all__ = ["Events", "checked", "columns", "of_columns", "only", "records"]
 
 # Numbers of a clock of 32 bits fall by more than this where it begins anew, and by less where events are out of order.
 _WRAP = 2**31
+# float64 tells whole numbers apart up to here; of microseconds, three centuries.
+_LARGEST = 2**53
 
 
 class Events(NamedTuple):
@@ -86,9 +88,11 @@ def of_columns(
         found = ", ".join(f"{name} {value.dtype} {list(value.shape)}" for name, value in values.items())
         raise ValueError(f"{file}: expected numbers t, x, y, p of one length each, got {found}")
     for name, value in values.items():
-        broken = value != np.trunc(value) if value.dtype.kind == "f" else np.zeros(1, bool)
-        if broken.any():
-            first = int(broken.argmax())
+        whole = (value > -_LARGEST) & (value < _LARGEST)
+        if value.dtype.kind == "f":
+            whole &= value == np.trunc(value)
+        if not whole.all():
+            first = int((~whole).argmax())
             advice = "; times are microseconds" if name == "t" else ""
             raise ValueError(f"{file}, {item} {first:,}: expected whole numbers {name}, got {value[first]}{advice}")
     t, x, y, p = (value.astype(np.int64) for value in values.values())
