@@ -142,7 +142,7 @@ def write_arrays(file: Path, events: list[Event]) -> None:
 
 
 def mat_element(kind: int, content: bytes, order: str = "<") -> bytes:
-    """A data element of a MATLAB file: type, length, content up to a multiple of 8 bytes; a small one takes 8 in all."""
+    """A data element of a MATLAB file: type, length, content filled up to 8 bytes; a small one takes 8 in all."""
     if 0 < len(content) <= 4:
         small = struct.pack(f"{order}HH", *((kind, len(content)) if order == "<" else (len(content), kind)))
         return small + content.ljust(4, b"\0")
