@@ -301,6 +301,45 @@ def test_load_names_an_archive_of_which_the_end_is_missing(length, tmp_path, cac
     assert [*Path(cache["cache_dir"], "dvs_gesture").iterdir()] == []
 
 
+@pytest.mark.parametrize("place", ["an event", "the head of a member", "the checksum"])
+def test_load_names_a_compressed_tar_whose_content_is_not_that_of_its_checksum(place, tmp_path, cache):
+    """tarfile takes a damaged head for the archive's end, and reads no further, not to gzip's checksum either."""
+    gestures = gesture_files(tmp_path / "DvsGesture")
+    (tmp_path / "tar").mkdir()
+    archive = tmp_path / "tar" / "DvsGesture.tar.gz"
+    with tarfile.open(archive, "w:gz", compresslevel=0) as tar:
+        for file in sorted(gestures.iterdir()):
+            tar.add(file, arcname=f"DvsGesture/{file.name}")
+    content = bytearray(archive.read_bytes())
+    first_event = content.index(files.AEDAT3_HEADER) + len(files.AEDAT3_HEADER) + 2 * 28 + 8 + 8
+    last_head = content.index(b"DvsGesture/user02_lab_labels.csv")
+    content[{"an event": first_event, "the head of a member": last_head + 150, "the checksum": -6}[place]] ^= 2
+    archive.write_bytes(content)
+    with pytest.raises(ValueError, match=r"DvsGesture.tar.gz: damaged, or no archive"):
+        data.load("dvs_gesture", tmp_path / "tar", FrameSettings(**cache), 2)
+    assert [*Path(cache["cache_dir"], "dvs_gesture").iterdir()] == []
+
+
+@pytest.mark.parametrize("kind", ["absolute", "link", "device"])
+def test_load_refuses_a_tar_with_members_of_other_kinds(kind, tmp_path, cache):
+    gestures = gesture_files(tmp_path / "DvsGesture")
+    (tmp_path / "tar").mkdir()
+    with tarfile.open(tmp_path / "tar" / "DvsGesture.tar.gz", "w:gz") as tar:
+        tar.add(gestures, arcname="DvsGesture")
+        member = tarfile.TarInfo(f"{tmp_path}/outside" if kind == "absolute" else "DvsGesture/outside")
+        if kind == "link":
+            member.type, member.linkname = tarfile.SYMTYPE, str(tmp_path)
+        elif kind == "device":
+            member.type = tarfile.CHRTYPE
+        tar.addfile(member)
+    if kind == "absolute":  # its leading slash is taken away
+        assert len(data.load("dvs_gesture", tmp_path / "tar", FrameSettings(**cache), 2).test) == 11
+    else:
+        with pytest.raises(ValueError, match=r"DvsGesture.tar.gz: damaged, or no archive"):
+            data.load("dvs_gesture", tmp_path / "tar", FrameSettings(**cache), 2)
+    assert not (tmp_path / "outside").exists()
+
+
 def test_load_unpacks_no_member_of_a_zip_elsewhere(tmp_path, cache):
     root = nmnist_files(tmp_path / "data")
     (tmp_path / "zips").mkdir()
@@ -495,6 +534,42 @@ def test_load_dvs_cifar10_names_a_file_that_is_none_of_its_own(name, message, tm
     files.write_aedat2(root / "cat" / name, files.random_events(9, (128, 128)))
     with pytest.raises(ValueError, match=f"{name}: {message}"):
         data.load("dvs_cifar10", root, FrameSettings(**cache), 2)
+
+
+def test_load_dvs_cifar10_takes_files_of_both_formats_and_each_recording_once(tmp_path, cache):
+    pytest.importorskip("scipy", reason="SciPy, which writes .mat files, is not installed")
+    root = dvs_cifar10_files(tmp_path / "data")
+    events = files.random_events(70, (128, 128))
+    files.write_arrays(root / "cat" / "cifar10_cat_5.mat", events)
+    found = data.load("dvs_cifar10", root, FrameSettings(**cache), 2)
+    assert (len(found.train), len(found.test)) == (20, 21)
+    assert found.test.images.sum((1, 2, 3, 4)).tolist().count(70) == 1
+    files.write_arrays(root / "cat" / "cifar10_cat_99.mat", events)
+    with pytest.raises(ValueError, match=r"cat_99.mat: expected each recording once, got number 99 as cifar10_cat_99"):
+        data.load("dvs_cifar10", root, FrameSettings(**cache), 2)
+
+
+def test_load_names_a_split_without_recordings(tmp_path, cache):
+    root = dvs_cifar10_files(tmp_path / "data")
+    for number in (0, 99):
+        for file in root.glob(f"*/cifar10_*_{number}.aedat"):
+            file.unlink()
+    with pytest.raises(ValueError, match=rf"{root}: expected recordings for test, got none \(split tebn\)"):
+        data.load("dvs_cifar10", root, FrameSettings(**cache), 2)
+    gestures = gesture_files(tmp_path / "DvsGesture")
+    (gestures / "trials_to_train.txt").write_text("\n")
+    with pytest.raises(ValueError, match=rf"{gestures}: expected recordings for train, got none"):
+        data.load("dvs_gesture", gestures, FrameSettings(**cache), 2)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_load_dvs_gesture_names_a_recording_that_is_listed_twice(split, tmp_path, cache):
+    """A recording for training must not be one for the test."""
+    root = gesture_files(tmp_path / "DvsGesture")
+    with open(root / f"trials_to_{split}.txt", "a") as stream:
+        stream.write("user01_led.aedat\n")
+    with pytest.raises(ValueError, match=rf"{root}/trials_to_{split}.txt, line .*user01_led.aedat"):
+        data.load("dvs_gesture", root, FrameSettings(**cache), 2)
 
 
 HEAD = "class,startTime_usec,endTime_usec\n"

@@ -545,6 +545,16 @@ def test_read_names_what_is_wrong_in_a_matlab_file(elements, tmp_path):
         readers.read(file, DVS128)
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("kind", ["f8", "f4", "u2", "i4"])
+def test_read_finds_the_array_among_others_of_a_matlab_file(compressed, kind, tmp_path):
+    io = pytest.importorskip("scipy.io", reason="SciPy is not installed")
+    file, events = tmp_path / "recording.mat", files.random_events(33, DVS128, last=1000)
+    others = {"a": "text", "out": np.ones((3, 5)), "z": 1 + 2j, "list": {"t": [1, 2]}}
+    io.savemat(file, {**others, "out1": np.array(events).astype(kind), "zz": 5}, do_compression=compressed)
+    assert rows(readers.read(file, DVS128)) == events
+
+
 def test_read_names_the_row_of_a_matlab_file(tmp_path):
     io = pytest.importorskip("scipy.io", reason="SciPy is not installed")
     file = tmp_path / "recording.mat"

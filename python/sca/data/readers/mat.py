@@ -30,7 +30,7 @@ def read(file: Path, content: bytes, sensor: tuple[int, int], unsorted: str) -> 
     Args, Raises: as for :func:`sca.data.readers.read`.
     """
     expected = f"{file}: expected an array {_NAME} of numbers [N, {len(Events._fields)}] (t, x, y, p)"
-    if content[:4] == _HDF5:
+    if _HDF5 in (content[:4], content[512:516]):  # behind MATLAB's own text
         raise ValueError(f"{expected} in a MATLAB file of level 5, got one of version 7.3: save it with -v7")
     try:
         order = {b"IM": "<", b"MI": ">"}[content[126:_HEADER]]
@@ -55,17 +55,17 @@ def _elements(content: bytes, order: str) -> Iterator[tuple[int, bytes]]:
         if start + length > len(content) or (kind >> 16 and length > 4):
             raise ValueError(f"an element at byte {place:,} goes beyond its end")
         yield kind & 0xFFFF, content[start : start + length]
-        end = place + 8 if kind >> 16 else start + length
-        place = end if kind == _COMPRESSED else end + -end % 8
+        padded = length if kind == _COMPRESSED else length + -length % 8
+        place = place + 8 if kind >> 16 else start + padded
 
 
 def _matrices(content: bytes, order: str) -> Iterator[bytes]:
     """The arrays of a file."""
     for kind, part in _elements(content, order):
+        held = [(kind, part)]
         if kind == _COMPRESSED:
-            yield from _matrices(zlib.decompressobj().decompress(part, _MOST), order)
-        elif kind == _MATRIX:
-            yield part
+            held = _elements(zlib.decompressobj().decompress(part, _MOST), order)
+        yield from (inner for kind, inner in held if kind == _MATRIX)
 
 
 def _array(content: bytes, order: str) -> np.ndarray | None:
