@@ -513,6 +513,55 @@ def test_load_names_a_file_where_a_folder_should_be(name, tmp_path, cache):
         data.load("nmnist", root, FrameSettings(**cache), 2)
 
 
+def test_load_names_an_empty_class_and_a_recording_without_one(tmp_path, cache):
+    root = array_files(tmp_path / "data")
+    settings = FrameSettings(**cache, sensor=(24, 32))
+    shutil.copy(root / "train" / "left" / "0.npz", root / "train" / "loose.npz")
+    with pytest.raises(ValueError, match=r"train/loose.npz: expected recordings in a folder of their class"):
+        data.load("event_arrays", root, settings)
+    (root / "train" / "loose.npz").unlink()
+    for file in (root / "test" / "left").iterdir():
+        file.unlink()
+    assert data.load("event_arrays", root, settings).test.labels.tolist() == [1, 1]
+    for file in (root / "train" / "left").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match=r"train/left: expected recordings that end in .npy, .* got none"):
+        data.load("event_arrays", root, settings)
+
+
+def test_load_notices_a_file_that_changes_between_two_looks(tmp_path, cache, monkeypatch):
+    root = nmnist_files(tmp_path / "data")
+    read, seen = readers.content_of, set()
+
+    def changing(file: Path) -> bytes:
+        content = read(file) + (bytes(5) if file in seen else b"")
+        seen.add(file)
+        return content
+
+    monkeypatch.setattr(readers, "content_of", changing)
+    with pytest.raises(ValueError, match=r"0000\d.bin: changed while recordings were read"):
+        data.load("nmnist", root, FrameSettings(**cache), 2)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("rotate", float("nan")),
+        ("rotate", 181),
+        ("shear", -1),
+        ("mix", 2),
+        ("cutout", -1),
+        ("flip", "up"),
+        ("policy", "x"),
+    ],
+)
+def test_train_batches_name_an_argument_that_is_out_of_range(argument, value):
+    split = data.Split(torch.zeros(4, 2, 4, 4, 2, dtype=torch.uint8), torch.arange(4))
+    recordings = data.Dataset("frames", split, split, 4, (0.0, 0.0), (1.0, 1.0), full_scale=1.0)
+    with pytest.raises(ValueError, match=f"^{argument}: expected"):
+        next(recordings.train_batches(2, seed=0, epoch=0, **{argument: value}))
+
+
 def test_load_refuses_a_file_that_no_memory_holds(tmp_path, cache):
     root = nmnist_files(tmp_path / "data")
     os.truncate(root / "Train" / "4" / "00000.bin", readers.MOST_BYTES + 1)  # a hole, which takes no room
@@ -710,6 +759,7 @@ def replaced(file: Path, old: bytes, new: bytes) -> None:
         (lambda entry: (entry / "train.npy").unlink(), "train.npy: damaged"),
         (lambda entry: os.truncate(entry / "train.npy", 500), "train.npy: damaged"),
         (lambda entry: (entry / "test.npy").write_bytes(b"hello"), "test.npy: damaged"),
+        (lambda entry: os.truncate(entry / "test.npy", 10**6), "test.npy: expected [0-9,]+ bytes, got 1,000,000"),
         (
             lambda entry: np.save(entry / "test.npy", np.zeros((10, 3, 34, 34, 2), np.uint8)),
             "test.npy: expected frames",

@@ -63,7 +63,7 @@ def aedat2_bytes(draw: st.DrawFn) -> bytes:
     text = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=12)
     lines = draw(st.lists(text, max_size=3))
     header = ("#!AER-DAT2.0\r\n" + "".join(f"#{line}\r\n" for line in lines)).encode("latin-1")
-    events = draw(st.lists(st.tuples(st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1)), min_size=1, max_size=40))
+    events = draw(st.lists(st.tuples(st.integers(0, 2**16 - 1), st.integers(0, 2**31 - 1)), min_size=1, max_size=40))
     return draw(st.sampled_from([header, b""])) + b"".join(struct.pack(">II", *event) for event in events)
 
 
@@ -71,7 +71,7 @@ def aedat2_bytes(draw: st.DrawFn) -> bytes:
 def aedat3_bytes(draw: st.DrawFn) -> bytes:
     """Packets of polarity events, some of which are not valid, with room for more; others, of any size, between."""
     event = st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 127), st.integers(0, 127), st.integers(0, 1))
-    content = files.AEDAT3_HEADER
+    content, overflow = files.AEDAT3_HEADER, draw(st.integers(0, 2**20))
     for _ in range(draw(st.integers(1, 5))):
         if draw(st.booleans()):
             size, capacity = draw(st.integers(0, 40)), draw(st.integers(0, 3))
@@ -80,7 +80,7 @@ def aedat3_bytes(draw: st.DrawFn) -> bytes:
             continue
         events = draw(st.lists(event, max_size=8))
         invalid = draw(st.sets(st.integers(0, 7))) & set(range(len(events)))
-        content += files.aedat3_packet(events, draw(st.integers(0, 2)), draw(st.integers(0, 2**20)), invalid)
+        content += files.aedat3_packet(events, draw(st.integers(0, 2)), overflow, invalid)
     return content
 
 
@@ -216,6 +216,13 @@ def test_read_takes_polarities_of_minus_one_and_one(tmp_path):
     held = files.columns(events)
     np.savez(tmp_path / "recording.npz", **{**held, "p": 2 * held["p"] - 1})
     assert rows(readers.read(tmp_path / "recording.npz", DVS128)) == events
+
+
+def test_read_sorts_no_clock_that_begins_anew(tmp_path):
+    file = tmp_path / "recording.aedat"
+    files.write_aedat2(file, [(9, 1, 1, 1), (7, 1, 1, 1), (2**32 - 5, 1, 1, 1), (3, 2, 2, 1)])
+    with pytest.raises(ValueError, match=r"its clock begins anew: 4,294,967,291 µs, then 3 µs"):
+        readers.read(file, DVS128, unsorted="sort")
 
 
 def test_read_sorts_what_runs_backwards_where_that_is_wanted(tmp_path):

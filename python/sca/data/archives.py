@@ -108,6 +108,8 @@ def unpacked(archive: Path, folder: Path) -> Path:
             else:
                 with tarfile.open(archive) as members:
                     members.extractall(place, filter="data")
+                    while members.fileobj.read(2**20):  # to the checksum, which stands behind the last member
+                        pass
         except Exception as error:  # whatever damaged bytes bring about
             if isinstance(error, OSError) and error.errno is not None:
                 raise

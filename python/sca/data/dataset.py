@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 
 from .. import checkpoint
 from ..registry import lookup
+from ..settings import check_number
 from .augmentation import coins, cut_out, mix_recordings, rotate_and_shear, shift_and_mirror
 from .loaders import ShuffledLoader, SplitLoader
 from .policies import augmented
@@ -274,7 +275,19 @@ class Dataset:
             Iterator of ``(images, labels)``: float32 ``[N, C, H, W]``, or ``[T, N, C, H, W]`` of sequences,
             channels_last, normalised; int64 ``[N]``, with ``mix`` float32 ``[N, num_classes]``. The last batch of an
             epoch may be smaller.
+
+        Raises:
+            ValueError: an argument is out of range, or nothing for such data; told by the first batch.
         """
+        check_number("cutout", cutout, low=0)
+        check_number("rotate", rotate, low=0, high=180)
+        check_number("shear", shear, low=0)
+        check_number("mix", mix, low=0, high=1)
+        lookup(dict.fromkeys(("random", "alternating")), flip, "flip")
+        if self.time_steps is None and mix:
+            raise ValueError(f"mix: expected 0 for {self.name}, which is no event camera's, got {mix}")
+        if self.time_steps is not None and policy is not None:
+            raise ValueError(f"policy: expected none for recordings, got {policy!r}")
         order = torch.randperm(len(self.train), generator=generator_at(seed, epoch), device="cpu")
         in_odd_epochs = coins(len(self.train), generator_at(seed))
         for position, index in enumerate(order.split(batch_size)[start:], start):

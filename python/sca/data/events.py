@@ -105,7 +105,7 @@ def nmnist(data_dir: Path | None, settings: FrameSettings, time_steps: int) -> D
     files = [
         Recording(file, split, (Part(label),))
         for split, folder in folders.items()
-        for label, file in _by_class(folder, classes, (".bin",))
+        for label, file in _by_class(folder, split, classes, (".bin",))
     ]
     recordings = Recordings("nmnist", root, tuple(files), (34, 34), classes, "official split", {})
     return _dataset(recordings, settings, time_steps)
@@ -172,7 +172,7 @@ def dvs_gesture(data_dir: Path | None, settings: FrameSettings, time_steps: int)
                 f"data_dir: expected {' and '.join(_TRIALS.values())} of DVS128 Gesture, or {_GESTURE.file} with "
                 f"these, in {data_dir}"
             )
-    files = []
+    files, seen = [], {}
     for split, trials in _TRIALS.items():
         lines = _text(root / trials).splitlines()
         for number, line in enumerate(lines, 1):
@@ -181,6 +181,9 @@ def dvs_gesture(data_dir: Path | None, settings: FrameSettings, time_steps: int)
             file = root / name
             if Path(name).name != name or not file.is_file():
                 raise ValueError(f"{root / trials}, line {number}: expected a recording in {root}, got {name!r}")
+            place = f"{trials}, line {number}"
+            if (before := seen.setdefault(name, place)) is not place:
+                raise ValueError(f"{root / place}: expected each recording once, got {name}, as in {before}")
             files.append(Recording(file, split, tuple(_gestures(file.with_name(f"{file.stem}_labels.csv")))))
     recordings = Recordings("dvs_gesture", root, tuple(files), (128, 128), _GESTURES, "official split", {})
     return _dataset(recordings, settings, time_steps)
@@ -213,7 +216,7 @@ def event_arrays(data_dir: Path | None, settings: FrameSettings, time_steps: int
         if unknown or not classes:
             found = unknown[0] if unknown else "none"
             raise ValueError(f"{root / split}: expected folders of the classes in train, got {found}")
-        for label, file in _by_class(root / split, classes, endings):
+        for label, file in _by_class(root / split, split, classes, endings):
             files.append(Recording(file, split, (Part(label),)))
     options = {"columns": settings.event_columns}
     recordings = Recordings(
@@ -342,20 +345,23 @@ def _mark(file: Path) -> str:
     return hashlib.blake2b(os.fsencode(told), digest_size=6).hexdigest()
 
 
-def _by_class(folder: Path, classes: Iterable[str], endings: Iterable[str]) -> Iterator[tuple[int, Path]]:
+def _by_class(folder: Path, split: str, classes: Iterable[str], endings: Iterable[str]) -> Iterator[tuple[int, Path]]:
     """Label and file of each recording in a folder of classes.
 
     Raises:
-        ValueError: the folder lacks one, or has another besides.
+        ValueError: the folder lacks one, or has another or a recording besides; one to be learned holds no recording.
     """
     classes, endings = list(classes), tuple(endings)
     others = [name for name in _folders_in(folder) if name not in classes]
     if others:
         raise ValueError(f"{folder}: expected folders {', '.join(classes)}, got {others[0]} as well: no label for it")
+    for name in (entry.name for entry in os.scandir(folder) if entry.is_file()):
+        if os.path.splitext(name)[1].lower() in endings:
+            raise ValueError(f"{folder / name}: expected recordings in a folder of their class: no label for it")
     for label, name in enumerate(classes):
         if not (folder / name).is_dir():
             raise ValueError(f"{folder}: expected folders {', '.join(classes)}, got none named {name}")
-        yield from ((label, file) for file in _recordings_in(folder / name, endings))
+        yield from ((label, file) for file in _recordings_in(folder / name, endings, needed=split == "train"))
 
 
 def _folders_in(folder: Path) -> list[str]:
@@ -363,16 +369,18 @@ def _folders_in(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _recordings_in(folder: Path, endings: Iterable[str]) -> list[Path]:
+def _recordings_in(folder: Path, endings: Iterable[str], needed: bool = True) -> list[Path]:
     """The files in a folder that end so, in order of their names; what begins with a dot is none.
 
     Raises:
-        ValueError: another file is there.
+        ValueError: another file is there; or none, where some are needed.
     """
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith("."))
     for name in names:
         if os.path.splitext(name)[1].lower() not in endings:
             raise ValueError(f"{folder / name}: expected recordings that end in {', '.join(endings)} in this folder")
+    if needed and not names:
+        raise ValueError(f"{folder}: expected recordings that end in {', '.join(endings)}, got none")
     return [folder / name for name in names]
 
 

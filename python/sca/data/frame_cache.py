@@ -237,10 +237,14 @@ class _Digests:
         return len(self._known) == len(self._marks)
 
     def take(self, recording: Recording, content: bytes) -> None:
-        """Learn the digest of a file by its content."""
-        name = self._names[recording.file]
-        if name not in self._known:
-            self._known[name] = hashlib.sha256(content).hexdigest()[:32]
+        """Learn the digest of a file by its content.
+
+        Raises:
+            ValueError: it is another than it was.
+        """
+        digest = hashlib.sha256(content).hexdigest()[:32]
+        if self._known.setdefault(self._names[recording.file], digest) != digest:
+            raise ValueError(f"{recording.file}: changed while recordings were read; start again")
 
     def complete(self) -> None:
         """Read all files whose digest is not known."""
@@ -343,10 +347,12 @@ def _kept(entry: Path, asked: dict[str, Any], recordings: Recordings, shape: tup
             frames = np.load(file, mmap_mode="c", allow_pickle=False)
         except Exception as error:  # its head is read as Python, which raises what it likes
             raise ValueError(f"{file}: damaged ({error}){advice}") from error
-        is_array = isinstance(frames, np.ndarray)
+        is_array = isinstance(frames, np.memmap)
         if not is_array or frames.shape != (len(labels), *shape) or frames.dtype not in _TYPES:
             got = f"{frames.dtype} {list(frames.shape)}" if is_array else "several arrays"
             raise ValueError(f"{file}: expected frames {[len(labels), *shape]}, got {got}{advice}")
+        if (size := os.path.getsize(file)) != frames.offset + frames.nbytes:
+            raise ValueError(f"{file}: expected {frames.offset + frames.nbytes:,} bytes, got {size:,}{advice}")
         found[split] = Framed(frames, labels)
     return found
 

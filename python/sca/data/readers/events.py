@@ -127,13 +127,17 @@ def checked(events: Events, file: Path, sensor: tuple[int, int], unsorted: str, 
     late = events.t[1:] < events.t[:-1]
     if not late.any():
         return events
-    if unsorted == "sort":
-        order = events.t.argsort(kind="stable")
+    t = events.t.astype(np.int64)
+    falls = t[:-1] - t[1:]
+    wraps = falls.max() > _WRAP
+    if unsorted == "sort" and not wraps:
+        order = t.argsort(kind="stable")
         return Events(*(values[order] for values in events))
-    first = int(late.argmax())
-    before, after = events.t[first : first + 2]
-    what = "its clock begins anew" if before - after > _WRAP else "times run backwards"
+    first = int(falls.argmax() if wraps else late.argmax())
+    told = f"{t[first]:,} µs, then {t[first + 1]:,} µs"
+    if wraps:
+        raise ValueError(f"{file}, {place(first + 1)}: its clock begins anew: {told}; split the recording there")
     raise ValueError(
-        f"{file}, {place(first + 1)}: {what}: {before:,} µs, then {after:,} µs; a damaged recording, unless its events "
-        "are merely out of order (then: --unsorted sort)"
+        f"{file}, {place(first + 1)}: times run backwards: {told}; a damaged recording, unless its events are merely "
+        "out of order (then: --unsorted sort)"
     )
