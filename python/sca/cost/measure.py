@@ -252,7 +252,8 @@ def _count_pass(counts: _Counts, layer: nn.Module, inputs: tuple[Tensor, ...], o
     nonzero, spikes, positions, window = inputs_of(layer, inputs[0])
     counts.nonzero += int(nonzero.sum())
     counts.inputs += positions * nonzero.numel()
-    counts.spiking &= window > 0
+    if not window:  # no augmented assignment, which the compiler of torch 2.9 can't follow
+        counts.spiking = False
     counts.values += int(spikes.sum()) / max(window, 1)
     counts.window = max(counts.window, window)  # a pass may have no average between 0 and 1
     uses, dim = weight_uses(layer, inputs[0], output), channel_dim(layer)
