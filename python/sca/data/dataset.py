@@ -28,6 +28,8 @@ _MOST_CHANNELS = 4
 _FRAME_TYPES = (torch.uint8, torch.int16, torch.int32)
 # Frames that take more of a GPU's free memory than this stay on the host, batch by batch.
 _SHARE_OF_MEMORY = 0.5
+# Arguments of an augmentation that have a range.
+_CHECKED = ("flip", "cutout", "policy", "rotate", "shear", "mix")
 
 
 @dataclass(frozen=True)
@@ -229,8 +231,11 @@ class Dataset:
 
         Raises:
             TypeError: an argument is none of these.
+            ValueError: one is out of range, or nothing for such data.
         """
-        inspect.signature(self.train_batches).bind(batch_size, seed=seed, epoch=0, **augmentation)
+        bound = inspect.signature(self.train_batches).bind(batch_size, seed=seed, epoch=0, **augmentation)
+        bound.apply_defaults()
+        self._check_augmentation(**{name: bound.arguments[name] for name in _CHECKED})
         return ShuffledLoader(self, batch_size, seed, augmentation)
 
     def loader(self, split: str, batch_size: int) -> SplitLoader:
@@ -279,15 +284,7 @@ class Dataset:
         Raises:
             ValueError: an argument is out of range, or nothing for such data; told by the first batch.
         """
-        check_number("cutout", cutout, low=0)
-        check_number("rotate", rotate, low=0, high=180)
-        check_number("shear", shear, low=0)
-        check_number("mix", mix, low=0, high=1)
-        lookup(dict.fromkeys(("random", "alternating")), flip, "flip")
-        if self.time_steps is None and mix:
-            raise ValueError(f"mix: expected 0 for {self.name}, which is no event camera's, got {mix}")
-        if self.time_steps is not None and policy is not None:
-            raise ValueError(f"policy: expected none for recordings, got {policy!r}")
+        self._check_augmentation(flip, cutout, policy, rotate, shear, mix)
         order = torch.randperm(len(self.train), generator=generator_at(seed, epoch), device="cpu")
         in_odd_epochs = coins(len(self.train), generator_at(seed))
         for position, index in enumerate(order.split(batch_size)[start:], start):
@@ -310,6 +307,19 @@ class Dataset:
                 images = augmented(images.permute(0, 3, 1, 2), policy, generator).permute(0, 2, 3, 1)
             images = self._standardised(images)
             yield (cut_out(images, cutout, generator) if cutout else images), labels
+
+    def _check_augmentation(
+        self, flip: str, cutout: int, policy: str | None, rotate: float, shear: float, mix: float
+    ) -> None:
+        check_number("cutout", cutout, low=0)
+        check_number("rotate", rotate, low=0, high=180)
+        check_number("shear", shear, low=0)
+        check_number("mix", mix, low=0, high=1)
+        lookup(dict.fromkeys(("random", "alternating")), flip, "flip")
+        if self.time_steps is None and mix:
+            raise ValueError(f"mix: expected 0 for {self.name}, which is no event camera's, got {mix}")
+        if self.time_steps is not None and policy is not None:
+            raise ValueError(f"policy: expected none for recordings, got {policy!r}")
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
         """:meth:`batches` of the test split."""

@@ -21,7 +21,7 @@ from .dataset import Dataset, Split
 from .frame_cache import Part, Recording, Recordings, framed
 from .readers import FORMATS
 from .settings import FrameSettings
-from .splits import is_test
+from .splits import SPLITS
 
 __all__ = ["EVENT_DATASETS"]
 
@@ -139,14 +139,14 @@ def dvs_cifar10(data_dir: Path | None, settings: FrameSettings, time_steps: int)
     split = settings.event_split or "tebn"
     files = []
     for label, (name, folder) in enumerate(zip(classes, folders, strict=True)):
-        seen: dict[int, Path] = {}
+        tests, seen = SPLITS[split](name), {}
         for file in _recordings_in(folder, (".aedat", ".mat")):
             number = re.search(r"(\d+)$", file.stem)
             if number is None or int(number[1]) >= _CIFAR10_NUMBERS:
                 raise ValueError(f"{file}: expected a name that ends in a number from 0 to {_CIFAR10_NUMBERS - 1}")
             if (twin := seen.setdefault(int(number[1]), file)) is not file:
                 raise ValueError(f"{file}: expected each recording once, got number {number[1]} as {twin.name} too")
-            place = "test" if is_test(split, name, int(number[1])) else "train"
+            place = "test" if int(number[1]) in tests else "train"
             files.append(Recording(file, place, (Part(label),)))
     recordings = Recordings("dvs_cifar10", root, tuple(files), (128, 128), classes, f"split {split}", {})
     return _dataset(recordings, settings, time_steps, side=48, shift=5, mirror=True)

@@ -15,12 +15,9 @@ from sca_kernels import checks
 from ..registry import collect, lookup
 from .dataset import Dataset
 from .events import EVENT_DATASETS
-from .settings import FRAMES_OF_EVENTS, FrameSettings
+from .settings import FRAMES_OF_EVENTS, MAX_TIME_STEPS, FrameSettings
 
 __all__ = ["DATASETS", "load"]
-
-# More is a slip of the pen.
-_MOST_TIME_STEPS = 2**16
 
 DATASETS = collect(importlib.import_module(__package__), "DATASETS") | EVENT_DATASETS
 
@@ -42,7 +39,7 @@ def load(
         TypeError: ``time_steps`` is no int.
     """
     loader = lookup(DATASETS, name, "data")
-    checks.integer("time_steps", time_steps, 1, _MOST_TIME_STEPS)
+    checks.integer("time_steps", time_steps, 1, MAX_TIME_STEPS)
     folder = None if data_dir is None else Path(data_dir)
     frames = frames or FrameSettings()
     if name in EVENT_DATASETS:

@@ -6,7 +6,10 @@ from dataclasses import dataclass, fields
 
 from ..settings import check, setting
 
-__all__ = ["FRAMES_OF_EVENTS", "FrameSettings"]
+__all__ = ["FRAMES_OF_EVENTS", "MAX_TIME_STEPS", "FrameSettings"]
+
+#: More is a slip of the pen, which would end in no memory.
+MAX_TIME_STEPS = 2**16
 
 FRAME_ENDS = ("number", "time", "duration")
 FRAME_VALUES = ("sum", "binary", "clipped")

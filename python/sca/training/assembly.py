@@ -41,8 +41,6 @@ def assembled(config: TrainConfig, dataset: Dataset, ranks: Ranks, weights: bool
     dataset = dataset.held_out(config.validation, config.seed)
     if config.policy is not None:
         require_policy(config.policy, dataset.in_channels)
-    if config.mix and dataset.time_steps is None:
-        raise ValueError(f"mix: expected 0 for {dataset.name}, which is no event camera's, got {config.mix}")
     dataset = dataset.to(config.device)
     model = build(
         config.model,

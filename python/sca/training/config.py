@@ -7,7 +7,7 @@ import copy
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from ..data.settings import FrameSettings
+from ..data.settings import MAX_TIME_STEPS, FrameSettings
 from ..pruning.settings import PruneSettings, multiple
 from ..registry import lookup, nearest
 from ..settings import check, setting, settings
@@ -18,7 +18,7 @@ ESSENTIAL = ("data", "model", "width", "time_steps", "neuron", "neuron_arguments
 #: The largest seed: the largest integer that torch's generators, JSON and TOML all take.
 MAX_SEED = 2**63 - 1
 #: What is larger is a slip of the pen, which would end in an overflow, or in no memory.
-MAX_COUNT, MAX_TIME_STEPS, MAX_WIDTH, MAX_FACTOR = 2**31 - 1, 2**16, 1e3, 1e30
+MAX_COUNT, MAX_WIDTH, MAX_FACTOR = 2**31 - 1, 1e3, 1e30
 
 
 def check_device(device: str) -> None:

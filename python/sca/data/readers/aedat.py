@@ -59,8 +59,8 @@ def _version_2(file: Path, content: bytes, sensor: tuple[int, int], unsorted: st
     if len(t) and address.max() >> 16:
         first = int((address >> 16 != 0).argmax())
         raise ValueError(
-            f"{file}, byte {start + 8 * first:,}: expected an address of the DVS128, 16 bits, got {address[first]:#x}: "
-            "another camera, or damaged"
+            f"{file}, byte {start + _EVENT_BYTES * first:,}: expected an address of the DVS128, 16 bits, got "
+            f"{address[first]:#x}: another camera, or damaged"
         )
     kept, address, t = only(address & _SPECIAL == 0, address, t)
     events = Events(t, 127 - (address >> 8), 127 - (address >> 1 & 0x7F), ~address & 1)
