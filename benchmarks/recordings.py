@@ -50,7 +50,7 @@ def spikingjelly(into: str) -> Party | None:
     """By its decoder and its integration, or by what its data set does with the files of the archives."""
     if NMNIST is None or not installed("spikingjelly"):
         return None
-    with _without("torchvision", "torchvision.datasets", "torchvision.datasets.utils", "torchaudio"):
+    with stand_ins():
         from loguru import logger
         from spikingjelly.datasets.base import FrameFixedNumberBuilder, NeuromorphicDatasetConfig
         from spikingjelly.datasets.n_mnist import NMNIST as Dataset
@@ -125,17 +125,18 @@ def _check(frames: Callable[[Path], np.ndarray], name: str, compared: int) -> No
 
 
 @contextlib.contextmanager
-def _without(*modules: str) -> Iterator[None]:
-    """Have imports of these succeed where they are not installed: SpikingJelly's data sets import them for downloads,
-    pictures and sound, of which nothing is used here."""
-    stand_ins = {name: types.ModuleType(name) for name in modules if not installed(name.partition(".")[0])}
-    for stand_in in stand_ins.values():
-        stand_in.__getattr__ = lambda name: object
-    sys.modules.update(stand_ins)
+def stand_ins() -> Iterator[None]:
+    """Have SpikingJelly's data sets import torchvision and torchaudio where these are not installed: they want them for
+    downloads, pictures and sound, of which nothing is used here."""
+    modules = ("torchvision", "torchvision.datasets", "torchvision.datasets.utils", "torchaudio")
+    empty = {name: types.ModuleType(name) for name in modules if not installed(name.partition(".")[0])}
+    for module in empty.values():
+        module.__getattr__ = lambda name: object
+    sys.modules.update(empty)
     try:
         yield
     finally:
-        for name in stand_ins:
+        for name in empty:
             del sys.modules[name]
 
 

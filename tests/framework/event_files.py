@@ -3,11 +3,16 @@ formats' own specifications, apart from the package's readers."""
 
 from __future__ import annotations
 
+import importlib
 import struct
 from collections.abc import Collection
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import pytest
+
+from benchmarks.recordings import stand_ins
 
 #: t in microseconds, x, y, p
 Event = tuple[int, int, int, int]
@@ -169,3 +174,10 @@ def write_mat(file: Path, *elements: bytes, order: str = "<") -> None:
     """A MATLAB file of level 5 with these data elements."""
     version = struct.pack(f"{order}H", 0x0100) + (b"IM" if order == "<" else b"MI")
     file.write_bytes(b"MATLAB 5.0 MAT-file, written by a test".ljust(124) + version + b"".join(elements))
+
+
+def spikingjelly(module: str) -> ModuleType:
+    """A module of SpikingJelly's data sets; skips the test where that is not installed."""
+    pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
+    with stand_ins():
+        return importlib.import_module(f"spikingjelly.datasets.{module}")

@@ -112,8 +112,7 @@ def test_integrate_of_long_frames_takes_all_events():
 @pytest.mark.parametrize("steps", [1, 4, 7])
 @pytest.mark.parametrize("by", ["number", "time"])
 def test_integrate_makes_the_frames_that_spikingjelly_makes(by, steps):
-    missing = "SpikingJelly, or what its data sets import, is not installed"
-    utils = pytest.importorskip("spikingjelly.datasets.utils", reason=missing)
+    utils = files.spikingjelly("utils")
     events = recording(3_000)
     expected = utils.integrate_events_by_fixed_frames_number(events._asdict(), by, steps, *SENSOR)
     frames = integrate(events, FrameSettings(frame_by=by), steps, SENSOR, SENSOR)
@@ -122,8 +121,7 @@ def test_integrate_makes_the_frames_that_spikingjelly_makes(by, steps):
 
 def test_duration_makes_the_frames_that_spikingjelly_makes():
     """Of which there are as many as a recording is long."""
-    missing = "SpikingJelly, or what its data sets import, is not installed"
-    utils = pytest.importorskip("spikingjelly.datasets.utils", reason=missing)
+    utils = files.spikingjelly("utils")
     events = recording(3_000)
     expected = utils.integrate_events_by_fixed_duration(events._asdict(), 1_500, *SENSOR)
     settings = FrameSettings(frame_by="duration", frame_duration=1_500)

@@ -103,10 +103,9 @@ def test_read_finds_in_any_bytes_what_a_second_reader_finds(name, tmp_path_facto
 
 
 def by_spikingjelly(name: str, file: Path) -> list[files.Event]:
-    missing = "SpikingJelly, or what its data sets import, is not installed"
-    utils = pytest.importorskip("spikingjelly.datasets.utils", reason=missing)
+    utils = files.spikingjelly("utils")
     if name == "aedat 2.0":
-        cifar10_dvs = pytest.importorskip("spikingjelly.datasets.cifar10_dvs", reason=missing)
+        cifar10_dvs = files.spikingjelly("cifar10_dvs")
         read = getattr(cifar10_dvs, "_load_origin_data", None) or cifar10_dvs.load_origin_data
     else:
         read = {"atis": utils.load_ATIS_bin, "aedat 3.1": utils.load_aedat_v3}[name]
