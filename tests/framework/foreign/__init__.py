@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from . import spikingjelly_nets, spikingjelly_old
+from . import norse_nets, research, snntorch_nets, spikingjelly_nets, spikingjelly_old
 from .net import ForeignNet
 
-NETS: dict[str, ForeignNet] = {net.name: net for net in (*spikingjelly_nets.NETS, *spikingjelly_old.NETS)}
+__all__ = ["NETS", "ForeignNet"]
+
+NETS: dict[str, ForeignNet] = {
+    net.name: net
+    for module in (spikingjelly_nets, spikingjelly_old, research, snntorch_nets, norse_nets)
+    for net in module.NETS
+}

@@ -58,6 +58,11 @@ class ForeignNet:
     idle: tuple[str, ...] = ()
     package: str = ""
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a pass begins where the one before ended."""
+        return self.reset is not stateless
+
     def skip_unless_installed(self) -> None:
         """Skip the test where the package is not installed."""
         if self.package:
@@ -85,6 +90,10 @@ class ForeignNet:
             for handle in handles:
                 handle.remove()
         return tensors(output), {name: torch.stack(calls) for name, calls in heard.items()}
+
+
+def stateless(model: nn.Module) -> None:
+    """The reset of a network that begins each pass anew."""
 
 
 def matching(model: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Module]:

@@ -11,8 +11,9 @@ import contextlib
 import copy
 import math
 import sys
-import types
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from typing import Any
 
 import torch
@@ -346,9 +347,9 @@ def reset_net(net: nn.Module) -> None:
 
 
 class CextMultiStepParametricLIFNode(nn.Module):
-    """spikingjelly.cext.neuron.MultiStepParametricLIFNode as it was in development versions: another class altogether.
-    No MemoryModule: ``v`` is a plain attribute. The surrogate is a string beside its slope, ``w`` has one dimension, and
-    there is no soft reset. Here computed by torch, there by a CUDA extension."""
+    """spikingjelly.cext.neuron.MultiStepParametricLIFNode as it was in development versions: another class.
+    No MemoryModule: ``v`` is a plain attribute. The surrogate is a string beside its slope, ``w`` has one dimension,
+    and there is no soft reset. Here computed by torch, there by a CUDA extension."""
 
     def __init__(
         self,
@@ -416,7 +417,10 @@ for _place, _members in _MODULES.items():
 def installed() -> Iterator[None]:
     """Have imports find the classes of this file where 0.0.0.0.12 has them, instead of any SpikingJelly there is."""
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "spikingjelly"}
-    made = {name: types.ModuleType(name) for name in ("spikingjelly", _CLOCK_DRIVEN, "spikingjelly.cext", *_MODULES)}
+    made = {
+        name: module_from_spec(ModuleSpec(name, None))
+        for name in ("spikingjelly", _CLOCK_DRIVEN, "spikingjelly.cext", *_MODULES)
+    }
     for name, module in made.items():
         module.__path__ = []
         for member in _MODULES.get(name, ()):
@@ -532,8 +536,8 @@ NETS = (
         example=_recording,
         call=lambda model, x: model(x),
         reset=reset_net,
-        trap="spikes += x writes into the neuron's output; the neuron is that of a compiled extension, whose surrogate is "
-        "a string and whose w has one dimension; [N, T] is turned inside",
+        trap="spikes += x writes into the neuron's output; the neuron is that of a compiled extension, whose surrogate "
+        "is a string and whose w has one dimension; [N, T] is turned inside",
         convertible=("stages.[05].1", "stages.?.body.?.1"),
         layers=("stages.[05].0.?", "stages.?.body.?.0.?", "out"),
         time="NT>TN",
@@ -545,10 +549,10 @@ NETS = (
         example=_charged,
         call=lambda model, x: model(x),
         reset=reset_net,
-        trap="without decay of the input, v is multiplied by 1 - 1 / tau where it is reset to zero, but divided where it is "
-        "not: with tau = 3 these differ in the last bit; v_threshold and v_reset are memories",
+        trap="without decay of the input, v is multiplied by 1 - 1 / tau where it is reset to zero, but divided where "
+        "it is not: with tau = 3 these differ in the last bit; v_threshold and v_reset are memories",
         convertible=("integrate", "divided", "multiplied", "shifted", "halved", "learned"),
-        layers=("conv.?", "fc?.?", "head"),
+        layers=("conv.?", "fc1.[12]", "fc[2-5].?", "head"),
         time="TN",
     ),
 )
