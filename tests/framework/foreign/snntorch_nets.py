@@ -9,7 +9,8 @@ from .net import ForeignNet, events, normal, seeded, stateless
 
 
 def utilities_reset(model: nn.Module) -> None:
-    """Reset every neuron of these classes in this process, if ``model`` has one of them as a child."""
+    """Reset all neurons of these classes that were constructed in this process, so no copy, if ``model`` has one of
+    them as a child."""
     from snntorch import utils
 
     utils.reset(model)
@@ -178,9 +179,9 @@ NETS = (
         example=_quantised,
         call=through_hidden_states,
         reset=utilities_reset,
-        trap="hidden states, which utils.reset clears in every network of the process; the last neuron returns spikes "
-        "and membrane; fast_sigmoid(25) is 1 / (1 + 25 |u|)^2; membranes meet the threshold exactly and do not "
-        "fire",
+        trap="hidden states, which utils.reset clears in every network of the process, but not in a copy; the last "
+        "neuron returns spikes and membrane; fast_sigmoid(25) is 1 / (1 + 25 |u|)^2; membranes meet the threshold "
+        "exactly and do not fire",
         convertible=("2", "5"),
         either=("8",),
         layers=("0", "3", "7"),
