@@ -103,6 +103,33 @@ def _erf_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
     return 0.5 * (1 + torch.erf(alpha * u))
 
 
+def _piecewise_exp(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return alpha / 2 * torch.exp(-alpha * u.abs())
+
+
+def _piecewise_exp_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
+    tail = 0.5 * torch.exp(-alpha * u.abs())
+    return torch.where(u < 0, tail, 1 - tail)
+
+
+def _triangle(u: Tensor, alpha: float, beta: float) -> Tensor:
+    a = u.abs()
+    return torch.where(a > 1, 0.0, alpha - alpha * a)
+
+
+def _triangle_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
+    c = u.clamp(-1, 1)
+    return alpha * (c - 0.5 * c * c.abs() + 0.5)
+
+
+def _fast_sigmoid(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return 1 / (1 + alpha * u.abs()).square()
+
+
+def _fast_sigmoid_primitive(u: Tensor, alpha: float, beta: float) -> Tensor:
+    return u / (1 + alpha * u.abs())
+
+
 def _leaky_k_relu(u: Tensor, alpha: float, beta: float) -> Tensor:
     # Numbers alone would be float32; what is neither is NaN.
     return torch.where(u >= 0, torch.full_like(u, alpha), torch.where(u < 0, beta, u))
@@ -150,33 +177,35 @@ TABLE: dict[str, SurrogateRow] = {
     "q_pseudo_spike": SurrogateRow(
         2.0, 0.0, _q_pseudo_spike, _q_pseudo_spike_primitive, "QPseudoSpike", "q_pseudo_spike", least=1.0
     ),
+    "piecewise_exp": SurrogateRow(
+        1.0, 0.0, _piecewise_exp, _piecewise_exp_primitive, "PiecewiseExponential", "piecewise_exp"
+    ),
+    "triangle": SurrogateRow(1.0, 0.0, _triangle, _triangle_primitive, "Triangle", "triangle"),
+    "fast_sigmoid": SurrogateRow(25.0, 0.0, _fast_sigmoid, _fast_sigmoid_primitive, "FastSigmoid", "fast_sigmoid"),
 }
 
 STEEPEST = 1e18
 """The squares of a slope and of its reciprocal are numbers of float32."""
 _RANGE = f"from {1 / STEEPEST:g} to {STEEPEST:g}"
 
-ALIASES = {"triangle": "piecewise_quadratic"}
-
-_AMBIGUOUS = {
-    "fast_sigmoid": "in snnTorch it is 1 / (1 + slope |u|)^2, which is 2 / slope times 'soft_sign' with alpha=slope; "
-    "alpha / (1 + |u|)^2 is 'super_spike'"
-}
-"""Names that libraries give to different functions, and what to call them here."""
+_WAS_ALIAS = {"triangle": "piecewise_quadratic"}
+"""Names that stood for another row once, whose formula is another for any alpha but 1."""
 
 
 class Surrogate(NamedTuple):
     """A surrogate with its slope parameters, accepted wherever a surrogate's name is.
 
     Args:
-        name: a key of :data:`TABLE` (``triangle`` is an alias of ``piecewise_quadratic``).
-        alpha: slope. ``leaky_k_relu``: k.
+        name: a key of :data:`TABLE`.
+        alpha: slope. ``leaky_k_relu``: k. ``triangle``: the height.
         beta: second parameter of ``leaky_k_relu`` (the leak) and ``s2nn``; unused by the others.
+        scale: factor on the derivative, as libraries have it that don't normalise theirs.
     """
 
     name: str
     alpha: float
     beta: float = 0.0
+    scale: float = 1.0
 
     def derivative(self, u: Tensor) -> Tensor:
         """Surrogate derivative at ``u = h - v_threshold``; any shape and floating dtype, kept.
@@ -184,10 +213,11 @@ class Surrogate(NamedTuple):
         Raises:
             TypeError, ValueError: as of :func:`resolve`, or u is no floating-point tensor.
         """
-        name, alpha, beta = resolve(self)
+        name, alpha, beta, scale = resolve(self)
         if not checks.is_plain(u) or u.dtype not in checks.DTYPES:
             raise TypeError(f"u: expected a floating-point tensor, got {checks.describe(u)}")
-        return TABLE[name].derivative(u, alpha, beta)
+        slope = TABLE[name].derivative(u, alpha, beta)
+        return slope if scale == 1 else slope * scale
 
 
 def resolve(surrogate: str | Surrogate, alpha: float | None = None) -> Surrogate:
@@ -202,14 +232,17 @@ def resolve(surrogate: str | Surrogate, alpha: float | None = None) -> Surrogate
     given = surrogate if isinstance(surrogate, Surrogate) else None
     if given is not None and alpha is not None:
         raise ValueError("alpha: expected None, since surrogate is a Surrogate with its own alpha")
-    asked = surrogate if given is None else given.name
-    if isinstance(asked, str) and asked in _AMBIGUOUS:
-        raise ValueError(f"surrogate: expected a name that means one function, got {asked!r}: {_AMBIGUOUS[asked]}")
-    name = checks.one_of("surrogate", asked, [*TABLE, *ALIASES])
-    name = ALIASES.get(name, name)
+    name = checks.one_of("surrogate", surrogate if given is None else given.name, TABLE)
     row = TABLE[name]
-    slope, beta = (given.alpha, given.beta) if given is not None else (row.alpha if alpha is None else alpha, row.beta)
-    slope, beta = checks.number("alpha", slope), checks.number("beta", beta)
+    if given is None:
+        given = Surrogate(name, row.alpha if alpha is None else alpha, row.beta)
+    slope, beta, scale = (checks.number(field, getattr(given, field)) for field in ("alpha", "beta", "scale"))
     if not row.least < slope <= STEEPEST or slope < 1 / STEEPEST:
         raise ValueError(f"alpha: {name} expects a number > {row.least:g}, {_RANGE}, got {slope}")
-    return Surrogate(name, float(slope), float(beta))
+    if name in _WAS_ALIAS and slope != 1 and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"surrogate {name!r} is alpha max(0, 1 - |u|) now, {slope:g} high and 2 wide; it was another name of "
+            f"{_WAS_ALIAS[name]!r}, which is {slope:g} high and 2 / alpha wide",
+            stacklevel=2,
+        )
+    return Surrogate(name, float(slope), float(beta), float(scale))

@@ -35,15 +35,15 @@ def relative_l2(result: Tensor, truth: Tensor) -> float:
 
 class _Spike(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u: Tensor, surrogate: Surrogate) -> Tensor:
+    def forward(ctx, u: Tensor, surrogate: Surrogate, config: NeuronConfig) -> Tensor:
         ctx.save_for_backward(u)
         ctx.surrogate = surrogate
-        return (u >= 0).to(u.dtype)
+        return (u > 0 if config.fire == ">" else u >= 0).to(u.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (u,) = ctx.saved_tensors
-        return grad * ctx.surrogate.derivative(u), None
+        return grad * ctx.surrogate.derivative(u), None, None
 
 
 def eager_neuron(
@@ -54,32 +54,38 @@ def eager_neuron(
     shift: Tensor | None = None,
     rate: Tensor | None = None,
     v_init: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    threshold: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The equations of a neuron step by step, differentiated by autograd: what every gradient is compared with.
 
     Returns:
-        spikes [T, N, C, *S] and the final potential [N, C, *S], in the dtype of x.
+        spikes [T, N, C, *S], the final potential [N, C, *S] and the potentials before the reset [T, N, C, *S], in the
+        dtype of x.
     """
-    surrogate = Surrogate(config.surrogate, config.alpha, config.beta)
+    surrogate = Surrogate(config.surrogate, config.alpha, config.beta, config.surrogate_scale)
 
     def channels(p: Tensor) -> Tensor:
         return p.view(-1, *[1] * (x.dim() - 3))
 
-    leak = Leak(config.tau, None if rate is None else channels(rate))
-    v = torch.full_like(x[0], config.v_rest) if v_init is None else v_init
-    spikes = []
+    leak = Leak(config.tau, config.leak_rate if rate is None else channels(rate), config.decay)
+    at = config.v_threshold if threshold is None else channels(threshold)
+    v = torch.full_like(x[0], config.rest) if v_init is None else v_init
+    spikes, potentials = [], []
     for x_t in x:
         y = x_t if scale is None else x_t * channels(scale)
         y = y if shift is None else y + channels(shift)
-        h = NEURONS[config.neuron].charge(v, y, leak, config.v_rest, config.decay_input)
-        s = _Spike.apply(h - config.v_threshold, surrogate)
+        h = NEURONS[config.neuron].charge(v, y, leak, config.rest, config.decay_input)
+        s = torch.zeros_like(h) if config.never_fires else _Spike.apply(h - at, surrogate, config)
         in_reset = s.detach() if config.detach_reset else s
-        if config.v_reset is None:
-            v = h - in_reset * config.v_threshold
+        if config.never_fires:
+            v = h
+        elif config.v_reset is None:
+            v = h - in_reset * (at if config.v_subtract is None else config.v_subtract)
         else:
             v = (1 - in_reset) * h + in_reset * config.v_reset
         spikes.append(s)
-    return torch.stack(spikes), v
+        potentials.append(h)
+    return torch.stack(spikes), v, torch.stack(potentials)
 
 
 @contextlib.contextmanager

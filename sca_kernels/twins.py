@@ -34,16 +34,18 @@ _Free = dict[str, Iterator[int]]
 
 def charge(config: NeuronConfig) -> str:
     """The struct of its charge in C++; ValueError where its row names none."""
-    structs = _named(config.neuron, _cpp(NEURONS[config.neuron]), _unnamed_cpp(NEURONS[config.neuron]))
+    neuron = NEURONS[config.neuron]
+    if config.decay is not None:
+        return _named(config.neuron, getattr(neuron, "cpp_decay", ""), _unnamed_decay(neuron))
+    structs = _named(config.neuron, _cpp(neuron), _unnamed_cpp(neuron))
     struct = structs[0 if config.decay_input else 1]
     return struct.replace("<>", "<DivideByTau>" if config.divides_by_tau else "<MultiplyByRate>")
 
 
 def reset(config: NeuronConfig) -> str:
-    """The struct of its reset in C++."""
-    if config.v_reset is None:
-        return "SoftReset"
-    return "HardResetToZero" if config.v_reset == 0 else "HardReset"
+    """The struct of its reset in C++: constant zeros, where its numbers are."""
+    kind, numbers = ("SoftReset", (config.rest,)) if config.v_reset is None else ("HardReset", (config.rest, config.by))
+    return kind if any(numbers) else f"{kind}AtZero"
 
 
 def surrogate(config: NeuronConfig) -> str:
@@ -140,6 +142,10 @@ def _missing_of_neuron(neuron: Neuron, free: _Free) -> Iterable[str]:
     if not structs:
         yield _unnamed_cpp(neuron)
     leaks = ("MultiplyByRate",) if neuron.learnable_leak else ("DivideByTau", "MultiplyByRate")
+    if neuron.takes_tau and not getattr(neuron, "cpp_decay", ""):
+        yield _unnamed_decay(neuron)
+    elif neuron.takes_tau:
+        yield from _missing_struct("SCA_CHARGES", [neuron.cpp_decay], free)
     for struct in dict.fromkeys(structs or ()):
         rows = [struct.replace("<>", f"<{leak}>") for leak in leaks] if struct.endswith("<>") else [struct]
         yield from _missing_struct("SCA_CHARGES", rows, free)
@@ -185,6 +191,10 @@ _UNNAMED_FUNCTION = 'its row names no Triton twin: add `triton="<function>"` to 
 
 def _unnamed_cpp(neuron: Neuron) -> str:
     return f"its row names no C++ twin: add `cpp = (<struct>, <without decay_input>)` to it in {_file(neuron)}"
+
+
+def _unnamed_decay(neuron: Neuron) -> str:
+    return f'its row names no C++ twin of its decay: add `cpp_decay = "<struct>"` to it in {_file(neuron)}'
 
 
 def _unnamed_triton(neuron: Neuron) -> str:

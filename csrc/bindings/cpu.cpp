@@ -21,11 +21,13 @@ namespace py = pybind11;
 namespace {
 
 // Raised with every change of a signature below; backends/cpu.py refuses a build that is out of date.
-constexpr int kAbiVersion = 8;
+constexpr int kAbiVersion = 9;
 
 // (address, (t, n, c, s) strides in elements)
 using Activation = std::tuple<uintptr_t, std::array<int64_t, 4>>;
 using MaybeActivation = std::optional<Activation>;
+// (threshold, least number that fires), [C] each
+using Thresholds = std::pair<uintptr_t, uintptr_t>;
 
 sca::DType dtype_of(const std::string& name) {
     if (name == "float32") return sca::DType::float32;
@@ -82,7 +84,8 @@ struct Problem {
     sca::Input in;
 
     Problem(const std::array<int64_t, 4>& sizes, const std::string& dtype_name, int threads, const Activation& x,
-            const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t rate)
+            const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t rate,
+            const Thresholds& thresholds)
         : dtype(dtype_of(dtype_name)),
           in{shape_of(sizes),
              view(x, dtype),
@@ -90,6 +93,8 @@ struct Problem {
              vector_at<const float>(scale),
              vector_at<const float>(shift),
              vector_at<const float>(rate),
+             vector_at<const float>(thresholds.first),
+             vector_at<const float>(thresholds.second),
              threads} {}
 };
 
@@ -103,85 +108,85 @@ PYBIND11_MODULE(_cpu, m) {
 
     py::class_<sca::NeuronConfig>(m, "NeuronConfig", "A neuron configuration, translated once.")
         .def(py::init(&sca::neuron_config), py::arg("charge"), py::arg("reset"), py::arg("surrogate"),
-             py::arg("detach_reset"), py::arg("leak"), py::arg("v_threshold"), py::arg("v_rest"), py::arg("alpha"),
-             py::arg("beta"));
+             py::arg("detach_reset"), py::arg("subtracts_threshold"), py::arg("leak"), py::arg("threshold"),
+             py::arg("fires_at"), py::arg("by"), py::arg("rest"), py::arg("alpha"), py::arg("beta"), py::arg("gain"));
 
     m.def(
         "neuron_forward",
         [](const sca::NeuronConfig& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
-           const Activation& x, const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t rate,
-           const Activation& spikes, const MaybeActivation& v, uintptr_t mask, uintptr_t count, uintptr_t l1) {
-            const Problem p(shape, dtype, threads, x, v_init, scale, shift, rate);
-            const sca::ForwardOutput out{view(spikes, p.dtype), state(v), vector_at<const uint8_t>(mask),
+           const Activation& x, const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t rate, const Thresholds& thresholds,
+           const Activation& spikes, const MaybeActivation& v, const MaybeActivation& h, uintptr_t mask, uintptr_t count, uintptr_t l1) {
+            const Problem p(shape, dtype, threads, x, v_init, scale, shift, rate, thresholds);
+            const sca::ForwardOutput out{view(spikes, p.dtype), state(v), state(h), vector_at<const uint8_t>(mask),
                                          vector_at<int64_t>(count), vector_at<float>(l1)};
             const py::gil_scoped_release released;
             sca::neuron_forward(neuron, p.in, out);
             return any_nan(out.l1, p.in.shape.c);
         },
         py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"),
-        py::arg("scale"), py::arg("shift"), py::arg("rate"), py::arg("spikes"), py::arg("v"), py::arg("mask"),
+        py::arg("scale"), py::arg("shift"), py::arg("rate"), py::arg("thresholds"), py::arg("spikes"), py::arg("v"), py::arg("h"), py::arg("mask"),
         py::arg("count"), py::arg("l1"), "Returns whether an l1 is NaN.");
 
     m.def(
         "neuron_backward",
         [](const sca::NeuronConfig& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
-           const Activation& x, const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t rate,
-           const MaybeActivation& grad_spikes, const MaybeActivation& grad_v, const MaybeActivation& grad_x,
-           const MaybeActivation& grad_v_init, uintptr_t grad_scale, uintptr_t grad_shift, uintptr_t grad_rate) {
-            const Problem p(shape, dtype, threads, x, v_init, scale, shift, rate);
-            const sca::BackwardInput grad{view(grad_spikes, p.dtype), state(grad_v)};
+           const Activation& x, const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t rate, const Thresholds& thresholds,
+           const MaybeActivation& grad_spikes, const MaybeActivation& grad_v, const MaybeActivation& grad_h, const MaybeActivation& grad_x,
+           const MaybeActivation& grad_v_init, uintptr_t grad_scale, uintptr_t grad_shift, uintptr_t grad_rate, uintptr_t grad_threshold) {
+            const Problem p(shape, dtype, threads, x, v_init, scale, shift, rate, thresholds);
+            const sca::BackwardInput grad{view(grad_spikes, p.dtype), state(grad_v), state(grad_h)};
             const sca::BackwardOutput out{view(grad_x, p.dtype), state(grad_v_init), vector_at<float>(grad_scale),
-                                          vector_at<float>(grad_shift), vector_at<float>(grad_rate)};
+                                          vector_at<float>(grad_shift), vector_at<float>(grad_rate), vector_at<float>(grad_threshold)};
             const py::gil_scoped_release released;
             sca::neuron_backward(neuron, p.in, grad, out);
         },
         py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"),
-        py::arg("scale"), py::arg("shift"), py::arg("rate"), py::arg("grad_spikes"), py::arg("grad_v"),
-        py::arg("grad_x"), py::arg("grad_v_init"), py::arg("grad_scale"), py::arg("grad_shift"), py::arg("grad_rate"));
+        py::arg("scale"), py::arg("shift"), py::arg("rate"), py::arg("thresholds"), py::arg("grad_spikes"), py::arg("grad_v"), py::arg("grad_h"),
+        py::arg("grad_x"), py::arg("grad_v_init"), py::arg("grad_scale"), py::arg("grad_shift"), py::arg("grad_rate"), py::arg("grad_threshold"));
 
     m.def(
         "batch_norm_forward",
         [](const sca::NeuronConfig& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
            const Activation& x, const MaybeActivation& v_init, uintptr_t weight, uintptr_t bias, double eps,
-           uintptr_t statistics, uintptr_t rate, const Activation& spikes, const MaybeActivation& v, uintptr_t mask,
+           uintptr_t statistics, uintptr_t rate, const Thresholds& thresholds, const Activation& spikes, const MaybeActivation& v, const MaybeActivation& h, uintptr_t mask,
            uintptr_t count, uintptr_t l1) {
-            const Problem p(shape, dtype, threads, x, v_init, 0, 0, rate);
+            const Problem p(shape, dtype, threads, x, v_init, 0, 0, rate, thresholds);
             const sca::BatchNorm norm{vector_at<const float>(weight), vector_at<const float>(bias), eps};
-            const sca::ForwardOutput out{view(spikes, p.dtype), state(v), vector_at<const uint8_t>(mask),
+            const sca::ForwardOutput out{view(spikes, p.dtype), state(v), state(h), vector_at<const uint8_t>(mask),
                                          vector_at<int64_t>(count), vector_at<float>(l1)};
             const py::gil_scoped_release released;
             sca::batch_norm_forward(neuron, norm, p.in, out, vector_at<float>(statistics));
             return any_nan(out.l1, p.in.shape.c);
         },
         py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"),
-        py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("statistics"), py::arg("rate"), py::arg("spikes"),
-        py::arg("v"), py::arg("mask"), py::arg("count"), py::arg("l1"));
+        py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("statistics"), py::arg("rate"), py::arg("thresholds"), py::arg("spikes"),
+        py::arg("v"), py::arg("h"), py::arg("mask"), py::arg("count"), py::arg("l1"));
 
     m.def(
         "batch_norm_backward",
         [](const sca::NeuronConfig& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
            const Activation& x, const MaybeActivation& v_init, uintptr_t weight, double eps, uintptr_t statistics,
-           uintptr_t rate, const MaybeActivation& grad_spikes, const MaybeActivation& grad_v,
+           uintptr_t rate, const Thresholds& thresholds, const MaybeActivation& grad_spikes, const MaybeActivation& grad_v, const MaybeActivation& grad_h,
            const MaybeActivation& grad_x, const MaybeActivation& grad_v_init, uintptr_t grad_weight,
-           uintptr_t grad_bias, uintptr_t grad_rate) {
-            const Problem p(shape, dtype, threads, x, v_init, 0, 0, rate);
+           uintptr_t grad_bias, uintptr_t grad_rate, uintptr_t grad_threshold) {
+            const Problem p(shape, dtype, threads, x, v_init, 0, 0, rate, thresholds);
             const sca::BatchNorm norm{vector_at<const float>(weight), nullptr, eps};
-            const sca::BackwardInput grad{view(grad_spikes, p.dtype), state(grad_v)};
+            const sca::BackwardInput grad{view(grad_spikes, p.dtype), state(grad_v), state(grad_h)};
             const sca::BackwardOutput out{view(grad_x, p.dtype), state(grad_v_init), vector_at<float>(grad_weight),
-                                          vector_at<float>(grad_bias), vector_at<float>(grad_rate)};
+                                          vector_at<float>(grad_bias), vector_at<float>(grad_rate), vector_at<float>(grad_threshold)};
             const py::gil_scoped_release released;
             sca::batch_norm_backward(neuron, norm, p.in, vector_at<const float>(statistics), grad, out);
         },
         py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"),
-        py::arg("weight"), py::arg("eps"), py::arg("statistics"), py::arg("rate"), py::arg("grad_spikes"),
-        py::arg("grad_v"), py::arg("grad_x"), py::arg("grad_v_init"), py::arg("grad_weight"), py::arg("grad_bias"),
-        py::arg("grad_rate"));
+        py::arg("weight"), py::arg("eps"), py::arg("statistics"), py::arg("rate"), py::arg("thresholds"), py::arg("grad_spikes"),
+        py::arg("grad_v"), py::arg("grad_h"), py::arg("grad_x"), py::arg("grad_v_init"), py::arg("grad_weight"), py::arg("grad_bias"),
+        py::arg("grad_rate"), py::arg("grad_threshold"));
 
     m.def(
         "batch_norm_moments",
         [](const std::array<int64_t, 4>& shape, const std::string& dtype, int threads, const Activation& x,
            uintptr_t sums) {
-            const Problem p(shape, dtype, threads, x, {}, 0, 0, 0);
+            const Problem p(shape, dtype, threads, x, {}, 0, 0, 0, {});
             const py::gil_scoped_release released;
             sca::batch_norm_moments(p.in, vector_at<double>(sums));
         },
@@ -191,32 +196,32 @@ PYBIND11_MODULE(_cpu, m) {
         "batch_norm_sums",
         [](const sca::NeuronConfig& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
            const Activation& x, const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t center,
-           uintptr_t rate, const MaybeActivation& grad_spikes, const MaybeActivation& grad_v, uintptr_t sums) {
-            const Problem p(shape, dtype, threads, x, v_init, scale, shift, rate);
-            const sca::BackwardInput grad{view(grad_spikes, p.dtype), state(grad_v)};
+           uintptr_t rate, const Thresholds& thresholds, const MaybeActivation& grad_spikes, const MaybeActivation& grad_v, const MaybeActivation& grad_h, uintptr_t sums) {
+            const Problem p(shape, dtype, threads, x, v_init, scale, shift, rate, thresholds);
+            const sca::BackwardInput grad{view(grad_spikes, p.dtype), state(grad_v), state(grad_h)};
             const py::gil_scoped_release released;
             sca::batch_norm_sums(neuron, p.in, vector_at<const float>(center), grad, vector_at<double>(sums));
         },
         py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"),
-        py::arg("scale"), py::arg("shift"), py::arg("center"), py::arg("rate"), py::arg("grad_spikes"),
-        py::arg("grad_v"), py::arg("sums"));
+        py::arg("scale"), py::arg("shift"), py::arg("center"), py::arg("rate"), py::arg("thresholds"), py::arg("grad_spikes"),
+        py::arg("grad_v"), py::arg("grad_h"), py::arg("sums"));
 
     m.def(
         "batch_norm_gradient",
         [](const sca::NeuronConfig& neuron, const std::array<int64_t, 4>& shape, const std::string& dtype, int threads,
            const Activation& x, const MaybeActivation& v_init, uintptr_t scale, uintptr_t shift, uintptr_t center,
-           uintptr_t slope, uintptr_t offset, uintptr_t rate, const MaybeActivation& grad_spikes,
-           const MaybeActivation& grad_v, const Activation& grad_x, const MaybeActivation& grad_v_init) {
-            const Problem p(shape, dtype, threads, x, v_init, scale, shift, rate);
-            const sca::BackwardInput grad{view(grad_spikes, p.dtype), state(grad_v)};
-            const sca::BackwardOutput out{view(grad_x, p.dtype), state(grad_v_init), nullptr, nullptr, nullptr};
+           uintptr_t slope, uintptr_t offset, uintptr_t rate, const Thresholds& thresholds, const MaybeActivation& grad_spikes,
+           const MaybeActivation& grad_v, const MaybeActivation& grad_h, const Activation& grad_x, const MaybeActivation& grad_v_init) {
+            const Problem p(shape, dtype, threads, x, v_init, scale, shift, rate, thresholds);
+            const sca::BackwardInput grad{view(grad_spikes, p.dtype), state(grad_v), state(grad_h)};
+            const sca::BackwardOutput out{view(grad_x, p.dtype), state(grad_v_init), nullptr, nullptr, nullptr, nullptr};
             const py::gil_scoped_release released;
             sca::batch_norm_gradient(neuron, p.in, vector_at<const float>(center), vector_at<const float>(slope),
                                      vector_at<const float>(offset), grad, out);
         },
         py::arg("neuron"), py::arg("shape"), py::arg("dtype"), py::arg("threads"), py::arg("x"), py::arg("v_init"),
-        py::arg("scale"), py::arg("shift"), py::arg("center"), py::arg("slope"), py::arg("offset"), py::arg("rate"),
-        py::arg("grad_spikes"), py::arg("grad_v"), py::arg("grad_x"), py::arg("grad_v_init"));
+        py::arg("scale"), py::arg("shift"), py::arg("center"), py::arg("slope"), py::arg("offset"), py::arg("rate"), py::arg("thresholds"),
+        py::arg("grad_spikes"), py::arg("grad_v"), py::arg("grad_h"), py::arg("grad_x"), py::arg("grad_v_init"));
 
     m.def(
         "pack_bits",

@@ -19,7 +19,7 @@ View or_zero(const View& view, DType dtype) {
 
 BackwardPass::BackwardPass(const NeuronConfig& neuron, const Input& in, const BackwardInput& grad,
                            const BackwardOutput& out, PreludeAdjointVectors prelude, Order order)
-    : tiling(in.shape, {&in.x, &out.x, &grad.spikes, &in.v_init, &grad.v, &out.v_init}, kMostLanes, order),
+    : tiling(in.shape, {&in.x, &out.x, &grad.spikes, &in.v_init, &grad.v, &grad.h, &out.v_init}, kMostLanes, order),
       neuron_(neuron),
       in_(in),
       grad_(grad),
@@ -72,15 +72,26 @@ int64_t BackwardPass::parked_size(const Stripe& stripe) const {
 void BackwardPass::run(int64_t b, Wanted pass) {
     const int64_t steps = in_.shape.t, chunks = (steps + kSteps - 1) / kSteps;
     const int dtype = static_cast<int>(in_.x.dtype);
-    const bool to_x = pass.x && out_.x.data != nullptr, leak = pass.sums && in_.rate != nullptr;
+    const bool to_x = pass.x && out_.x.data != nullptr, leak = pass.sums && in_.rate != nullptr,
+               learned = pass.sums && in_.threshold != nullptr;
 
-    Scratch scratch(10, tiling.most_period(), chunks + 3 * kSteps + 2);
+    Scratch scratch(14, tiling.most_period(), chunks + 4 * kSteps + 2);
     Parameters parameters(tiling, scratch);
     Lanes lanes_of_span{};
     lanes_of_span.threshold = neuron_.threshold;
+    lanes_of_span.fires_at = neuron_.fires_at;
+    lanes_of_span.by = neuron_.by;
+    lanes_of_span.surrogate = neuron_.surrogate;
+    const bool general = in_.threshold != nullptr || grad_.h.data != nullptr;
+    if (general) {
+        lanes_of_span.thresholds = parameters.row(in_.threshold, neuron_.threshold);
+        lanes_of_span.fire_at = parameters.row(in_.fires_at, neuron_.fires_at);
+        lanes_of_span.bys = parameters.row(in_.by(neuron_), neuron_.by);
+    }
     lanes_of_span.rest = neuron_.rest;
     lanes_of_span.alpha = neuron_.alpha;
     lanes_of_span.beta = neuron_.beta;
+    lanes_of_span.gain = neuron_.gain;
     lanes_of_span.rate = parameters.row(in_.rate, neuron_.rate);
     if (prelude_) {
         lanes_of_span.scale = parameters.row(in_.scale, 1.0f);
@@ -92,7 +103,7 @@ void BackwardPass::run(int64_t b, Wanted pass) {
             lanes_of_span.offset = parameters.row(prelude_adjoint_.offset, 0.0f);
         }
     }
-    const bool wanted[kKinds] = {pass.sums && prelude_, pass.sums && prelude_, leak};
+    const bool wanted[kKinds] = {pass.sums && prelude_, pass.sums && prelude_, leak, learned};
     float* sums[kKinds]{};
     for (int kind = 0; kind < kKinds; ++kind)
         if (wanted[kind]) std::fill_n(sums[kind] = scratch.slot_row(), tiling.most_period(), 0.0f);
@@ -100,19 +111,20 @@ void BackwardPass::run(int64_t b, Wanted pass) {
     // Potentials at the first of every kSteps time steps: from there the rest follows a second time.
     const Rows checkpoints = scratch.piece_rows(chunks);
     const Rows x_buffer = scratch.piece_rows(kSteps), g_s_buffer = scratch.piece_rows(kSteps),
-               g_x_buffer = scratch.piece_rows(kSteps);
+               g_h_buffer = scratch.piece_rows(kSteps), g_x_buffer = scratch.piece_rows(kSteps);
     const bool from_rest = chunks == 1 && in_.v_init.data == nullptr;
     if (in_.v_init.data == nullptr && !from_rest) std::fill_n(checkpoints.data, kMostLanes, neuron_.rest);
     // dL/dv, where a call does not both begin and end it.
     const bool carries = chunks > 1 || grad_.v.data != nullptr || out_.v_init.data != nullptr;
     float *g_v = carries ? scratch.piece_row() : nullptr, *over_time = to_x && summed_ ? scratch.piece_row() : nullptr;
-    const auto advance = kernels_.advance[neuron_.charge][neuron_.reset][dtype];
-    const auto adjoint = kernels_.adjoint[neuron_.surrogate][neuron_.charge][neuron_.reset][dtype];
+    const auto advance = kernels_.advance[general][neuron_.charge][neuron_.reset][dtype];
+    const auto adjoint = kernels_.adjoint[general ? kSurrogates : neuron_.surrogate][neuron_.charge][neuron_.reset][dtype];
     const auto finish = kernels_.finish[dtype];
 
     const auto propagate = [&](const Pieces& piece, const Pieces& next) {
         const LaneView x = piece.at(in_.x), x_ahead = piece.ahead(next, in_.x), g_x = piece.at(out_.x);
         const LaneView g_s = piece.at(grad_spikes_), g_s_ahead = piece.ahead(next, grad_spikes_);
+        const LaneView g_h = piece.at(grad_.h), g_h_ahead = piece.ahead(next, grad_.h);
         const int64_t size = piece.size;
         const Lanes lanes = piece.lanes(lanes_of_span);
 
@@ -133,11 +145,14 @@ void BackwardPass::run(int64_t b, Wanted pass) {
                 g.shift = sums[kShift];
             }
             if (leak) g.rate = sums[kRate];
+            if (learned) g.threshold = sums[kThreshold];
+            g.subtracted = neuron_.subtracts_threshold;
             g.over_time = over_time;
             const Output out(to_x && over_time == nullptr ? g_x : LaneView{}, t, now, size, g_x_buffer, stream_);
             g.x = pass.parked == nullptr ? out.sink : Sink{pass.parked + t * padded(size), padded(size), false};
             adjoint(lanes, now, neuron_.detach_reset, read(x, x_ahead, t, now, size, x_buffer, pass.x),
                     read(g_s, g_s_ahead, t, now, size, g_s_buffer, pass.x),
+                    g_h.data == nullptr ? Source{} : read(g_h, g_h_ahead, t, now, size, g_h_buffer, pass.x),
                     from_rest ? nullptr : checkpoints.data + c * checkpoints.step, g_v, g);
             out.finish();
         }

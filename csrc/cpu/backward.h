@@ -14,8 +14,8 @@ struct PreludeAdjointVectors {
 
 class BackwardPass {
   public:
-    // Sums of dL/dy * (x - center), of dL/dy and of dL/d(1/tau).
-    enum Sum { kScale, kShift, kRate, kKinds };
+    // Sums of dL/dy * (x - center), of dL/dy, of dL/d(1/tau) and of dL/dthreshold.
+    enum Sum { kScale, kShift, kRate, kThreshold, kKinds };
 
     // The arguments must outlive it; the vectors of `prelude` are read when they are needed.
     BackwardPass(const NeuronConfig& neuron, const Input& in, const BackwardInput& grad, const BackwardOutput& out,
@@ -38,7 +38,7 @@ class BackwardPass {
 
   private:
     struct Wanted {
-        bool sums;   // and the gradient of rate
+        bool sums;   // and the gradients of rate and threshold
         bool state;  // the gradient of v_init
         bool x;
         float* parked;  // where dL/dy goes, or null

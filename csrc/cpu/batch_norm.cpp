@@ -117,6 +117,8 @@ void batch_norm_backward(const NeuronConfig& neuron, const BatchNorm& norm, cons
             if (out.scale != nullptr) out.scale[c] = static_cast<float>(backward.sum(BackwardPass::kScale, c) * rstd);
             if (out.shift != nullptr) out.shift[c] = static_cast<float>(backward.sum(BackwardPass::kShift, c));
             if (out.rate != nullptr) out.rate[c] = static_cast<float>(backward.sum(BackwardPass::kRate, c));
+            if (out.threshold != nullptr)
+                out.threshold[c] = static_cast<float>(backward.sum(BackwardPass::kThreshold, c));
         }
         backward.run_x(stripe, threads, parked);
     });
@@ -140,7 +142,8 @@ void batch_norm_moments(const Input& in, double* out) {
 void batch_norm_sums(const NeuronConfig& neuron, const Input& in, const float* center, const BackwardInput& grad,
                      double* out) {
     const int64_t channels = in.shape.c;
-    std::fill_n(out, (in.rate == nullptr ? 2 : 3) * channels, 0.0);
+    const int own = (in.rate != nullptr) + (in.threshold != nullptr);
+    std::fill_n(out, (2 + own) * channels, 0.0);
     if (empty(in.shape)) return;
     const BackwardOutput none{};
     BackwardPass backward(neuron, in, grad, none, {in.scale, nullptr, nullptr, center}, Order::channels);
@@ -150,6 +153,7 @@ void batch_norm_sums(const NeuronConfig& neuron, const Input& in, const float* c
         out[c] = backward.sum(BackwardPass::kShift, c);
         out[channels + c] = backward.sum(BackwardPass::kScale, c);
         if (in.rate != nullptr) out[2 * channels + c] = backward.sum(BackwardPass::kRate, c);
+        if (in.threshold != nullptr) out[(1 + own) * channels + c] = backward.sum(BackwardPass::kThreshold, c);
     }
 }
 

@@ -35,11 +35,13 @@ constexpr int64_t kSteps = 4;
 // A run of lanes and their parameters; pointers are to slots.
 struct Lanes {
     int64_t size, first, period;  // lane i has slot (first + i) % period; first and period are whole lines
-    float threshold, rest, alpha, beta;
+    float threshold, fires_at, by, rest, alpha, beta, gain;  // see neurons.h; gain: factor of the surrogate
     const float *rate, *scale, *shift;  // charge: y = x * scale + shift, where there is a prelude
     const float* gate;                  // what a spike counts for outside: 1, or 0 for a masked channel
     const float *center, *g_y, *slope,
         *offset;  // adjoint of the prelude: dL/dx = g_y dL/dy + (slope (x - center) + offset)
+    const float *thresholds, *fire_at, *bys;  // in general kernels: threshold, fires_at and by, per slot
+    int surrogate;                            // in the general adjoint: its row
 };
 
 // Time steps of a run of lanes, `step` elements apart.
@@ -60,24 +62,29 @@ struct Sink {
 struct Gradients {
     Sink x;
     float *scale, *shift, *rate;  // sums per slot of dL/dy (x - center), of dL/dy, and of dL/d(1/tau)
+    float* threshold;             // the same of dL/dthreshold
+    bool subtracted;              // whether a soft reset subtracts the threshold
     float* over_time;             // sum per lane of dL/dy over all steps, for `finish`
 };
 
 struct Kernels {
-    // x -> spikes; v is carried on, from rest to nowhere if null; spikes are counted and |v - rest| is summed per slot.
-    using Fire = void (*)(const Lanes&, int64_t steps, const Source& x, const Sink& s, float* v, int32_t* count,
-                          float* l1);
+    // x -> spikes, and, in the general ones, potentials before the resets (float32) where these have a place; v is
+    // carried on, from rest to nowhere if null; spikes are counted and |v - rest| is summed per slot.
+    using Fire = void (*)(const Lanes&, int64_t steps, const Source& x, const Sink& s, const Sink& h, float* v,
+                          int32_t* count, float* l1);
     // v alone is carried on.
     using Advance = void (*)(const Lanes&, int64_t steps, const Source& x, float* v);
-    // x, dL/ds and the potential v that the first of at most kSteps steps starts from (null: from rest) -> gradients;
-    // g_v is carried back, from zero to nowhere if null.
+    // x, dL/ds, in the general ones dL/dh (float32; zero if null), and the potential v that the first of at most kSteps
+    // steps starts from (null: from rest) -> gradients; g_v is carried back, from zero to nowhere if null.
     using Adjoint = void (*)(const Lanes&, int64_t steps, bool detach, const Source& x, const Source& g_s,
-                             const float* v, float* g_v, const Gradients&);
+                             const Source& g_h, const float* v, float* g_v, const Gradients&);
 
     const char* name;
-    Fire fire[kCharges][kResets][kDTypes];
-    Advance advance[kCharges][kResets][kDTypes];
-    Adjoint adjoint[kSurrogates][kCharges][kResets][kDTypes];
+    // What few neurons have (thresholds per channel, potentials of all steps) costs those that have it: it stands in
+    // general kernels, last in `general` order and behind the last surrogate, which their adjoint chooses at run time.
+    Fire fire[2][kCharges][kResets][kDTypes];
+    Advance advance[2][kCharges][kResets][kDTypes];
+    Adjoint adjoint[kSurrogates + 1][kCharges][kResets][kDTypes];
     // dL/dx of one step that stands for many, from the sum of dL/dy.
     void (*finish[kDTypes])(const Lanes&, const float* over_time, const Source& x, const Sink& g_x);
     // Sums of x and of x^2 per slot.

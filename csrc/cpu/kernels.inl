@@ -88,15 +88,28 @@ struct Prelude {
     SCA_HOST_DEVICE Floats operator()(Floats x) const { return affine ? x * scale + shift : x; }
 };
 
+// Where a vector of lanes fires, and what its reset does by: in general per slot, else the same for all.
+template <class Reset, bool general>
+struct Limits {
+    Floats fires_at, by;
+
+    SCA_HOST_DEVICE Limits(const Lanes& lanes, int64_t slot)
+        : fires_at(general ? load(lanes.fire_at + slot) : Floats(lanes.fires_at)),
+          by(Reset::by(general ? load(lanes.bys + slot) : Floats(lanes.by))) {}
+
+    SCA_HOST_DEVICE Floats after(Floats h) const { return Reset::after(h, fires_at, by); }
+};
+
 // The potentials of a vector of lanes before each reset, computed again from x.
-template <class Charge, class Reset, class T>
+template <class Charge, class Reset, class T, bool general>
 struct Recomputed {
-    Floats threshold, rest, rate, start, potential, h[kSteps]{};
+    Limits<Reset, general> limits;
+    Floats rest, rate, start, potential, h[kSteps]{};
     Prelude current;
     Reader<T, true> xs;
 
     SCA_HOST_DEVICE Recomputed(const Lanes& lanes, int64_t i, int64_t slot, const Source& x, const float* v)
-        : threshold(lanes.threshold),
+        : limits(lanes, slot),
           rest(Reset::rest(Floats(lanes.rest))),
           rate(load(lanes.rate + slot)),
           start(v == nullptr ? Floats(lanes.rest) : load(v + i)),
@@ -106,7 +119,7 @@ struct Recomputed {
 
     SCA_HOST_DEVICE void step(int64_t k) {
         h[k] = Charge::charge(potential, current(xs.next()), rest, rate);
-        potential = Reset::after(h[k], threshold, rest);
+        potential = limits.after(h[k]);
     }
 };
 
@@ -126,20 +139,25 @@ struct PreludeAdjoint {
     }
 };
 
-template <class Charge, class Reset, class T>
-void fire(const Lanes& lanes, int64_t steps, const Source& x, const Sink& s, float* v, int32_t* count, float* l1) {
-    const Floats threshold = lanes.threshold, rest = Reset::rest(Floats(lanes.rest));
+template <class Charge, class Reset, class T, bool general>
+void fire(const Lanes& lanes, int64_t steps, const Source& x, const Sink& s, const Sink& to_h, float* v, int32_t* count,
+          float* l1) {
+    const Floats rest = Reset::rest(Floats(lanes.rest));
+    const bool keeps_h = general && to_h.data != nullptr;
     for (int64_t i = 0, slot = lanes.first; i < lanes.size; i += kLanes, slot = next_slot(slot, lanes.period)) {
         const Floats rate = load(lanes.rate + slot), gate = load(lanes.gate + slot);
+        const Limits<Reset, general> limits(lanes, slot);
         const Prelude current(lanes, slot);
         Floats potential = v == nullptr ? Floats(lanes.rest) : load(v + i), sum = 0.0f;
         Ints fired{};
         Reader<T> xs(x, i, lanes.size);
         Writer<T> spikes(s, i);
+        Writer<float> potentials(to_h, i);
         for (int64_t k = 0; k < steps; ++k) {
             const Floats h = Charge::charge(potential, current(xs.next()), rest, rate);
-            const Ints spike = h >= threshold;
-            potential = Reset::after(h, threshold, rest);
+            const Ints spike = h >= limits.fires_at;
+            if (keeps_h) potentials.next(h);
+            potential = limits.after(h);
             fired = count_up(fired, spike);
             sum = sum + absolute(potential - rest);
             spikes.next(select(spike, gate, Floats(0.0f)));
@@ -150,54 +168,92 @@ void fire(const Lanes& lanes, int64_t steps, const Source& x, const Sink& s, flo
     }
 }
 
-template <class Charge, class Reset, class T>
+template <class Charge, class Reset, class T, bool general>
 void advance(const Lanes& lanes, int64_t steps, const Source& x, float* v) {
-    const Floats threshold = lanes.threshold, rest = Reset::rest(Floats(lanes.rest));
+    const Floats rest = Reset::rest(Floats(lanes.rest));
     for (int64_t i = 0, slot = lanes.first; i < lanes.size; i += kLanes, slot = next_slot(slot, lanes.period)) {
         const Floats rate = load(lanes.rate + slot);
+        const Limits<Reset, general> limits(lanes, slot);
         const Prelude current(lanes, slot);
         Floats potential = load(v + i);
         Reader<T> xs(x, i, lanes.size);
         for (int64_t k = 0; k < steps; ++k)
-            potential = Reset::after(Charge::charge(potential, current(xs.next()), rest, rate), threshold, rest);
+            potential = limits.after(Charge::charge(potential, current(xs.next()), rest, rate));
         store(potential, v + i);
     }
 }
+
+// The surrogate of general kernels. Not in line: in loops that are unrolled all of them would stand in each step.
+struct AnySurrogate {
+    static __attribute__((noinline)) Floats slope(Floats u, float alpha, float beta, int row) {
+        switch (row) {
+#define SCA_ROW(index, Surrogate) \
+    case index:                   \
+        return Surrogate::slope(u, alpha, beta);
+            SCA_SURROGATES(SCA_ROW)
+#undef SCA_ROW
+        }
+        return u;
+    }
+};
+
+template <class Surrogate>
+struct Slope {
+    static constexpr bool general = false;
+    static SCA_HOST_DEVICE Floats of(Floats u, const Lanes& lanes) { return Surrogate::slope(u, lanes.alpha, lanes.beta); }
+};
+template <>
+struct Slope<AnySurrogate> {
+    static constexpr bool general = true;
+    static SCA_HOST_DEVICE Floats of(Floats u, const Lanes& lanes) {
+        return AnySurrogate::slope(u, lanes.alpha, lanes.beta, lanes.surrogate);
+    }
+};
 
 // Vector by vector, every step of one in registers (the loops over kSteps are unrolled): so the little there is to
 // compute hides behind the memory. A step waits for the one before, up in time and down again: the potentials of the
 // next vector go up while the gradients of this one come down. What is the same for all lanes and doesn't change the
 // equations is a run-time flag: a variant without them gained a tenth of what computing takes, a fiftieth of a call.
 template <class Surrogate, class Charge, class Reset, class T>
-void adjoint(const Lanes& lanes, int64_t steps, bool detach, const Source& x, const Source& g_s, const float* v,
-             float* g_v, const Gradients& out) {
-    const Floats threshold = lanes.threshold, rest = Reset::rest(Floats(lanes.rest));
-    const float alpha = lanes.alpha, beta = lanes.beta;
+void adjoint(const Lanes& lanes, int64_t steps, bool detach, const Source& x, const Source& g_s, const Source& of_h,
+             const float* v, float* g_v, const Gradients& out) {
+    const Floats rest = Reset::rest(Floats(lanes.rest));
+    constexpr bool general = Slope<Surrogate>::general;
+    const float gain = lanes.gain;
     const bool to_x = out.x.data != nullptr, sums = out.scale != nullptr;
     const bool over_time = out.over_time != nullptr, leak = out.rate != nullptr;
-    Recomputed<Charge, Reset, T> now(lanes, 0, lanes.first, x, v);
+    const bool from_h = general && of_h.data != nullptr, learned = general && out.threshold != nullptr;
+    Recomputed<Charge, Reset, T, general> now(lanes, 0, lanes.first, x, v);
     SCA_UNROLL for (int64_t k = 0; k < kSteps; ++k) {
         if (k < steps) now.step(k);
     }
     for (int64_t i = 0, slot = lanes.first; i < lanes.size; i += kLanes) {
         const int64_t following = next_slot(slot, lanes.period);
         const bool more = i + kLanes < lanes.size;
-        Recomputed<Charge, Reset, T> next(lanes, more ? i + kLanes : i, more ? following : slot, x, v);
-        const Floats rate = now.rate;
+        Recomputed<Charge, Reset, T, general> next(lanes, more ? i + kLanes : i, more ? following : slot, x, v);
+        const Floats rate = now.rate, by = now.limits.by, fires_at = now.limits.fires_at;
+        const Floats threshold = general ? load(lanes.thresholds + slot) : Floats(lanes.threshold);
         const Floats by_v = Charge::by_v(rate), by_x = Charge::by_x(rate);
         const PreludeAdjoint to_input(lanes, slot);
         Floats carried = g_v == nullptr ? Floats(0.0f) : load(g_v + i);
-        Floats g_scale = 0.0f, g_shift = 0.0f, g_rate = 0.0f, g_over_time = 0.0f;
+        Floats g_scale = 0.0f, g_shift = 0.0f, g_rate = 0.0f, g_threshold = 0.0f, g_over_time = 0.0f;
         Reader<T, true> spike_grads(g_s, i, lanes.size, steps - 1, -1);
+        Reader<float, true> potential_grads(of_h, i, lanes.size, steps - 1, -1);
         Writer<T> grads(out.x, i, steps - 1, -1);
         SCA_UNROLL for (int64_t n = 0; n < kSteps; ++n) {
             if (n < steps) next.step(n);
             const int64_t k = kSteps - 1 - n;
             if (k >= steps) continue;
             const Floats h = now.h[k];
-            const Floats slope = Surrogate::slope(h - threshold, alpha, beta), g_s_k = spike_grads.next();
-            const Floats g_h = detach ? Reset::template grad_h<true>(g_s_k, carried, h, slope, threshold, rest)
-                                      : Reset::template grad_h<false>(g_s_k, carried, h, slope, threshold, rest);
+            const Floats slope = Slope<Surrogate>::of(h - threshold, lanes) * gain, g_s_k = spike_grads.next();
+            const Floats by_spike = detach ? Reset::template by_spike<true>(g_s_k, carried, h, slope, by)
+                                           : Reset::template by_spike<false>(g_s_k, carried, h, slope, by);
+            Floats g_h = by_spike + Reset::carried(carried, h, fires_at);
+            if (from_h) g_h = g_h + potential_grads.next();
+            if (learned) {
+                g_threshold = g_threshold - by_spike;
+                if (out.subtracted) g_threshold = g_threshold - Reset::subtracted(carried, h, fires_at);
+            }
             const Floats g = g_h * by_x, x_k = now.current.affine || leak ? now.xs.at(k) : rest;
             carried = g_h * by_v;
             if (to_x) grads.next(to_input(g, x_k));
@@ -207,7 +263,7 @@ void adjoint(const Lanes& lanes, int64_t steps, bool detach, const Source& x, co
             }
             if (over_time) g_over_time = g_over_time + g;
             if (leak) {
-                const Floats before = k == 0 ? now.start : Reset::after(now.h[k - (k > 0)], threshold, rest);
+                const Floats before = k == 0 ? now.start : now.limits.after(now.h[k - (k > 0)]);
                 g_rate = g_rate + g_h * Charge::by_leak(before, now.current(x_k), rest);
             }
         }
@@ -218,6 +274,7 @@ void adjoint(const Lanes& lanes, int64_t steps, bool detach, const Source& x, co
         }
         if (over_time) store(load(out.over_time + i) + g_over_time, out.over_time + i);
         if (leak) store(load(out.rate + slot) + g_rate, out.rate + slot);
+        if (learned) store(load(out.threshold + slot) + g_threshold, out.threshold + slot);
         now = next;
         slot = following;
     }
@@ -270,25 +327,32 @@ bool pack(const void* spikes, uint8_t* to, int64_t bytes) {
     return other == 0;
 }
 
-// One adjoint for both kinds of hard reset: the subtractions of zero that this costs are hidden, variants are not.
+// One adjoint whether a reset's numbers are zeros or not: the operations that this costs are hidden, variants are not.
 template <class Reset>
 struct InAdjoint {
     using Kind = Reset;
 };
 template <>
-struct InAdjoint<HardResetToZero> {
+struct InAdjoint<HardResetAtZero> {
     using Kind = HardReset;
+};
+template <>
+struct InAdjoint<SoftResetAtZero> {
+    using Kind = SoftReset;
 };
 
 template <class Charge, class Reset, class T>
 void add_neuron(Kernels& k, int c, int r, DType dtype) {
     using Kind = typename InAdjoint<Reset>::Kind;
     const int d = static_cast<int>(dtype);
-    k.fire[c][r][d] = fire<Charge, Reset, T>;
-    k.advance[c][r][d] = advance<Charge, Kind, T>;
+    k.fire[0][c][r][d] = fire<Charge, Reset, T, false>;
+    k.fire[1][c][r][d] = fire<Charge, Kind, T, true>;
+    k.advance[0][c][r][d] = advance<Charge, Kind, T, false>;
+    k.advance[1][c][r][d] = advance<Charge, Kind, T, true>;
 #define SCA_ROW(s, Surrogate) k.adjoint[s][c][r][d] = adjoint<Surrogate, Charge, Kind, T>;
     SCA_SURROGATES(SCA_ROW)
 #undef SCA_ROW
+    k.adjoint[kSurrogates][c][r][d] = adjoint<AnySurrogate, Charge, Kind, T>;
 }
 
 template <class Charge>

@@ -36,17 +36,22 @@ int surrogate_row(const std::string& name) {
 }  // namespace
 
 NeuronConfig neuron_config(const std::string& charge, const std::string& reset, const std::string& surrogate,
-                           bool detach_reset, double rate, double threshold, double rest, double alpha, double beta) {
+                           bool detach_reset, bool subtracts_threshold, double rate, double threshold, double fires_at,
+                           double by, double rest, double alpha, double beta, double gain) {
     NeuronConfig made{};
     made.charge = row_of("SCA_CHARGES", "neurons.h", charge, charge_row(charge));
     made.reset = row_of("SCA_RESETS", "neurons.h", reset, reset_row(reset));
     made.surrogate = row_of("SCA_SURROGATES", "surrogates.h", surrogate, surrogate_row(surrogate));
     made.detach_reset = detach_reset;
+    made.subtracts_threshold = subtracts_threshold;
     made.rate = static_cast<float>(rate);
     made.threshold = static_cast<float>(threshold);
+    made.fires_at = static_cast<float>(fires_at);
+    made.by = static_cast<float>(by);
     made.rest = static_cast<float>(rest);
     made.alpha = static_cast<float>(alpha);
     made.beta = static_cast<float>(beta);
+    made.gain = static_cast<float>(gain);
     return made;
 }
 
@@ -58,7 +63,7 @@ void clear(const ForwardOutput& out, int64_t channels) {
 }
 
 void clear(const BackwardOutput& out, int64_t channels) {
-    for (float* sum : {out.scale, out.shift, out.rate})
+    for (float* sum : {out.scale, out.shift, out.rate, out.threshold})
         if (sum != nullptr) std::fill_n(sum, channels, 0.0f);
 }
 
@@ -81,6 +86,7 @@ void neuron_backward(const NeuronConfig& neuron, const Input& in, const Backward
         if (out.scale != nullptr) out.scale[c] = static_cast<float>(backward.sum(BackwardPass::kScale, c));
         if (out.shift != nullptr) out.shift[c] = static_cast<float>(backward.sum(BackwardPass::kShift, c));
         if (out.rate != nullptr) out.rate[c] = static_cast<float>(backward.sum(BackwardPass::kRate, c));
+        if (out.threshold != nullptr) out.threshold[c] = static_cast<float>(backward.sum(BackwardPass::kThreshold, c));
     }
 }
 

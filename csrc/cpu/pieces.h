@@ -124,7 +124,7 @@ class Parameters {
     const float* add(Row row);
     const Tiling* tiling_;
     Scratch* scratch_;
-    Row rows_[8]{};
+    Row rows_[12]{};
     int count_ = 0;
 };
 

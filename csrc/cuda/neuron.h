@@ -2,7 +2,9 @@
 //
 // Which neuron, reset and surrogate it is, a kernel learns at run time: the choice is the same for all threads and made
 // once for V elements, so that it costs an instruction or two per element of kernels that wait for memory. That keeps
-// the compiled variants to the dtype, the layout and the width of an access.
+// the compiled variants to the dtype, the layout and the width of an access; and whether it is `plain`, of which the
+// registers are fewer: fires at h >= threshold, one number, resets by that or to rest, has a surrogate's factor of 1,
+// and keeps its potentials to itself.
 #pragma once
 
 #include "../include/sca/neurons.h"
@@ -31,27 +33,100 @@ SCA_DEVICE void with_surrogate(int64 row, const Body& body) {
 }
 #undef SCA_CASE
 
-// A neuron's numbers as a thread has them, from its scale and shift. A barrier follows before they are used.
+SCA_DEVICE constexpr bool is_soft(HardReset) { return false; }
+SCA_DEVICE constexpr bool is_soft(SoftReset) { return true; }
+
+// One number for V elements, or one for each.
+struct Same {
+    float number;
+    SCA_DEVICE float operator[](int) const { return number; }
+};
+template <int V>
+struct Each {
+    float at[V];
+    SCA_DEVICE float operator[](int v) const { return at[v]; }
+};
+
+// Levels of the potential: the threshold, the least that fires, and what a reset does by. Two numbers, or all three per
+// channel.
+template <bool planes, int V, bool plain>
+class Levels;
+
 template <bool planes, int V>
-struct Cell {
+class Levels<planes, V, true> {
+  public:
+    static constexpr int kVectors = 0;
+
+    SCA_DEVICE Levels(const NeuronParameters& neuron, const PreludeParameters&, const Place<planes, V>&, int)
+        : threshold_(static_cast<float>(neuron.threshold)), rest_(static_cast<float>(neuron.rest)) {}
+
+    SCA_DEVICE Same threshold() const { return {threshold_}; }
+    SCA_DEVICE Same fires_at() const { return {threshold_}; }
+    template <class Reset>
+    SCA_DEVICE Same by() const {
+        return {is_soft(Reset{}) ? threshold_ : Reset::by(rest_)};
+    }
+
+  private:
+    const float threshold_, rest_;
+};
+
+template <bool planes, int V>
+class Levels<planes, V, false> {
+  public:
     static constexpr int kVectors = 3;  // per channel
+
+    SCA_DEVICE Levels(const NeuronParameters& neuron, const PreludeParameters& given, const Place<planes, V>& place,
+                      int slot)
+        : threshold_(place, slot), fires_at_(place, slot + 1), by_(place, slot + 2) {
+        float vector[Place<planes, V>::kWidth];
+        place.of_channel(vector, given.threshold, static_cast<float>(neuron.threshold));
+        threshold_.put(vector);
+        place.of_channel(vector, given.fires_at, static_cast<float>(neuron.fires_at));
+        fires_at_.put(vector);
+        place.of_channel(vector, neuron.subtracts != 0 ? given.threshold : nullptr, static_cast<float>(neuron.by));
+        by_.put(vector);
+    }
+
+    SCA_DEVICE Each<V> threshold() const { return of(threshold_); }
+    SCA_DEVICE Each<V> fires_at() const { return of(fires_at_); }
+    template <class>
+    SCA_DEVICE Each<V> by() const {
+        return of(by_);
+    }
+
+  private:
+    static SCA_DEVICE Each<V> of(const PerChannel<planes, V>& numbers) {
+        Each<V> each;
+        numbers.get(each.at);
+        return each;
+    }
+
+    PerChannel<planes, V> threshold_, fires_at_, by_;
+};
+
+// A neuron's numbers as a thread has them, from its scale and shift. A barrier follows before they are used.
+template <bool planes, int V, bool plain>
+struct Cell {
+    static constexpr int kVectors = 3 + Levels<planes, V, plain>::kVectors;  // per channel
     static constexpr int kWidth = Place<planes, V>::kWidth;
     const NeuronParameters& neuron;
-    const float threshold, rest;
+    const Levels<planes, V, plain> levels;
+    const float rest;
     PerChannel<planes, V> scale, shift, rate;
 
-    SCA_DEVICE Cell(const NeuronParameters& given, const float (&scales)[kWidth], const float (&shifts)[kWidth],
-                    const float* rates, const Place<planes, V>& place)
-        : neuron(given),
-          threshold(static_cast<float>(given.threshold)),
-          rest(static_cast<float>(given.rest)),
+    SCA_DEVICE Cell(const NeuronParameters& own, const PreludeParameters& given, const float (&scales)[kWidth],
+                    const float (&shifts)[kWidth], const Place<planes, V>& place)
+        : neuron(own),
+          levels(own, given, place, 3),
+          rest(static_cast<float>(own.rest)),
           scale(place, 0),
           shift(place, 1),
           rate(place, 2) {
         float vector[kWidth];
         scale.put(scales);
         shift.put(shifts);
-        place.of_channel(vector, rates, static_cast<float>(given.rate));
+        place.of_channel(vector, given.rate, static_cast<float>(own.rate));
         rate.put(vector);
     }
 
@@ -74,10 +149,12 @@ struct Cell {
 
     // Potentials after the reset.
     SCA_DEVICE void after(const float (&h)[V], float (&potential)[V]) const {
+        const auto fires_at = levels.fires_at();
         with_reset(neuron.reset, [&](auto reset) {
             using Reset = decltype(reset);
+            const auto by = levels.template by<Reset>();
 #pragma unroll
-            for (int v = 0; v < V; ++v) potential[v] = Reset::after(h[v], threshold, Reset::rest(rest));
+            for (int v = 0; v < V; ++v) potential[v] = Reset::after(h[v], fires_at[v], by[v]);
         });
     }
 };

@@ -52,10 +52,11 @@ SCA_DEVICE void write_listed(void* to, const BackwardParameters& p, int64 channe
     for (int64 rest = at + 1; rest < p.grad_size; ++rest) write(to, rest, 0.0, p.wide);
 }
 
-// What is made of a channel's sums of g, g * (x - center) and the rate's gradient. Between the two passes of batch
-// norm: gradients of its weight and bias, and what the gradient of x takes. Each presentation of x subtracts the mean
-// of g, and the mean of g * (x - mean) times (x - mean) / (var + eps).
-SCA_DEVICE void finish_gradients(const BackwardParameters& p, int64 channel, const double (&found)[3]) {
+// What is made of a channel's sums of g, g * (x - center) and the rate's and the threshold's gradients. Between the two
+// passes of batch norm: gradients of its weight and bias, and what the gradient of x takes. Each presentation of x
+// subtracts the mean of g, and the mean of g * (x - mean) times (x - mean) / (var + eps).
+template <int Q>
+SCA_DEVICE void finish_gradients(const BackwardParameters& p, int64 channel, const double (&found)[Q]) {
     const double g = found[0];
     double gx = found[1];
     int64 at = channel;
@@ -71,19 +72,20 @@ SCA_DEVICE void finish_gradients(const BackwardParameters& p, int64 channel, con
     write_listed(p.first, p, channel, at, g);
     write_listed(p.second, p, channel, at, gx);
     write(p.third, channel, found[2], p.wide);
+    if constexpr (Q > 3) write(p.fourth, channel, found[3], p.wide);
 }
 
 // With g the gradient of the input current: grad_x and the sums that the parameters list. h is recomputed from x,
 // `resident` steps at a time, the last first; the others start from checkpoints. Behind the threshold nothing has to be
 // rounded as the equations say: there this file fuses multiplications and additions.
-template <class T, bool planes, int V>
+template <class T, bool planes, int V, bool plain = true>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2)
     neuron_backward(const BackwardParameters p) {
     Place<planes, V> place(p.tiles);
     float vector[place.kWidth], shifts[place.kWidth];
     place.of_channel(vector, p.prelude.scale, 1.0f);
     place.of_channel(shifts, p.prelude.shift, 0.0f);
-    const Cell<planes, V> cell(p.neuron, vector, shifts, p.prelude.rate, place);
+    const Cell<planes, V, plain> cell(p.neuron, p.prelude, vector, shifts, place);
     constexpr int kFirst = cell.kVectors;
     PerChannel<planes, V> by_v(place, kFirst), by_x(place, kFirst + 1), center(place, kFirst + 2),
         slope(place, kFirst + 3), offset(place, kFirst + 4);
@@ -134,6 +136,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2)
     };
 
     float sum_g[place.kWidth] = {}, sum_gx[place.kWidth] = {}, sum_rate[place.kWidth] = {};
+    [[maybe_unused]] float sum_threshold[place.kWidth] = {};
     const int tiles = static_cast<int>(p.tiles.tiles);
     for (int tile = 0; tile < tiles; ++tile, place.next()) {
         if (!place.valid()) continue;
@@ -187,23 +190,41 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2)
             for (int t = steps - 1; t >= 0; --t) {
                 float h[V], at_h[V], g_h[V], derivatives[V];
                 tape.get_h(t, h);
+                const auto threshold = cell.levels.threshold(), fires_at = cell.levels.fires_at();
                 with_surrogate(p.neuron.surrogate, [&](auto s) {
 #pragma unroll
-                    for (int v = 0; v < V; ++v) at_h[v] = decltype(s)::slope(h[v] - cell.threshold, alpha, beta);
+                    for (int v = 0; v < V; ++v) at_h[v] = decltype(s)::slope(h[v] - threshold[v], alpha, beta);
                 });
+                if constexpr (!plain)
+                    for (int v = 0; v < V; ++v) at_h[v] *= static_cast<float>(p.neuron.gain);
                 const Vector<T, V> g_s = tape.grad(t);
                 with_reset(p.neuron.reset, [&](auto r) {
                     using Reset = decltype(r);
-                    const float at_rest = Reset::rest(cell.rest);
+                    float through[V];  // dL/dh by the spike; then the threshold's gradient
+                    const auto by = cell.levels.template by<Reset>();
 #pragma unroll
                     for (int v = 0; v < V; ++v) {
                         const float spike = widened(g_s.at[v]);
-                        g_h[v] = p.neuron.detach ? Reset::template grad_h<true>(spike, grad_v[v], h[v], at_h[v],
-                                                                                cell.threshold, at_rest)
-                                                 : Reset::template grad_h<false>(spike, grad_v[v], h[v], at_h[v],
-                                                                                 cell.threshold, at_rest);
+                        through[v] = p.neuron.detach
+                                         ? Reset::template by_spike<true>(spike, grad_v[v], h[v], at_h[v], by[v])
+                                         : Reset::template by_spike<false>(spike, grad_v[v], h[v], at_h[v], by[v]);
+                        g_h[v] = through[v] + Reset::carried(grad_v[v], h[v], fires_at[v]);
+                    }
+                    if constexpr (!plain) {
+                        for (int v = 0; v < V; ++v) {
+                            const float subtracted = Reset::subtracted(grad_v[v], h[v], fires_at[v]);
+                            through[v] = -through[v] - (p.neuron.subtracts != 0 ? subtracted : 0.0f);
+                        }
+                        accumulate(sum_threshold, through);
                     }
                 });
+                if constexpr (!plain) {
+                    if (p.grad_h != nullptr) {
+                        float direct[V];
+                        load_floats(direct, p.grad_h + at + (first + t) * step, 4);
+                        for (int v = 0; v < V; ++v) g_h[v] += direct[v];
+                    }
+                }
                 const Vector<T, V> x = tape.x(t);
                 if (leaks) {
                     float before[V], scales[V], shifts[V], by_rate[V];  // before: v in front of this step
@@ -256,18 +277,22 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 && planes ? 3 : 2)
     if (!sums) return;
 
     const ColumnSums<planes, V> columns(place);
-    const BlockSums<3> blocks(p.tiles, p.partials, place, leaks ? 3 : 2);
-    if (leaks)
+    constexpr int kSums = plain ? 3 : 4;
+    const int taken = plain && !leaks ? 2 : kSums;
+    const BlockSums<kSums> blocks(p.tiles, p.partials, place, taken);
+    if constexpr (!plain)
+        columns.put(sum_g, sum_gx, sum_rate, sum_threshold);
+    else if (leaks)
         columns.put(sum_g, sum_gx, sum_rate);
     else
         columns.put(sum_g, sum_gx);
-    double totals[3] = {};
+    double totals[kSums] = {};
     blocks.own_columns([&](int column) {
-        totals[0] += columns.template get<float>(0, column);
-        totals[1] += columns.template get<float>(1, column);
-        if (leaks) totals[2] += columns.template get<float>(2, column);
+#pragma unroll
+        for (int q = 0; q < kSums; ++q)
+            if (q < taken) totals[q] += columns.template get<float>(q, column);
     });
-    blocks.put(totals, [&](int64 channel, const double(&found)[3]) { finish_gradients(p, channel, found); });
+    blocks.put(totals, [&](int64 channel, const double(&found)[kSums]) { finish_gradients(p, channel, found); });
 }
 
 }  // namespace sca

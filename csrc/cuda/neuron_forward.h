@@ -50,7 +50,7 @@ SCA_DEVICE void track(const TrackingParameters& p, int64 channel, int64 channels
     p.running_var[at] = moved(p.running_var[at], var, weight);
 }
 
-template <class T, bool planes, int V>
+template <class T, bool planes, int V, bool plain = true>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || planes ? 5 : 3)
     neuron_forward(const ForwardParameters p) {
     Place<planes, V> place(p.tiles);
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || planes ? 5 : 3)
     place.of_channel(scales, p.prelude.scale, 1.0f);
     place.of_channel(shifts, p.prelude.shift, 0.0f);
     if (p.var != nullptr) prelude_of(scales, shifts, p, place);
-    const Cell<planes, V> cell(p.neuron, scales, shifts, p.prelude.rate, place);
+    const Cell<planes, V, plain> cell(p.neuron, p.prelude, scales, shifts, place);
     PerChannel<planes, V> gate(place, cell.kVectors);
     place.of_channel(open, p.mask, 1.0f);
     gate.put(open);
@@ -69,12 +69,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || planes ? 5 : 3)
     int fired[place.kWidth] = {};
     float l1[place.kWidth] = {};
     const int64 step = place.step();
+    T* const to = static_cast<T*>(p.spikes);
     const int tiles = static_cast<int>(p.tiles.tiles);
     for (int tile = 0; tile < tiles; ++tile, place.next()) {
         if (!place.valid()) continue;
         const T* x_at = place.template in<T>(p.x);
         const int64 at = place.dense();
-        T* spikes_at = static_cast<T*>(p.spikes) + at;
+        T* spikes_at = to + at;
         float potential[V];
         initial(potential, p.v_init, at, cell.rest);
         for (int left = static_cast<int>(p.steps); left > 0; left -= kAhead) {
@@ -87,16 +88,19 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 4 || planes ? 5 : 3)
                 float h[V], gates[V], distance[V];
                 int spike[V];
                 cell.step(x[k], h, potential);
+                const auto fires_at = cell.levels.fires_at();
                 gate.get(gates);
 #pragma unroll
                 for (int v = 0; v < V; ++v) {
-                    spike[v] = h[v] >= cell.threshold ? 1 : 0;
+                    spike[v] = h[v] >= fires_at[v] ? 1 : 0;
                     distance[v] = absolute(potential[v] - cell.rest);
                     spikes.at[v] = spike[v] != 0 && gates[v] != 0.0f ? One<T>::value() : T{};
                 }
                 accumulate(fired, spike);
                 accumulate(l1, distance);
                 store_global(spikes_at, spikes);
+                if constexpr (!plain)
+                    if (p.potentials != nullptr) store_state(p.potentials + (spikes_at - to), h);
                 spikes_at += step;
             }
             x_at += kAhead * p.x.t;

@@ -36,12 +36,14 @@ struct Strided {
 // Rows of the lists in include/sca; numbers to be rounded to float32.
 struct NeuronParameters {
     int64 charge, reset, surrogate, detach;
-    double rate, threshold, rest, alpha, beta;
+    int64 subtracts;  // whether a reset subtracts the threshold, whatever that is
+    double rate, threshold, fires_at, by, rest, alpha, beta, gain;
 };
 
-// Per-channel vectors [C], or null: y = x * scale + shift, and the leak's own rate.
+// Per-channel vectors [C], or null: y = x * scale + shift, and the leak's own rate and the threshold, with the least
+// potentials that fire, in place of the neuron's.
 struct PreludeParameters {
-    const float *scale, *shift, *rate;
+    const float *scale, *shift, *rate, *threshold, *fires_at;
 };
 
 // What batch norm has beside statistics: [C], or longer and then read at `channels`; each may be null.
@@ -75,7 +77,7 @@ struct ForwardParameters {
     Strided x;
     void* spikes;
     const float* v_init;
-    float* v_last;
+    float *v_last, *potentials;  // of all steps, before each reset
     const bool* mask;   // [C] or null: whether a channel emits
     Partials partials;  // 2 quantities: spikes, and |v - rest|
     int64* spike_count;
@@ -90,14 +92,15 @@ struct BackwardParameters {
     int64 steps, resident;  // all, and those that shared memory holds at a time
     int64 repeated;         // whether one step of x is presented at all of them
     Strided x, grad_spikes;
-    const float *grad_v, *v_init;
+    const float *grad_v, *v_init, *grad_h;
     void* grad_x;
     float* grad_v_init;
     const float *center, *slope, *offset;  // grad_x = g * scale + slope * (x - center) + offset; null: without the rest
     float* checkpoints;  // v at the start of all but the last `resident` steps, of all threads
-    Partials partials;   // 3 quantities: sums of g, g * (x - center) and the rate's gradient, 2 without a rate
+    Partials partials;   // 4 quantities: sums of g, g * (x - center), the rate's gradient and the threshold's; of the
+                         // plain variant 3, 2 without a rate
     int64 wide;          // whether the sums are wanted in double
-    void *first, *second, *third;
+    void *first, *second, *third, *fourth;
     float* coefficients;  // [2, C] or null: slope and offset of training batch norm; first and second are then its
     const float* norm;    // [2, C] of it: mean, variance    gradients of bias and weight, grad_size long
     AffineParameters affine;

@@ -1,9 +1,9 @@
 """What a backend is: one object that runs every operator of :mod:`sca_kernels.ops` on some devices and dtypes.
 
 Arguments arrive checked. x is an activation [T, N, C, *S] with T = time_steps, or [1, N, C, *S] presented
-``time_steps`` times. Per-channel vectors (scale, shift, rate, mask, weight, bias, mean, var) are contiguous [C]; all
-are in the state's dtype (float32, or float64 for float64 x), the mask bool. v_init, grad_v are [N, C, *S] in the
-state's dtype. Outputs are dense in the memory layout of x.
+``time_steps`` times. Per-channel vectors (scale, shift, rate, threshold, mask, weight, bias, mean, var) are contiguous
+[C]; all are in the state's dtype (float32, or float64 for float64 x), the mask bool. v_init, grad_v are [N, C, *S] in
+the state's dtype, grad_h is [T, N, C, *S]. Outputs are dense in the memory layout of x.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def in_full(error: BaseException) -> str:
 
 class Forward(NamedTuple):
     """Spikes [T, N, C, *S] in x's dtype, final v [N, C, *S] (None unless asked for), spike_count int64 [C], membrane_l1
-    float32 [C], whether that holds a NaN, where the backend knows, and whether what was to be tracked has been.
+    float32 [C], whether that holds a NaN, where the backend knows, whether what was to be tracked has been, and the
+    potentials before each reset [T, N, C, *S] in the state's dtype (None unless asked for).
 
     A channel whose mask is False integrates, is counted, and emits zeros.
     """
@@ -77,6 +78,7 @@ class Forward(NamedTuple):
     membrane_l1: Tensor
     is_nan: bool | None = None
     has_tracked: bool = False
+    h: Tensor | None = None
 
 
 class NeuronGradients(NamedTuple):
@@ -87,6 +89,7 @@ class NeuronGradients(NamedTuple):
     shift: Tensor | None
     rate: Tensor | None
     v_init: Tensor | None
+    threshold: Tensor | None = None
 
 
 class BatchNormGradients(NamedTuple):
@@ -97,6 +100,7 @@ class BatchNormGradients(NamedTuple):
     bias: Tensor | None
     rate: Tensor | None
     v_init: Tensor | None
+    threshold: Tensor | None = None
 
 
 class Backend(ABC):
@@ -139,8 +143,11 @@ class Backend(ABC):
         mask: Tensor | None,
         return_v: bool,
         tracking: Tracking | None = None,
+        threshold: Tensor | None = None,
+        return_h: bool = False,
     ) -> Forward:
-        """Integrate ``y = x * scale + shift``; an absent scale is 1, an absent shift 0 (no operation at all).
+        """Integrate ``y = x * scale + shift``; an absent scale is 1, an absent shift 0 (no operation at all). A
+        threshold takes the place of the configuration's.
 
         Args:
             tracking: what the pass is to change in place; a backend that leaves it leaves ``has_tracked`` False, and
@@ -159,6 +166,8 @@ class Backend(ABC):
         shift: Tensor | None,
         rate: Tensor | None,
         v_init: Tensor | None,
+        threshold: Tensor | None = None,
+        grad_h: Tensor | None = None,
     ) -> NeuronGradients:
         """Adjoint of :meth:`neuron_forward`, the mask passed straight through. grad_spikes may have any strides."""
 
@@ -177,6 +186,8 @@ class Backend(ABC):
         return_v: bool,
         channels: Tensor | None = None,
         tracking: Tracking | None = None,
+        threshold: Tensor | None = None,
+        return_h: bool = False,
     ) -> tuple[Forward, Tensor]:
         """Training batch norm in front of the neuron: also returns ``norm`` [4, C] in the state's dtype: the batch mean
         and biased variance, and the scale and shift that follow from these, which are rounded first, in float64,
@@ -203,6 +214,8 @@ class Backend(ABC):
         rate: Tensor | None,
         v_init: Tensor | None,
         channels: Tensor | None = None,
+        threshold: Tensor | None = None,
+        grad_h: Tensor | None = None,
     ) -> BatchNormGradients:
         """Adjoint of :meth:`batch_norm_forward`; gradients of channels that ``channels`` has not are zero."""
 
@@ -221,12 +234,15 @@ class Backend(ABC):
         mask: Tensor | None,
         return_v: bool,
         channels: Tensor | None = None,
+        threshold: Tensor | None = None,
+        return_h: bool = False,
     ) -> Forward:
         """The neuron behind batch norm by given statistics; all four vectors [C], or longer and read through
         ``channels``."""
         weight, bias, mean, var = (at_width(z, channels, x) for z in (weight, bias, mean, var))
         prelude = batch_norm.prelude(mean, var, weight, bias, eps)
-        return self.neuron_forward(x, time_steps, config, *prelude, rate, v_init, mask, return_v)
+        behind = rate, v_init, mask, return_v, None, threshold, return_h
+        return self.neuron_forward(x, time_steps, config, *prelude, *behind)
 
     # Batch norm by parts, for statistics that are those of several processes. Forward: moments, a sum over processes,
     # neuron_forward. Backward: batch_norm_sums, a sum over processes, batch_norm_gradient. Here torch's operators do
@@ -248,13 +264,16 @@ class Backend(ABC):
         center: Tensor,
         rate: Tensor | None,
         v_init: Tensor | None,
+        threshold: Tensor | None = None,
+        grad_h: Tensor | None = None,
     ) -> Tensor:
-        """Sums of g = dL/dy, of g * (x - center) and, with a rate, of its gradient, float64 [2, C] or [3, C], for the
-        neuron behind ``y = x * scale + shift``."""
+        """Sums of g = dL/dy, of g * (x - center) and, with a rate or a threshold, of its gradient, float64 [2 to 4, C],
+        for the neuron behind ``y = x * scale + shift``."""
         current = multistep.Prelude(scale, shift)
-        g = multistep.backward(grad_spikes, grad_v, x, time_steps, config, current, rate, v_init)
-        sums = batch_norm.gradient_sums(g.y, x, center)
-        return sums if g.rate is None else torch.cat([sums, g.rate.double()[None]])
+        given = current, rate, v_init, threshold, grad_h
+        g = multistep.backward(grad_spikes, grad_v, x, time_steps, config, *given)
+        own = [z.double()[None] for z in (g.rate, g.threshold) if z is not None]
+        return torch.cat([batch_norm.gradient_sums(g.y, x, center), *own])
 
     def batch_norm_gradient(
         self,
@@ -270,11 +289,13 @@ class Backend(ABC):
         offset: Tensor,
         rate: Tensor | None,
         v_init: Tensor | None,
+        threshold: Tensor | None = None,
+        grad_h: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """dL/dx = ``scale * g + slope * (x - center) + offset`` in x's dtype and shape, g (of a step that is presented
         often) summed over time, and dL/dv_init where there is a v_init."""
-        current = multistep.Prelude(scale, shift)
-        g = multistep.backward(grad_spikes, grad_v, x, time_steps, config, current, rate, v_init)
+        given = multistep.Prelude(scale, shift), rate, v_init, threshold, grad_h
+        g = multistep.backward(grad_spikes, grad_v, x, time_steps, config, *given)
         g_x = batch_norm.input_gradient(g.y, x, scale, center, slope, offset)
         g_v = None if v_init is None else empty_state(x, g.v_init.dtype).copy_(g.v_init)
         return empty_activation(x, x.shape[0]).copy_(g_x), g_v

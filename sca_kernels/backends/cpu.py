@@ -29,11 +29,11 @@ from ..channels import (
     scatter_bias,
 )
 from ..layout import collapse, empty_activation, empty_state, in_layout_of, spatial_size
-from ..neurons import NeuronConfig
+from ..neurons import NeuronConfig, fires_at
 from ..reference import channel_conv
 from .base import Backend, BatchNormGradients, Forward, NeuronGradients
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _CPU = torch.device("cpu")  # named, since another one may be the default
 _REINSTALL = "install a C++17 compiler with Python's headers and run pip install again"
@@ -62,11 +62,15 @@ def _neuron(config: NeuronConfig) -> Any:
         twins.reset(config),
         twins.surrogate(config),
         config.detach_reset,
+        config.subtracts_threshold,
         config.leak,
-        config.v_threshold,
-        config.v_rest,
+        config.threshold,
+        config.fires_at,
+        config.by,
+        config.rest,
         config.alpha,
         config.beta,
+        config.gain,
     )
 
 
@@ -94,43 +98,87 @@ class CpuBackend(Backend):
         return frozenset() if isinstance(module, str) or module.isa() == "baseline" else frozenset({"winograd"})
 
     def neuron_forward(
-        self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v, tracking=None
+        self,
+        x,
+        time_steps,
+        config,
+        scale,
+        shift,
+        rate,
+        v_init,
+        mask,
+        return_v,
+        tracking=None,
+        threshold=None,
+        return_h=False,
     ) -> Forward:
         x, v_init = _strided(x, _one_step(v_init))
-        tensors, outputs = _forward(x, time_steps, mask, return_v)
-        prelude = _address(scale), _address(shift), _address(rate)
+        (*tensors, h), outputs = _forward(x, time_steps, mask, return_v, return_h)
+        thresholds = _thresholds(config, threshold)
+        prelude = _address(scale), _address(shift), _address(rate), _addresses(thresholds)
         is_nan = _load().neuron_forward(*_problem(x, time_steps, config, v_init), *prelude, *outputs)
-        return Forward(*tensors, is_nan)
+        return Forward(*tensors, is_nan, h=h)
 
     def neuron_backward(
-        self, grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init
+        self, grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init, threshold=None, grad_h=None
     ) -> NeuronGradients:
-        x, v_init, grad_spikes, grad_v = _strided(x, _one_step(v_init), grad_spikes, _one_step(grad_v))
-        g, gradients = _backward(NeuronGradients, x, time_steps, scale, shift, rate, v_init)
-        prelude = _address(scale), _address(shift), _address(rate)
-        incoming = _view(grad_spikes, time_steps), _view(grad_v)
+        x, v_init, *grads = _strided(x, _one_step(v_init), grad_spikes, _one_step(grad_v), grad_h)
+        g, gradients = _backward(NeuronGradients, x, time_steps, scale, shift, rate, v_init, threshold)
+        thresholds = _thresholds(config, threshold)
+        prelude = _address(scale), _address(shift), _address(rate), _addresses(thresholds)
+        incoming = _incoming(time_steps, *grads)
         _load().neuron_backward(*_problem(x, time_steps, config, v_init), *prelude, *incoming, *gradients)
         return g
 
     def batch_norm_forward(
-        self, x, time_steps, config, weight, bias, eps, rate, v_init, mask, return_v, channels=None, tracking=None
+        self,
+        x,
+        time_steps,
+        config,
+        weight,
+        bias,
+        eps,
+        rate,
+        v_init,
+        mask,
+        return_v,
+        channels=None,
+        tracking=None,
+        threshold=None,
+        return_h=False,
     ) -> tuple[Forward, Tensor]:
         weight, bias = at_width(weight, channels, x), at_width(bias, channels, x)
         x, v_init = _strided(x, _one_step(v_init))
-        tensors, outputs = _forward(x, time_steps, mask, return_v)
+        (*tensors, h), outputs = _forward(x, time_steps, mask, return_v, return_h)
         norm = torch.empty((4, x.shape[2]), dtype=torch.float32, device=_CPU)
-        affine = _address(weight), _address(bias), eps, _address(norm), _address(rate)
+        thresholds = _thresholds(config, threshold)
+        affine = _address(weight), _address(bias), eps, _address(norm), _address(rate), _addresses(thresholds)
         is_nan = _load().batch_norm_forward(*_problem(x, time_steps, config, v_init), *affine, *outputs)
-        return Forward(*tensors, is_nan), norm
+        return Forward(*tensors, is_nan, h=h), norm
 
     def batch_norm_backward(
-        self, grad_spikes, grad_v, x, time_steps, config, weight, bias, norm, eps, rate, v_init, channels=None
+        self,
+        grad_spikes,
+        grad_v,
+        x,
+        time_steps,
+        config,
+        weight,
+        bias,
+        norm,
+        eps,
+        rate,
+        v_init,
+        channels=None,
+        threshold=None,
+        grad_h=None,
     ) -> BatchNormGradients:
         gamma, beta = at_width(weight, channels, x), at_width(bias, channels, x)
-        x, v_init, grad_spikes, grad_v = _strided(x, _one_step(v_init), grad_spikes, _one_step(grad_v))
-        g, gradients = _backward(BatchNormGradients, x, time_steps, gamma, beta, rate, v_init)
-        affine = _address(gamma), eps, _address(norm), _address(rate)
-        incoming = _view(grad_spikes, time_steps), _view(grad_v)
+        x, v_init, *grads = _strided(x, _one_step(v_init), grad_spikes, _one_step(grad_v), grad_h)
+        g, gradients = _backward(BatchNormGradients, x, time_steps, gamma, beta, rate, v_init, threshold)
+        thresholds = _thresholds(config, threshold)
+        affine = _address(gamma), eps, _address(norm), _address(rate), _addresses(thresholds)
+        incoming = _incoming(time_steps, *grads)
         _load().batch_norm_backward(*_problem(x, time_steps, config, v_init), *affine, *incoming, *gradients)
         if gamma is weight and beta is bias:
             return g
@@ -142,21 +190,52 @@ class CpuBackend(Backend):
         _load().batch_norm_moments(*_activation(x, time_steps), _address(sums))
         return sums
 
-    def batch_norm_sums(self, grad_spikes, grad_v, x, time_steps, config, scale, shift, center, rate, v_init) -> Tensor:
-        x, v_init, grad_spikes, grad_v = _strided(x, _one_step(v_init), grad_spikes, _one_step(grad_v))
-        sums = torch.empty((2 if rate is None else 3, x.shape[2]), dtype=torch.float64, device=_CPU)
-        vectors = map(_address, (scale, shift, center, rate))
-        incoming = _view(grad_spikes, time_steps), _view(grad_v)
-        _load().batch_norm_sums(*_problem(x, time_steps, config, v_init), *vectors, *incoming, _address(sums))
+    def batch_norm_sums(
+        self,
+        grad_spikes,
+        grad_v,
+        x,
+        time_steps,
+        config,
+        scale,
+        shift,
+        center,
+        rate,
+        v_init,
+        threshold=None,
+        grad_h=None,
+    ) -> Tensor:
+        x, v_init, *grads = _strided(x, _one_step(v_init), grad_spikes, _one_step(grad_v), grad_h)
+        own = (rate is not None) + (threshold is not None)
+        sums = torch.empty((2 + own, x.shape[2]), dtype=torch.float64, device=_CPU)
+        thresholds = _thresholds(config, threshold)
+        vectors = *map(_address, (scale, shift, center, rate)), _addresses(thresholds)
+        behind = *_incoming(time_steps, *grads), _address(sums)
+        _load().batch_norm_sums(*_problem(x, time_steps, config, v_init), *vectors, *behind)
         return sums
 
     def batch_norm_gradient(
-        self, grad_spikes, grad_v, x, time_steps, config, scale, shift, center, slope, offset, rate, v_init
+        self,
+        grad_spikes,
+        grad_v,
+        x,
+        time_steps,
+        config,
+        scale,
+        shift,
+        center,
+        slope,
+        offset,
+        rate,
+        v_init,
+        threshold=None,
+        grad_h=None,
     ) -> tuple[Tensor, Tensor | None]:
-        x, v_init, grad_spikes, grad_v = _strided(x, _one_step(v_init), grad_spikes, _one_step(grad_v))
+        x, v_init, *grads = _strided(x, _one_step(v_init), grad_spikes, _one_step(grad_v), grad_h)
         g_x, g_v = empty_activation(x, x.shape[0]), None if v_init is None else empty_state(x, torch.float32)
-        vectors = map(_address, (scale, shift, center, slope, offset, rate))
-        views = _view(grad_spikes, time_steps), _view(grad_v), _view(g_x, time_steps), _view(_one_step(g_v))
+        thresholds = _thresholds(config, threshold)
+        vectors = *map(_address, (scale, shift, center, slope, offset, rate)), _addresses(thresholds)
+        views = *_incoming(time_steps, *grads), _view(g_x, time_steps), _view(_one_step(g_v))
         _load().batch_norm_gradient(*_problem(x, time_steps, config, v_init), *vectors, *views)
         return g_x, g_v
 
@@ -313,26 +392,53 @@ def _activation(x: Tensor, time_steps: int) -> tuple[Any, ...]:
     return shape, _DTYPES[x.dtype], torch.get_num_threads(), _view(x, time_steps)
 
 
+def _incoming(
+    time_steps: int, grad_spikes: Tensor | None, grad_v: Tensor | None, grad_h: Tensor | None
+) -> tuple[_View | None, ...]:
+    """The gradients that come in."""
+    return _view(grad_spikes, time_steps), _view(grad_v), _view(grad_h, time_steps)
+
+
+def _thresholds(config: NeuronConfig, threshold: Tensor | None) -> tuple[Tensor, ...]:
+    """Those per channel, and the least numbers that fire; none where they are the configuration's."""
+    return () if threshold is None else (threshold, fires_at(threshold, config))
+
+
+def _addresses(thresholds: tuple[Tensor, ...]) -> tuple[int, int]:
+    """Of tensors that the caller keeps until the kernel has run."""
+    return tuple(map(_address, thresholds)) if thresholds else (0, 0)
+
+
 def _forward(
-    x: Tensor, time_steps: int, mask: Tensor | None, return_v: bool
+    x: Tensor, time_steps: int, mask: Tensor | None, return_v: bool, return_h: bool
 ) -> tuple[tuple[Tensor | None, ...], tuple[Any, ...]]:
-    """The tensors of a :class:`Forward`, and the arguments that stand for them."""
+    """The tensors of a :class:`Forward`, potentials before resets the last, and the arguments that stand for them."""
     channels = x.shape[2]
     spikes, v = empty_activation(x, time_steps), empty_state(x, torch.float32) if return_v else None
+    h = empty_activation(x, time_steps, torch.float32) if return_h else None
     count = torch.empty(channels, dtype=torch.int64, device=_CPU)
     l1 = torch.empty(channels, dtype=torch.float32, device=_CPU)
-    views = _view(spikes, time_steps), _view(_one_step(v)), _address(mask)
-    return (spikes, v, count, l1), (*views, _address(count), _address(l1))
+    views = _view(spikes, time_steps), _view(_one_step(v)), _view(h, time_steps), _address(mask)
+    return (spikes, v, count, l1, h), (*views, _address(count), _address(l1))
 
 
 def _backward(
-    kind, x: Tensor, time_steps: int, p: Tensor | None, q: Tensor | None, rate: Tensor | None, v_init: Tensor | None
+    kind,
+    x: Tensor,
+    time_steps: int,
+    p: Tensor | None,
+    q: Tensor | None,
+    rate: Tensor | None,
+    v_init: Tensor | None,
+    threshold: Tensor | None,
 ):
-    """Outputs of a backward kernel, a ``kind`` of gradients (for x, p, q, rate and v_init), and its arguments."""
-    vectors = [None if z is None else torch.empty_like(z) for z in (p, q, rate)]
+    """Outputs of a backward kernel, a ``kind`` of gradients (for x, p, q, rate, v_init and threshold), and its
+    arguments."""
+    *vectors, of_threshold = (None if z is None else torch.empty_like(z) for z in (p, q, rate, threshold))
     v = None if v_init is None else empty_state(x, torch.float32)
-    g = kind(empty_activation(x, x.shape[0]), *vectors, v)
-    return g, (_view(g.x, time_steps), _view(_one_step(v)), *map(_address, vectors))
+    g = kind(empty_activation(x, x.shape[0]), *vectors, v, of_threshold)
+    addresses = map(_address, (*vectors, of_threshold))
+    return g, (_view(g.x, time_steps), _view(_one_step(v)), *addresses)
 
 
 BACKEND = CpuBackend

@@ -166,38 +166,79 @@ class CudaBackend(Backend):
         return CudaLauncher(self.launch)
 
     def neuron_forward(
-        self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v, tracking=None
+        self,
+        x,
+        time_steps,
+        config,
+        scale,
+        shift,
+        rate,
+        v_init,
+        mask,
+        return_v,
+        tracking=None,
+        threshold=None,
+        return_h=False,
     ) -> Forward:
-        arguments = x, time_steps, config, Current(scale, shift, rate, v_init), mask, return_v, tracking
-        return Forward(*neuron.forward(self._launcher, *arguments), has_tracked=True)
+        current = Current(scale, shift, rate, v_init, threshold)
+        arguments = x, time_steps, config, current, mask, return_v, tracking, return_h
+        return Forward(**neuron.forward(self._launcher, *arguments)._asdict(), has_tracked=True)
 
     def neuron_backward(
-        self, grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init
+        self, grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init, threshold=None, grad_h=None
     ) -> NeuronGradients:
-        arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init)
+        arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init, threshold), grad_h
         return NeuronGradients(*neuron.backward(self._launcher, *arguments))
 
     def batch_norm_forward(self, *arguments) -> tuple[Forward, Tensor]:
         out, norm = batch_norm.forward(self._launcher, *arguments)
-        return Forward(*out, has_tracked=True), norm
+        return Forward(**out._asdict(), has_tracked=True), norm
 
     def batch_norm_backward(self, *arguments) -> BatchNormGradients:
         return BatchNormGradients(*batch_norm.backward(self._launcher, *arguments))
 
     def batch_norm_inference(self, *arguments) -> Forward:
-        return Forward(*batch_norm.inference(self._launcher, *arguments))
+        return Forward(**batch_norm.inference(self._launcher, *arguments)._asdict())
 
     def moments(self, x: Tensor, time_steps: int) -> Tensor:
         return batch_norm.moments(self._launcher, x)
 
-    def batch_norm_sums(self, grad_spikes, grad_v, x, time_steps, config, scale, shift, center, rate, v_init) -> Tensor:
-        arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init)
-        return batch_norm.sums(self._launcher, *arguments, center)
+    def batch_norm_sums(
+        self,
+        grad_spikes,
+        grad_v,
+        x,
+        time_steps,
+        config,
+        scale,
+        shift,
+        center,
+        rate,
+        v_init,
+        threshold=None,
+        grad_h=None,
+    ) -> Tensor:
+        arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init, threshold)
+        return batch_norm.sums(self._launcher, *arguments, center, grad_h)
 
     def batch_norm_gradient(
-        self, grad_spikes, grad_v, x, time_steps, config, scale, shift, center, slope, offset, rate, v_init
+        self,
+        grad_spikes,
+        grad_v,
+        x,
+        time_steps,
+        config,
+        scale,
+        shift,
+        center,
+        slope,
+        offset,
+        rate,
+        v_init,
+        threshold=None,
+        grad_h=None,
     ) -> tuple[Tensor, Tensor | None]:
-        arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init)
+        arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init, threshold), grad_h
         vectors = {"center": center, "slope": slope, "offset": offset}
         return batch_norm.gradient(self._launcher, *arguments, **vectors)
 

@@ -115,20 +115,33 @@ class TritonBackend(Backend):
         return obstacle is None, obstacle or f"compute capability {capability[0]}.{capability[1]}"
 
     def neuron_forward(
-        self, x, time_steps, config, scale, shift, rate, v_init, mask, return_v, tracking=None
+        self,
+        x,
+        time_steps,
+        config,
+        scale,
+        shift,
+        rate,
+        v_init,
+        mask,
+        return_v,
+        tracking=None,
+        threshold=None,
+        return_h=False,
     ) -> Forward:
         from ..triton_kernels import launcher
 
-        arguments = x, time_steps, config, Current(scale, shift, rate, v_init), mask, return_v, tracking
+        current = Current(scale, shift, rate, v_init, threshold)
+        arguments = x, time_steps, config, current, mask, return_v, tracking, return_h
         with _compiling():
-            return Forward(*neuron.forward(launcher, *arguments), has_tracked=True)
+            return Forward(**neuron.forward(launcher, *arguments)._asdict(), has_tracked=True)
 
     def neuron_backward(
-        self, grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init
+        self, grad_spikes, grad_v, x, time_steps, config, scale, shift, rate, v_init, threshold=None, grad_h=None
     ) -> NeuronGradients:
         from ..triton_kernels import launcher
 
-        arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init)
+        arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init, threshold), grad_h
         with _compiling():
             return NeuronGradients(*neuron.backward(launcher, *arguments))
 
@@ -137,7 +150,7 @@ class TritonBackend(Backend):
 
         with _compiling():
             out, norm = batch_norm.forward(launcher, *arguments)
-        return Forward(*out, has_tracked=True), norm
+        return Forward(**out._asdict(), has_tracked=True), norm
 
     def batch_norm_backward(self, *arguments) -> BatchNormGradients:
         from ..triton_kernels import launcher
@@ -149,7 +162,7 @@ class TritonBackend(Backend):
         from ..triton_kernels import launcher
 
         with _compiling():
-            return Forward(*batch_norm.inference(launcher, *arguments))
+            return Forward(**batch_norm.inference(launcher, *arguments)._asdict())
 
     def moments(self, x: Tensor, time_steps: int) -> Tensor:
         from ..triton_kernels import launcher
@@ -157,20 +170,48 @@ class TritonBackend(Backend):
         with _compiling():
             return batch_norm.moments(launcher, x)
 
-    def batch_norm_sums(self, grad_spikes, grad_v, x, time_steps, config, scale, shift, center, rate, v_init) -> Tensor:
+    def batch_norm_sums(
+        self,
+        grad_spikes,
+        grad_v,
+        x,
+        time_steps,
+        config,
+        scale,
+        shift,
+        center,
+        rate,
+        v_init,
+        threshold=None,
+        grad_h=None,
+    ) -> Tensor:
         from ..triton_kernels import launcher
 
-        current = Current(scale, shift, rate, v_init)
+        arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init, threshold)
         with _compiling():
-            return batch_norm.sums(launcher, grad_spikes, grad_v, x, time_steps, config, current, center)
+            return batch_norm.sums(launcher, *arguments, center, grad_h)
 
     def batch_norm_gradient(
-        self, grad_spikes, grad_v, x, time_steps, config, scale, shift, center, slope, offset, rate, v_init
+        self,
+        grad_spikes,
+        grad_v,
+        x,
+        time_steps,
+        config,
+        scale,
+        shift,
+        center,
+        slope,
+        offset,
+        rate,
+        v_init,
+        threshold=None,
+        grad_h=None,
     ) -> tuple[Tensor, Tensor | None]:
         from ..triton_kernels import launcher
 
         vectors = {"center": center, "slope": slope, "offset": offset}
-        arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init)
+        arguments = grad_spikes, grad_v, x, time_steps, config, Current(scale, shift, rate, v_init, threshold), grad_h
         with _compiling():
             return batch_norm.gradient(launcher, *arguments, **vectors)
 

@@ -33,6 +33,7 @@ _AHEAD = 4  # steps that a kernel loads at once
 _MOST_STEPS = 1 << 20
 _VECTORS = {"neuron_forward": 4, "moments": 1, "neuron_backward": 8}  # that a block has in shared memory, per channel
 _QUANTITIES = {"neuron_forward": 2, "moments": 2, "neuron_backward": 3}  # that it adds up at most
+_LEVELS = 3  # vectors that a neuron has beside where it is not plain
 
 
 def _elements_of_access(element_size: int, align: int) -> int:
@@ -58,6 +59,8 @@ class CudaLauncher:
         scale: Tensor | None,
         shift: Tensor | None,
         rate: Tensor | None,
+        threshold: Tensor | None,
+        fires_at: Tensor | None,
         mean: Tensor | None,
         var: Tensor | None,
         weight: Tensor | None,
@@ -87,7 +90,7 @@ class CudaLauncher:
         parameters = ForwardParameters(
             tiles=_tiles(plan.tiles, plan.channels, _width(plan)),
             neuron=NeuronParameters.of(config),
-            prelude=PreludeParameters(address(scale), address(shift), address(rate)),
+            prelude=PreludeParameters(*map(address, (scale, shift, rate, threshold, fires_at))),
             mean=address(mean),
             var=address(var),
             affine=_affine(weight, bias, weight_channels, eps),
@@ -112,7 +115,8 @@ class CudaLauncher:
             ),
             **{name: address(z) for name, z in activations.items()},
         )
-        self._start("neuron_forward", plan, 0, parameters)
+        is_plain = _is_plain(config, threshold, activations["potentials"])
+        self._start("neuron_forward", plan, 0, parameters, is_plain)
 
     def moments(
         self,
@@ -148,6 +152,8 @@ class CudaLauncher:
         scale: Tensor | None,
         shift: Tensor | None,
         rate: Tensor | None,
+        threshold: Tensor | None,
+        fires_at: Tensor | None,
         weight: Tensor | None,
         weight_channels: Tensor | None,
         eps: float,
@@ -157,22 +163,23 @@ class CudaLauncher:
         **tensors: Tensor | None,
     ) -> None:
         _check_steps(plan)
-        width = _width(plan)
+        width, is_plain = _width(plan), _is_plain(config, threshold, tensors["grad_h"])
         h = THREADS * width * 4
         step = h + THREADS * width * plan.x.element_size() * 2
         repeated = plan.repeats and tensors["grad_x"] is not None
-        resident = min(plan.time_steps, (_MOST_SHARED - _table_bytes("neuron_backward", plan) - h * repeated) // step)
+        left = _MOST_SHARED - _table_bytes("neuron_backward", plan, is_plain) - h * repeated
+        resident = min(plan.time_steps, left // step)
         if resident < plan.time_steps:
             resident -= resident % _AHEAD
         chunks = ceil_div(plan.time_steps, resident)
         size = plan.tiles.programs * (chunks - 1) * THREADS * width
         checkpoints = torch.empty(size, dtype=torch.float32, device=plan.x.device) if size else None
-        partials = _Scratch(plan, 0 if not sums else 2 if rate is None else 3)
-        written = (tensors[name] for name in ("first", "second", "third"))
+        partials = _Scratch(plan, 0 if not sums else 4 if not is_plain else 2 if rate is None else 3)
+        written = (tensors[name] for name in ("first", "second", "third", "fourth"))
         parameters = BackwardParameters(
             tiles=_tiles(plan.tiles, plan.channels, width),
             neuron=NeuronParameters.of(config),
-            prelude=PreludeParameters(address(scale), address(shift), address(rate)),
+            prelude=PreludeParameters(*map(address, (scale, shift, rate, threshold, fires_at))),
             steps=plan.time_steps,
             resident=resident,
             repeated=plan.repeats,
@@ -187,14 +194,22 @@ class CudaLauncher:
             presentations=presentations,
             **{name: address(z) for name, z in tensors.items()},
         )
-        self._start("neuron_backward", plan, resident * step + h * repeated, parameters)
+        self._start("neuron_backward", plan, resident * step + h * repeated, parameters, is_plain)
 
-    def _start(self, kernel: str, plan: Plan, shared: int, parameters: ctypes.Structure) -> None:
+    def _start(self, kernel: str, plan: Plan, shared: int, parameters: ctypes.Structure, is_plain: bool = True) -> None:
         """Run a kernel that needs so many bytes of shared memory at a time with its per-channel vectors."""
-        shared = max(shared + _table_bytes(kernel, plan), _sum_bytes(kernel, plan), _QUANTITIES[kernel] * THREADS * 8)
+        sums = _sum_bytes(kernel, plan, is_plain), _quantities(kernel, is_plain) * THREADS * 8
+        shared = max(shared + _table_bytes(kernel, plan, is_plain), *sums)
         planes = str(not plan.tiles.interleaved).lower()
-        name = f"sca::{kernel}<{NAMES[plan.x.dtype]}, {planes}, {_width(plan)}>"
+        name = f"sca::{kernel}<{NAMES[plan.x.dtype]}, {planes}, {_width(plan)}{'' if is_plain else ', false'}>"
         self._launch(name, plan.tiles.programs, THREADS, shared, parameters, plan.x)
+
+
+def _is_plain(config: NeuronConfig, threshold: Tensor | None, potentials: Tensor | None) -> bool:
+    """See ``csrc/cuda/neuron.h``; potentials, or their gradients, that leave or enter the kernel."""
+    usual = config.threshold if config.v_reset is None else config.rest
+    is_one_threshold = threshold is None and config.fires_at == config.threshold
+    return is_one_threshold and config.by == usual and config.gain == 1 and potentials is None
 
 
 class _Scratch:
@@ -215,14 +230,20 @@ def _width(plan: Plan) -> int:
     return _elements_of_access(plan.x.element_size(), plan.tiles.align)
 
 
-def _table_bytes(kernel: str, plan: Plan) -> int:
+def _table_bytes(kernel: str, plan: Plan, is_plain: bool) -> int:
     """For per-channel vectors, float32."""
-    return 4 * _VECTORS[kernel] * (plan.tiles.tile_columns if plan.tiles.interleaved else 1)
+    vectors = _VECTORS[kernel] + (0 if is_plain else _LEVELS)
+    return 4 * vectors * (plan.tiles.tile_columns if plan.tiles.interleaved else 1)
 
 
-def _sum_bytes(kernel: str, plan: Plan) -> int:
+def _sum_bytes(kernel: str, plan: Plan, is_plain: bool = True) -> int:
     """For what each thread has added up, float32."""
-    return 4 * _QUANTITIES[kernel] * THREADS * (_width(plan) if plan.tiles.interleaved else 1)
+    return 4 * _quantities(kernel, is_plain) * THREADS * (_width(plan) if plan.tiles.interleaved else 1)
+
+
+def _quantities(kernel: str, is_plain: bool) -> int:
+    """The threshold's gradient among them, where one may be asked for."""
+    return _QUANTITIES[kernel] + (kernel == "neuron_backward" and not is_plain)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -252,8 +273,7 @@ def _strided(plan: Plan, name: str) -> Strided:
     tensor = plan.tensors[name]
     if tensor is None:
         return Strided()
-    t, *strides = (stride * plan.tiles.align for stride in plan.strides[name])
-    return Strided(address(tensor), 0 if tensor.shape[0] != plan.time_steps else t, *strides)
+    return Strided(address(tensor), *(stride * plan.tiles.align for stride in plan.strides[name]))
 
 
 def _affine(weight: Tensor | None, bias: Tensor | None, channels: Tensor | None, eps: float) -> AffineParameters:

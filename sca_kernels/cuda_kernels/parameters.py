@@ -46,9 +46,10 @@ class Strided(ctypes.Structure):
 
 
 class NeuronParameters(ctypes.Structure):
-    _fields_ = _integers("charge", "reset", "surrogate", "detach") + _reals(
-        "rate", "threshold", "rest", "alpha", "beta"
-    )
+    _fields_ = [
+        *_integers("charge", "reset", "surrogate", "detach", "subtracts"),
+        *_reals("rate", "threshold", "fires_at", "by", "rest", "alpha", "beta", "gain"),
+    ]
 
     @classmethod
     def of(cls, config: NeuronConfig) -> NeuronParameters:
@@ -58,12 +59,14 @@ class NeuronParameters(ctypes.Structure):
             "SCA_RESETS": twins.reset(config),
             "SCA_SURROGATES": twins.surrogate(config),
         }
-        numbers = config.leak, config.v_threshold, config.v_rest, config.alpha, config.beta
-        return cls(*(twins.row(*pair) for pair in structs.items()), config.detach_reset, *numbers)
+        rows = (twins.row(*pair) for pair in structs.items())
+        levels = config.threshold, config.fires_at, config.by, config.rest
+        numbers = config.leak, *levels, config.alpha, config.beta, config.gain
+        return cls(*rows, config.detach_reset, config.subtracts_threshold, *numbers)
 
 
 class PreludeParameters(ctypes.Structure):
-    _fields_ = _pointers("scale", "shift", "rate")
+    _fields_ = _pointers("scale", "shift", "rate", "threshold", "fires_at")
 
 
 class AffineParameters(ctypes.Structure):
@@ -88,7 +91,7 @@ class ForwardParameters(ctypes.Structure):
         ("affine", AffineParameters),
         *_integers("steps"),
         ("x", Strided),
-        *_pointers("spikes", "v_init", "v_last", "mask"),
+        *_pointers("spikes", "v_init", "v_last", "potentials", "mask"),
         ("partials", Partials),
         *_pointers("spike_count", "membrane_l1"),
         ("tracking", TrackingParameters),
@@ -102,10 +105,10 @@ class BackwardParameters(ctypes.Structure):
         ("prelude", PreludeParameters),
         *_integers("steps", "resident", "repeated"),
         *((name, Strided) for name in ("x", "grad_spikes")),
-        *_pointers("grad_v", "v_init", "grad_x", "grad_v_init", "center", "slope", "offset", "checkpoints"),
+        *_pointers("grad_v", "v_init", "grad_h", "grad_x", "grad_v_init", "center", "slope", "offset", "checkpoints"),
         ("partials", Partials),
         *_integers("wide"),
-        *_pointers("first", "second", "third", "coefficients", "norm"),
+        *_pointers("first", "second", "third", "fourth", "coefficients", "norm"),
         ("affine", AffineParameters),
         *_integers("grad_size"),
         *_reals("count", "presentations"),

@@ -16,12 +16,13 @@ from .arguments import check_path as check_path
 from .arguments import check_process_group as check_process_group
 from .bitpack import pack_spikes, unpack_spikes
 from .channel_conv import channel_conv2d
-from .multistep import NeuronOutput, if_neuron, lif, neuron, plif
+from .multistep import NeuronOutput, NeuronSequences, if_neuron, lif, neuron, plif
 from .normalisation import batch_norm, batch_norm_lif, batch_norm_neuron
 from .weights import gather_weight, put_weight
 
 __all__ = [
     "NeuronOutput",
+    "NeuronSequences",
     "NotANumber",
     "batch_norm",
     "batch_norm_lif",

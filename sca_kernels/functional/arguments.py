@@ -80,10 +80,43 @@ def is_sealed(p: Tensor) -> bool:
 
 
 @_remembered
-def check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha) -> NeuronConfig:
+def check_neuron(
+    neuron,
+    tau,
+    v_threshold,
+    v_reset,
+    decay_input,
+    detach_reset,
+    surrogate,
+    alpha,
+    fire=">=",
+    v_subtract=None,
+    v_rest=None,
+    rate=None,
+    decay=None,
+) -> NeuronConfig:
     """Check the arguments of :func:`neuron` that don't depend on x; modules call it when they are built."""
     s = resolve(surrogate, alpha)
-    return NeuronConfig(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, *s).checked()
+    named = neuron, tau, v_threshold, v_reset, decay_input, detach_reset
+    return NeuronConfig(*named, *s, fire, v_subtract, v_rest, rate, decay).checked()
+
+
+def apart(v_threshold: float | Tensor) -> tuple[float, Tensor | None]:
+    """A threshold as a number of the configuration, and as a tensor that takes its place."""
+    return (1.0, v_threshold) if isinstance(v_threshold, Tensor) else (v_threshold, None)
+
+
+def check_threshold(v_threshold: Tensor | None, x: Tensor) -> Tensor | None:
+    """A threshold per channel [C]; None where it is a number."""
+    return None if v_threshold is None else _one_or_all("v_threshold", v_threshold, x).contiguous()
+
+
+def _one_or_all(name: str, p: Tensor, x: Tensor) -> Tensor:
+    """One element, or [C], as [C] in the state's dtype."""
+    if not is_plain(p) or p.numel() not in (1, x.shape[2]) or not p.is_floating_point():
+        raise ValueError(f"{name}: expected a floating-point tensor with 1 or {x.shape[2]} elements, got {describe(p)}")
+    same_device(name, p, x)
+    return p.to(state_dtype(x)).flatten().expand(x.shape[2])
 
 
 def check_activation(x: Tensor, time_steps: int | None) -> tuple[Tensor, int]:
@@ -114,10 +147,7 @@ def check_leak_rate(w: Tensor | None, config: NeuronConfig, x: Tensor) -> Tensor
         )
     if w is None:
         return None
-    if not is_plain(w) or w.numel() not in (1, x.shape[2]) or not w.is_floating_point():
-        raise ValueError(f"w: expected a floating-point tensor with 1 or {x.shape[2]} elements, got {describe(w)}")
-    same_device("w", w, x)
-    return w.to(state_dtype(x)).sigmoid().flatten().expand(x.shape[2]).contiguous()
+    return _one_or_all("w", w, x).sigmoid().contiguous()
 
 
 def check_v_init(v: Tensor | None, x: Tensor) -> Tensor | None:

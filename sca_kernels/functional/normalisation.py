@@ -18,6 +18,7 @@ from ..tracking import Tracking, change, move
 from . import ranks
 from .activity import ActivitySums, check_activity
 from .arguments import (
+    apart,
     as_state,
     check_activation,
     check_backend,
@@ -27,10 +28,11 @@ from .arguments import (
     check_leak_rate,
     check_mask,
     check_neuron,
+    check_threshold,
     check_v_init,
     check_vector,
 )
-from .multistep import NeuronOutput, as_output, recorded
+from .multistep import NeuronOutput, NeuronSequences, as_output, recorded
 
 
 def batch_norm_neuron(
@@ -47,21 +49,28 @@ def batch_norm_neuron(
     *,
     tau: float = 2.0,
     w: Tensor | None = None,
-    v_threshold: float = 1.0,
+    v_threshold: float | Tensor = 1.0,
     v_reset: float | None = 0.0,
     decay_input: bool = True,
     detach_reset: bool = False,
     surrogate: str | Surrogate = "atan",
     alpha: float | None = None,
+    fire: str = ">=",
+    v_subtract: float | None = None,
+    v_rest: float | None = None,
+    rate: float | None = None,
+    decay: float | None = None,
     v_init: Tensor | None = None,
     time_steps: int | None = None,
     return_v: bool = True,
+    return_v_seq: bool = False,
+    return_h_seq: bool = False,
     process_group=None,
     backend: str | None = None,
     activity: ActivitySums | None = None,
     channels: Tensor | None = None,
     num_batches_tracked: Tensor | None = None,
-) -> NeuronOutput:
+) -> NeuronOutput | NeuronSequences:
     """Batch norm over (T, N, S) and a neuron in one operator; the normalised current is never written to memory.
 
     Equivalent to ``neuron(torch.nn.functional.batch_norm(x.flatten(0, 1), ...).view_as(x))``. In training (or without
@@ -87,7 +96,9 @@ def batch_norm_neuron(
         ValueError: also when training with one value per channel, as torch.nn.functional.batch_norm.
         RuntimeError: with a process group within transforms of torch.func, or in forward mode.
     """
-    config = check_neuron(neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
+    v_threshold, threshold = apart(v_threshold)
+    named = neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha
+    config = check_neuron(*named, fire, v_subtract, v_rest, rate, decay)
     x, steps = check_activation(x, time_steps)
     statistics = running_mean, running_var
     vectors = weight, bias, *statistics
@@ -102,30 +113,33 @@ def batch_norm_neuron(
             raise ValueError("activity: expected one with the list of channels that the running statistics have")
         channels = activity.channels
     weight, bias = check_vector("weight", weight, x, channels), check_vector("bias", bias, x, channels)
-    before = check_leak_rate(w, config, x), check_v_init(v_init, x), check_mask(channel_mask, x)
-    before += (checks.boolean("return_v", return_v),)
+    threshold = check_threshold(threshold, x)
+    before = check_leak_rate(w, config, x), threshold, check_v_init(v_init, x), check_mask(channel_mask, x)
+    sequences = checks.boolean("return_v_seq", return_v_seq), checks.boolean("return_h_seq", return_h_seq)
+    before += checks.boolean("return_v", return_v), any(sequences)
     behind = check_backend(backend), *config
+    as_asked = return_v, sequences, config, threshold
     if training and process_group is None and (count := _count(x, steps)):
-        arguments = x, steps, weight, bias, eps, *before, channels, *behind
+        arguments = x, steps, weight, bias, eps, *before, channels
         tracked = *statistics, num_batches_tracked, momentum
-        return as_output(_in_training(arguments, tracked, activity, count), return_v)
+        return as_output(_in_training(arguments, tracked, activity, count, behind), *as_asked)
     if not training and activity is None:
         mean, var = (as_state(z, x) for z in statistics)
         arguments = x, steps, weight, bias, mean, var, eps, *before, channels, *behind
-        return as_output(ops.batch_norm_inference(*arguments), return_v)
+        return as_output(ops.batch_norm_inference(*arguments), *as_asked)
     weight, bias = at_width(weight, channels, x), at_width(bias, channels, x)
     if training and process_group is not None:
         arguments = x, steps, weight, bias, eps, *before, *behind
         *outputs, mean, var, total = ranks.batch_norm_neuron(arguments, process_group, activity)
         _track_ranks(mean, var, total, *statistics, num_batches_tracked, momentum, channels)
-        return as_output(outputs, return_v)
+        return as_output(outputs, *as_asked)
     if training:  # nothing to normalise or to track, as in torch
         mean, var = (full((x.shape[2],), dtype=state_dtype(x)) for full in (x.new_zeros, x.new_ones))
     else:
         mean, var = (as_state(at_width(z, channels, x), x) for z in statistics)
-    arguments = x, steps, *affine_prelude(mean, var, weight, bias, eps), *before, *behind
-    outputs = ops.neuron_forward(*arguments) if activity is None else recorded(arguments, activity)
-    return as_output(outputs, return_v)
+    arguments = x, steps, *affine_prelude(mean, var, weight, bias, eps), *before
+    outputs = ops.neuron_forward(*arguments, *behind) if activity is None else recorded(arguments, activity, behind)
+    return as_output(outputs, *as_asked)
 
 
 def _in_training(
@@ -133,22 +147,23 @@ def _in_training(
     tracked: tuple[Tensor | None, Tensor | None, Tensor | None, float | Tensor],
     activity: ActivitySums | None,
     count: int,
+    behind: tuple[Any, ...],
 ) -> Sequence[Tensor]:
-    """What ``ops.batch_norm_forward`` gives first for its arguments, with running statistics (the first two tracked),
-    the number of batches moved, by a momentum, and the activity added to sums."""
+    """What ``ops.batch_norm_forward`` gives first for its arguments (behind: backend and configuration), with running
+    statistics (the first two tracked), the number of batches moved, by a momentum, and the activity added to sums."""
     *statistics, batches, momentum = tracked
     if statistics[0] is None and activity is None:
-        return ops.batch_norm_forward(*arguments)[:4]
+        return ops.batch_norm_forward(*arguments, *behind)[:5]
     batches = batches if statistics[0] is not None else None
     sums = (None, None, None)
     if activity is not None:
         sums = activity.spike_count, activity.membrane_l1, activity.positions
     if ops.can_change_in_place(*statistics):
         weight = (0.0, momentum) if isinstance(momentum, Tensor) else (momentum, None)
-        return ops.recorded_batch_norm_forward(*arguments, *statistics, batches, *weight, *sums)[:4]
-    *outputs, norm = ops.batch_norm_forward(*arguments)
+        return ops.recorded_batch_norm_forward(*arguments, *statistics, batches, *weight, *sums, *behind)[:5]
+    *outputs, norm = ops.batch_norm_forward(*arguments, *behind)
     given = (None if z[0] is None else tuple(z) for z in (sums, statistics))
-    tracking = Tracking(count, *given, momentum, batches, arguments[9], passes_nan(norm.device.type))
+    tracking = Tracking(count, *given, momentum, batches, arguments[-1], passes_nan(norm.device.type))
     with torch.no_grad():
         change(*outputs[2:4], norm, tracking)
     return outputs

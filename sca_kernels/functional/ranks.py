@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import ops
 from ..layout import state_dtype
+from ..ops.common import not_differentiable
 from ..reference.batch_norm import coefficients, gradient_sums, input_gradient, prelude
 from ..torch_private import disable_dynamo
 from .activity import ActivitySums
@@ -70,35 +71,36 @@ def _refuse_transforms(*arguments: Any) -> None:
 
 class _BatchNormNeuron(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, process_group, activity, x, time_steps, weight, bias, eps, rate, v_init, mask, return_v, *rest):
-        mean, var, count = _statistics(x, time_steps, rest[0], process_group)
+    def forward(ctx, process_group, activity, x, time_steps, weight, bias, eps, rate, threshold, v_init, *rest):
+        mask, return_v, return_h, *behind = rest
+        mean, var, count = _statistics(x, time_steps, behind[0], process_group)
         scale, shift = prelude(mean, var, weight, bias, eps)
-        arguments = x, time_steps, scale, shift, rate, v_init, mask, return_v, *rest
-        outputs = ops.neuron_forward(*arguments) if activity is None else recorded(arguments, activity)
-        ctx.save_for_backward(x, scale, shift, mean, var, count, rate, v_init)
-        ctx.process_group, ctx.time_steps, ctx.eps, ctx.rest = process_group, time_steps, eps, rest
-        unmoved = [z for z in outputs[2 if return_v else 1 :] if z is not None]
-        ctx.mark_non_differentiable(*unmoved, mean, var, count)
+        arguments = x, time_steps, scale, shift, rate, threshold, v_init, mask, return_v, return_h
+        outputs = ops.neuron_forward(*arguments, *behind) if activity is None else recorded(arguments, activity, behind)
+        ctx.save_for_backward(x, scale, shift, mean, var, count, rate, threshold, v_init)
+        ctx.process_group, ctx.time_steps, ctx.eps, ctx.behind = process_group, time_steps, eps, behind
+        ctx.mark_non_differentiable(*not_differentiable(outputs, return_v, return_h), mean, var, count)
         ctx.set_materialize_grads(False)
         return *outputs, mean, var, count
 
     @staticmethod
-    def backward(ctx, grad_spikes, grad_v, *_):
-        x, scale, shift, mean, var, count, rate, v_init = ctx.saved_tensors
-        needs_x, _, *needs_vectors, _, needs_rate, needs_v_init = ctx.needs_input_grad[2:9]
-        call = grad_spikes, grad_v, x, ctx.time_steps, scale, shift, mean
-        sums = ops.batch_norm_sums(*call, rate, v_init, *ctx.rest)
+    def backward(ctx, grad_spikes, grad_v, _count, _l1, grad_h, *_):
+        x, scale, shift, mean, var, count, *own = ctx.saved_tensors
+        needs_x, _, *needs_vectors, _, needs_rate, needs_threshold, needs_v_init = ctx.needs_input_grad[2:10]
+        call = grad_spikes, grad_v, grad_h, x, ctx.time_steps, scale, shift, mean
+        sums = ops.batch_norm_sums(*call, *own, *ctx.behind)
         weight, bias = _vector_gradients(sums, (var.double() + ctx.eps).rsqrt(), *needs_vectors, var.dtype)
         grad_x = grad_v_init = None
         if needs_x or needs_v_init:
             total = _sum_over_ranks(sums[:2].detach().clone(), ctx.process_group)
             lines = coefficients(total, scale, var, ctx.eps, ctx.time_steps // x.shape[0], count)
-            grad_x, grad_v_init = ops.batch_norm_gradient(*call, *lines, rate, v_init, *ctx.rest)
+            grad_x, grad_v_init = ops.batch_norm_gradient(*call, *lines, *own, *ctx.behind)
         return (
             *(None, None, grad_x, None, weight, bias, None),
-            sums[2].to(rate.dtype) if needs_rate else None,
+            sums[2].to(var.dtype) if needs_rate else None,
+            sums[-1].to(var.dtype) if needs_threshold else None,
             grad_v_init if needs_v_init else None,
-            *[None] * (2 + len(ctx.rest)),
+            *[None] * (3 + len(ctx.behind)),
         )
 
 

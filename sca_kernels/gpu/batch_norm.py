@@ -45,6 +45,8 @@ def forward(
     return_v: bool,
     channels: Tensor | None = None,
     tracking: Tracking | None = None,
+    threshold: Tensor | None = None,
+    return_h: bool = False,
 ) -> tuple[Outputs, Tensor]:
     """Arguments and results as in :meth:`sca_kernels.backends.base.Backend.batch_norm_forward`."""
     width = x.shape[2]
@@ -63,8 +65,9 @@ def forward(
         )
     else:
         norm.fill_(math.nan)
-    current = Current(norm[2], norm[3], rate, v_init)
-    return neuron_forward(launcher, x, time_steps, config, current, mask, return_v, tracking, norm), norm
+    current = Current(norm[2], norm[3], rate, v_init, threshold)
+    behind = current, mask, return_v, tracking, return_h, norm
+    return neuron_forward(launcher, x, time_steps, config, *behind), norm
 
 
 def backward(
@@ -81,17 +84,22 @@ def backward(
     rate: Tensor | None,
     v_init: Tensor | None,
     channels: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, weight, bias, rate and v_init, as in
+    threshold: Tensor | None = None,
+    grad_h: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight, bias, rate, v_init and threshold, as in
     :meth:`sca_kernels.backends.base.Backend.batch_norm_backward`."""
     width = x.shape[2]
-    adjoint = Adjoint(launcher, grad_spikes, grad_v, x, time_steps, config, Current(norm[2], norm[3], rate, v_init))
-    g_weight, g_bias, g_rate = (None if p is None else torch.empty_like(p) for p in (weight, bias, rate))
+    current = Current(norm[2], norm[3], rate, v_init, threshold)
+    adjoint = Adjoint(launcher, grad_spikes, grad_v, x, time_steps, config, current, grad_h)
+    g_weight, g_bias, g_rate, g_threshold = (
+        None if p is None else torch.empty_like(p) for p in (weight, bias, rate, threshold)
+    )
     given = next((p for p in (weight, bias) if p is not None), None)
     coefficients = torch.empty_like(norm[:2])
     presentations = time_steps // x.shape[0]
     adjoint.sums(
-        *(g_bias, g_weight, g_rate),
+        *(g_bias, g_weight, g_rate, g_threshold),
         coefficients=coefficients,
         norm=norm,
         center=norm[0],
@@ -104,7 +112,7 @@ def backward(
     )
     slope, offset = coefficients
     g_x, g_v_init = adjoint.gradients(center=norm[0], slope=slope, offset=offset)
-    return g_x, g_weight, g_bias, g_rate, g_v_init
+    return g_x, g_weight, g_bias, g_rate, g_v_init, g_threshold
 
 
 def sums(
@@ -116,11 +124,14 @@ def sums(
     config: NeuronConfig,
     current: Current,
     center: Tensor,
+    grad_h: Tensor | None = None,
 ) -> Tensor:
     """As :meth:`sca_kernels.backends.base.Backend.batch_norm_sums`."""
-    quantities = 2 if current.rate is None else 3
-    found = torch.empty((quantities, x.shape[2]), dtype=torch.float64, device=x.device)
-    Adjoint(launcher, grad_spikes, grad_v, x, time_steps, config, current).sums(*found, center=center)
+    own = current.rate, current.threshold
+    found = torch.empty((2 + sum(z is not None for z in own), x.shape[2]), dtype=torch.float64, device=x.device)
+    g, gx, *others = found
+    outputs = g, gx, *(None if z is None else others.pop(0) for z in own)
+    Adjoint(launcher, grad_spikes, grad_v, x, time_steps, config, current, grad_h).sums(*outputs, center=center)
     return found
 
 
@@ -132,10 +143,11 @@ def gradient(
     time_steps: int,
     config: NeuronConfig,
     current: Current,
+    grad_h: Tensor | None = None,
     **vectors: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     """As :meth:`sca_kernels.backends.base.Backend.batch_norm_gradient`; vectors are center, slope and offset."""
-    return Adjoint(launcher, grad_spikes, grad_v, x, time_steps, config, current).gradients(**vectors)
+    return Adjoint(launcher, grad_spikes, grad_v, x, time_steps, config, current, grad_h).gradients(**vectors)
 
 
 def inference(
@@ -153,16 +165,16 @@ def inference(
     mask: Tensor | None,
     return_v: bool,
     channels: Tensor | None = None,
+    threshold: Tensor | None = None,
+    return_h: bool = False,
 ) -> Outputs:
     """The neuron behind given statistics, in one launch: as
     :meth:`sca_kernels.backends.base.Backend.batch_norm_inference`."""
     width = x.shape[2]
     statistics = {"mean": mean, "var": var, "weight": weight, "bias": bias, "eps": eps}
     listed = weight_channels(channels, width, mean)
-    current = Current(None, None, rate, v_init)
-    return neuron_forward(
-        launcher, x, time_steps, config, current, mask, return_v, **statistics, weight_channels=listed
-    )
+    behind = Current(None, None, rate, v_init, threshold), mask, return_v, None, return_h
+    return neuron_forward(launcher, x, time_steps, config, *behind, **statistics, weight_channels=listed)
 
 
 def weight_channels(channels: Tensor | None, width: int, *vectors: Tensor | None) -> Tensor | None:

@@ -30,7 +30,9 @@ class Launcher(Protocol):
 
         Args:
             spikes: dense in the layout of x, written. v_init, v_last: potentials, or None.
+            potentials: float32, dense in the layout of x, those before each reset are written there; or None.
             scale, shift, rate: prelude and leak, float32 or None. mask: bool, where spikes are let out; or None.
+            threshold, fires_at: float32, in place of the configuration's; or both None.
             mean, var, weight, bias, eps, weight_channels: where given (var is not None), scale and shift follow from
                 these, in float64, rounded once; the four may be longer vectors, read through weight_channels.
             spike_count, membrane_l1: int64 and float32, written by the finish.
@@ -52,14 +54,16 @@ class Launcher(Protocol):
 
     def backward(self, plan: Plan, config: NeuronConfig, **arguments: Vectors) -> None:
         """With g the gradient of the input current: grad_x = scale * g + slope * (x - center) + offset, and sums of g,
-        of g * (x - center), and of the rate's gradient.
+        of g * (x - center), and of the rate's and the threshold's gradients.
 
         Args:
-            grad_v, v_init, grad_v_init: states, or None. grad_x: dense in the layout of x, or None.
-            scale, shift, rate, center, slope, offset: float32 or None.
+            grad_v, v_init, grad_v_init: states, or None. grad_x, and grad_h (float32): dense in the layout of x, or
+                None.
+            scale, shift, rate, threshold, fires_at, center, slope, offset: float32 or None.
             sums: whether sums are taken. Their finish writes
-            first, second, third: the sums, float32 or float64 (None: not wanted); or, where ``coefficients`` is given
-                (float32 [2, C]: slope and offset, written too), the gradients of training batch norm: first and second
-                those of bias and weight, as long as ``grad_size`` says and zero for channels that weight_channels has
-                not, third that of the rate; from norm, weight, eps, count and presentations.
+            first, second, third, fourth: the sums, float32 or float64 (None: not wanted); or, where ``coefficients`` is
+                given (float32 [2, C]: slope and offset, written too), the gradients of training batch norm: first and
+                second those of bias and weight, as long as ``grad_size`` says and zero for channels that
+                weight_channels has not, third and fourth those of rate and threshold; from norm, weight, eps,
+                count and presentations.
         """

@@ -11,28 +11,38 @@ import torch
 from torch import Tensor
 
 from ..layout import empty_activation, empty_state
-from ..neurons import NeuronConfig
+from ..neurons import NeuronConfig, fires_at
 from ..tracking import Tracking, change
 from .launcher import Launcher
 from .plan import Plan
 
 
 class Current(NamedTuple):
-    """How the input current follows from x: the affine prelude, the leak's rate and the first potential."""
+    """What a neuron has per channel beside its configuration, and the first potential: the affine prelude, by which the
+    input current follows from x, the leak's rate and the threshold."""
 
     scale: Tensor | None = None
     shift: Tensor | None = None
     rate: Tensor | None = None
     v_init: Tensor | None = None
+    threshold: Tensor | None = None
+
+    def vectors(self, config: NeuronConfig) -> dict[str, Tensor | None]:
+        """Those per channel, by name, and the least potentials that fire, as numbers are in the configuration."""
+        at = None if self.threshold is None else fires_at(self.threshold, config)
+        named = {"scale": self.scale, "shift": self.shift, "rate": self.rate, "threshold": self.threshold}
+        return {**named, "fires_at": at}
 
 
 class Outputs(NamedTuple):
-    """Spikes [T, N, C, *S], final v [N, C, *S] or None, spike_count int64 [C] and membrane_l1 float32 [C]."""
+    """Spikes [T, N, C, *S], final v [N, C, *S] or None, spike_count int64 [C], membrane_l1 float32 [C], and potentials
+    before each reset [T, N, C, *S] or None."""
 
     spikes: Tensor
     v: Tensor | None
     spike_count: Tensor
     membrane_l1: Tensor
+    h: Tensor | None
 
 
 def forward(
@@ -44,6 +54,7 @@ def forward(
     mask: Tensor | None,
     return_v: bool,
     tracking: Tracking | None = None,
+    return_h: bool = False,
     norm: Tensor | None = None,
     **statistics: Any,
 ) -> Outputs:
@@ -61,6 +72,7 @@ def forward(
         empty_state(x, torch.float32) if return_v else None,
         torch.empty(x.shape[2], dtype=torch.int64, device=x.device),
         torch.empty(x.shape[2], dtype=torch.float32, device=x.device),
+        empty_activation(x, time_steps, torch.float32) if return_h else None,
     )
     if not plan.tiles.programs:
         out.spike_count.zero_()
@@ -73,9 +85,8 @@ def forward(
         spikes=out.spikes,
         v_init=plan.tensors["v_init"],
         v_last=out.v,
-        scale=current.scale,
-        shift=current.shift,
-        rate=current.rate,
+        potentials=out.h,
+        **current.vectors(config),
         mask=mask,
         spike_count=out.spike_count,
         membrane_l1=out.membrane_l1,
@@ -124,6 +135,10 @@ def _tracked(asked: Tracking, norm: Tensor | None) -> dict[str, Any]:
     }
 
 
+SUMS = "first", "second", "third", "fourth"
+"""The launcher's names for the sums of g, of g * (x - center), and of the rate's and the threshold's gradients."""
+
+
 class Adjoint:
     """The backward pass of one call; batch norm runs it twice, for the sums and then for grad_x."""
 
@@ -136,28 +151,29 @@ class Adjoint:
         time_steps: int,
         config: NeuronConfig,
         current: Current,
+        grad_h: Tensor | None = None,
     ) -> None:
         self.launcher, self.config, self.current = launcher, config, current
-        self.plan = Plan(launcher.tile_size, x, time_steps, grad_spikes, grad_v=grad_v, v_init=current.v_init)
+        dense = {"grad_v": grad_v, "v_init": current.v_init, "grad_h": grad_h}
+        self.plan = Plan(launcher.tile_size, x, time_steps, grad_spikes, **dense)
 
     def _run(self, **arguments: Any) -> None:
-        absent = ("grad_x", "grad_v_init", "center", "slope", "offset", "first", "second", "third")
+        absent = (*SUMS, "grad_x", "grad_v_init", "center", "slope", "offset")
         absent += ("coefficients", "norm", "weight", "weight_channels")
         numbers = {"sums": False, "eps": 0.0, "count": 1, "presentations": 1, "grad_size": 0}
-        tensors = {name: self.plan.tensors[name] for name in ("grad_v", "v_init")}
-        vectors = {"scale": self.current.scale, "shift": self.current.shift, "rate": self.current.rate}
+        tensors = {name: self.plan.tensors[name] for name in ("grad_v", "v_init", "grad_h")}
+        vectors = self.current.vectors(self.config)
         self.launcher.backward(
             self.plan, self.config, **{**dict.fromkeys(absent), **numbers, **tensors, **vectors, **arguments}
         )
 
     def sums(self, *outputs: Tensor | None, **arguments: Any) -> None:
-        """Write the sums of g, of g * (x - center) and of the rate's gradient, each where it is wanted; or what follows
-        from them, see :class:`Launcher`."""
-        first, second, third = (*outputs, None, None, None)[:3]
+        """Write the sums of g, of g * (x - center) and of the rate's and the threshold's gradients, each where it is
+        wanted; or what follows from them, see :class:`Launcher`."""
         if self.plan.tiles.programs:
-            self._run(sums=True, first=first, second=second, third=third, **arguments)
+            self._run(sums=True, **dict(zip(SUMS, outputs, strict=True)), **arguments)
         else:
-            zeros(first, second, third, arguments.get("coefficients"))
+            zeros(*outputs, arguments.get("coefficients"))
 
     def gradients(self, *outputs: Tensor | None, **arguments: Any) -> tuple[Tensor, Tensor | None]:
         """Gradients of x and of v_init (None where there was none); ``slope`` and ``offset`` enter that of x. With
@@ -167,7 +183,7 @@ class Adjoint:
         grad_v_init = None if self.current.v_init is None else empty_state(x, torch.float32)
         wanted = any(z is not None for z in outputs)
         if self.plan.tiles.programs:
-            named = dict(zip(("first", "second", "third"), outputs, strict=False))
+            named = dict(zip(SUMS, outputs, strict=False))
             self._run(grad_x=grad_x, grad_v_init=grad_v_init, sums=wanted, **named, **arguments)
         else:
             zeros(*outputs)
@@ -189,10 +205,12 @@ def backward(
     time_steps: int,
     config: NeuronConfig,
     current: Current,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, scale, shift, rate and v_init, as in
+    grad_h: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, scale, shift, rate, v_init and threshold, as in
     :meth:`sca_kernels.backends.base.Backend.neuron_backward`."""
-    adjoint = Adjoint(launcher, grad_spikes, grad_v, x, time_steps, config, current)
-    g_scale, g_shift, g_rate = (None if p is None else torch.empty_like(p) for p in current[:3])
-    g_x, g_v_init = adjoint.gradients(g_shift, g_scale, g_rate)
-    return g_x, g_scale, g_shift, g_rate, g_v_init
+    adjoint = Adjoint(launcher, grad_spikes, grad_v, x, time_steps, config, current, grad_h)
+    given = current.scale, current.shift, current.rate, current.threshold
+    g_scale, g_shift, g_rate, g_threshold = (None if p is None else torch.empty_like(p) for p in given)
+    g_x, g_v_init = adjoint.gradients(g_shift, g_scale, g_rate, g_threshold)
+    return g_x, g_scale, g_shift, g_rate, g_v_init, g_threshold

@@ -30,7 +30,6 @@ from ..layout import (
     collapse,
     dense_strides,
     empty_activation,
-    empty_state,
     in_layout_of,
     is_channels_last,
     spatial_size,
@@ -120,11 +119,11 @@ class Plan:
         x: the input.
         time_steps: T.
         grad_spikes: [T, N, C, *S] or None.
-        states: by name, potentials [N, C, *S] or None.
+        dense: by name, potentials [N, C, *S], or [T, N, C, *S], or None.
 
     Attributes:
-        tensors: x, grad_spikes and the states by name; where a kernel can't address one as it is, a dense copy. States
-            are dense in the layout of x.
+        tensors: x, grad_spikes and the dense ones by name; where a kernel can't address one as it is, a dense copy,
+            these in the layout of x.
         strides: of x and grad_spikes.
         narrow: whether an access moves less than 16 bytes.
     """
@@ -135,7 +134,7 @@ class Plan:
         x: Tensor,
         time_steps: int,
         grad_spikes: Tensor | None = None,
-        **states: Tensor | None,
+        **dense: Tensor | None,
     ) -> None:
         x = in_layout_of(x, x)
         positions, strides = spatial_size(x), collapse(x)
@@ -146,9 +145,9 @@ class Plan:
 
         if grad_spikes is not None and not _addressable(grad_spikes, innermost, folded):
             grad_spikes = empty_activation(x, time_steps, grad_spikes.dtype).copy_(grad_spikes)
-        dense = {name: _dense_state(v, x) for name, v in states.items()}
         self.x, self.time_steps = x, time_steps
-        self.tensors: dict[str, Tensor | None] = {"x": x, "grad_spikes": grad_spikes, **dense}
+        self.tensors: dict[str, Tensor | None] = {"x": x, "grad_spikes": grad_spikes}
+        self.tensors |= {name: _dense(z, x, time_steps) for name, z in dense.items()}
         self.tiles = _tiles(
             (x.shape[1], x.shape[2], positions),
             time_steps,
@@ -166,6 +165,8 @@ class Plan:
         if z is None:
             return TileStrides()
         strides = _tile_strides(collapse(z), self.tiles.inner, self.tiles.uneven, self.tiles.interleaved)
+        if z.shape[0] != self.time_steps:  # one step stands for all
+            strides = strides._replace(t=0)
         return TileStrides(*(stride // self.tiles.align for stride in strides))
 
     @property
@@ -197,11 +198,14 @@ def _addressable(z: Tensor, innermost: bool, folded: bool) -> bool:
     return (positions == 1 or strides.s == 1) and (not folded or strides.c == positions)
 
 
-def _dense_state(v: Tensor | None, x: Tensor) -> Tensor | None:
-    """v [N, C, *S] as it is where dense in the layout of x, else a dense copy."""
-    if v is None or v.stride() == dense_strides(x.shape, is_channels_last(x))[1:]:
-        return v
-    return empty_state(x, v.dtype).copy_(v)
+def _dense(z: Tensor | None, x: Tensor, time_steps: int) -> Tensor | None:
+    """z [N, C, *S] or [T, N, C, *S] as it is where dense in the layout of x, else a dense copy."""
+    if z is None:
+        return None
+    strides = dense_strides((time_steps, *x.shape[1:]), is_channels_last(x))[-z.dim() :]
+    if z.stride() == strides:
+        return z
+    return torch.empty_strided(z.shape, strides, dtype=z.dtype, device=z.device).copy_(z)
 
 
 def _tile_strides(z: layout.Strides, inner: int, uneven: bool, interleaved: bool) -> TileStrides:

@@ -8,16 +8,19 @@ from torch import Tensor
 
 
 class Leak(NamedTuple):
-    """The membrane's leak: ``1 / tau`` as a division by a number, or, when learnable, as a factor ``rate`` per channel.
+    """The membrane's leak: ``1 / tau`` as a division by a number, as a factor ``rate`` (a number, or, where it is
+    learned, a tensor per channel), or as the factor ``decay = 1 - 1 / tau`` of what stays.
 
-    A division and a multiplication by the rounded reciprocal differ in the last bit, hence in spikes; backends must use
-    the one that the equation has. (Where tau is a power of two, both are the same number.)
+    They differ in the last bit, hence in spikes; backends must use the one that the equation has. (Where tau is a power
+    of two, the first two are the same number.)
     """
 
     tau: float
-    rate: Tensor | None
+    rate: Tensor | float | None = None
+    decay: float | None = None
 
     def __call__(self, z: Tensor) -> Tensor:
+        """What leaks out of z."""
         return z / self.tau if self.rate is None else z * self.rate
 
 
@@ -33,6 +36,7 @@ class Neuron(Protocol):
         cpp: structs of ``csrc/include/sca/neurons.h``, with decay_input and without. ``<>`` at the end marks a template
             over the leak, of which the list at the header's foot has ``<DivideByTau>`` (unless the leak is learned) and
             ``<MultiplyByRate>``.
+        cpp_decay: the struct for a leak that is given as a decay; of neurons that take tau.
         triton: how its functions in ``triton_kernels/neurons.py`` begin: ``<triton>_charge``, ``<triton>_adjoint`` and,
             where the leak is learned, ``<triton>_leak_gradient``.
     """
@@ -41,6 +45,7 @@ class Neuron(Protocol):
     takes_tau: bool
     learnable_leak: bool
     cpp: tuple[str, str]
+    cpp_decay: str
     triton: str
 
     def charge(self, v: Tensor, x: Tensor, leak: Leak, v_rest: float, decay_input: bool) -> Tensor:

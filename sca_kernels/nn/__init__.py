@@ -7,7 +7,7 @@ from .conv import ChannelConv2d
 from .explain import explain
 from .group import ChannelGroup, probing
 from .linear import ChannelLinear
-from .neuron import IF, LIF, PLIF, detach, reset
+from .neuron import IF, LIF, PLIF, Synapse, detach, reset
 from .pool import AvgPool2d, MaxPool2d
 from .select import ChannelSelect
 
@@ -26,6 +26,7 @@ __all__ = [
     "ChannelLinear",
     "ChannelSelect",
     "MaxPool2d",
+    "Synapse",
     "detach",
     "explain",
     "probing",

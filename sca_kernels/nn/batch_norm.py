@@ -159,7 +159,51 @@ class ChannelBatchNorm2d(Normalisation):
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}{group}"
 
 
-class BatchNormNeuron(Normalisation, NeuronModule):
+class NeuronBehindNorm(NeuronModule):
+    """A neuron that runs the batch norm in front of it in the same operator, wherever that batch norm is."""
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """The batch norm."""
+        raise NotImplementedError
+
+    def current(self, x: Tensor) -> Tensor:
+        norm = self.normalisation
+        uses_batch = norm.training or not norm.track_running_stats
+        statistics = (None, None) if uses_batch else (norm.running_mean, norm.running_var)
+        vectors = (gathered(p, norm.group) for p in (norm.weight, norm.bias, *statistics))
+        return F.batch_norm(super().current(x), *vectors, uses_batch, 0.0, norm.eps, norm.process_group)
+
+    def integrate(self, x: Tensor, time_steps: int | None) -> F.NeuronOutput:
+        group, norm = self.group, self.normalisation
+        tracking = norm.is_tracking()
+        known = tracking or not norm.training
+        arguments = self.call_arguments(x)
+        if group is not None:
+            arguments["channels"] = group.index(x.device)
+        return F.batch_norm_neuron(
+            x,
+            norm.weight,
+            norm.bias,
+            norm.running_mean if known else None,
+            norm.running_var if known else None,
+            norm.training,
+            norm.batch_weight() if tracking else 0.0,
+            norm.eps,
+            None if group is None else group.probe_mask(x.device),
+            self.neuron,
+            w=self.leak_parameter(),
+            time_steps=time_steps,
+            process_group=norm.process_group,
+            num_batches_tracked=norm.num_batches_tracked if tracking else None,
+            **arguments,
+        )
+
+    def width(self) -> int:
+        return self.normalisation.width()
+
+
+class BatchNormNeuron(Normalisation, NeuronBehindNorm):
     """Batch norm over (T, N, S) followed by a neuron; equivalent to ``neuron(BatchNorm2d(x.flatten(0, 1)))``, in one
     operator.
 
@@ -195,43 +239,17 @@ class BatchNormNeuron(Normalisation, NeuronModule):
     def without_norm(self) -> NeuronModule:
         """The neuron alone, of the same arguments, group and modes; a leak that is learned is shared. It starts afresh,
         and records no activity."""
-        neuron = self.alone(**self.arguments, group=self.group, stateful=self.stateful)
+        modes = {"group": self.group, "stateful": self.stateful, "store_v_seq": self.store_v_seq}
+        neuron = self.alone(**self.arguments, v_threshold=self.v_threshold, **modes)
         if NEURONS[self.neuron].learnable_leak:
             neuron.w, neuron._tau = self.w, self._tau
         return neuron.train(self.training)
 
     forward = NeuronModule.forward  # torch's batch norm, a base of the first base, has one, too
 
-    def current(self, x: Tensor) -> Tensor:
-        uses_batch = self.training or not self.track_running_stats
-        statistics = (None, None) if uses_batch else (self.running_mean, self.running_var)
-        vectors = (gathered(p, self.group) for p in (self.weight, self.bias, *statistics))
-        return F.batch_norm(super().current(x), *vectors, uses_batch, 0.0, self.eps, self.process_group)
-
-    def integrate(self, x: Tensor, time_steps: int | None) -> F.NeuronOutput:
-        group = self.group
-        tracking = self.is_tracking()
-        known = tracking or not self.training
-        arguments = self.call_arguments(x)
-        if group is not None:
-            arguments["channels"] = group.index(x.device)
-        return F.batch_norm_neuron(
-            x,
-            self.weight,
-            self.bias,
-            self.running_mean if known else None,
-            self.running_var if known else None,
-            self.training,
-            self.batch_weight() if tracking else 0.0,
-            self.eps,
-            None if group is None else group.probe_mask(x.device),
-            self.neuron,
-            w=self.leak_parameter(),
-            time_steps=time_steps,
-            process_group=self.process_group,
-            num_batches_tracked=self.num_batches_tracked if tracking else None,
-            **arguments,
-        )
+    @property
+    def normalisation(self) -> Normalisation:
+        return self
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, {NeuronModule.extra_repr(self)}"

@@ -17,8 +17,8 @@ from ..torch_private import graph_task
 from .activity import Activity
 from .group import CarriesGroups, ChannelGroup, check_group, check_time_major, gathered
 
-_NEVER = 1e30
-"""A threshold that no potential reaches: the potential after a step is then the one before its reset."""
+_USUAL = {"fire": ">=", "v_subtract": None, "v_rest": None, "rate": None, "decay": None, "alpha": None, "backend": None}
+"""Arguments that a module shows where they are others."""
 
 
 def is_recomputing() -> bool:
@@ -31,7 +31,10 @@ class NeuronModule(CarriesGroups, tnn.Module):
     the arguments.
 
     Args:
+        v_threshold: a number; or a tensor of one element or [C], which becomes a buffer of the module, and a
+            ``torch.nn.Parameter`` one of its parameters: a threshold that is learned.
         group: the channel group this neuron belongs to; its input then has the group's active channels.
+        store_v_seq: keep the potentials after each reset of the last call, with their graph, in ``v_seq``.
         stateful: keep the last potential and start the next call from it, until :func:`reset`. Off by default: every
             call starts from v_reset. The state is not in the state_dict, stays float32 (float64 for float64 input)
             whatever the module is converted to, and keeps its graph: call :func:`detach` to cut it. Copies and pickles
@@ -42,6 +45,7 @@ class NeuronModule(CarriesGroups, tnn.Module):
         activity: an :class:`Activity` that forward passes add to, or None.
         v: the state, [N, C, *S] or None; C the channels that were active when it was made. To set it by hand, call
             :meth:`reset` first.
+        v_seq: with ``store_v_seq``, [T, N, C, *S] in the dtype of v, or None before the first call.
     """
 
     neuron: str
@@ -50,42 +54,77 @@ class NeuronModule(CarriesGroups, tnn.Module):
         self,
         *,
         tau: float = 2.0,
-        v_threshold: float = 1.0,
+        v_threshold: float | Tensor = 1.0,
         v_reset: float | None = 0.0,
         decay_input: bool = True,
         detach_reset: bool = False,
         surrogate: str | Surrogate = "atan",
         alpha: float | None = None,
+        fire: str = ">=",
+        v_subtract: float | None = None,
+        v_rest: float | None = None,
+        rate: float | None = None,
+        decay: float | None = None,
+        store_v_seq: bool = False,
         group: ChannelGroup | None = None,
         stateful: bool = False,
         backend: str | None = None,
     ) -> None:
         tnn.Module.__init__(self)  # of a fused batch norm, whose class comes next, init_norm makes what its own would
-        F.check_neuron(self.neuron, tau, v_threshold, v_reset, decay_input, detach_reset, surrogate, alpha)
+        number = 1.0 if isinstance(v_threshold, Tensor) else v_threshold
+        named = tau, number, v_reset, decay_input, detach_reset, surrogate, alpha
+        F.check_neuron(self.neuron, *named, fire, v_subtract, v_rest, rate, decay)
         self.arguments = {
-            "v_threshold": v_threshold,
             "v_reset": v_reset,
             "decay_input": decay_input,
             "detach_reset": detach_reset,
             "surrogate": surrogate,
             "alpha": alpha,
+            "fire": fire,
+            "v_subtract": v_subtract,
+            "v_rest": v_rest,
             "backend": backend,
         }
         if NEURONS[self.neuron].takes_tau:
-            self.arguments["tau"] = tau
+            self.arguments |= {"tau": tau, "rate": rate, "decay": decay}
+        if isinstance(v_threshold, tnn.Parameter):
+            self.v_threshold = v_threshold
+        elif isinstance(v_threshold, Tensor):
+            self.register_buffer("v_threshold", v_threshold)
+        else:
+            self.v_threshold = v_threshold
         F.check_backend(backend)
         self.group = check_group("group", group)
+        if isinstance(v_threshold, Tensor):
+            _check_thresholds(v_threshold, self.group)
         self.stateful = checks.boolean("stateful", stateful)
+        self.store_v_seq = checks.boolean("store_v_seq", store_v_seq)
         self.activity: Activity | None = None
         self.reset()
 
     def __getstate__(self) -> dict[str, Any]:
         # a part of a graph can be neither copied nor pickled
-        return {**vars(self), "v": None if self.v is None else self.v.detach()}
+        cut = {name: z if z is None else z.detach() for name, z in (("v", self.v), ("v_seq", self.v_seq))}
+        return {**vars(self), **cut}
 
     def width(self) -> int | None:
         """Channels of the input, where the module knows: the group's active ones, or what its parameters have."""
-        return None if self.group is None else self.group.width
+        if self.group is not None:
+            return self.group.width
+        threshold = self.v_threshold
+        return threshold.numel() if isinstance(threshold, Tensor) and threshold.numel() > 1 else None
+
+    def threshold(self) -> float | Tensor:
+        """The threshold, at the active width where it is one per channel."""
+        threshold = self.v_threshold
+        if isinstance(threshold, Tensor) and threshold.numel() > 1:
+            return gathered(threshold, self.group)
+        return threshold
+
+    def rest(self) -> float:
+        """What the potential decays to, and starts from."""
+        rest = self.arguments["v_rest"]
+        return self.arguments["v_reset"] or 0.0 if rest is None else rest
 
     def leak_parameter(self) -> Tensor | None:
         """PLIF's w at the active width; None for neurons without one."""
@@ -106,10 +145,12 @@ class NeuronModule(CarriesGroups, tnn.Module):
                 f"x: expected [T, *{list(self.v.shape)}] to go on from the last call's state, got {list(x.shape)}: "
                 "call reset() first"
             )
-        arguments = {"v_init": self.v, "return_v": self.stateful, **self.arguments}
-        if self.is_recording() and x.dim() > 2:  # with fewer the functional call raises
+        arguments = {"v_init": self.v, "return_v": self.stateful, "return_v_seq": self.store_v_seq, **self.arguments}
+        arguments["v_threshold"] = self.threshold()
+        if self.is_recording() and x.dim() > 1:  # with fewer the functional call raises
             group = self.group
-            channels = x.shape[2] if group is None else group.num_channels
+            given = x.shape[2] if x.dim() > 2 else 1
+            channels = given if group is None else group.num_channels
             index = None if group is None else group.index(x.device)
             arguments["activity"] = self.activity.begin(channels, x.device, index)
         return arguments
@@ -120,6 +161,8 @@ class NeuronModule(CarriesGroups, tnn.Module):
         out = self.integrate(x, time_steps)
         if self.stateful:
             self.v, self._v_channels = out.v, self._channels()
+        if self.store_v_seq:
+            self.v_seq = out.v_seq
         if self.is_recording():
             self.activity.keep()
         return out.spikes
@@ -133,22 +176,16 @@ class NeuronModule(CarriesGroups, tnn.Module):
     def potentials(self, x: Tensor, time_steps: int | None = None) -> Tensor:
         """Membrane potentials before the reset, h[t] of the equations: [T, N, C, *S], float32 (float64 for float64 x).
 
-        :meth:`forward` never writes them; here they are computed step by step, for analysis. Nothing is recorded, and
-        the state is neither read nor changed: they start as those of a fresh module do.
+        :meth:`forward` does not write them; here they are, for analysis. Nothing is recorded, and the state is neither
+        read nor changed: they start as those of a fresh module do.
 
         Args:
             x, time_steps: as for :meth:`forward`.
         """
         check_time_major(x, self.width(), self.group or "its parameters")
-        y = self.current(x)
-        threshold, reset = self.arguments["v_threshold"], self.arguments["v_reset"]
-        arguments = {**self.arguments, "v_threshold": _NEVER, "w": self.leak_parameter()}
-        found, v = [], None
-        for t in range(len(x) if time_steps is None else time_steps):
-            h = F.neuron(y[t : t + 1] if len(y) > 1 else y, self.neuron, v_init=v, **arguments).v
-            v = torch.where(h >= threshold, h - threshold if reset is None else reset, h)
-            found.append(h)
-        return torch.stack(found)
+        arguments = {**self.arguments, "v_threshold": self.threshold(), "w": self.leak_parameter()}
+        wanted = {"time_steps": time_steps, "return_v": False, "return_h_seq": True}
+        return F.neuron(self.current(x), self.neuron, **arguments, **wanted).h_seq
 
     def is_recording(self) -> bool:
         """Whether this forward pass adds to the activity: not while probing, nor when activation checkpointing repeats
@@ -162,6 +199,7 @@ class NeuronModule(CarriesGroups, tnn.Module):
     def reset(self) -> None:
         """Forget the state: the next call starts as a fresh module does."""
         self.v: Tensor | None = None
+        self.v_seq: Tensor | None = None
         self._v_channels = self._channels()
 
     def _channels(self) -> Tensor | None:
@@ -176,17 +214,20 @@ class NeuronModule(CarriesGroups, tnn.Module):
             self.v = self.v.clone()
         before, now = self._v_channels, self._channels()
         if now is not before and self.group is not None:
-            self.v = _rearranged(self.v, before, now, self.group.num_channels, self.arguments["v_reset"] or 0.0)
+            self.v = _rearranged(self.v, before, now, self.group.num_channels, self.rest())
             self._v_channels = now
 
     def _apply(self, fn, recurse: bool = True):
-        super()._apply(fn, recurse)
+        super()._apply(fn, *(() if recurse else (False,)))  # a base of another library may know no recurse
         if self.v is not None:  # follow the device, never the dtype
             self.v = self.v.to(fn(self.v).device)
         return self
 
     def extra_repr(self) -> str:
-        shown = {k: v for k, v in self.arguments.items() if k not in ("alpha", "backend") or v is not None}
+        threshold = self.v_threshold
+        threshold = f"tensor of {threshold.numel()}" if isinstance(threshold, Tensor) else threshold
+        shown = {k: v for k, v in self.arguments.items() if k not in _USUAL or v != _USUAL[k]}
+        shown = {"v_threshold": threshold, **shown}
         parts = [f"{k}={v}" for k, v in shown.items()]
         if self.group is not None:
             parts.append(f"group={self.group}")
@@ -210,6 +251,44 @@ class LIF(NeuronModule):
 
     def __init__(self, tau: float = 2.0, **arguments) -> None:
         super().__init__(tau=tau, **arguments)
+
+
+class Synapse(NeuronModule):
+    """A linear synapse filter in front of a neuron: ``I[t] = decay I[t-1] + x[t]``, or, with a rate,
+    ``I[t] = I[t-1] - rate I[t-1] + x[t]``, which rounds otherwise. Takes ``group``, ``stateful`` and ``backend`` of
+    :class:`NeuronModule`; the state ``v`` is the current.
+
+    As the synapse of snnTorch's Synaptic (its alpha is the decay) and of norse's LIF. It is a neuron that never fires,
+    and records no activity.
+
+    Args:
+        decay: the part of a current that stays, from 0 to 1. rate: in its place, the part that goes.
+    """
+
+    neuron = "lif"
+
+    def __init__(self, decay: float | None = None, *, rate: float | None = None, **arguments) -> None:
+        if decay is None and rate is None:
+            raise ValueError("decay: expected a number from 0 to 1, or a rate in its place, got None")
+        known = {"v_threshold": math.inf, "decay_input": False, "store_v_seq": True}
+        super().__init__(rate=rate, decay=decay, **known, **arguments)
+        del self.activity  # who looks for neurons that record finds none here
+
+    def forward(self, x: Tensor, time_steps: int | None = None) -> Tensor:
+        """x [T, N, C, *S] (or [1, N, C, *S], presented ``time_steps`` times) -> currents [T, N, C, *S], in its
+        dtype."""
+        super().forward(x, time_steps)
+        current, self.v_seq = self.v_seq, None
+        return current.to(x.dtype)
+
+    def is_recording(self) -> bool:
+        return False
+
+    def extra_repr(self) -> str:
+        shown = {name: self.arguments[name] for name in ("decay", "rate") if self.arguments[name] is not None}
+        if self.group is not None:
+            shown["group"] = self.group
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
 
 
 class ParametricLeak(tnn.Module):
@@ -253,6 +332,15 @@ class PLIF(ParametricLeak, NeuronModule):
         self.init_leak(tau, channels)
 
 
+def _check_thresholds(v_threshold: Tensor, group: ChannelGroup | None) -> None:
+    """Of one element, or one for each channel of a group."""
+    if not checks.is_plain(v_threshold) or not v_threshold.is_floating_point() or v_threshold.dim() > 1:
+        given = checks.describe(v_threshold)
+        raise ValueError(f"v_threshold: expected a number or a floating-point tensor [C], got {given}")
+    if v_threshold.numel() != 1:
+        check_group("group", group, v_threshold.numel())
+
+
 def _rearranged(v: Tensor, before: Tensor | None, now: Tensor | None, channels: int, start: float) -> Tensor:
     """State [N, C, *S] of some channels of a group (int64, CPU; None: all) as that of others; new ones get ``start``.
     What was not made of those channels comes back as it is."""
@@ -283,4 +371,4 @@ def detach(module: tnn.Module) -> None:
 
 def _is_neuron(module: tnn.Module) -> bool:
     """Whether it is a :class:`NeuronModule`, of this import of the package or of another one."""
-    return {"stateful", "activity", "v"} <= vars(module).keys()
+    return {"stateful", "v", "v_seq"} <= vars(module).keys()

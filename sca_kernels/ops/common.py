@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..backends.base import Forward
 from ..layout import empty_activation, empty_state, spatial_size, state_dtype
+from ..neurons import NeuronConfig
 from ..torch_private import (
     applied_in_transform,
     below_autograd,
@@ -96,6 +97,21 @@ def _picker(implementation: Callable[..., Any], plain: Sequence[str]) -> Callabl
     return itemgetter(*at) if len(at) > 1 else itemgetter(slice(at[0], at[0] + 1))
 
 
+CONFIG = 1 + len(NeuronConfig._fields)
+"""How many arguments at the end of a neuron's operators say which neuron it is, and on which backend."""
+
+
+def _spelled_out(implementation: Callable[..., Any]) -> inspect.Signature:
+    """Its signature, with the fields of a :class:`NeuronConfig` in place of ``*config``: a schema has no such thing."""
+    signature = inspect.signature(implementation)
+    parameters = list(signature.parameters.values())
+    if parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:
+        kind, fields = inspect.Parameter.POSITIONAL_OR_KEYWORD, NeuronConfig.__annotations__
+        named = [(name, getattr(hint, "__forward_arg__", hint)) for name, hint in fields.items()]
+        parameters[-1:] = (inspect.Parameter(name, kind, annotation=hint) for name, hint in named)
+    return signature.replace(parameters=parameters)
+
+
 class Operator:
     """``sca_kernels::<name>``, from its implementation; calls like it, at less cost.
 
@@ -119,7 +135,8 @@ class Operator:
             plain: arguments that are ordinary tensors in every call: nobody watches a call because of them.
         """
 
-        names = tuple(inspect.signature(implementation).parameters)
+        implementation.__signature__ = _spelled_out(implementation)
+        names = tuple(implementation.__signature__.parameters)
 
         def filled(*arguments):
             guard_tensors(names, arguments)
@@ -273,7 +290,7 @@ def or_empty(z: Tensor | None, x: Tensor) -> Tensor:
     return x.new_empty(0, dtype=state_dtype(x)) if z is None else z
 
 
-def forward_outputs(out: Forward, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+def forward_outputs(out: Forward, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
     """NotANumber where a potential has become NaN and that is an error: the membrane sums tell without another pass
     over x. Asking a CUDA device would mean to wait for it."""
     if out.is_nan is not False and not passes_nan(x.device.type) and _became_nan(out, x):
@@ -283,7 +300,7 @@ def forward_outputs(out: Forward, x: Tensor) -> tuple[Tensor, Tensor | None, Ten
             f"x: expected numbers, got NaN (there, or in what scales it) in channels {listed}; "
             "sca_kernels.functional.check_nan(False) lets it pass"
         )
-    return out.spikes, out.v, out.spike_count, out.membrane_l1
+    return out.spikes, out.v, out.spike_count, out.membrane_l1, out.h
 
 
 def _became_nan(out: Forward, x: Tensor) -> bool:
@@ -297,18 +314,20 @@ def seen(x: Tensor, time_steps: int) -> int:
     return time_steps * x.shape[1] * spatial_size(x)
 
 
-def not_differentiable(output: tuple[Tensor | None, ...], return_v: bool) -> list[Tensor]:
-    """Of a forward operator's outputs, those without a gradient: all but the spikes and, if wanted, v."""
-    return [z for z in output[2 if return_v else 1 :] if z is not None]
+def not_differentiable(output: tuple[Tensor | None, ...], return_v: bool, return_h: bool) -> list[Tensor]:
+    """Of a forward operator's outputs, those without a gradient: all but the spikes and, if wanted, v and h."""
+    differentiable = {0, 1 if return_v else 0, 4 if return_h else 0}
+    return [z for i, z in enumerate(output) if i not in differentiable and z is not None]
 
 
-def fake_forward(x: Tensor, time_steps: int, return_v: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def fake_forward(x: Tensor, time_steps: int, return_v: bool, return_h: bool) -> tuple[Tensor, ...]:
     channels = x.shape[2]
     return (
         empty_activation(x, time_steps),
         empty_state(x, state_dtype(x)) if return_v else or_empty(None, x),
         x.new_empty(channels, dtype=torch.int64),
         x.new_empty(channels, dtype=torch.float32),
+        empty_activation(x, time_steps, state_dtype(x)) if return_h else or_empty(None, x),
     )
 
 

@@ -102,11 +102,13 @@ def guard_activation(x: Tensor, time_steps: int) -> None:
 def guard_neuron(
     x: Tensor, time_steps: int, rate: Tensor | None, config: NeuronConfig, **states_and_grads: Tensor | None
 ) -> None:
-    """x and all that has its shape; v_init and grad_v are states, grad_spikes is like the spikes."""
+    """x and all that has its shape; v_init and grad_v are states, grad_spikes is like the spikes, grad_h like the
+    potentials at all steps."""
     guard_activation(x, time_steps)
     for name, z in states_and_grads.items():
-        if name == "grad_spikes":
-            _check(name, z, (time_steps, *x.shape[1:]), x.dtype)
+        if name in ("grad_spikes", "grad_h"):
+            dtype = x.dtype if name == "grad_spikes" else state_dtype(x)
+            _check(name, z, (time_steps, *x.shape[1:]), dtype)
         else:
             _check(name, z, x.shape[1:], state_dtype(x))
     config.checked()

@@ -68,7 +68,7 @@ def forward(plan: Plan, config: NeuronConfig, *, eps: float, finite_only: bool, 
         x=plan.x,
         **_strides("x", plan),
         **arguments,
-        **_dynamics(plan, config),
+        **_dynamics(plan, config, arguments["threshold"]),
         EPS=eps if arguments["mean"] is not None else 0.0,
         FINITE_ONLY=finite_only,
         **Steps.of(plan.time_steps).arguments(plan.narrow),
@@ -97,20 +97,21 @@ def backward(plan: Plan, config: NeuronConfig, *, sums: bool, eps: float, **argu
     _launch(
         backward_kernel,
         plan,
-        plan.partials(2 if arguments["rate"] is None else 3) if sums else None,
+        plan.partials(2 + sum(arguments[name] is not None for name in ("rate", "threshold"))) if sums else None,
         x=plan.x,
         grad_spikes=plan.tensors["grad_spikes"],
         **_strides("x", plan),
         **_strides("grad_spikes", plan),
         **arguments,
         checkpoints=checkpoints,
-        **_dynamics(plan, config),
+        **_dynamics(plan, config, arguments["threshold"]),
         ADJOINT=triton_of_neuron(neurons, config, "adjoint"),
         LEAK_GRADIENT=triton_of_neuron(neurons, config, "leak_gradient") if learned else None,
         SURROGATE=triton_of_surrogate(surrogates, config),
         DETACH_RESET=config.detach_reset,
         alpha=config.alpha,
         beta=config.beta,
+        gain=None if config.gain == 1 else config.gain,
         EPS=eps if arguments["coefficients"] is not None else 0.0,
         **steps.arguments(plan.narrow or plan.x.element_size() == 2),
     )
@@ -120,16 +121,21 @@ def _strides(name: str, plan: Plan) -> dict[str, int]:
     return {f"{name}_{field}": stride for field, stride in plan.strides[name]._asdict().items()}
 
 
-def _dynamics(plan: Plan, config: NeuronConfig) -> dict[str, Any]:
-    """What both kernels need to know of a neuron."""
+def _dynamics(plan: Plan, config: NeuronConfig, threshold: Tensor | None) -> dict[str, Any]:
+    """What both kernels need to know of a neuron. Levels that are the same number are one register: the others are
+    None."""
+    is_apart = threshold is None and config.threshold != config.fires_at
+    resets_to_rest = config.v_reset is not None and config.by == config.rest
     return {
         "leak": config.leak,
-        "v_threshold": config.v_threshold,
-        "v_rest": config.v_rest,
+        "v_fires_at": config.fires_at,
+        "v_threshold": config.threshold if is_apart else None,
+        "v_by": None if config.subtracts_threshold or resets_to_rest else config.by,
+        "v_rest": config.rest,
         "REPEAT": plan.repeats,
         "CHARGE": triton_of_neuron(neurons, config, "charge"),
         "DECAY_INPUT": config.decay_input,
-        "DIVIDE": config.divides_by_tau,
+        "LEAK": "decay" if config.decay is not None else "divide" if config.divides_by_tau else "multiply",
         "SOFT": config.v_reset is None,
     }
 

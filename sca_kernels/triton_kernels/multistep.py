@@ -36,11 +36,37 @@ def _affine(x, scale, shift):
 
 
 @triton.jit
-def _after_spike(h, fired, v_threshold, v_rest, SOFT: tl.constexpr):
+def _levels(
+    threshold,
+    fires_at,
+    v_threshold,
+    v_fires_at,
+    v_by,
+    v_rest,
+    stripe,
+    columns,
+    fold,
+    SOFT: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The least potential that fires, the threshold, and what the reset does by; per channel where a threshold is."""
+    if threshold is not None:
+        v_threshold = of_channel(threshold, stripe, columns, fold, INTERLEAVED, COLUMNS)
+        v_fires_at = of_channel(fires_at, stripe, columns, fold, INTERLEAVED, COLUMNS)
+    elif v_threshold is None:
+        v_threshold = v_fires_at
+    if v_by is None:
+        v_by = v_threshold if SOFT else v_rest
+    return v_fires_at, v_threshold, v_by
+
+
+@triton.jit
+def _after_spike(h, fired, by, SOFT: tl.constexpr):
     if SOFT:
-        return tl.where(fired, h - v_threshold, h)
+        return tl.where(fired, h - by, h)
     else:
-        return tl.where(fired, v_rest, h)
+        return tl.where(fired, by, h)
 
 
 @triton.jit
@@ -113,9 +139,12 @@ def forward_kernel(
     spikes,
     v_init,
     v_last,
+    potentials,
     scale,
     shift,
     rate,
+    threshold,
+    fires_at,
     mask,
     mean,
     var,
@@ -139,7 +168,9 @@ def forward_kernel(
     unbiased: tl.float32,
     seen: tl.int64,
     leak: tl.float32,
-    v_threshold: tl.float32,
+    v_fires_at: tl.float32,
+    v_threshold,
+    v_by,
     v_rest: tl.float32,
     rows: tl.int64,
     columns: tl.int64,
@@ -161,7 +192,7 @@ def forward_kernel(
     REPEAT: tl.constexpr,
     CHARGE: tl.constexpr,
     DECAY_INPUT: tl.constexpr,
-    DIVIDE: tl.constexpr,
+    LEAK: tl.constexpr,
     SOFT: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     FOLDED: tl.constexpr,
@@ -195,6 +226,10 @@ def forward_kernel(
             shift = of_channel(shift, stripe, columns, fold, INTERLEAVED, COLUMNS)
     if rate is not None:
         leak = of_channel(rate, stripe, columns, fold, INTERLEAVED, COLUMNS)
+    v_fires_at, v_threshold, by = _levels(
+        *(threshold, fires_at, v_threshold, v_fires_at, v_by, v_rest, stripe, columns, fold),
+        *(SOFT, INTERLEAVED, COLUMNS),
+    )
     if mask is not None:
         mask = of_channel(mask, stripe, columns, fold, INTERLEAVED, COLUMNS) != 0
 
@@ -211,14 +246,16 @@ def forward_kernel(
             xs = load_steps(x_at, first, x_t * ALIGN, valid, time_steps, STEPS, CHUNKED, REPEAT)
             for t in tl.static_range(STEPS):
                 is_step = exists(first + t, time_steps, CHUNKED)
-                h = CHARGE(v, _affine(xs[t], scale, shift), leak, v_rest, DECAY_INPUT, DIVIDE)
-                fired = h >= v_threshold
-                v = tl.where(is_step, _after_spike(h, fired, v_threshold, v_rest, SOFT), v)
+                h = CHARGE(v, _affine(xs[t], scale, shift), leak, v_rest, DECAY_INPUT, LEAK)
+                fired = h >= v_fires_at
+                v = tl.where(is_step, _after_spike(h, fired, by, SOFT), v)
                 tile_count += (fired & is_step).to(tl.int32)
                 tile_l1 += tl.where(is_step, tl.abs(v - v_rest), 0.0)
                 emitted = tl.where(fired if mask is None else fired & mask, 1.0, 0.0)
                 live = live_at(valid, first + t, time_steps, CHUNKED)
                 tl.store(spikes + (first + t) * step + at, emitted.to(spikes.dtype.element_ty), mask=live)
+                if potentials is not None:
+                    tl.store(potentials + (first + t) * step + at, h, mask=live)
         count += tl.where(valid, tile_count, 0)
         l1 += tl.where(valid, tile_l1, 0.0)
         if v_last is not None:
@@ -265,19 +302,20 @@ def _potentials(
     scale,
     shift,
     leak,
-    v_threshold,
+    v_fires_at,
+    by,
     v_rest,
     STEPS: tl.constexpr,
     CHARGE: tl.constexpr,
     DECAY_INPUT: tl.constexpr,
-    DIVIDE: tl.constexpr,
+    LEAK: tl.constexpr,
     SOFT: tl.constexpr,
 ):
     """h at every step of a chunk, and v after the last (beyond the end: of no meaning)."""
     hs = ()
     for t in tl.static_range(STEPS):
-        h = CHARGE(v, _affine(xs[t], scale, shift), leak, v_rest, DECAY_INPUT, DIVIDE)
-        v = _after_spike(h, h >= v_threshold, v_threshold, v_rest, SOFT)
+        h = CHARGE(v, _affine(xs[t], scale, shift), leak, v_rest, DECAY_INPUT, LEAK)
+        v = _after_spike(h, h >= v_fires_at, by, SOFT)
         hs += (h,)
     return hs, v
 
@@ -295,6 +333,7 @@ def _input_gradient(g, x, scale, center, slope, offset):
 def backward_kernel(
     grad_spikes,
     grad_v,
+    grad_h,
     x,
     v_init,
     grad_x,
@@ -302,6 +341,8 @@ def backward_kernel(
     scale,
     shift,
     rate,
+    threshold,
+    fires_at,
     center,
     slope,
     offset,
@@ -311,6 +352,7 @@ def backward_kernel(
     first,
     second,
     third,
+    fourth,
     coefficients,
     norm,
     weight,
@@ -319,10 +361,13 @@ def backward_kernel(
     presentations: tl.int64,
     grad_size: tl.int64,
     leak: tl.float32,
-    v_threshold: tl.float32,
+    v_fires_at: tl.float32,
+    v_threshold,
+    v_by,
     v_rest: tl.float32,
     alpha: tl.float32,
     beta: tl.float32,
+    gain,
     rows: tl.int64,
     columns: tl.int64,
     inner: tl.int64,
@@ -349,7 +394,7 @@ def backward_kernel(
     LEAK_GRADIENT: tl.constexpr,
     SURROGATE: tl.constexpr,
     DECAY_INPUT: tl.constexpr,
-    DIVIDE: tl.constexpr,
+    LEAK: tl.constexpr,
     SOFT: tl.constexpr,
     DETACH_RESET: tl.constexpr,
     INTERLEAVED: tl.constexpr,
@@ -361,9 +406,9 @@ def backward_kernel(
     SLOTS: tl.constexpr,
 ):
     """With g the gradient of the input current: grad_x = scale * g + slope * (x - center) + offset, and sums of g, of
-    g * (x - center), and of the rate's gradient, see :meth:`~sca_kernels.gpu.launcher.Launcher.backward`. What is None
-    is not read, written or summed. Where a tile reaches beyond the tensors, the gradients that come in are loaded as
-    zeros, and all that follow from them are zeros.
+    g * (x - center), and of the rate's and the threshold's gradients, see
+    :meth:`~sca_kernels.gpu.launcher.Launcher.backward`. What is None is not read, written or summed. Where a tile
+    reaches beyond the tensors, the gradients that come in are loaded as zeros, and all that follow from them are zeros.
 
     Behind the threshold nothing has to be rounded as the equations say: there multiplications and additions are fused.
     """
@@ -382,8 +427,12 @@ def backward_kernel(
         offset = of_channel(offset, stripe, columns, fold, INTERLEAVED, COLUMNS)
     if rate is not None:
         leak = of_channel(rate, stripe, columns, fold, INTERLEAVED, COLUMNS)
+    v_fires_at, v_threshold, by = _levels(
+        *(threshold, fires_at, v_threshold, v_fires_at, v_by, v_rest, stripe, columns, fold),
+        *(SOFT, INTERLEAVED, COLUMNS),
+    )
     # Only h must be rounded as the equations say: its gradient is multiplied by the reciprocal.
-    rate_of_leak = 1.0 / leak if DIVIDE else leak
+    rate_of_leak = 1.0 / leak if LEAK == "divide" else leak
     chunks = tl.cdiv(time_steps, STEPS) if CHUNKED else 1
     if CHUNKED:
         own_row = tl.program_id(0).to(tl.int64) * chunks * ROWS + tl.arange(0, ROWS)
@@ -392,6 +441,7 @@ def backward_kernel(
     sum_g = tl.zeros([ROWS, COLUMNS], tl.float32)
     sum_gx = tl.zeros([ROWS, COLUMNS], tl.float32)
     sum_rate = tl.zeros([ROWS, COLUMNS], tl.float32)
+    sum_threshold = tl.zeros([ROWS, COLUMNS], tl.float32)
     for i in range(tiles):
         row, column, valid = tile_at(first_tile + i, stripe, rows, columns, INTERLEAVED, ROWS, COLUMNS)
         x_at = x + strided(row, column, stripe, x_outer, x_inner, x_stripe, inner, UNEVEN, ALIGN, ROWS, COLUMNS)
@@ -403,7 +453,7 @@ def backward_kernel(
                 tl.store(checkpoints + chunk * (ROWS * COLUMNS), v)
                 xs = load_steps(x_at, chunk * STEPS, x_t * ALIGN, valid, time_steps, STEPS, CHUNKED, REPEAT)
                 hs, v = _potentials(
-                    v, xs, scale, shift, leak, v_threshold, v_rest, STEPS, CHARGE, DECAY_INPUT, DIVIDE, SOFT
+                    v, xs, scale, shift, leak, v_fires_at, by, v_rest, STEPS, CHARGE, DECAY_INPUT, LEAK, SOFT
                 )
             tl.store(checkpoints + (chunks - 1) * (ROWS * COLUMNS), v)
             tl.debug_barrier()
@@ -423,25 +473,38 @@ def backward_kernel(
             if CHUNKED:
                 v = tl.load(checkpoints + chunk * (ROWS * COLUMNS))
             hs, _ = _potentials(
-                v, xs, scale, shift, leak, v_threshold, v_rest, STEPS, CHARGE, DECAY_INPUT, DIVIDE, SOFT
+                v, xs, scale, shift, leak, v_fires_at, by, v_rest, STEPS, CHARGE, DECAY_INPUT, LEAK, SOFT
             )
             for t in tl.static_range(STEPS - 1, -1, -1):
                 is_step = exists(begin + t, time_steps, CHUNKED)
                 h = hs[t]
-                fired = h >= v_threshold
+                fired = h >= v_fires_at
                 spike_slope = SURROGATE(h - v_threshold, alpha, beta)
+                if gain is not None:
+                    spike_slope *= gain
                 g_h = g_v if SOFT else tl.where(fired, 0.0, g_v)
+                g_threshold = tl.zeros([ROWS, COLUMNS], tl.float32)
+                if SOFT and v_by is None:
+                    g_threshold = tl.where(fired, g_v, 0.0)
                 if not DETACH_RESET:
-                    g_h = tl.fma(g_v * ((-v_threshold) if SOFT else (v_rest - h)), spike_slope, g_h)
+                    by_reset = g_v * ((-by) if SOFT else (by - h))
+                    g_h = tl.fma(by_reset, spike_slope, g_h)
+                    g_threshold = tl.fma(by_reset, spike_slope, g_threshold)
                 if grad_spikes is not None:
                     g_h = tl.fma(g_s[t].to(tl.float32), spike_slope, g_h)
+                    g_threshold = tl.fma(g_s[t].to(tl.float32), spike_slope, g_threshold)
+                if threshold is not None and partials is not None:
+                    sum_threshold -= tl.where(is_step, g_threshold, 0.0)
+                if grad_h is not None:
+                    live = live_at(valid, begin + t, time_steps, CHUNKED)
+                    g_h += tl.load(grad_h + (begin + t) * step + at, mask=live, other=0.0)
                 if rate is not None and partials is not None:
                     v_before = v
                     if t > 0:
-                        v_before = _after_spike(hs[t - 1], hs[t - 1] >= v_threshold, v_threshold, v_rest, SOFT)
+                        v_before = _after_spike(hs[t - 1], hs[t - 1] >= v_fires_at, by, SOFT)
                     y = _affine(xs[t], scale, shift)
                     sum_rate += tl.where(is_step, LEAK_GRADIENT(g_h, v_before, y, v_rest, DECAY_INPUT), 0.0)
-                g_before, g = ADJOINT(g_h, rate_of_leak, DECAY_INPUT)
+                g_before, g = ADJOINT(g_h, rate_of_leak, DECAY_INPUT, LEAK)
                 g_v = tl.where(is_step, g_before, g_v)
                 g = tl.where(is_step, g, 0.0)
                 if partials is not None:
@@ -463,9 +526,12 @@ def backward_kernel(
             tl.store(grad_v_init + at, g_v, mask=valid)
 
     if partials is not None:
-        QUANTITIES: tl.constexpr = 2 if rate is None else 3
+        OWN: tl.constexpr = 2 if rate is None else 3  # in front of the threshold's
+        QUANTITIES: tl.constexpr = OWN if threshold is None else OWN + 1
         for q in tl.static_range(QUANTITIES):
-            sums = by_column(sum_g if q == 0 else sum_gx if q == 1 else sum_rate, INTERLEAVED)
+            sums = by_column(
+                sum_g if q == 0 else sum_gx if q == 1 else sum_rate if q < OWN else sum_threshold, INTERLEAVED
+            )
             put_partial(
                 *(partials, q, sums, stripe, split, stripes, splits, group, fold), INTERLEAVED, FOLDED, COLUMNS, SLOTS
             )
@@ -490,3 +556,6 @@ def backward_kernel(
                 if third is not None:
                     by_rate = finished_sum(partials, 2, *place, FOLDED, COLUMNS, SLOTS)
                     tl.store(third + channel, by_rate.to(third.dtype.element_ty), mask=there)
+                if fourth is not None:
+                    by_threshold = finished_sum(partials, OWN, *place, FOLDED, COLUMNS, SLOTS)
+                    tl.store(fourth + channel, by_threshold.to(fourth.dtype.element_ty), mask=there)

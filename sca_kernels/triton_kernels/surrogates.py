@@ -55,6 +55,23 @@ def erf(u, alpha, beta):
 
 
 @triton.jit
+def piecewise_exp(u, alpha, beta):
+    return (alpha / 2) * tl.exp(-tl.abs(alpha * u))
+
+
+@triton.jit
+def triangle(u, alpha, beta):
+    a = tl.abs(u)
+    return tl.where(a > 1, 0.0, alpha - alpha * a)
+
+
+@triton.jit
+def fast_sigmoid(u, alpha, beta):
+    z = 1 + alpha * tl.abs(u)
+    return 1 / (z * z)
+
+
+@triton.jit
 def leaky_k_relu(u, alpha, beta):
     return tl.where(u >= 0, alpha, tl.where(u < 0, beta, u))
 

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 _ACTIVATIONS = {"x", "grad_spikes", "spikes", "grad_x", "v_init", "v_last", "grad_v", "grad_v_init", "checkpoints"}
+_ACTIVATIONS |= {"potentials", "grad_h"}
 
 
 def over_tiles(kernel):

@@ -52,17 +52,24 @@ def shape_of(x: str) -> torch.Size:
     return shape
 
 
-def neuron_arguments(rng: random.Random, kind: str) -> dict[str, str]:
+def neuron_arguments(rng: random.Random, kind: str, channels: int) -> dict[str, str]:
     named = some(
         rng,
-        v_threshold=("1.0", "0.5", "1"),
+        v_threshold=("1.0", "0.5", "1", "float('inf')", "torch.tensor(0.5)", vector(channels)),
         v_reset=("0.0", "None", "-0.2"),
+        v_rest=("0.0", "None", "-0.1"),
+        fire=("'>='", "'>'"),
         detach_reset=("True", "False"),
         surrogate=tuple(repr(name) for name in surrogates.TABLE),
         alpha=("2.0", "3", "None"),
         backend=("None", "'reference'"),
     )
-    named |= some(rng, tau=("2.0", "3", "1.5")) if kind == "lif" else {}
+    if named.get("surrogate") == "'triangle'":  # whose alpha is warned of, if it is any but 1
+        named["alpha"] = "1"
+    named |= some(rng, v_subtract=("0.5", "None")) if named.get("v_reset") == "None" else {}
+    named |= rng.choice((some(rng, tau=("2.0", "3", "1.5")), {"rate": "0.3"})) if kind == "lif" else {}
+    if kind == "lif" and rng.random() < 0.2:
+        return named | {"rate": "None", "decay": "0.9", "decay_input": "False"}
     return named | (some(rng, decay_input=("True", "False")) if kind != "if" else {})
 
 
@@ -83,8 +90,9 @@ def check_output(values: dict[str, Any], out: F.NeuronOutput, repeat) -> None:
     if x.is_meta:
         return
     expected = repeat(values | {"backend": "reference"})
-    for name in ("spikes", "v", "spike_count"):
-        ours, theirs = getattr(out, name), getattr(expected, name)
+    assert isinstance(out, F.NeuronSequences) == (bool(values.get("return_v_seq")) or bool(values.get("return_h_seq")))
+    for name in ("spikes", "v", "spike_count", "v_seq", "h_seq"):
+        ours, theirs = getattr(out, name, None), getattr(expected, name, None)
         assert theirs is None or torch.equal(ours, theirs), f"{name} differ from the reference's"
     assert out.membrane_l1.isinf().any() or torch.allclose(out.membrane_l1, expected.membrane_l1, 1e-4), "membrane_l1"
     if x.requires_grad and x.is_leaf and out.spikes.numel():
@@ -98,7 +106,7 @@ def neuron(rng: random.Random):
     x = current(rng, channels)
     shape = shape_of(x)
     function = {"if": F.if_neuron, "lif": F.lif, "plif": F.plif}[kind] if rng.random() < 0.5 else F.neuron
-    named = neuron_arguments(rng, kind) | some(
+    named = neuron_arguments(rng, kind, channels) | some(
         rng,
         scale=vector(channels),
         shift=f"torch.randn({channels})",
@@ -106,6 +114,8 @@ def neuron(rng: random.Random):
         channel_mask=f"torch.arange({channels}) % 2 == 0",
         time_steps=(str(shape[0]), "None") if shape[0] > 1 else ("1", "3"),
         return_v=("True", "False"),
+        return_v_seq=("True", "False"),
+        return_h_seq=("True", "False"),
     )
     named |= {"w": rng.choice((f"torch.randn({channels})", "torch.zeros(1)"))} if kind == "plif" else {}
     named |= {"neuron": repr(kind)} if function is F.neuron else {}
@@ -164,7 +174,7 @@ def batch_norm_neuron(rng: random.Random):
     function = F.batch_norm_lif if kind == "lif" and rng.random() < 0.5 else F.batch_norm_neuron
     named = (
         statistics(rng, channels)
-        | neuron_arguments(rng, kind)
+        | neuron_arguments(rng, kind, channels)
         | some(
             rng,
             v_init=f"torch.randn({', '.join(map(str, shape[1:]))})",
@@ -329,7 +339,7 @@ def bits(rng: random.Random):
 
 
 def surrogate(rng: random.Random):
-    name = rng.choice([*surrogates.TABLE, *surrogates.ALIASES])
+    name = rng.choice([*surrogates.TABLE])
     alpha = rng.choice(("2.0", "3", "1.5"))
     if rng.random() < 0.5:
 
@@ -354,9 +364,17 @@ def group_of(rng: random.Random, channels: int) -> tuple[str, int]:
     return f"nn.ChannelGroup({channels})", channels
 
 
+def check_currents(values, y, before) -> None:
+    assert (y.shape, y.dtype) == (values["x"].shape, values["x"].dtype), "shape, dtype"
+
+
 def neuron_module(rng: random.Random):
     kind, channels = rng.choice(NEURONS), rng.randint(1, 4)
-    named = neuron_arguments(rng, kind) | some(rng, stateful=("True", "False"), group=f"nn.ChannelGroup({channels})")
+    if rng.random() < 0.1:
+        named = rng.choice(({"decay": "0.8"}, {"rate": "0.2"})) | some(rng, backend=("None", "'reference'"))
+        return (Stage("nn.Synapse", named), Stage("{}", {"x": current(rng, channels)})), check_currents
+    named = neuron_arguments(rng, kind, channels) | some(rng, stateful=("True", "False"), store_v_seq=("True", "False"))
+    named |= some(rng, group=f"nn.ChannelGroup({channels})")
     named |= some(rng, tau="2.5", channels=("None", str(channels))) if kind == "plif" else {}
     return module(rng, f"nn.{kind.upper()}", named, current(rng, channels))
 
@@ -379,7 +397,7 @@ def norm_module(rng: random.Random):
     named |= some(rng, affine=("True", "False"), track_running_stats=("True", "False"), process_group="None")
     named |= some(rng, group=f"nn.ChannelGroup({channels})")
     if kind != "alone":
-        named |= neuron_arguments(rng, kind) | some(rng, stateful=("True", "False"))
+        named |= neuron_arguments(rng, kind, channels) | some(rng, stateful=("True", "False"))
         named |= some(rng, tau="2.5", per_channel=("True", "False")) if kind == "plif" else {}
         return module(rng, NORMS[kind], named, current(rng, channels))
 

@@ -7,9 +7,10 @@ import torch
 from sca_kernels import functional as F
 from sca_kernels import nn, ops
 from sca_kernels.backends import registry
+from sca_kernels.neurons import NeuronConfig
 from sca_kernels.testing import activation
 
-CONFIG = ("lif", 2.0, 1.0, 0.0, True, False, "atan", 2.0, 0.0)
+CONFIG = tuple(NeuronConfig("lif", 2.0, 1.0, 0.0, True, False, "atan", 2.0, 0.0))
 PLIF = ("plif", *CONFIG[1:])
 GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)
 
@@ -22,51 +23,23 @@ def calls(device, backend):
     """A good call of every operator, and per argument that holds an address: its position and name."""
     x = activation((4, 2, 3, 5, 6)).to(device)
     v, c, mask = x[0].clone(), torch.rand(3, device=device), torch.ones(3, dtype=torch.bool, device=device)
-    yield (
-        "neuron_forward",
-        (x, 4, c, c, c, v, mask, True, backend, *PLIF),
-        {2: "scale", 3: "shift", 4: "rate", 5: "v_init", 6: "mask"},
-    )
-    yield (
-        "neuron_backward",
-        (x, v, x, 4, c, c, c, v, backend, *PLIF),
-        {0: "grad_spikes", 1: "grad_v", 4: "scale", 5: "shift", 6: "rate", 7: "v_init"},
-    )
-    yield (
-        "batch_norm_forward",
-        (x, 4, c, c, 1e-5, c, v, mask, True, None, backend, *PLIF),
-        {2: "weight", 3: "bias", 5: "rate", 6: "v_init", 7: "mask"},
-    )
-    yield (
-        "batch_norm_inference",
-        (x, 4, c, c, c, c, 1e-5, c, v, mask, True, None, backend, *PLIF),
-        {2: "weight", 3: "bias", 4: "mean", 5: "var", 7: "rate", 8: "v_init", 9: "mask"},
-    )
-    yield (
-        "batch_norm_backward",
-        (x, v, x, 4, c, c, torch.rand(4, len(c), device=device), 1e-5, c, v, None, backend, *PLIF),
-        {0: "grad_spikes", 1: "grad_v", 4: "weight", 5: "bias", 6: "norm", 8: "rate", 9: "v_init"},
-    )
-    yield (
-        "batch_norm_sums",
-        (x, v, x, 4, c, c, c, c, v, backend, *PLIF),
-        {0: "grad_spikes", 1: "grad_v", 4: "scale", 5: "shift", 6: "center", 7: "rate", 8: "v_init"},
-    )
-    yield (
-        "batch_norm_gradient",
-        (x, v, x, 4, c, c, c, c, c, c, v, backend, *PLIF),
-        {
-            0: "grad_spikes",
-            1: "grad_v",
-            4: "scale",
-            5: "shift",
-            6: "center",
-            7: "slope",
-            8: "offset",
-            9: "rate",
-            10: "v_init",
-        },
-    )
+    own = {"rate": c, "threshold": c, "v_init": v}
+    before = {**own, "mask": mask, "return_v": True, "return_h": True}
+    vectors, affine = {"scale": c, "shift": c}, {"weight": c, "bias": c}
+    grads, statistics = {"grad_spikes": x, "grad_v": v, "grad_h": x}, {"mean": c, "var": c}
+    of_norm = {"norm": torch.rand(4, len(c), device=device), "eps": 1e-5}
+    lines, listed, given = {"center": c, "slope": c, "offset": c}, {"channels": None}, {"x": x, "time_steps": 4}
+    for name, arguments in {
+        "neuron_forward": given | vectors | before,
+        "neuron_backward": grads | given | vectors | own,
+        "batch_norm_forward": given | affine | {"eps": 1e-5} | before | listed,
+        "batch_norm_inference": given | affine | statistics | {"eps": 1e-5} | before | listed,
+        "batch_norm_backward": grads | given | affine | of_norm | own | listed,
+        "batch_norm_sums": grads | given | vectors | {"center": c} | own,
+        "batch_norm_gradient": grads | given | vectors | lines | own,
+    }.items():
+        addresses = {i: k for i, (k, z) in enumerate(arguments.items()) if isinstance(z, torch.Tensor) and k != "x"}
+        yield name, (*arguments.values(), backend, *PLIF), addresses
     frames, weight = torch.ones(8, 2, 5, 6, device=device), torch.randn(4, 3, 3, 3, device=device)
     lists = torch.tensor([0, 2], device=device), torch.tensor([1, 3], device=device)
     bits = ops.pack_spikes(frames.flatten(), backend)
@@ -108,7 +81,7 @@ def test_vectors_with_gaps_are_refused_below_the_checked_entry_points(target):
     backend, device = target
     x, c = activation((4, 2, 3, 5)).to(device), torch.rand(3, device=device)
     gaps = torch.stack([c, c], -1)[..., 0]
-    arguments = (x, 4, gaps, None, None, None, None, False, backend, *CONFIG)
+    arguments = (x, 4, gaps, None, None, None, None, None, False, False, backend, *CONFIG)
     for call in (ops.neuron_forward, torch.ops.sca_kernels.neuron_forward):
         with pytest.raises(ValueError, match="scale: expected a contiguous"):
             call(*arguments)
@@ -122,15 +95,15 @@ def test_vectors_with_gaps_are_refused_below_the_checked_entry_points(target):
         ({0: torch.zeros(4, 2, 0)}, "x: expected floating-point"),
         ({1: 0}, "time_steps: expected 4"),
         ({1: 5}, "time_steps: expected 4"),
-        ({9: "tpu"}, "neuron: expected one of"),
-        ({9: "plif"}, "rate: expected a vector"),
-        ({15: "tpu"}, "surrogate: expected one of"),
+        ({11: "tpu"}, "neuron: expected one of"),
+        ({11: "plif"}, "rate: expected a vector"),
+        ({17: "tpu"}, "surrogate: expected one of"),
         ({2: torch.rand(3).to_sparse()}, "scale: expected a dense tensor"),
     ],
     ids=lambda z: z if isinstance(z, str) else "",
 )
 def test_operators_refuse_what_is_no_neuron_call(changes, says):
-    arguments = (torch.randn(4, 2, 3, 5), 4, None, None, None, None, None, True, "", *CONFIG)
+    arguments = (torch.randn(4, 2, 3, 5), 4, None, None, None, None, None, None, True, False, "", *CONFIG)
     for position, value in changes.items():
         arguments = swapped(arguments, position, value)
     with pytest.raises((TypeError, ValueError), match=says):

@@ -192,7 +192,8 @@ def test_counts_above_the_precision_of_float32_and_int32_are_exact(positions):
     view = ((x.data_ptr(), (0, 0, 0, 1)), (spikes.data_ptr(), (0, 0, 0, 1)))
     neuron, shape = cpu._neuron(config_of("if")), (1, samples, 1, width)
     sums = count.data_ptr(), l1.data_ptr()
-    cpu._load().neuron_forward(neuron, shape, "float32", 1, view[0], None, 0, 0, 0, view[1], None, 0, *sums)
+    behind = 1, view[0], None, 0, 0, 0, (0, 0), view[1], None, None, 0, *sums
+    cpu._load().neuron_forward(neuron, shape, "float32", *behind)
     assert samples * width > positions
     assert count.item() == samples * (width // 2)
     assert l1.item() == 0.0
@@ -324,10 +325,11 @@ def test_the_binding_names_a_bad_argument():
     structs = {"SCA_CHARGES": "IntegrateAndFire", "SCA_RESETS": "SoftReset", "SCA_SURROGATES": "Atan"}
     for listed in structs:
         with pytest.raises(ValueError, match=f"Nowhere: expected a row of {listed} in csrc/include/sca"):
-            module.NeuronConfig(*(structs | {listed: "Nowhere"}).values(), False, 0.5, 1.0, 0.0, 2.0, 0.0)
+            module.NeuronConfig(*(structs | {listed: "Nowhere"}).values(), False, False, *[0.5] * 8)
     for shape, dtype, says in (((1, 1, 1, 1), "float64", "dtype"), ((0, 1, 1, 1), "float32", "shape")):
+        behind = 1, view, None, 0, 0, 0, (0, 0), view, None, None, 0, 0, 0
         with pytest.raises(ValueError, match=says):
-            module.neuron_forward(cpu._neuron(config_of()), shape, dtype, 1, view, None, 0, 0, 0, view, None, 0, 0, 0)
+            module.neuron_forward(cpu._neuron(config_of()), shape, dtype, *behind)
 
 
 def test_every_surrogate_of_the_table_is_compiled_in():

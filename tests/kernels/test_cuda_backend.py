@@ -20,8 +20,8 @@ from sca_kernels.backends import registry
 from sca_kernels.gpu import plan as gpu_plan
 from sca_kernels.testing import activation, poisoned_memory, relative_l2
 from sca_kernels.tracking import Tracking, change
-from tests.kernels.cuts import CUTS, EACH_KIND, EMULATED, SIZES, STEPS, emulated
-from tests.kernels.problems import config_of, run, views
+from tests.kernels.cuts import CUTS, EACH_KIND, EMULATED, GROUPS, MANY_TILES, SIZES, STEPS, emulated
+from tests.kernels.problems import OPTIONS, assert_agrees, bound_of, config_of, problem_of, run, views
 
 HERE = Path(__file__).parent
 BACKEND, REFERENCE = registry()["cuda"], registry()["reference"]
@@ -37,33 +37,6 @@ def emulation(monkeypatch):
     emulated.install(monkeypatch.setattr)
     with poisoned_memory():
         yield
-
-
-# Taken in float32: a mean, and the shift that is made of it, is as good as the deviation, here about one, allows.
-ABSOLUTE, RELATIVE = {"rtol": 3e-7, "atol": 5e-7}, {"rtol": 6e-7, "atol": 0}
-STATISTICS = {"norm.mean": ABSOLUTE, "norm.var": RELATIVE, "norm.scale": RELATIVE, "norm.shift": ABSOLUTE}
-
-
-def assert_agrees(ours, truth, bound=2e-6):
-    """Spikes and counts equal, everything else within a relative bound. (Spikes behind batch norm are compared behind
-    the same statistics, by ``run``.)"""
-    assert ours.keys() == truth.keys()
-    for name, expected in truth.items():
-        assert ours[name].dtype == expected.dtype, name
-        assert ours[name].stride() == expected.stride(), name
-        if name.endswith(("spikes", "spike_count")):
-            assert torch.equal(ours[name], expected), name
-        elif name in STATISTICS:
-            torch.testing.assert_close(ours[name], expected, **STATISTICS[name])
-        else:
-            # Batch norm of a value or two has no gradient but rounding's: there nothing relative can be asked.
-            vanishes = name == "norm_backward.x" and expected.abs().max() < 1e-5
-            assert vanishes or relative_l2(ours[name], expected) <= bound, name
-            assert not vanishes or ours[name].abs().max() < 1e-5, name
-
-
-def bound_of(dtype):
-    return {torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}[dtype]
 
 
 @EMULATED
@@ -154,20 +127,35 @@ def test_any_strides_of_x_and_of_the_upstream_gradient(emulation, view, upstream
 
 @EMULATED
 @LAYOUTS
+@pytest.mark.parametrize(("turn", "option"), list(enumerate(OPTIONS)), ids=OPTIONS)
+def test_options_agree_with_the_reference(emulation, planned, turn, option, channels_last):
+    """Over planes, folded maps, and more steps than shared memory holds."""
+    planned(**[{}, MANY_TILES, GROUPS][turn % 3])
+    for shape in ((3, 3, 4, 8, 8), (4, 5, 8, 3, 3), (37, 2, 5, 2, 2)):
+        dtype = torch.bfloat16 if turn % 4 == 2 and shape[0] == 4 else torch.float32
+        given = problem_of(option, shape, channels_last, dtype, repeated=turn % 4 == 1, expanded=turn % 2 == 0)
+        assert_agrees(*(run(b, **given) for b in (BACKEND, REFERENCE)), bound=max(1e-5, bound_of(dtype)))
+
+
+@EMULATED
+@LAYOUTS
 @pytest.mark.parametrize("shape", [(3, 0, 4, 2, 2), (3, 2, 0, 2, 2), (3, 2, 4, 0, 2)], ids=str)
 def test_empty_tensors_do_nothing_and_zero_the_sums(emulation, shape, channels_last):
     x, c = activation(shape, channels_last=channels_last), shape[2]
     out = BACKEND.neuron_forward(x, 3, config_of(), None, None, None, None, None, True)
-    g = BACKEND.neuron_backward(x, None, x, 3, config_of(), torch.ones(c), torch.ones(c), None, None)
+    vectors = torch.ones(c), torch.ones(c), None, None, torch.ones(c)
+    g = BACKEND.neuron_backward(x, None, x, 3, config_of(), *vectors, torch.ones(()).expand(x.shape))
     assert out.spikes.shape == x.shape
-    assert out.spike_count.tolist() == out.membrane_l1.tolist() == g.scale.tolist() == g.shift.tolist() == [0] * c
+    sums = out.spike_count, out.membrane_l1, g.scale, g.shift, g.threshold
+    assert [z.tolist() for z in sums] == [[0] * c] * 5
 
 
 @EMULATED
 @CUTS
 @EACH_KIND
+@pytest.mark.parametrize("has_threshold", [False, True], ids=["plain", "thresholds"])
 def test_blocks_in_any_order_give_the_same_bits_and_leave_counters_at_zero(
-    emulation, planned, monkeypatch, shape, cut, channels_last
+    emulation, planned, monkeypatch, shape, cut, channels_last, has_threshold
 ):
     """Whoever comes last finishes the sums: they must not show who that was."""
     planned(**cut)
@@ -175,10 +163,11 @@ def test_blocks_in_any_order_give_the_same_bits_and_leave_counters_at_zero(
     fresh = gpu_plan._counters
     monkeypatch.setattr(gpu_plan, "_counters", lambda *arguments: counters.append(fresh(*arguments)) or counters[-1])
     x, grad = activation(shape, channels_last=channels_last), torch.randn(shape)
+    threshold = torch.linspace(0.5, 1.25, shape[2]) if has_threshold else None
     runs = []
     for order in (0, 0, 1, 2):
         monkeypatch.setattr(emulated, "order", order)
-        runs.append(run(BACKEND, x, config_of("plif"), grad))
+        runs.append(run(BACKEND, x, config_of("plif"), grad, threshold=threshold))
     assert all(torch.equal(other[k], runs[0][k]) for other in runs[1:] for k in runs[0])
     assert len(counters) == 4 * 7  # neuron forward and backward, moments, neuron, its adjoint's sums
     assert not any(z.any() for z in counters)

@@ -255,7 +255,14 @@ def test_a_failed_start_is_the_backends_but_where_the_device_or_its_memory_is_lo
 
 
 @pytest.mark.compile_only
-@pytest.mark.parametrize("kernel", ["sca::neuron_backward<float, true, 4>", "sca::moments<sca::float16, false, 1>"])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        "sca::neuron_backward<float, true, 4>",
+        "sca::neuron_backward<sca::float16, false, 8, false>",
+        "sca::moments<sca::float16, false, 1>",
+    ],
+)
 def test_nvrtc_compiles_the_shipped_sources(kernel):
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed")
     try:
@@ -291,6 +298,11 @@ REGISTERS = {
     "neuron_backward<float, false, 4>": 192,
     "neuron_backward<sca::bfloat16, true, 8>": 192,
     "neuron_backward<sca::bfloat16, false, 8>": 224,
+    "neuron_forward<float, true, 4, false>": 80,
+    "neuron_forward<sca::bfloat16, false, 8, false>": 144,
+    "neuron_backward<float, false, 4, false>": 208,
+    "neuron_backward<sca::bfloat16, true, 8, false>": 208,
+    "neuron_backward<sca::bfloat16, false, 8, false>": 255,
     "moments<float, true, 4>": 80,
     "moments<sca::bfloat16, false, 8>": 80,
 }
@@ -336,9 +348,10 @@ def machine_code(request, tmp_path_factory):
 def mangled(kernel: str) -> str:
     """How a kernel's name begins in machine code."""
     name, arguments = kernel.rstrip(">").split("<")
-    kind, planes, width = arguments.split(", ")
+    kind, planes, width, *plain = arguments.split(", ")
     kind = {"float": "f", "sca::bfloat16": "NS_8bfloat16E"}[kind]
-    return f"_ZN3sca{len(name)}{name}I{kind}Lb{int(planes == 'true')}ELi{width}EEE"
+    plain = "" if name == "moments" else f"Lb{int(not plain)}E"
+    return f"_ZN3sca{len(name)}{name}I{kind}Lb{int(planes == 'true')}ELi{width}E{plain}EE"
 
 
 @pytest.mark.compile_only

@@ -20,9 +20,13 @@ from sca_kernels.layout import dense_strides, is_channels_last
 from sca_kernels.testing import activation
 from sca_kernels.tracking import Tracking
 from tests.kernels.cuts import CUTS, EMULATED, GROUPS, KINDS, MANY_TILES, SIZES, STEPS, emulated
-from tests.kernels.problems import config_of, views
+from tests.kernels.problems import OPTIONS, config_of, views
 
 CSRC = Path(__file__).parents[2] / "csrc"
+
+
+PLAIN = [(name, True) for name in ("rests apart, soft", "decay", "rate", "rate, input in full")]
+PLAIN += [(name, True) for name in ("piecewise_exp", "triangle", "fast_sigmoid")]
 
 
 class Launches(list):
@@ -76,6 +80,20 @@ def test_how_many_launches_a_pass_takes():
     assert launches.names() == ["neuron_forward"]
 
 
+@pytest.mark.parametrize(("option", "plain"), [*PLAIN, *((name, False) for name in OPTIONS if name not in dict(PLAIN))])
+def test_what_a_neuron_has_beyond_the_defaults_takes_variants_of_its_own(option, plain):
+    """But for what is another number, or another charge, alone; potentials leave and enter none but those."""
+    config, given = OPTIONS[option]
+    launches, x = Launches(), activation((4, 2, 8, 6, 6))
+    launcher, vector = CudaLauncher(launches), torch.ones(8)
+    current = Current(threshold=vector if "threshold" in given else None)
+    gpu_neuron.forward(launcher, x, 4, config, current, None, True)
+    gpu_neuron.backward(launcher, x, None, x, 4, config, current)
+    gpu_neuron.forward(launcher, x, 4, config, current, None, True, return_h=True)
+    gpu_neuron.backward(launcher, x, None, x, 4, config, current, x)
+    assert [launch.kernel.endswith(", false>") for launch in launches] == [not plain, not plain, True, True]
+
+
 def test_shared_memory_stays_within_what_every_device_gives():
     launches = Launches()
     launcher = CudaLauncher(launches)
@@ -84,6 +102,9 @@ def test_shared_memory_stays_within_what_every_device_gives():
             for dtype in parameters.NAMES:
                 x = activation(shape, dtype, channels_last=last)
                 v, c = torch.zeros(shape[1:]), torch.ones(shape[2])
+                current = Current(c, c, c, v, c)
+                gpu_neuron.forward(launcher, x, shape[0], config_of(), current, None, True, return_h=True)
+                gpu_neuron.backward(launcher, x, v, x, shape[0], config_of(), current, torch.zeros(shape))
                 current = Current(c, c, c, v)
                 gpu_neuron.forward(launcher, x, shape[0], config_of(), current, None, True)
                 gpu_neuron.backward(launcher, x, v, x, shape[0], config_of(), current)

@@ -43,7 +43,7 @@ def compare_with_autograd(config, target, x, *, bound=1e-6, **inputs):
     ours_inputs = {k: v.clone().to(device).requires_grad_() for k, v in {"x": x, **inputs}.items()}
     weights = torch.randn(x.shape), torch.randn(x.shape[1:])
 
-    spikes, v = eager_neuron(
+    spikes, v, _ = eager_neuron(
         truth_inputs["x"], config, **{k if k != "w" else "rate": _rate(k, truth_inputs[k], x) for k in names}
     )
     ((spikes * weights[0]).sum() + (v * weights[1]).sum()).backward()
@@ -104,7 +104,7 @@ def test_float32_spikes_counts_and_potential_are_bit_identical_to_the_eager_equa
     scale, shift = torch.rand(13) + 0.5, torch.randn(13)
     config = config_of(neuron, tau)
     w = torch.randn(13) if NEURONS[neuron].learnable_leak else None
-    spikes, v = eager_neuron(x, config, scale=scale, shift=shift, rate=None if w is None else w.sigmoid())
+    spikes, v, _ = eager_neuron(x, config, scale=scale, shift=shift, rate=None if w is None else w.sigmoid())
     leak = {} if w is None else {"w": w.to(device)}
     out = call(config, x.to(device), backend, scale=scale.to(device), shift=shift.to(device), **leak)
     assert torch.equal(out.spikes.cpu(), spikes)
@@ -158,7 +158,7 @@ def test_gradient_when_only_some_outputs_are_used(target, used):
     x = activation((4, 2, 3, 5)).to(device).requires_grad_()
     truth = x.detach().double().cpu().requires_grad_()
     out = F.lif(x, backend=backend)
-    spikes, v = eager_neuron(truth, config_of())
+    spikes, v, _ = eager_neuron(truth, config_of())
     losses = {"spikes": (out.spikes.sum(), spikes.sum()), "v": (out.v.sum(), v.sum())}
     losses["both"] = tuple(a + b for a, b in zip(losses["spikes"], losses["v"], strict=True))
     losses["none"] = (x.sum() * 0 + out.spikes.detach().sum(), truth.sum() * 0)
@@ -441,7 +441,7 @@ X = torch.zeros(2, 3, 4, 5)
     ("make", "error", "says"),
     [
         (lambda: F.lif([1.0]), TypeError, "x: expected a tensor"),
-        (lambda: F.lif(X[0, 0]), ValueError, "x: expected at least three dimensions"),
+        (lambda: F.lif(X[0, 0, 0]), ValueError, "x: expected at least three dimensions"),
         (lambda: F.lif(X.long()), TypeError, "x: expected a floating-point"),
         (lambda: F.lif(X[:0]), ValueError, "x: expected at least one time step"),
         (lambda: F.lif(X, tau=1.0), ValueError, "tau: expected a time constant > 1"),

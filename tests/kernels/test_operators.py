@@ -9,11 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sca_kernels import functional as F
 from sca_kernels import nn, ops
 from sca_kernels.backends import registry
+from sca_kernels.neurons import NeuronConfig
 from sca_kernels.testing import activation, relative_l2
 from sca_kernels.torch_private import is_unwatched
 
-CONFIG = ("lif", 2.0, 1.0, 0.0, True, False, "atan", 2.0, 0.0)
-PLIF = ("plif", 2.0, 1.0, None, False, True, "sigmoid", 4.0, 0.0)
+CONFIG = tuple(NeuronConfig("lif", 2.0, 1.0, 0.0, True, False, "atan", 2.0, 0.0))
+PLIF = tuple(NeuronConfig("plif", 2.0, 1.0, None, False, True, "sigmoid", 4.0, 0.0, 0.7, ">", None, 0.1))
 
 
 def vector(c=3):
@@ -28,57 +29,42 @@ def samples(backend):
     """One call of every operator, with and without its optional arguments."""
     x, last = activation((4, 2, 3, 5, 6)), activation((4, 2, 3, 5, 6), channels_last=True)
     v, mask = torch.rand(2, 3, 5, 6), torch.tensor([True, False, True])
-    yield "neuron_forward", (x, 4, None, None, None, None, None, False, backend, *CONFIG)
-    yield "neuron_forward", (last, 4, vector(), vector(), vector().sigmoid(), v, mask, True, backend, *PLIF)
-    yield "neuron_forward", (last[:1], 4, vector(), None, None, None, None, True, backend, *CONFIG)
-    yield "neuron_backward", (x, None, x, 4, None, None, None, None, backend, *CONFIG)
-    yield "neuron_backward", (None, v, last, 4, vector(), vector(), vector().sigmoid(), v, backend, *PLIF)
-    yield "batch_norm_forward", (x, 4, None, None, 1e-5, None, None, None, False, None, backend, *CONFIG)
-    yield (
-        "batch_norm_forward",
-        (last, 4, vector(), vector(), 1e-5, vector().sigmoid(), v, mask, True, None, backend, *PLIF),
-    )
-    listed = torch.tensor([0, 2, 5])
-    yield (
-        "batch_norm_forward",
-        (last, 4, vector(7), vector(7), 1e-5, None, v, mask, True, listed, backend, *CONFIG),
-    )
-    yield (
-        "batch_norm_inference",
-        (x, 4, vector(7), None, vector(7), vector(7), 1e-5, None, v, mask, True, listed, backend, *CONFIG),
-    )
-    yield (
-        "batch_norm_inference",
-        (last, 4, None, None, vector(), vector(), 1e-5, vector().sigmoid(), v, None, False, None, backend, *PLIF),
-    )
-    yield (
-        "batch_norm_backward",
-        (last, v, x, 4, vector(), vector(), torch.rand(4, 3), 1e-5, None, v, None, backend, *CONFIG),
-    )
-    yield (
-        "batch_norm_backward",
-        (last, v, x, 4, vector(7), None, torch.rand(4, 3), 1e-5, None, v, listed, backend, *CONFIG),
-    )
+    rate, listed = vector().sigmoid(), torch.tensor([0, 2, 5])
+    bare, own = (None, None, None, None, False, False), (rate, vector(), v, mask, True, True)
+    some = (None, vector(), v, mask, True, False)
+    yield "neuron_forward", (x, 4, None, None, *bare, backend, *CONFIG)
+    yield "neuron_forward", (last, 4, vector(), vector(), *own, backend, *PLIF)
+    yield "neuron_forward", (last[:1], 4, vector(), None, None, None, None, None, True, False, backend, *CONFIG)
+    yield "neuron_backward", (x, None, None, x, 4, None, None, None, None, None, backend, *CONFIG)
+    yield "neuron_backward", (None, v, x, last, 4, vector(), vector(), rate, vector(), v, backend, *PLIF)
+    yield "batch_norm_forward", (x, 4, None, None, 1e-5, *bare, None, backend, *CONFIG)
+    yield "batch_norm_forward", (last, 4, vector(), vector(), 1e-5, *own, None, backend, *PLIF)
+    yield "batch_norm_forward", (last, 4, vector(7), vector(7), 1e-5, *some, listed, backend, *CONFIG)
+    statistics = vector(7), None, vector(7), vector(7), 1e-5
+    yield "batch_norm_inference", (x, 4, *statistics, *some, listed, backend, *CONFIG)
+    yield "batch_norm_inference", (last, 4, None, None, vector(), vector(), 1e-5, *own, None, backend, *PLIF)
+    norm, behind = (torch.rand(4, 3), 1e-5), (None, None, v)
+    yield "batch_norm_backward", (last, v, None, x, 4, vector(), vector(), *norm, *behind, None, backend, *CONFIG)
+    yield "batch_norm_backward", (last, v, x, x, 4, vector(7), None, *norm, *behind, listed, backend, *CONFIG)
     yield "batch_norm_moments", (last[:1], 4, backend)
-    alone = (x, None, last, 4, *(vector() for _ in range(3)), None, None, backend, *CONFIG)
+    alone = (x, None, None, last, 4, *(vector() for _ in range(3)), None, None, None, backend, *CONFIG)
     yield "batch_norm_sums", alone
-    yield "batch_norm_gradient", (*alone[:7], vector(), vector(), *alone[7:])
-    full = (last, v, x[:1], 4, *(vector() for _ in range(3)), vector().sigmoid(), v, backend, *PLIF)
+    yield "batch_norm_gradient", (*alone[:8], vector(), vector(), *alone[8:])
+    full = (last, v, x, x[:1], 4, *(vector() for _ in range(3)), rate, vector(), v, backend, *PLIF)
     yield "batch_norm_sums", full
-    yield "batch_norm_gradient", (*full[:7], vector(), vector(), *full[7:])
-    yield "recorded_neuron_forward", (x, 4, None, None, None, None, None, False, backend, *CONFIG, *sums(3), None)
-    yield (
-        "recorded_neuron_forward",
-        (last, 4, vector(), vector(), vector().sigmoid(), v, mask, True, backend, *PLIF, *sums(7), listed),
-    )
-    norm = (x, 4, vector(), vector(), 1e-5, None, None, None, False)
-    of_all, of_some = (*norm, None, backend, *CONFIG), (*norm, listed, backend, *CONFIG)
-    batches = torch.tensor(3)
-    yield "recorded_batch_norm_forward", (*of_all, vector(), vector(), batches, 0.1, None, None, None, None)
-    yield "recorded_batch_norm_forward", (*of_some, None, None, None, 0.0, None, *sums(7))
+    yield "batch_norm_gradient", (*full[:8], vector(), vector(), *full[8:])
+    yield "recorded_neuron_forward", (x, 4, None, None, *bare, *sums(3), None, backend, *CONFIG)
+    yield "recorded_neuron_forward", (last, 4, vector(), vector(), *own, *sums(7), listed, backend, *PLIF)
+    norm, batches, of = (x, 4, vector(), vector(), 1e-5, *bare), torch.tensor(3), (backend, *CONFIG)
+    by_tensor = 0.0, torch.tensor(0.25, dtype=torch.float64)
     yield (
         "recorded_batch_norm_forward",
-        (*of_some, vector(7), vector(7), batches, 0.0, torch.tensor(0.25, dtype=torch.float64), *sums(7)),
+        (*norm, None, vector(), vector(), batches, 0.1, None, None, None, None, *of),
+    )
+    yield "recorded_batch_norm_forward", (*norm, listed, None, None, None, 0.0, None, *sums(7), *of)
+    yield (
+        "recorded_batch_norm_forward",
+        (*norm, listed, vector(7), vector(7), batches, *by_tensor, *sums(7), *of),
     )
     spikes = (x > 0).float()
     yield "pack_spikes", (spikes, backend)
@@ -246,6 +232,10 @@ def modules():
     yield "LIF", nn.LIF(tau=4 / 3), (4, 2, 3, 5, 6)
     yield "LIF-stateful", nn.LIF(stateful=True), (4, 2, 3)
     yield "PLIF", nn.PLIF(channels=3), (4, 2, 3, 5)
+    learned = torch.nn.Parameter(torch.linspace(0.5, 1.5, 3))
+    yield "LIF-threshold", nn.LIF(v_threshold=learned, fire=">", v_reset=None), (4, 2, 3, 5)
+    yield "LIF-one-channel", nn.LIF(rate=0.3), (4, 2)
+    yield "Synapse", nn.Synapse(0.8), (4, 2, 3, 5)
     yield "BatchNormIF", nn.BatchNormIF(3), (4, 2, 3, 5)
     yield "BatchNormLIF", nn.BatchNormLIF(3, momentum=None), (4, 2, 3, 5)
     yield "BatchNormLIF-group", nn.BatchNormLIF(5, group=group), (4, 2, 3, 5)

@@ -18,7 +18,7 @@ from sca_kernels.testing import activation
 from sca_kernels.torch_private import below_autograd
 from tests.kernels.step_without import Watch
 
-CONFIG = ("lif", 2.0, 1.0, 0.0, True, False, "atan", 2.0, 0.0)
+CONFIG = tuple(NeuronConfig("lif", 2.0, 1.0, 0.0, True, False, "atan", 2.0, 0.0))
 CHANNELS, ACTIVE = 7, torch.tensor([0, 2, 3, 6])
 
 
@@ -40,9 +40,8 @@ def plus(total, new, index):
 def expected(x, weight, bias, statistics, momentum, sums, index, backend, eps=1e-5):
     """What a training pass leaves: running statistics and activity, by calls of torch on what the operator gives."""
     given = (z if z is None or index is None else z[index] for z in (weight, bias))
-    *_, count, l1, norm = ops.batch_norm_forward(
-        x.detach(), x.shape[0], *given, eps, None, None, None, False, None, backend, *CONFIG
-    )
+    given = *given, eps, None, None, None, None, False, False, None
+    _, _, count, l1, _, norm = ops.batch_norm_forward(x.detach(), x.shape[0], *given, backend, *CONFIG)
     mean, var = norm[:2]
     seen = x[:, :, 0].numel()
     unbiased = var * (seen / max(seen - 1, 1))
@@ -247,7 +246,8 @@ def test_a_pass_that_fails_leaves_everything_as_it_was(watched):
 @pytest.mark.parametrize(
     ("shape", "says"),
     [
-        ((4, 3), "x: expected at least three dimensions"),
+        ((4,), "x: expected at least three dimensions"),
+        ((4, 3), "activity: expected sums of 1 channels"),
         ((4, 3, CHANNELS + 1, 5), f"activity: expected sums of {CHANNELS + 1} channels"),
     ],
 )
@@ -327,7 +327,8 @@ OF_STATISTICS_AND_SUMS = [
 )
 def test_guards_of_what_is_changed(name, wrong, says):
     operator = getattr(torch.ops.sca_kernels, f"recorded_{name}_forward").default
-    given = {"x": activation((2, 1, 3)), "time_steps": 2, "eps": 1e-5, "return_v": False, "backend": ""}
+    given = {"x": activation((2, 1, 3)), "time_steps": 2, "eps": 1e-5, "backend": ""}
+    given |= {"return_v": False, "return_h": False}
     changed = dict(zip((*SUMS, *NO_STATISTICS), (*zeros(3), torch.zeros(3), torch.zeros(3)), strict=True))
     given |= {**NeuronConfig(*CONFIG)._asdict(), "momentum": 0.1, **changed, **wrong}
     with pytest.raises(ValueError, match=says):
@@ -374,7 +375,7 @@ def test_a_backend_may_do_it_all_by_a_kernel_of_its_own(monkeypatch):
 
     def forward(*arguments):
         out, norm = inner(*arguments)
-        seen.append((out, norm, arguments[-1]))
+        seen.append((out, norm, arguments[-3]))
         return out._replace(has_tracked=True), norm
 
     monkeypatch.setattr(best, "batch_norm_forward", forward)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sca_kernels import Surrogate
-from sca_kernels.surrogates import ALIASES, TABLE, resolve
+from sca_kernels.surrogates import TABLE, resolve
 
 names = pytest.mark.parametrize("name", TABLE)
 
@@ -47,19 +47,19 @@ def test_derivative_in_float64_is_computed_there(name):
     torch.testing.assert_close(taken, (4 * fine - coarse) / 3, atol=1e-11, rtol=1e-11)
 
 
-def test_a_name_that_libraries_give_to_different_functions_is_refused():
-    with pytest.raises(
-        ValueError, match=r"'fast_sigmoid': in snnTorch .* 2 / slope times 'soft_sign' with alpha=slope"
-    ):
-        resolve("fast_sigmoid", 25.0)
+def test_a_scale_makes_one_surrogate_of_another():
     u, slope = torch.linspace(-2, 2, 9), 25.0
-    snntorchs = 1 / (1 + slope * u.abs()).square()
-    torch.testing.assert_close(2 / slope * resolve("soft_sign", slope).derivative(u), snntorchs)
+    snntorchs = Surrogate("fast_sigmoid", slope).derivative(u)
+    torch.testing.assert_close(snntorchs, 1 / (1 + slope * u.abs()).square())
+    torch.testing.assert_close(Surrogate("soft_sign", slope, scale=2 / slope).derivative(u), snntorchs)
 
 
-def test_aliases_name_the_same_surrogate():
-    for alias, name in ALIASES.items():
-        assert resolve(alias) == resolve(name)
+def test_triangle_says_that_it_was_another_function_where_it_is():
+    u = torch.linspace(-2, 2, 9)
+    torch.testing.assert_close(resolve("triangle").derivative(u), resolve("piecewise_quadratic").derivative(u))
+    with pytest.warns(UserWarning, match="it was another name of 'piecewise_quadratic'"):
+        high = resolve("triangle", 0.3)
+    torch.testing.assert_close(high.derivative(u), 0.3 * (1 - u.abs()).clamp(min=0))
 
 
 def test_a_surrogate_object_carries_both_parameters():

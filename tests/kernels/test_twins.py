@@ -68,8 +68,10 @@ def test_no_twin_is_missing():
 def test_what_is_compiled_is_what_rows_name():
     """Nothing in C++ or Triton that no row leads to."""
     configs = [config_of(name, tau, None, decay) for name in NEURONS for tau in (2.0, 3.0) for decay in (True, False)]
+    configs.append(config_of("lif")._replace(decay=0.9, decay_input=False))
     assert {twins.charge(config) for config in configs} == set(twins.listed("SCA_CHARGES"))
     resets = {twins.reset(config_of(v_reset=value)) for value in (None, 0.0, 0.5)}
+    resets.add(twins.reset(config_of(v_reset=None)._replace(v_rest=0.5)))
     assert resets == set(twins.listed("SCA_RESETS"))
     assert {row.cpp for row in TABLE.values()} == set(twins.listed("SCA_SURROGATES"))
     assert {row.triton for row in TABLE.values()} == twins.triton_functions("surrogates")

@@ -99,6 +99,29 @@ struct Erf {
     }
 };
 
+struct PiecewiseExponential {
+    template <class F>
+    static SCA_HOST_DEVICE F slope(F u, float alpha, float) {
+        return exponential(-absolute(u * alpha)) * (0.5f * alpha);
+    }
+};
+
+struct Triangle {
+    template <class F>
+    static SCA_HOST_DEVICE F slope(F u, float alpha, float) {
+        const F a = absolute(u);
+        return select(a > 1.0f, F(0.0f), alpha - a * alpha);
+    }
+};
+
+struct FastSigmoid {
+    template <class F>
+    static SCA_HOST_DEVICE F slope(F u, float alpha, float) {
+        const F d = absolute(u) * alpha + 1.0f;
+        return 1.0f / (d * d);
+    }
+};
+
 struct LeakyKRelu {
     template <class F>
     static SCA_HOST_DEVICE F slope(F u, float alpha, float beta) {
@@ -127,4 +150,5 @@ struct QPseudoSpike {
 // sca_kernels/surrogates.py has for it.
 #define SCA_SURROGATES(row)                                                                                         \
     row(0, Sigmoid) row(1, Atan) row(2, PiecewiseQuadratic) row(3, Rectangular) row(4, SoftSign) row(5, SuperSpike) \
-        row(6, Erf) row(7, LeakyKRelu) row(8, S2NN) row(9, QPseudoSpike)
+        row(6, Erf) row(7, LeakyKRelu) row(8, S2NN) row(9, QPseudoSpike) row(10, PiecewiseExponential)              \
+            row(11, Triangle) row(12, FastSigmoid)

@@ -8,6 +8,7 @@ hidden neurons have a batch norm here. The number counts the layers with weights
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -64,12 +65,11 @@ class Block(nn.Module):
 def firing_current(neuron: nn.Module, steps: int) -> float:
     """The constant current that charges a neuron from its reset value to its threshold within ``steps`` steps. Charge
     equations are linear in the current: what a current of 1 does, far below any threshold, tells."""
-    settings, w = neuron.arguments, neuron.leak_parameter()
-    start = settings["v_reset"] or 0.0
+    settings, w, start = neuron.arguments, neuron.leak_parameter(), neuron.rest()
     current = torch.ones(1, 1, 1 if w is None else w.numel(), 1, device=None if w is None else w.device)
-    never_fires = {**settings, "v_threshold": 1e30, "backend": None}
+    never_fires = {**settings, "v_threshold": math.inf, "backend": None}
     charged = functional.neuron(current, neuron.neuron, w=w, time_steps=steps, **never_fires).v - start
-    return (settings["v_threshold"] - start) / float(charged.mean())
+    return (neuron.threshold() - start) / float(charged.mean())
 
 
 class ResNet(ResidualNetwork):

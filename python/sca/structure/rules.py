@@ -297,12 +297,17 @@ def _linear(call: Call) -> Label:
 
 
 def _carries(call: Call) -> Label:
-    """Batch norms and neurons, which work on dimension 2 of [T, N, C, *S]."""
-    label = call.operands[0].label
-    if isinstance(label, Channels) and label.dim != 2:
+    """Batch norms and neurons, which work on dimension 2 of [T, N, C, *S], but for those that say on which."""
+    label, x = call.operands[0].label, call.operands[0].value
+    dim = call.module.channel_dim(x) if hasattr(call.module, "channel_dim") else 2
+    if isinstance(label, Channels) and label.dim != dim:
+        if dim != 2 or hasattr(call.module, "channel_dim"):  # not for its user to mend
+            call.streams.block([label], f"{call.what} works on dimension {dim}, its channels are in {label.dim}")
+            call.streams.carried.setdefault(call.module, []).append(Unlisted("channels in another dimension"))
+            return Unlisted(f"the output of {call.what}")
         raise ValueError(
             f"{call.what}: expected its channels in dimension 2 (time-major [T, N, C, *S]), got them in dimension "
-            f"{label.dim} of {list(call.operands[0].value.shape)}"
+            f"{label.dim} of {list(x.shape)}"
         )
     if isinstance(label, Channels) and label.block > 1:
         call.streams.block([label], f"{call.what} works on {label.block} features for each of its channels")
@@ -372,6 +377,10 @@ _RULES: dict[str, Rule] = {
     "ChannelSelect": _selects,
     "ChannelBatchNorm2d": _carries,
     "NeuronModule": _carries,
+    "Synapse": _carries,
+    "SpikingJellyNeuron": _carries,
+    "FrameBatchNorm": _carries,
+    "HeldBatchNorm": _carries,
     "BatchNormNeuron": _carries,
     "cat": _concatenates,
     "concat": _concatenates,

@@ -31,8 +31,12 @@ from .streams import Label, Streams, Unlisted, can_carry
 __all__ = ["OUTPUT", "leaves", "require_none_left", "trace", "user_line"]
 
 _LIBRARIES = (*(str(Path(package.__file__).parent) for package in (torch, sca_kernels)), __file__)
+#: where the classes are that say what a leaf's forward does
+_LEAVES = ("torch.nn.", "sca_kernels.", "sca.convert.")
 #: why a network's last layer is not pruned
 OUTPUT = "it is the network's output"
+# What calls functions with a gradient of their own.
+_NATIVE = {str(Path(torch.__file__).parent / file) for file in ("autograd/function.py", "_functorch/utils.py")}
 # These turn a tensor's values into Python's.
 _VALUES = ("item", "tolist", "numpy", "equal", "allclose")
 
@@ -108,8 +112,11 @@ class _Traced(fx.Proxy):
 
     @property
     def __class__(self) -> type:
-        """What isinstance() asks: a network that checks its argument gets a tensor. Its type tells it from one."""
-        return Tensor
+        """What isinstance() asks: a network that checks its argument gets a tensor. Its type tells it from one.
+
+        torch's native code asks as well, and reads the memory of what says that it is one. Where no protocol comes
+        first, as in what calls an autograd.Function, this is none, and the function's forward is traced."""
+        return type(self) if sys._getframe(1).f_code.co_filename in _NATIVE else Tensor
 
     def __init__(self, value: Tensor, label: Label, tracer: _Tracer, parameter: str = "") -> None:
         fx.Proxy.__init__(self, None, tracer)
@@ -186,7 +193,7 @@ class _Tracer(fx.Tracer):
         self.streams.block((x.label for x in returned), OUTPUT)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _provider(m).__module__.startswith(("torch.nn.", "sca_kernels.")) and not isinstance(m, nn.Sequential)
+        return _provider(m).__module__.startswith(_LEAVES) and not isinstance(m, nn.Sequential)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict) -> Any:
         return attr_val if self._running else super().getattr(attr, attr_val, parameter_proxy_cache)

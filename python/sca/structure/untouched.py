@@ -23,12 +23,14 @@ def untouched(model: nn.Module) -> Iterator[None]:
     Within, no activity is recorded and stateful neurons start afresh.
     """
     held = Snapshot(model.modules())
-    neurons = [module for module in model.modules() if {"activity", "stateful", "v"} <= vars(module).keys()]
+    neurons = [module for module in model.modules() if {"stateful", "v", "v_seq"} <= vars(module).keys()]
     gpus = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     others = np.random.get_state(legacy=False), random.getstate()  # noqa: NPY002  the state that code may draw from
     try:
         for neuron in neurons:
-            neuron.activity = neuron.v = None
+            neuron.v = neuron.v_seq = None
+            if hasattr(neuron, "activity"):
+                neuron.activity = None
         with torch.random.fork_rng(devices=gpus):
             yield
     finally:
