@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sca_kernels import __version__
 
     from . import bench, cost, data, experiments, models, pruning, report, saving, structure, training
+    from .convert import convert
     from .cost import report_cost
     from .pruning import SCAScheduler
     from .saving import load, save

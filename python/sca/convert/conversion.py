@@ -1,0 +1,336 @@
+"""``sca.convert``: other people's networks on our kernels."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sca_kernels import checks
+from sca_kernels import nn as snn
+from sca_kernels.nn.neuron import NeuronModule
+
+from ..structure.attach import attach_groups
+from . import spikingjelly
+from .check import Difference, compare, kept_for_backward, outputs_of
+from .layers import LAYERS, HeldBatchNorm, attributes_of
+from .neurons import FusedNeuron, SpikingJellyNeuron
+from .observe import Observed, observe
+from .report import ConversionError, ConversionReport, Converted, Reason, Speed
+from .swaps import Swap, own_attributes
+
+__all__ = ["convert"]
+
+DEPTHS = ("neurons", "layers")
+_OURS = {"if": snn.IF, "lif": snn.LIF, "plif": snn.PLIF}
+_FUSED_NAMES = {"if": "BatchNormIF", "lif": "BatchNormLIF", "plif": "BatchNormPLIF"}
+
+
+class _Plan(NamedTuple):
+    """What is to become of a model's modules, by name."""
+
+    neurons: dict[str, dict[str, Any]]
+    layers: dict[str, type[nn.Module]]
+    fused: dict[str, str]
+    refused: dict[str, Reason]
+
+
+def convert(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    depth: str = "layers",
+    inplace: bool = False,
+    strict: bool = False,
+    measure: bool = False,
+) -> tuple[nn.Module, ConversionReport]:
+    """A network of SpikingJelly's layers and neurons, or of torch's, on our kernels: the same network, faster, whose
+    channels :class:`sca.SCAScheduler` can prune.
+
+    Modules stay what they are, at the places where they are, with their parameters, hooks, names and state_dict; they
+    become objects of a class that computes by our kernels as well. The library's functions go on to work on them
+    (``functional.reset_net``, ``set_step_mode``, ``detach_net``), and so does an optimizer. Nothing in the library is
+    patched. A module that can't be expressed exactly stays as it is, and the report says why.
+
+    Args:
+        model: unwrapped (no DistributedDataParallel, not compiled).
+        example_input: what its forward takes: a tensor, or a tuple of arguments; at least two samples and four time
+            steps tell most.
+        depth: "neurons" converts neurons alone; "layers" convolutions, linear layers and batch norms, too, the latter
+            together with the neuron behind them, where nothing else reads them.
+        inplace: convert the model itself, not a copy of it.
+        strict: make every refusal an error.
+        measure: time both networks, and say so in the report.
+
+    Returns:
+        The converted network, and what was done; ``report.revert()`` undoes it.
+
+    Raises:
+        ConversionError: nothing could be converted; with ``strict``, something could not; or the converted network is
+            not the original, and naming the module that differs did not help: all is as it was.
+        TypeError, ValueError: an argument is off; the message names it.
+    """
+    checks.instance("model", model, nn.Module, "a torch.nn.Module")
+    checks.one_of("depth", depth, DEPTHS)
+    for name, flag in (("inplace", inplace), ("strict", strict), ("measure", measure)):
+        checks.boolean(name, flag)
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    before = copy.deepcopy(_fresh(model) if inplace else model)
+    _reset(before)
+    ours = model if inplace else copy.deepcopy(before)
+    plan, seen = _plan(ours, inputs, depth)
+    if strict and plan.refused:
+        raise ConversionError(_listed("strict: expected modules that can be converted", plan.refused))
+    if not plan.neurons and not plan.layers:
+        raise ConversionError(_listed("model: expected something to convert, found nothing", plan.refused))
+    while True:
+        swaps = _swapped(ours, plan)
+        try:
+            parity, differs = compare(before, ours, inputs, plan.neurons, _reset, depth == "neurons")
+        except BaseException:
+            _undo(swaps)
+            raise
+        if differs is None:
+            break
+        _undo(swaps)
+        plan = _without(plan, differs)
+        if plan is None:
+            raise ConversionError(f"model: {differs.name}: {differs.text}; everything is as it was")
+    _forget_caches(ours)
+    names = {module: name for name, module in ours.named_modules()}
+    report = ConversionReport(
+        converted=tuple(_rows(plan, names)),
+        refused=plan.refused,
+        time=_time(ours, plan, seen),
+        parity=parity,
+        state_dict_equal=_same_state(before, ours),
+        prunable=_prunable(ours, inputs),
+        memory=(kept_for_backward(before, inputs, _reset), kept_for_backward(ours, inputs, _reset)),
+        speed=_speed(before, ours, inputs) if measure else None,
+    )
+
+    def revert() -> nn.Module:
+        _undo(swaps)
+        _forget_caches(ours)
+        report._revert = None
+        return ours
+
+    report._revert = revert
+    return ours, report
+
+
+# ---- what is to be done
+
+
+def _plan(model: nn.Module, inputs: tuple[Any, ...], depth: str) -> tuple[_Plan, Observed]:
+    plan = _Plan({}, {}, {}, {})
+    for name, module in model.named_modules():
+        if isinstance(module, NeuronModule):
+            continue
+        found = spikingjelly.neuron_of(module)
+        if isinstance(found, Reason):
+            plan.refused[name] = found
+        elif found is not None:
+            plan.neurons[name] = found
+        elif depth == "layers":
+            _plan_layer(plan, name, module)
+    names = {module: name for name, module in model.named_modules()}
+    modules = dict(model.named_modules())
+    norms = [modules[name] for name, kind in plan.layers.items() if kind is nn.BatchNorm2d]
+    try:
+        seen = observe(model, inputs, norms, [modules[name] for name in plan.neurons])
+    except Exception as error:  # whatever the user's code raises
+        raise ConversionError(f"example_input: the model fails with it: {type(error).__name__}: {error}") from error
+    for neuron, norm in seen.behind.items():
+        if not (norm._forward_hooks or norm._forward_pre_hooks):
+            plan.fused[names[neuron]] = names[norm]
+    return plan, seen
+
+
+def _plan_layer(plan: _Plan, name: str, module: nn.Module) -> None:
+    kind = next((kind for kind in LAYERS if isinstance(module, kind)), None)
+    if kind is None or isinstance(module, LAYERS[kind][0]):
+        return
+    if type(module) is not kind and not (spikingjelly.is_ours(module) and type(module).__name__ == kind.__name__):
+        plan.refused[name] = Reason(
+            "layer",
+            f"{type(module).__name__} is a subclass of {kind.__name__} with code of its own",
+            "it stays as it is",
+        )
+        return
+    if nn.utils.parametrize.is_parametrized(module) or _computes_weight(module):
+        plan.refused[name] = Reason(
+            "layer", "its weight is computed in each pass", "remove the parametrization first, or leave it as it is"
+        )
+        return
+    plan.layers[name] = kind
+
+
+def _computes_weight(module: nn.Module) -> bool:
+    return any(type(hook).__module__.startswith("torch.nn.utils.") for hook in module._forward_pre_hooks.values())
+
+
+def _without(plan: _Plan, differs: Difference) -> _Plan | None:
+    """The plan without what differs; None where that names nothing in it."""
+    name = differs.name
+    if name in plan.fused:  # the neuron and its batch norm by themselves
+        fused = {neuron: norm for neuron, norm in plan.fused.items() if neuron != name}
+        return plan._replace(fused=fused)
+    if name in plan.neurons:
+        reason = Reason("parity", differs.text, "it stays as it is")
+        neurons = {other: arguments for other, arguments in plan.neurons.items() if other != name}
+        return plan._replace(neurons=neurons, refused={**plan.refused, name: reason})
+    return None
+
+
+# ---- doing and undoing it
+
+
+def _swapped(model: nn.Module, plan: _Plan) -> list[Swap]:
+    modules = dict(model.named_modules())
+    held = set(plan.fused.values())
+    swaps = []
+    for name, kind in plan.layers.items():
+        ours, attributes = LAYERS[kind]
+        ours = HeldBatchNorm if name in held else ours
+        swaps.append(Swap(modules[name], (ours,), attributes_of(modules[name], attributes)))
+    for name, arguments in plan.neurons.items():
+        named = dict(arguments)
+        kind = _OURS[named.pop("neuron")]
+        module = modules[name]
+        template = kind(**named, stateful=True)
+        attributes = {k: v for k, v in own_attributes(template).items() if k not in ("v_threshold", "store_v_seq")}
+        kinds: tuple[type, ...] = (SpikingJellyNeuron, kind)
+        if name in plan.fused:
+            attributes["norm"] = (modules[plan.fused[name]],)
+            kinds = (SpikingJellyNeuron, FusedNeuron, kind)
+        swaps.append(Swap(module, kinds, attributes, spikingjelly.swapped_state()))
+    return swaps
+
+
+def _undo(swaps: list[Swap]) -> None:
+    for swap in reversed(swaps):
+        swap.revert()
+
+
+def _fresh(model: nn.Module) -> nn.Module:
+    """The model, its states reset, so that it can be copied."""
+    _reset(model)
+    return model
+
+
+def _reset(model: nn.Module) -> None:
+    """Forget all states, whichever library has them."""
+    for module in model.modules():
+        if module is not model or type(module).__module__.startswith("spikingjelly."):
+            forget = getattr(module, "reset", None)
+            if callable(forget) and hasattr(module, "_memories"):
+                forget()
+    snn.reset(model)
+
+
+def _forget_caches(model: nn.Module) -> None:
+    """Have SpikingJelly look for what is to be reset again."""
+    import sys
+
+    functional = sys.modules.get("spikingjelly.activation_based.functional")
+    forget = getattr(functional, "invalidate_reset_cache", None)
+    if forget is not None:
+        forget(model)
+
+
+# ---- what to say of it
+
+
+def _rows(plan: _Plan, names: dict[nn.Module, str]) -> Iterator[Converted]:
+    modules = {name: module for module, name in names.items()}
+    held = {norm: neuron for neuron, norm in plan.fused.items()}
+    for name in names.values():
+        module = modules[name]
+        if name in plan.layers:
+            now = LAYERS[plan.layers[name]][0].__mro__
+            ours = next(kind.__name__ for kind in now if kind.__module__.startswith("sca_kernels."))
+            yield Converted(name, type(module).__name__, ours, "", held.get(name, ""))
+        elif name in plan.neurons:
+            arguments = dict(plan.neurons[name])
+            kind = arguments.pop("neuron")
+            fused = plan.fused.get(name, "")
+            now = _FUSED_NAMES[kind] if fused else _OURS[kind].__name__
+            told = ", ".join(f"{key}={_told(value)}" for key, value in arguments.items())
+            yield Converted(name, type(module).__name__, now, told, fused)
+
+
+def _told(value: Any) -> str:
+    return (
+        f"{value.name}({value.alpha:g})"
+        if hasattr(value, "alpha")
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def _time(model: nn.Module, plan: _Plan, seen: Observed) -> str:
+    modes = {getattr(dict(model.named_modules())[name], "step_mode", "m") for name in plan.neurons}
+    return "single" if modes == {"s"} else "TN"
+
+
+def _same_state(before: nn.Module, after: nn.Module) -> bool:
+    ours, theirs = after.state_dict(), before.state_dict()
+    return list(ours) == list(theirs) and all(
+        torch.equal(ours[k], z) if isinstance(z, Tensor) else True for k, z in theirs.items()
+    )
+
+
+def _prunable(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[int, int, int]:
+    """Groups that can be pruned, all groups, and the channels in the former; on a copy."""
+    tried = copy.deepcopy(model)
+    _reset(tried)
+    try:
+        rows = attach_groups(tried, inputs).groups
+    except ValueError:
+        return 0, 0, 0
+    able = [row for row in rows if row.prunable]
+    return len(able), len(rows), sum(row.channels for row in able)
+
+
+def _speed(before: nn.Module, after: nn.Module, inputs: tuple[Any, ...], rounds: int = 7) -> Speed:
+    """Both in turn, after a warm-up; medians."""
+    models = [copy.deepcopy(model) for model in (before, after)]
+    times: dict[tuple[int, bool], list[float]] = {}
+    for i in range(rounds + 2):
+        for training in (True, False):
+            for which in (0, 1) if i % 2 else (1, 0):
+                taken = _once(models[which].train(training), inputs, training)
+                if i >= 2:
+                    times.setdefault((which, training), []).append(taken)
+    medians = {key: float(torch.tensor(values).median()) for key, values in times.items()}
+    ratios = [medians[0, training] / medians[1, training] for training in (True, False)]
+    return Speed(medians[1, True] * 1e3, medians[1, False] * 1e3, *ratios)
+
+
+def _once(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> float:
+    _reset(model)
+    given = tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in inputs)
+    _wait(inputs)
+    start = time.perf_counter()
+    if training:
+        sum(y.sum() for y in outputs_of(model(*given))).backward()
+    else:
+        with torch.no_grad():
+            model(*given)
+    _wait(inputs)
+    return time.perf_counter() - start
+
+
+def _wait(inputs: tuple[Any, ...]) -> None:
+    if any(isinstance(x, Tensor) and x.is_cuda for x in inputs):
+        torch.cuda.synchronize()
+
+
+def _listed(says: str, refused: dict[str, Reason]) -> str:
+    return "\n".join([says, *(f"refused: {name}: {reason}" for name, reason in refused.items())])

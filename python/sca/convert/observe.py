@@ -1,0 +1,111 @@
+"""What one pass of a network shows: which modules run, on what, and which batch norm is read by a neuron alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..structure.untouched import untouched
+
+__all__ = ["Observed", "observe"]
+
+# They read no values: what lies behind the result is the same memory, in the same order of channels.
+_VIEWS = {
+    *("view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "contiguous", "detach", "view_as", "expand"),
+    *("size", "dim", "stride", "is_contiguous", "__len__", "ndimension", "numel", "element_size", "type", "data_ptr"),
+    *("__get__", "storage_offset", "untyped_storage", "requires_grad_", "is_floating_point", "is_complex"),
+}
+
+
+class Observed:
+    """Attributes:
+    calls: how often each module ran.
+    ranks: numbers of dimensions of its first input.
+    behind: the batch norm whose output, and nothing else of it, a neuron alone has read.
+    """
+
+    def __init__(self) -> None:
+        self.calls: dict[nn.Module, int] = {}
+        self.ranks: dict[nn.Module, set[int]] = {}
+        self.behind: dict[nn.Module, nn.Module] = {}
+
+
+def observe(model: nn.Module, inputs: tuple[Any, ...], norms: Iterable[nn.Module], neurons: Iterable[nn.Module]):
+    """Run the model once, in the mode it is in, and leave it as it was; what it runs with, see :class:`Observed`."""
+    found, norms, neurons = Observed(), set(norms), set(neurons)
+    mode = _Reads(norms, neurons, found)
+    hooks = []
+    for module in model.modules():
+        hooks.append(module.register_forward_pre_hook(mode.enter, with_kwargs=True))
+        hooks.append(module.register_forward_hook(mode.leave, always_call=True))
+    try:
+        with untouched(model), torch.no_grad(), mode:
+            model(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    readers = mode.readers
+    for norm, (_, by) in mode.made.items():
+        if len(by) == 1 and found.calls[norm] == 1:
+            (reader,) = by
+            if reader in neurons and found.calls[reader] == 1 and readers.get(reader) == 1:
+                found.behind[reader] = norm
+    return found
+
+
+class _Reads(TorchFunctionMode):
+    """Notes who reads the memory that batch norms have written."""
+
+    def __init__(self, norms: set[nn.Module], neurons: set[nn.Module], found: Observed) -> None:
+        super().__init__()
+        self.norms, self.neurons, self.found = norms, neurons, found
+        self.made: dict[nn.Module, tuple[Tensor, set[Any]]] = {}
+        self.readers: dict[nn.Module, int] = {}
+        self._inside: list[nn.Module] = []  # neurons and batch norms that run
+
+    def enter(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self.found.calls[module] = self.found.calls.get(module, 0) + 1
+        first = next((x for x in (*arguments, *named.values()) if isinstance(x, Tensor)), None)
+        if first is not None:
+            self.found.ranks.setdefault(module, set()).add(first.dim())
+        if module in self.neurons and not self._inside:
+            self._note(first, module)
+            self.readers[module] = self.readers.get(module, 0) + 1
+        if module in self.neurons or module in self.norms:
+            self._inside.append(module)
+
+    def leave(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        if self._inside and self._inside[-1] is module:
+            self._inside.pop()
+        if module in self.norms and isinstance(output, Tensor):
+            self.made[module] = (output, set())  # held, so that no other tensor gets its memory
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        if not self._inside and self.made and getattr(function, "__name__", "") not in _VIEWS:
+            for x in _tensors((arguments, named or {})):
+                self._note(x, function)
+        return function(*arguments, **(named or {}))
+
+    def _note(self, x: Tensor | None, reader: Any) -> None:
+        if x is None:
+            return
+        where = x.untyped_storage().data_ptr()
+        for output, by in self.made.values():
+            if output.untyped_storage().data_ptr() == where:
+                whole = x.numel() == output.numel() and isinstance(reader, nn.Module)
+                by.add(reader if whole or not isinstance(reader, nn.Module) else ("a part", reader))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)

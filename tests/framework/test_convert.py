@@ -1,0 +1,295 @@
+"""sca.convert on other people's networks: the same network, by our kernels, and prunable."""
+
+import copy
+import fnmatch
+import io
+
+import pytest
+import torch
+
+import sca
+from sca.convert import ConversionError
+from sca.structure.attach import attach_groups
+from tests.framework.foreign import NETS
+
+IN_ONE_CALL = {name: net for name, net in NETS.items() if net.time not in ("single", "N>loop", "TN>loop")}
+SPIKINGJELLY = {name: net for name, net in NETS.items() if name.startswith("sj_") and not net.refused}
+
+
+def built(name):
+    net = NETS[name]
+    net.skip_unless_installed()
+    return net, net.build()
+
+
+def names_of(model, patterns):
+    return {name for name, _ in model.named_modules() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
+
+
+@pytest.mark.parametrize("name", SPIKINGJELLY)
+def test_a_network_of_spikingjelly_is_converted_whole(name):
+    net, model = built(name)
+    before = {key: z.clone() for key, z in model.state_dict().items()}
+    converted, report = sca.convert(model, net.example())
+    assert {row.name for row in report.converted} >= names_of(model, net.convertible + net.layers)
+    assert report.refused == {}
+    assert report.parity.differ == 0
+    assert report.parity.exact < 1e-12
+    assert report.state_dict_equal
+    assert report.prunable[0] > 0
+    assert report.memory[1] < 0.8 * report.memory[0]
+    assert all(torch.equal(z, before[key]) for key, z in model.state_dict().items()), "the original has changed"
+    original = net.build()
+    outputs, spikes = net.run(original, net.example())
+    ours, our_spikes = net.run(converted, net.example())
+    assert all(torch.equal(our_spikes[key].reshape(z.shape), z) for key, z in spikes.items())
+    for a, b in zip(ours, outputs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def small(step_mode="m"):
+    layer, neuron, surrogate, functional = (
+        pytest.importorskip(f"spikingjelly.activation_based.{part}", reason="spikingjelly is not installed")
+        for part in ("layer", "neuron", "surrogate", "functional")
+    )
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        layer.Conv2d(2, 16, 3, padding=1, bias=False),
+        layer.BatchNorm2d(16),
+        neuron.LIFNode(surrogate_function=surrogate.ATan()),
+        layer.MaxPool2d(2),
+        layer.Conv2d(16, 32, 3, padding=1),
+        layer.BatchNorm2d(32),
+        neuron.ParametricLIFNode(surrogate_function=surrogate.Sigmoid(), detach_reset=True, v_reset=None),
+        layer.Flatten(),
+        layer.Linear(32 * 16, 10),
+    )
+    for norm in (model[1], model[5]):
+        torch.nn.init.constant_(norm.weight, 1.5)
+        torch.nn.init.constant_(norm.bias, 0.4)
+    functional.set_step_mode(model, step_mode)
+    return model, torch.rand(4, 3, 2, 8, 8) * 2
+
+
+def test_the_library_goes_on_to_work_on_what_was_converted():
+    model, x = small()
+    functional = pytest.importorskip("spikingjelly.activation_based.functional")
+    functional.reset_net(model)  # has its cache filled
+    converted, _ = sca.convert(model, x)
+    first, second = converted(x), converted(x)
+    expected = model(x), model(x)
+    for ours, theirs in zip((first, second), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert not torch.equal(first, second), "no state was kept"
+    functional.reset_net(converted)
+    assert torch.equal(converted(x), first)
+    functional.detach_net(converted)
+    assert not converted[2].v.requires_grad
+    functional.reset_net(converted)
+    functional.set_step_mode(converted, "s")
+    functional.set_step_mode(model, "s")
+    functional.reset_net(model)
+    with torch.no_grad():  # running statistics have another history
+        converted.eval().load_state_dict(model.eval().state_dict())
+        for step in x:
+            torch.testing.assert_close(converted(step), model(step))
+    assert isinstance(converted[2], type(model[2]))
+
+
+def test_another_batch_size_starts_anew():
+    model, x = small()
+    converted, _ = sca.convert(model, x)
+    converted(x)
+    assert torch.equal(converted.eval()(x[:, :2]), converted(x[:, :2])) is False
+    assert converted[2].v.shape[0] == 2
+
+
+def test_state_dicts_load_both_ways_and_an_optimizer_goes_on():
+    model, x = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    pytest.importorskip("spikingjelly.activation_based.functional").reset_net(model)
+    model(x).sum().backward()
+    optimizer.step()
+    for module in model.modules():
+        if hasattr(module, "reset"):
+            module.reset()
+    other = copy.deepcopy(model)
+    parameters = list(model.parameters())
+    converted, report = sca.convert(model, x, inplace=True)
+    assert converted is model
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    other.load_state_dict(converted.state_dict())
+    converted.load_state_dict(other.state_dict())
+    before = parameters[0].detach().clone()
+    converted(x).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(before, parameters[0])
+    with torch.no_grad():
+        for p in parameters:
+            p.grad = None
+    assert report.revert() is model
+
+
+def test_revert_gives_back_the_very_objects():
+    model, x = small()
+    pristine = copy.deepcopy(model)
+    kinds = [type(module) for module in model.modules()]
+    held = [set(vars(module)) for module in model.modules()]
+    modules = list(model.modules())
+    _, report = sca.convert(model, x, inplace=True)
+    assert [type(module) for module in model.modules()] != kinds
+    report.revert()
+    assert list(model.modules()) == modules
+    assert [type(module) for module in model.modules()] == kinds
+    assert [set(vars(module)) for module in model.modules()] == held
+    torch.testing.assert_close(model(x), pristine(x), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="revert: expected a report of a conversion that can be undone"):
+        report.revert()
+
+
+def test_what_was_converted_is_pruned_compacted_and_saved_without_an_edit(tmp_path):
+    model, x = small()
+    functional = pytest.importorskip("spikingjelly.activation_based.functional")
+    converted, _ = sca.convert(model, x)
+    attach_groups(converted, x)
+    optimizer = torch.optim.SGD(converted.parameters(), lr=0.05, momentum=0.9)
+    scheduler = sca.SCAScheduler(converted, optimizer, density=0.4, start=1, stop=4, interval=1, min_channels=2)
+
+    def loss():
+        functional.reset_net(converted)
+        return converted(x).square().mean()
+
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        functional.reset_net(converted)
+        if scheduler.wants_probe:
+            scheduler.probe(loss)
+        scheduler.step()
+    compact = sca.compact(converted)
+    assert compact[0].weight.shape[0] < 16
+    functional.reset_net(converted)
+    with torch.no_grad():
+        assert torch.equal(compact.eval()(x), converted.eval()(x))
+    cost = sca.report_cost(converted, [(x, None)])
+    assert cost is not None
+    sca.save(converted, tmp_path / "model.safetensors")
+    again, _ = sca.convert(small()[0], x)
+    again = sca.load(tmp_path / "model.safetensors", again)
+    functional.reset_net(converted)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(x), converted(x))
+
+
+def test_copies_and_pickles():
+    model, x = small()
+    converted, _ = sca.convert(model, x)
+    converted(x)
+    copied = copy.deepcopy(converted)
+    assert torch.equal(copied.eval()(x), copy.deepcopy(converted).eval()(x))
+    stream = io.BytesIO()
+    torch.save(converted, stream)
+    stream.seek(0)
+    loaded = torch.load(stream, weights_only=False)
+    assert torch.equal(loaded.eval()(x), copy.deepcopy(converted).eval()(x))
+    assert type(loaded[2]).__name__ == "LIFNode"
+
+
+def test_depth_neurons_leaves_the_layers():
+    model, x = small()
+    converted, report = sca.convert(model, x, depth="neurons")
+    assert {row.name for row in report.converted} == {"2", "6"}
+    assert type(converted[0]) is type(model[0])
+    assert report.parity.differ == 0
+
+
+def test_what_can_not_be_expressed_is_named_and_stays():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="spikingjelly is not installed")
+    surrogate = pytest.importorskip("spikingjelly.activation_based.surrogate")
+    model, x = small()
+
+    class Own(neuron.LIFNode):
+        pass
+
+    model[2] = Own(step_mode="m")
+    model[6] = neuron.LIFNode(surrogate_function=surrogate.PiecewiseLeakyReLU(), step_mode="m")
+    converted, report = sca.convert(model, x)
+    assert set(report.refused) == {"2", "6"}
+    assert report.refused["2"].kind == "class"
+    assert report.refused["6"].kind == "surrogate"
+    assert "PiecewiseLeakyReLU" in str(report.refused["6"])
+    assert type(converted[2]) is Own
+    with pytest.raises(ConversionError, match="refused: 2: it is a subclass of LIFNode"):
+        sca.convert(model, x, strict=True)
+
+
+def test_a_second_conversion_finds_nothing_to_do():
+    model, x = small()
+    converted, _ = sca.convert(model, x)
+    with pytest.raises(ConversionError, match="expected something to convert"):
+        sca.convert(converted, x)
+
+
+def test_what_is_not_the_same_is_put_back_and_named(monkeypatch):
+    model, x = small()
+    from sca.convert import spikingjelly
+
+    found = spikingjelly.neuron_of
+
+    def other(module):
+        arguments = found(module)
+        if isinstance(arguments, dict) and arguments["neuron"] == "lif":
+            arguments["tau"] = 2.5
+        return arguments
+
+    monkeypatch.setattr(spikingjelly, "neuron_of", other)
+    converted, report = sca.convert(model, x)
+    assert report.refused["2"].kind == "parity"
+    assert "spikes differ" in report.refused["2"].text
+    assert "first at step" in report.refused["2"].text
+    assert type(converted[2]) is type(model[2])
+    assert {row.name for row in report.converted} == {"0", "1", "4", "5", "6", "8"}
+
+
+def test_the_report_is_a_table_and_plain_values():
+    import json
+
+    model, x = small()
+    _, report = sca.convert(model, x, measure=True)
+    text = str(report)
+    for line in ("LIFNode", "BatchNormLIF", "0 of", "prunable: 2 of", "MiB", "a training step takes"):
+        assert line in text
+    assert json.loads(json.dumps(report.as_dict()))["parity"]["differ"] == 0
+
+
+def test_networks_run_in_bfloat16_autocast():
+    model, x = small()
+    converted, _ = sca.convert(model, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = converted(x)
+    y.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in converted.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"depth": "deep"}, "depth: expected one of neurons, layers"),
+        ({"inplace": 1}, "inplace: expected a bool"),
+        ({"example_input": torch.rand(4, 3, 5, 8, 8)}, "example_input: the model fails with it"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, says):
+    model, x = small()
+    with pytest.raises((TypeError, ValueError), match=says):
+        sca.convert(model, **{"example_input": x, **arguments})
+
+
+def test_a_network_of_torchs_own_layers_gets_channel_layers():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Flatten())
+    model.append(torch.nn.Linear(8 * 36, 10))
+    x = torch.randn(4, 3, 8, 8)
+    converted, report = sca.convert(model, x)
+    assert [row.now for row in report.converted] == ["ChannelConv2d", "ChannelBatchNorm2d", "ChannelLinear"]
+    torch.testing.assert_close(converted.eval()(x), model.eval()(x))
