@@ -64,13 +64,17 @@ def integer(name: str, value: Any, least: int = 1, most: int = MOST) -> int:
     return value
 
 
+def sizes(name: str, value: Any, least: int, many: int) -> tuple[int, ...]:
+    """One int for all of so many spatial dimensions, or one for each, of at least so much."""
+    each = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * many
+    if len(each) != many:
+        raise ValueError(f"{name}: expected one int{' or two' if many == 2 else ''}, got {shown(value)}")
+    return tuple(integer(name, size, least) for size in each)
+
+
 def pair(name: str, value: Any, least: int) -> tuple[int, int]:
     """One int for both spatial dimensions, or two, of at least so many."""
-    two = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
-    if len(two) != 2:
-        raise ValueError(f"{name}: expected one int or two, got {shown(value)}")
-    height, width = (integer(name, size, least) for size in two)
-    return height, width
+    return sizes(name, value, least, 2)
 
 
 def number(name: str, value: Any) -> int | float:

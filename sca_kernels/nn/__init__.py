@@ -2,8 +2,9 @@
 linear layers, pools."""
 
 from .activity import Activity
-from .batch_norm import BatchNormIF, BatchNormLIF, BatchNormPLIF, ChannelBatchNorm2d
-from .conv import ChannelConv2d
+from .batch_norm import BatchNormIF, BatchNormLIF, BatchNormPLIF, ChannelBatchNorm1d, ChannelBatchNorm2d
+from .conv import ChannelConv1d, ChannelConv2d
+from .conv_transpose import ChannelConvTranspose1d, ChannelConvTranspose2d
 from .explain import explain
 from .group import ChannelGroup, probing
 from .linear import ChannelLinear
@@ -20,8 +21,12 @@ __all__ = [
     "BatchNormIF",
     "BatchNormLIF",
     "BatchNormPLIF",
+    "ChannelBatchNorm1d",
     "ChannelBatchNorm2d",
+    "ChannelConv1d",
     "ChannelConv2d",
+    "ChannelConvTranspose1d",
+    "ChannelConvTranspose2d",
     "ChannelGroup",
     "ChannelLinear",
     "ChannelSelect",

@@ -86,15 +86,13 @@ class Normalisation(CarriesGroups, tnn.modules.batchnorm._BatchNorm):
         return (self.num_batches_tracked + 1).double().reciprocal() if self.momentum is None else self.momentum
 
 
-class ChannelBatchNorm2d(Normalisation):
-    """torch.nn.BatchNorm2d of the active channels of a group; same parameters, same state_dict, full size.
+class ChannelBatchNorm(Normalisation):
+    """Batch norm alone, over time, samples and space."""
 
-    For a current that something is added to before its neuron; where nothing is, :class:`BatchNormLIF` and its like
-    need no memory for the normalised current.
-
-    Args:
-        All as in :class:`BatchNormNeuron`.
-    """
+    shapes: ClassVar[dict[int, str]]
+    """Inputs by their numbers of dimensions, in words, the largest last."""
+    frames: ClassVar[str]
+    """What torch's layer takes, in words."""
 
     def __init__(
         self,
@@ -112,11 +110,12 @@ class ChannelBatchNorm2d(Normalisation):
         self.init_norm(num_features, eps, momentum, affine, track_running_stats, process_group)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [T, N, C, H, W], C the active channels (all while probing) -> the same, normalised over T, N, H, W."""
-        check_time_major(x, self.width(), self.group or "num_features")
-        if x.dim() != 5:
+        """x [T, N, C, *S], C the active channels (all while probing) -> the same, normalised over T, N and S."""
+        check_time_major(x, self.width(), self.group or "num_features", self.frames)
+        if x.dim() not in self.shapes:
             raise ValueError(
-                f"x: expected [T, N, C, H, W], got {tuple(x.shape)}; frames [M, C, H, W] need unflatten(0, (T, N))"
+                f"x: expected {' or '.join(self.shapes.values())}, got {tuple(x.shape)}; frames {self.frames} need "
+                "unflatten(0, (T, N))"
             )
         mean, var = self._statistics()
         tracking = self.is_tracking()
@@ -157,6 +156,31 @@ class ChannelBatchNorm2d(Normalisation):
     def extra_repr(self) -> str:
         group = "" if self.group is None else f", group={self.group}"
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}{group}"
+
+
+class ChannelBatchNorm2d(ChannelBatchNorm):
+    """torch.nn.BatchNorm2d of the active channels of a group; same parameters, same state_dict, full size. x is
+    [T, N, C, H, W].
+
+    For a current that something is added to before its neuron; where nothing is, :class:`BatchNormLIF` and its like
+    need no memory for the normalised current.
+
+    Args:
+        All as in :class:`BatchNormNeuron`.
+    """
+
+    shapes, frames = {5: "[T, N, C, H, W]"}, "[M, C, H, W]"
+
+
+class ChannelBatchNorm1d(ChannelBatchNorm):
+    """torch.nn.BatchNorm1d of the active channels of a group, as :class:`ChannelBatchNorm2d` is BatchNorm2d. x is
+    [T, N, C] or [T, N, C, L].
+
+    Args:
+        All as in :class:`BatchNormNeuron`.
+    """
+
+    shapes, frames = {3: "[T, N, C]", 4: "[T, N, C, L]"}, "[M, C, L]"
 
 
 class NeuronBehindNorm(NeuronModule):

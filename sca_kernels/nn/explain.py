@@ -8,7 +8,8 @@ import torch
 from torch import nn as tnn
 
 from .. import backends, checks, paths
-from .conv import ChannelConv2d
+from .conv import ChannelConv, Convolution
+from .conv_transpose import ChannelConvTranspose
 from .linear import ChannelLinear
 from .neuron import NeuronModule
 
@@ -54,7 +55,7 @@ def explain(module: tnn.Module) -> Explanation:
     like = next(module.parameters(), torch.empty(0))
     rows = []
     for name, child in module.named_modules():
-        if isinstance(child, (ChannelConv2d, ChannelLinear, NeuronModule)):
+        if isinstance(child, (Convolution, ChannelLinear, NeuronModule)):
             p = next(child.parameters(), like)
             autocast = not p.is_meta and torch.is_autocast_enabled(p.device.type)
             dtype = torch.get_autocast_dtype(p.device.type) if autocast else p.dtype
@@ -74,7 +75,9 @@ def _conditions(path: str) -> str:
 
 def _row(name: str, module: tnn.Module, device: torch.device, dtype: torch.dtype) -> LayerRow:
     backend, reason, own = "torch", "torch.nn.functional.linear", frozenset()
-    if not isinstance(module, ChannelLinear):
+    if isinstance(module, ChannelConvTranspose):
+        reason = f"torch.{module.convolve.__name__}"
+    elif not isinstance(module, ChannelLinear):
         named = module.arguments["backend"] if isinstance(module, NeuronModule) else module.backend
         try:
             found = backends.find(named or "", device, dtype)
@@ -85,23 +88,24 @@ def _row(name: str, module: tnn.Module, device: torch.device, dtype: torch.dtype
         group = module.group
         width = "as its input" if group is None else f"{group.width}/{group.num_channels}"
         return LayerRow(name, type(module).__name__, backend, "fused", width, width, reason)
-    if isinstance(module, ChannelConv2d):
+    if isinstance(module, Convolution):
         sizes = module.in_channels, module.out_channels
     else:
         sizes = module.in_features // module.features_per_channel, module.out_features
     groups = module.in_group, module.out_group
     active = [size if group is None else group.width for group, size in zip(groups, sizes, strict=True)]
-    if isinstance(module, ChannelLinear):
+    if not isinstance(module, ChannelConv):
         path, why = paths.measured(device, dtype, sizes, active, ())
         why = "the weight's active block" if path != "dense" else why
     elif module.path is not None:
-        path, why, problem = module.path, "named", (module.weight.shape, module.geometry, dtype, True, active)
+        kernel = module.as_maps(module.weight).shape
+        path, why, problem = module.path, "named", (kernel, module.geometry, dtype, True, active)
         if path not in paths.possible(*problem):
             backend, why = "none", f"named, but {paths.refusal(path, *problem)}"
         elif path not in {"gathered", *own}:
             backend, why = "none", f"named, but backend {backend} has no kernels for it"
     else:
-        possible = paths.possible(module.weight.shape, module.geometry, dtype, True, active)
+        possible = paths.possible(module.as_maps(module.weight).shape, module.geometry, dtype, True, active)
         path, why = paths.measured(device, dtype, sizes, active, possible)
         if path in paths.NEEDS and path not in {"gathered", *own}:
             path, why = "gathered", f"{why}, but backend {backend} has no kernels for the path {path}"

@@ -324,14 +324,15 @@ def check_group(name: str, group: ChannelGroup | None, channels: int | None = No
     return group
 
 
-def check_time_major(x: Tensor, channels: int | None, owner: object) -> None:
-    """Whether x is a tensor [T, N, C, *S] with so many channels (None: any number), which are those of ``owner``."""
+def check_time_major(x: Tensor, channels: int | None, owner: object, frames: str = "[M, C, H, W]") -> None:
+    """Whether x is a tensor [T, N, C, *S] with so many channels (None: any number), which are those of ``owner``;
+    ``frames``: what the error guesses to have come instead."""
     if not isinstance(x, Tensor) and not checks.is_traced(x):
         raise TypeError(f"x: expected a tensor [T, N, C, *S], got {checks.describe(x)}")
     if channels is None or x.dim() < 3 or x.shape[2] == channels:  # too few dimensions: the functional call says so
         return
-    frames = x.dim() == 4 and x.shape[1] == channels
-    guess = "; [M, C, H, W]? expected time-major [T, N, C, *S]: unflatten(0, (T, N))" if frames else ""
+    likely = x.dim() == len(frames.split(",")) and x.shape[1] == channels
+    guess = f"; {frames}? expected time-major [T, N, C, *S]: unflatten(0, (T, N))" if likely else ""
     raise ValueError(f"x: expected {channels} channels in dimension 2 ({owner}), got {tuple(x.shape)}{guess}")
 
 

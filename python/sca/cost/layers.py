@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..structure.groups import Axis, Members, carried, is_depthwise
+from ..structure.groups import CONVOLUTIONS, Axis, Members, carried, channel_dim, is_depthwise
 from ..structure.wrappers import named_modules
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "LayerCost",
     "active_share",
     "channel_costs",
-    "channel_dim",
     "connections",
     "input_channels",
     "inputs_of",
@@ -30,7 +29,6 @@ __all__ = [
 ]
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
 Masks = Mapping[str, Tensor]
 
@@ -41,7 +39,7 @@ _ROUNDING = 2**-8
 
 def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Convolutions and linear layers of a model by name, grouped or not: those whose weights and operations count."""
-    return {name: m for name, m in named_modules(model) if isinstance(m, (*_CONVOLUTIONS, nn.Linear))}
+    return {name: m for name, m in named_modules(model) if isinstance(m, (*CONVOLUTIONS, nn.Linear))}
 
 
 @dataclass(frozen=True)
@@ -134,19 +132,19 @@ def input_channels(layer: nn.Module) -> int:
     group = carried(layer, "in_group")
     if group is not None:
         return group.num_channels
-    return layer.in_channels if isinstance(layer, _CONVOLUTIONS) else layer.in_features
+    return layer.in_channels if isinstance(layer, CONVOLUTIONS) else layer.in_features
 
 
 def weights_per_pair(layer: nn.Module) -> int:
     """Weights that connect one input channel with one output channel."""
-    if isinstance(layer, _CONVOLUTIONS):
+    if isinstance(layer, CONVOLUTIONS):
         return math.prod(layer.kernel_size)
     return layer.in_features // input_channels(layer)
 
 
 def _reached(layer: nn.Module) -> int:
     """Output channels that one input channel is connected with."""
-    return layer.out_channels // layer.groups if isinstance(layer, _CONVOLUTIONS) else layer.out_features
+    return layer.out_channels // layer.groups if isinstance(layer, CONVOLUTIONS) else layer.out_features
 
 
 def weight_uses(layer: nn.Module, x: Tensor, output: Tensor) -> int:
@@ -207,8 +205,3 @@ def _window(x: Tensor) -> int:
         if (scaled - scaled.round()).abs().max() < _ROUNDING * window:
             return window
     return 0
-
-
-def channel_dim(layer: nn.Module) -> int:
-    """Dimension of a layer's input and output that lists channels or features, counted from the end."""
-    return -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from sca_kernels import checks
 from sca_kernels.nn import reset
 
-from ..structure.groups import Axis, carried, channel_axes, is_depthwise, parameter_axes
+from ..structure.groups import Axis, carried, channel_axes, channel_dim, is_depthwise, parameter_axes
 from ..structure.untouched import untouched
-from .layers import channel_dim, inputs_of, weight_layers, weight_uses, weights_per_pair
+from .layers import inputs_of, weight_layers, weight_uses, weights_per_pair
 from .shares import weights_and_masks
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from sca_kernels.nn import ChannelGroup
 
-from ..structure.groups import Axis, Members, channel_axes
+from ..structure.groups import Axis, Members, channel_axes, weight_dims
 
 __all__ = ["REGROW_INITS"]
 
@@ -26,11 +26,9 @@ def zero(members: Members, channels: Tensor, generator: Generator) -> None:
     1 / sqrt(eps), and a threshold that nothing reaches passes none on with surrogates of bounded support.
     """
     for layer in members.consumers.values():
-        for name, axes in channel_axes(layer).items():
-            for axis in axes:
-                if axis.dim > 0:
-                    tensor = getattr(layer, name)
-                    tensor.index_fill_(axis.dim, axis.of(members.group, channels.to(tensor.device)), 0)
+        for axis in channel_axes(layer).get("weight", ()):
+            if axis.dim == weight_dims(layer)[1]:
+                layer.weight.index_fill_(axis.dim, axis.of(members.group, channels.to(layer.weight.device)), 0)
 
 
 @torch.no_grad()

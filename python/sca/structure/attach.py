@@ -17,7 +17,7 @@ from sca_kernels import checks
 from sca_kernels import nn as snn
 from sca_kernels.nn.group import ROLES
 
-from .groups import Members, carried
+from .groups import CONVOLUTIONS, Members, carried
 from .snapshot import Snapshot
 from .streams import Channels, Label, Stream, Streams
 from .tracing import OUTPUT, leaves, require_none_left, trace, user_line
@@ -100,7 +100,8 @@ def attach_groups(model: nn.Module, example_input: Any = None, *, prune_stream: 
             [T, N, C, *S].
         example_input: what its forward takes, on its device: a tensor, or a tuple of arguments. Two samples are best,
             for a dimension of size 1 hides what a reshape does with it. None: images [N, C, S, S] or sequences
-            [T, N, C, S, S] (vectors, where the first layer is linear) of usual sizes, up to 224, are tried.
+            [T, N, C, S, S] (vectors, where the first layer is linear; [N, C, S] and [T, N, C, S], where it is a
+            convolution over one dimension) of usual sizes, up to 224, are tried.
         prune_stream: whether channels that an addition ties, as those of a residual stream, are prunable, too.
 
     Returns:
@@ -218,13 +219,13 @@ def _arguments(example_input: Any) -> tuple[Any, ...]:
 
 def _guesses(model: nn.Module) -> Iterator[tuple[Tensor]]:
     """Zeros, which are spikes, too; none for a model without convolutions and linear layers."""
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
+    first = next((m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))), None)
     if first is None:
         return
     if isinstance(first, nn.Linear):
         ends = [(first.in_features,)]
     else:
-        ends = [(first.in_channels, size, size) for size in _SIZES]
+        ends = [(first.in_channels, *[size] * len(first.kernel_size)) for size in _SIZES]
     for end, start in itertools.product(ends, ((2,), (3, 2))):
         yield (torch.zeros(*start, *end, dtype=first.weight.dtype, device=first.weight.device),)
 
@@ -241,7 +242,7 @@ class _Wiring:
             for module, labels in modules.items():
                 self._note(role, module, labels)
         for module, labels in streams.read.items():  # a depthwise convolution makes what it reads
-            if isinstance(module, nn.Conv2d) and module not in streams.made:
+            if isinstance(module, CONVOLUTIONS) and module not in streams.made:
                 self._note(0, module, labels)
         self.names: dict[Stream, str] = {}
         for stream, roles in self.rows.items():

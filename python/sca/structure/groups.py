@@ -20,10 +20,12 @@ from sca_kernels.nn.group import ROLES
 from .wrappers import named_modules
 
 __all__ = [
+    "CONVOLUTIONS",
     "Axis",
     "Members",
     "carried",
     "channel_axes",
+    "channel_dim",
     "computed_parameters",
     "find_groups",
     "is_depthwise",
@@ -32,7 +34,10 @@ __all__ = [
     "places_of",
     "require_parameters",
     "starts_of",
+    "weight_dims",
 ]
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -116,9 +121,9 @@ def find_groups(model: nn.Module) -> dict[str, Members]:
 def channel_axes(module: nn.Module) -> dict[str, tuple[Axis, ...]]:
     """Which dimensions of a module's own parameters and buffers list the channels of a group; others are left out.
 
-    A convolution's weight [C_out, C_in, kh, kw] has an axis for each of its groups (a depthwise one [C, 1, kh, kw]
-    only the first), a linear layer's [C_out, C_in * block] likewise; everything of size [C, ...] in a module with a
-    ``group`` has one.
+    A convolution's weight [C_out, C_in, *k] has an axis for each of its groups, in the order of dimensions (a depthwise
+    one [C, 1, *k] only the first), a transposed one's [C_in, C_out, *k] and a linear layer's [C_out, C_in * block]
+    likewise; everything of size [C, ...] in a module with a ``group`` has one.
     """
     axes: dict[str, tuple[Axis, ...]] = {}
     group, in_group, out_group = (carried(module, attribute) for attribute in ("group", "in_group", "out_group"))
@@ -126,11 +131,12 @@ def channel_axes(module: nn.Module) -> dict[str, tuple[Axis, ...]]:
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if tensor.dim() and tensor.shape[0] == group.num_channels:
                 axes[name] = (Axis(group, 0),)
-    rows = () if out_group is None else (Axis(out_group, 0),)
-    columns = ()
+    outputs, inputs = weight_dims(module)
+    weight = () if out_group is None else (Axis(out_group, outputs),)
     if in_group is not None and not is_depthwise(module):
-        columns = (Axis(in_group, 1, module.weight.shape[1] // in_group.num_channels),)
-    found = {"weight": rows + columns, "bias": rows}
+        weight += (Axis(in_group, inputs, module.weight.shape[inputs] // in_group.num_channels),)
+    bias = () if out_group is None else (Axis(out_group, 0),)
+    found = {"weight": tuple(sorted(weight, key=lambda axis: axis.dim)), "bias": bias}
     return axes | {name: dims for name, dims in found.items() if dims and getattr(module, name) is not None}
 
 
@@ -222,6 +228,17 @@ def carried(module: nn.Module, attribute: str) -> ChannelGroup | None:
     """The channel group in ``module.in_group``, ``.out_group`` or ``.group``; None where there is none."""
     group = getattr(module, attribute, None)
     return group if isinstance(group, ChannelGroup) or hasattr(group, "set_active") else None
+
+
+def weight_dims(layer: nn.Module) -> tuple[int, int]:
+    """Dimensions of a layer's weight that list its output and its input channels (the second one of a depthwise
+    convolution lists none)."""
+    return (1, 0) if getattr(layer, "transposed", None) is True and not is_depthwise(layer) else (0, 1)
+
+
+def channel_dim(layer: nn.Module) -> int:
+    """Dimension of a layer's input and output that lists channels or features, counted from the end."""
+    return -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
 
 
 def is_depthwise(module: nn.Module) -> bool:

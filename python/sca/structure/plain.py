@@ -13,7 +13,7 @@ from sca_kernels import nn as snn
 from sca_kernels.nn.batch_norm import BatchNormNeuron, Normalisation
 
 from .attach import example_inputs
-from .groups import computed_parameters
+from .groups import CONVOLUTIONS, computed_parameters, is_depthwise
 from .untouched import untouched
 from .wrappers import named_modules
 
@@ -21,6 +21,7 @@ __all__ = ["make_plain"]
 
 #: attributes of this package's layers that torch's have not
 _OWN = ("in_group", "out_group", "spike_input", "backend", "path", "features_per_channel", "_last_asked")
+_CONVOLUTIONS = (snn.ChannelConv1d, snn.ChannelConv2d, snn.ChannelConvTranspose1d, snn.ChannelConvTranspose2d)
 
 
 def make_plain(model: nn.Module, example_input: Any, plain: bool, fold_batch_norm: bool) -> None:
@@ -29,8 +30,8 @@ def make_plain(model: nn.Module, example_input: Any, plain: bool, fold_batch_nor
     Args:
         model: a copy, which nobody else holds: it is changed, also where an error is raised.
         example_input: as for :func:`sca.attach_groups`; None: the usual sizes.
-        plain: ``ChannelLinear`` becomes ``torch.nn.Linear``, and ``ChannelConv2d`` becomes ``torch.nn.Conv2d`` where it
-            reads frames [M, C, H, W]; one that reads sequences [T, N, C, H, W], which torch's doesn't take, stays.
+        plain: ``ChannelLinear`` becomes ``torch.nn.Linear``, and convolutions become torch's where they read frames
+            [M, C, H, W] or [M, C, L]; one that reads sequences [T, N, C, *S], which torch's doesn't take, stays.
         fold_batch_norm: put batch norms in eval mode into the convolution or linear layer in front of them, where
             nothing else reads that layer's output.
 
@@ -44,8 +45,8 @@ def make_plain(model: nn.Module, example_input: Any, plain: bool, fold_batch_nor
     for module in model.modules() if plain else ():
         if type(module) is snn.ChannelLinear:
             _become(module, nn.Linear)
-        elif type(module) is snn.ChannelConv2d and seen.ranks.get(module) == {4}:
-            _become(module, nn.Conv2d)
+        elif type(module) in _CONVOLUTIONS and seen.ranks.get(module) == {2 + module.spatial}:
+            _become(module, module.torchs)
 
 
 @dataclass
@@ -68,7 +69,7 @@ class _Seen:
         """A pre-hook."""
         x = inputs[0]
         self.calls[module] = self.calls.get(module, 0) + 1
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, CONVOLUTIONS):
             self.ranks.setdefault(module, set()).add(x.dim())
         if _is_norm(module):
             layer, version, output = self.made.get(x.data_ptr(), (None, 0, x))
@@ -77,7 +78,7 @@ class _Seen:
 
     def wrote(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         """A hook."""
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if _is_layer(module):
             # the output is held, so that no other tensor gets its memory
             self.made[output.data_ptr()] = module, output._version, output
 
@@ -138,7 +139,11 @@ def _fold_into(layer: nn.Module, norm: nn.Module) -> None:
     scale = scale if norm.weight is None else scale * norm.weight.double()
     shift = -norm.running_mean.double() if layer.bias is None else layer.bias.double() - norm.running_mean.double()
     shift = shift * scale if norm.bias is None else shift * scale + norm.bias.double()
-    weight = layer.weight.double() * scale.view(-1, *[1] * (layer.weight.dim() - 1))
+    weight, space = layer.weight.double(), [1] * (layer.weight.dim() - 2)
+    if getattr(layer, "transposed", False):  # [C_in, C_out / groups, *k]
+        weight = (weight.unflatten(0, (layer.groups, -1)) * scale.view(layer.groups, 1, -1, *space)).flatten(0, 1)
+    else:
+        weight = weight * scale.view(-1, 1, *space)
     trained = layer.weight.requires_grad
     fresh = torch.empty_like(layer.weight).copy_(weight)  # in the layout that it had
     layer.weight = nn.Parameter(fresh, trained)
@@ -168,7 +173,7 @@ def _become(module: nn.Module, kind: type[nn.Module]) -> None:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d | nn.Linear)
+    return isinstance(module, (*CONVOLUTIONS, nn.Linear))
 
 
 def _is_norm(module: nn.Module) -> bool:

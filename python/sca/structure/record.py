@@ -17,7 +17,7 @@ from sca_kernels.nn import ChannelGroup
 from sca_kernels.nn.group import ROLES
 
 from .attach import has_groups
-from .groups import Members, carried, find_groups
+from .groups import CONVOLUTIONS, Members, carried, find_groups, weight_dims
 from .wrappers import named_modules, unwrapped
 
 __all__ = ["active_of", "require_structure", "restore_structure", "structure_of"]
@@ -147,9 +147,11 @@ def _require_size(place: str, module: nn.Module, role: str, channels: int, roles
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor):
         return  # a neuron: any number of channels
-    size = weight.shape[0]
+    outputs, inputs = weight_dims(module)
+    groups = module.groups if isinstance(module, CONVOLUTIONS) else 1
     if role == "in_group":
-        depthwise = getattr(module, "groups", 1) if isinstance(module, nn.Conv2d) else 1
-        size = weight.shape[1] * depthwise // roles.get("features_per_channel", 1)
+        size = weight.shape[inputs] * (groups if inputs else 1) // roles.get("features_per_channel", 1)
+    else:
+        size = weight.shape[outputs] * (groups if outputs else 1)
     if size != channels:
         raise ValueError(f"structure: {place}: expected {size} channels, as the module has, got {channels}")

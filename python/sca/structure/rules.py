@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .groups import is_depthwise
+from .groups import channel_dim, is_depthwise
 from .streams import Channels, Label, Part, Stream, Streams, Unlisted
 
 __all__ = ["Call", "Operand", "follow"]
@@ -111,17 +111,21 @@ def _moves_zero(call: Call) -> Label:
 
 
 def _over_space(call: Call) -> Label:
-    """Works on the last dimensions alone: as many as its name says, else two."""
+    """Works on the last dimensions alone: as many as its name says, or the sizes of a border; else on all behind the
+    first two."""
     x, label = call.operands[0], call.operands[0].label
-    space = next((n for n in (1, 3) if call.name.endswith(f"{n}d")), 2)
     y = call.result[0] if isinstance(call.result, tuple) else call.result
-    pads = call.name == "pad"
+    space = next((n for n in (1, 2, 3) if f"{n}d" in call.name), y.dim() - 2)
+    pads, value = call.name == "pad" or call.name in _PADS.split(), None
+    if pads:
+        border = call.argument(1, "pad") if call.module is None else call.module.padding
+        value = call.argument(3, "value") if call.module is None else getattr(call.module, "value", None)
+        space = len(border) // 2
     same = y.dim() == x.value.dim() and y.shape[: label.dim + 1] == x.value.shape[: label.dim + 1]
     if not same or label.dim >= y.dim() - space or (y.dim() > 2 + space and not pads):
-        call.streams.block([label], f"{call.what} works across its channels")
+        call.streams.block([label], f"{call.what} works across its channels: without one of them it would mix others")
         return Unlisted(f"the output of {call.what}")
-    fills = pads and call.argument(3, "value") not in (None, 0)
-    return label.spoken(False) if fills else label
+    return label if value in (None, 0) else label.spoken(False)
 
 
 def _rearranges(call: Call) -> Label:
@@ -275,8 +279,9 @@ def _makes(call: Call, channels: int, dim: int) -> Label:
 
 def _convolution(call: Call) -> Label:
     conv = call.module
-    label = _reads(call, call.operands[0].value.dim() - 3, whole=True)
-    dim = call.result.dim() - 3
+    behind = channel_dim(conv)
+    label = _reads(call, call.operands[0].value.dim() + behind, whole=True)
+    dim = call.result.dim() + behind
     if is_depthwise(conv):
         if isinstance(label, Unlisted):
             call.streams.unknown[call.what] = f"it is depthwise, and reads {label.what}"
@@ -346,8 +351,8 @@ adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d 
 avg_pool1d avg_pool2d avg_pool3d interpolate lp_pool1d lp_pool2d lp_pool3d max_pool1d max_pool2d max_pool2d_with_indices
 max_pool3d pad upsample AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d
 AdaptiveMaxPool3d AvgPool1d AvgPool2d AvgPool3d LPPool1d LPPool2d LPPool3d MaxPool1d MaxPool2d MaxPool3d Upsample
-ZeroPad2d
 """
+_PADS = "_CircularPadNd _ConstantPadNd _ReflectionPadNd _ReplicationPadNd"
 _REARRANGE = """
 amax amin chunk expand flatten flip getattr getitem max mean median min moveaxis movedim narrow permute repeat
 repeat_interleave reshape roll select split squeeze stack sum swapaxes swapdims t tensor_split tile transpose unbind
@@ -372,10 +377,11 @@ _VERBS = {
 }
 
 _RULES: dict[str, Rule] = {
-    "ChannelConv2d": _convolution,
+    "ChannelConv": _convolution,
+    "ChannelConvTranspose": _convolution,
     "ChannelLinear": _linear,
     "ChannelSelect": _selects,
-    "ChannelBatchNorm2d": _carries,
+    "ChannelBatchNorm": _carries,
     "NeuronModule": _carries,
     "Synapse": _carries,
     "SpikingJellyNeuron": _carries,
@@ -387,19 +393,29 @@ _RULES: dict[str, Rule] = {
     "concatenate": _concatenates,
     **dict.fromkeys(_KEEP_ZERO.split(), _keeps_zero),
     **dict.fromkeys(_MOVE_ZERO.split(), _moves_zero),
-    **dict.fromkeys(_OVER_SPACE.split(), _over_space),
+    **dict.fromkeys((*_OVER_SPACE.split(), *_PADS.split()), _over_space),
     **dict.fromkeys(_REARRANGE.split(), _rearranges),
     **dict.fromkeys(_VERBS, _combines),
 }
 
 # What to write in place of layers and functions that can't carry a group.
 _INSTEAD = {
-    **dict.fromkeys(("Conv2d", "conv2d", "channel_conv2d"), "replace it by the module sca_kernels.nn.ChannelConv2d"),
+    "channel_conv2d": "a function can't carry a group; use the module sca_kernels.nn.ChannelConv2d, or ChannelConv1d",
+    **{
+        name: f"replace it by the module sca_kernels.nn.Channel{names[0]}"
+        for names in (
+            ("Conv1d", "conv1d"),
+            ("Conv2d", "conv2d"),
+            ("ConvTranspose1d", "conv_transpose1d"),
+            ("ConvTranspose2d", "conv_transpose2d"),
+        )
+        for name in names
+    },
     **dict.fromkeys(("Linear", "linear"), "replace it by the module sca_kernels.nn.ChannelLinear"),
     **dict.fromkeys(
         ("_BatchNorm", "SyncBatchNorm", "batch_norm"),
-        "replace it by the module sca_kernels.nn.ChannelBatchNorm2d, or, with the neuron behind it, by one such as "
-        "BatchNormLIF",
+        "replace it by the module sca_kernels.nn.ChannelBatchNorm2d (ChannelBatchNorm1d, where it was a BatchNorm1d), "
+        "or, with the neuron behind it, by one such as BatchNormLIF",
     ),
     **dict.fromkeys(
         ("neuron", "if_neuron", "lif", "plif"),

@@ -12,7 +12,7 @@ from torch import nn
 
 from sca_kernels.nn.group import ROLES
 
-from .groups import computed_parameters
+from .groups import computed_parameters, weight_dims
 
 __all__ = ["Channels", "Part", "Stream", "Streams", "Unlisted", "can_carry"]
 
@@ -198,12 +198,13 @@ class Streams:
                     self.tie(list(pair), f"{reason}, whose channels are others")
 
     def _sides(self, module: nn.Module, columns: bool = True) -> list[Label]:
-        """Which channels a module's parameters list: those that it makes or works on, and, in columns, those that it
-        reads (which a depthwise convolution makes, too).
+        """Which channels a module's parameters list, in the order of dimensions: those that it makes or works on, and,
+        with ``columns``, those that it reads (which a depthwise convolution makes, too).
         """
-        rows = [self.outputs(module)] if module in self.made else []
-        rows += self.carried.get(module, [])[:1]
-        return rows + self.read.get(module, [])[:1] if columns or not rows else rows
+        made = [self.outputs(module)] if module in self.made else []
+        made += self.carried.get(module, [])[:1]
+        read = self.read.get(module, [])[:1] if columns or not made else []
+        return read + made if weight_dims(module)[0] else made + read
 
     @staticmethod
     def _roots(labels: Iterable[Label]) -> set[Stream]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...structure.groups import channel_axes, places_of
+from ...structure.groups import channel_axes, places_of, weight_dims
 from . import GroupContext
 
 
@@ -17,12 +17,12 @@ def weight_l1(group: GroupContext) -> Tensor:
     Raises:
         ValueError: no layer produces or reads the group.
     """
-    layers, dim = (group.producers, 0) if group.producers else (group.consumers, 1)
+    layers, side = (group.producers, 0) if group.producers else (group.consumers, 1)
     if not layers:
         raise ValueError(f"criterion 'weight_l1': group {group.name!r} has no layer that produces or reads it")
     total = torch.zeros(group.positions.numel(), dtype=torch.float64)
     for layer in layers:
-        weight = layer.weight.detach()
+        weight, dim = layer.weight.detach(), weight_dims(layer)[side]
         axes = {axis.dim: axis for axis in channel_axes(layer)["weight"]}
         for axis in axes.values():
             if axis.dim != dim:
