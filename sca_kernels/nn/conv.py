@@ -119,9 +119,7 @@ class Convolution(CarriesGroups):
         dim = x.dim() - 1 - self.spatial
         active = self.in_channels if self.in_group is None else self.in_group.width
         if x.shape[dim] not in (active, self.in_channels):
-            raise ValueError(
-                f"x: expected {active} active input channels in dimension {dim}, got {checks.describe(x)}"
-            )
+            raise ValueError(f"x: expected {active} active input channels in dimension {dim}, got {checks.describe(x)}")
 
     def extra_repr(self) -> str:
         groups = {"in_group": self.in_group, "out_group": self.out_group}

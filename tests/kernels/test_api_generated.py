@@ -404,27 +404,43 @@ def norm_module(rng: random.Random):
     def check(values, y, before):
         assert (y.shape, y.dtype) == (values["x"].shape, values["x"].dtype), "shape, dtype"
 
-    return (Stage("nn.ChannelBatchNorm2d", named), Stage("{}", {"x": current(rng, channels, (2,))})), check
+    name, spaces = rng.choice((("nn.ChannelBatchNorm2d", (2,)), ("nn.ChannelBatchNorm1d", (0, 1))))
+    return (Stage(name, named), Stage("{}", {"x": current(rng, channels, spaces)})), check
 
 
 def conv_module(rng: random.Random):
+    transposed = rng.random() < 0.4
+    forward, backward = (
+        ("nn.ChannelConv1d", "nn.ChannelConv2d"),
+        ("nn.ChannelConvTranspose1d", "nn.ChannelConvTranspose2d"),
+    )
+    name = rng.choice(backward if transposed else forward)
+    space = int(name[-2])
     groups = rng.choice((1, 1, 2))
     into, out = (4, 4) if groups > 1 else (rng.randint(1, 4), rng.randint(1, 4))
     named = {"in_channels": str(into), "out_channels": str(out), "kernel_size": rng.choice(("1", "3", "(3, 2)"))}
-    named |= convolution(rng, groups, into, out) | some(rng, padding=("'same'", "'valid'", "1", "0", "(2, 1)"))
+    named |= convolution(rng, groups, into, out)
+    named |= some(rng, padding=("1", "0", "(2, 1)") if transposed else ("'same'", "'valid'", "1", "0", "(2, 1)"))
     if named.get("padding") == "'same'":
         named.pop("stride", None)
-    named |= some(rng, padding_mode=("'zeros'", "'reflect'", "'replicate'", "'circular'"), bias=("True", "False"))
-    named |= some(rng, spike_input=("None", "False"), path=("None", "'gathered'"), dtype=("None", "torch.float32"))
+    named |= some(rng, bias=("True", "False"), dtype=("None", "torch.float32"))
+    if transposed:
+        named |= some(rng, output_padding="0", padding_mode="'zeros'")
+    else:
+        named |= some(rng, padding_mode=("'zeros'", "'reflect'", "'replicate'", "'circular'"))
+        named |= some(rng, spike_input=("None", "False"), path=("None", "'gathered'"))
+    if space == 1:
+        named = {argument: "2" if text[0] in "([" else text for argument, text in named.items()}
     named |= some(rng, in_group=f"nn.ChannelGroup({into})", out_group=f"nn.ChannelGroup({out})") if groups == 1 else {}
-    x = f"torch.randn({rng.choice(('', '2, '))}{rng.randint(0, 3)}, {into}, 7, 6)"
+    x = f"torch.randn({rng.choice(('', '2, '))}{rng.randint(0, 3)}, {into}, {'7, 6' if space == 2 else '7'})"
 
     def check(values, y, before):
         x = values["x"]
-        assert y.shape[:-2] == (*x.shape[:-3], values["out_channels"]), f"shape {tuple(y.shape)}"
+        assert y.shape[:-space] == (*x.shape[: -1 - space], values["out_channels"]), f"shape {tuple(y.shape)}"
         assert y.dtype == x.dtype, f"dtype {y.dtype}"
 
-    return (Stage("nn.ChannelConv2d", named), Stage("{}", {"x": x})), check
+    call = {"x": x} | (some(rng, output_size="None") if transposed else {})
+    return (Stage(name, named), Stage("{}", call)), check
 
 
 def linear_module(rng: random.Random):

@@ -304,6 +304,31 @@ def test_batch_norm_alone_names_bad_arguments(change, says):
         F.batch_norm(**{**arguments, "running_mean": torch.zeros(3), "running_var": torch.ones(3), **change})
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("shape", [(4, 3, 13), (4, 3, 13, 7)], ids=str)
+def test_batch_norm_alone_of_vectors_and_signals_is_torchs_of_active_channels(shape, training):
+    group = nn.ChannelGroup(13)
+    ours = nn.ChannelBatchNorm1d(13, group=group).train(training)
+    torchs = torch.nn.BatchNorm1d(13).train(training)
+    assert torchs.load_state_dict(ours.state_dict())
+    for active in (range(13), [0, 4, 12]):
+        group.set_active(active)
+        x = activation(shape)
+        y = ours(x.index_select(2, group.active))
+        torch.testing.assert_close(y, torchs(x.flatten(0, 1)).view_as(x).index_select(2, group.active))
+        torch.testing.assert_close(ours.running_var[group.active], torchs.running_var[group.active])
+    y.square().sum().backward()
+    assert not ours.weight.grad[group.dormant].any()
+
+
+@pytest.mark.parametrize("shape", [(8, 32, 9), (8, 32, 32, 32, 32), (8, 32)], ids=str)
+def test_batch_norm_alone_of_vectors_and_signals_wants_three_or_four_dimensions(shape):
+    with pytest.raises(ValueError, match=rf"x: expected .*\[M, C, L\].*{FRAMES}"):
+        nn.ChannelBatchNorm1d(32)(torch.randn(shape))
+    with pytest.raises(ValueError, match="x: expected 32 channels in dimension 2"):
+        nn.ChannelBatchNorm1d(32)(torch.randn(4, 2, 31))
+
+
 def norms() -> list[torch.nn.Module]:
     return [nn.ChannelBatchNorm2d(4), nn.BatchNormIF(4), nn.BatchNormLIF(4), nn.BatchNormPLIF(4, per_channel=True)]
 

@@ -13,7 +13,7 @@ from sca_kernels import nn as snn
 from sca_kernels.nn.batch_norm import BatchNormNeuron, Normalisation
 
 from .attach import example_inputs
-from .groups import CONVOLUTIONS, computed_parameters, is_depthwise
+from .groups import CONVOLUTIONS, computed_parameters
 from .untouched import untouched
 from .wrappers import named_modules
 
