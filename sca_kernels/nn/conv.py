@@ -76,7 +76,7 @@ def _check_arguments(
     checks.elements("in_channels, out_channels", (out_channels, in_channels // groups, *kernel))
 
 
-class Convolution(CarriesGroups):
+class ConvolutionLayer(CarriesGroups):
     """What all convolutions have in front of torch's class: checked arguments, and channel groups."""
 
     torchs: ClassVar[type[tnn.Module]]
@@ -126,7 +126,7 @@ class Convolution(CarriesGroups):
         return ", ".join([super().extra_repr(), *(f"{k}={g}" for k, g in groups.items() if g is not None)])
 
 
-class ChannelConv(Convolution):
+class ChannelConv(ConvolutionLayer):
     """A convolution over one dimension or two. One over one dimension is computed as one of maps of a single row: views
     of its input and its weight, by the same paths."""
 

@@ -11,10 +11,10 @@ from torch import nn as tnn
 
 from .. import checks
 from ..channels import Channels, check_grouped_lists, gather, is_depthwise, narrow
-from .conv import Convolution
+from .conv import ConvolutionLayer
 
 
-class ChannelConvTranspose(Convolution):
+class ChannelConvTranspose(ConvolutionLayer):
     """A transposed convolution: torch's own, of the active block of the weight [C_in, C_out / groups, ...], which is
     gathered by torch's operators, so that every derivative is theirs."""
 

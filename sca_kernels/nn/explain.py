@@ -8,7 +8,7 @@ import torch
 from torch import nn as tnn
 
 from .. import backends, checks, paths
-from .conv import ChannelConv, Convolution
+from .conv import ChannelConv, ConvolutionLayer
 from .conv_transpose import ChannelConvTranspose
 from .linear import ChannelLinear
 from .neuron import NeuronModule
@@ -55,7 +55,7 @@ def explain(module: tnn.Module) -> Explanation:
     like = next(module.parameters(), torch.empty(0))
     rows = []
     for name, child in module.named_modules():
-        if isinstance(child, (Convolution, ChannelLinear, NeuronModule)):
+        if isinstance(child, (ConvolutionLayer, ChannelLinear, NeuronModule)):
             p = next(child.parameters(), like)
             autocast = not p.is_meta and torch.is_autocast_enabled(p.device.type)
             dtype = torch.get_autocast_dtype(p.device.type) if autocast else p.dtype
@@ -88,7 +88,7 @@ def _row(name: str, module: tnn.Module, device: torch.device, dtype: torch.dtype
         group = module.group
         width = "as its input" if group is None else f"{group.width}/{group.num_channels}"
         return LayerRow(name, type(module).__name__, backend, "fused", width, width, reason)
-    if isinstance(module, Convolution):
+    if isinstance(module, ConvolutionLayer):
         sizes = module.in_channels, module.out_channels
     else:
         sizes = module.in_features // module.features_per_channel, module.out_features

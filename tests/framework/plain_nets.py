@@ -185,6 +185,52 @@ class Branches(nn.Module):
         return self.head(self.neuron(self.joint(torch.cat([left, x, right], -3))).mean((0, 3, 4)))
 
 
+class Signals(nn.Module):
+    """Images as rows of pixels: convolutions over one dimension, one depthwise, one transposed, with pools and borders
+    between them; batch norms of signals and of vectors.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = snn.ChannelConv1d(2, 6, 5, padding=2), snn.ChannelBatchNorm1d(6)
+        self.neuron1 = snn.LIF(v_threshold=0.5)
+        self.depthwise, self.neuron2 = snn.ChannelConv1d(6, 6, 3, groups=6), firing(6)
+        self.conv2, self.neuron3 = snn.ChannelConv1d(6, 8, 3, stride=2), firing(8)
+        self.widen, self.neuron4 = snn.ChannelConvTranspose1d(8, 7, 4, stride=2, bias=False), firing(7)
+        self.border, self.pool = nn.ConstantPad1d((1, 0), 0.0), nn.AdaptiveAvgPool1d(3)
+        self.hidden, self.norm5 = snn.ChannelLinear(7 * 3, 10), snn.ChannelBatchNorm1d(10)
+        self.neuron5 = snn.LIF(v_threshold=0.5)
+        self.head = snn.ChannelLinear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2) if x.dim() == 4 else x
+        x = self.neuron1(self.norm1(self.conv1(x[None])), time_steps=T)
+        x = self.depthwise(F.pad(F.avg_pool1d(x.flatten(0, 1), 2), (2, 0)))
+        x = self.neuron3(self.conv2(self.neuron2(x.unflatten(0, (T, -1)))))
+        x = F.max_pool1d(self.neuron4(self.widen(x)).flatten(0, 1), 2)
+        x = self.hidden(self.pool(self.border(x)).flatten(1)).unflatten(0, (T, -1))
+        return self.head(self.neuron5(self.norm5(x))).mean(0)
+
+
+class Decoder(nn.Module):
+    """Down and up again by transposed convolutions, one of them depthwise, beside what was there before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.neuron = conv(2, 5), firing(5)
+        self.down, self.neuron1 = conv(5, 8, stride=2), firing(8)
+        self.up, self.neuron2 = snn.ChannelConvTranspose2d(8, 6, 2, stride=2), firing(6)
+        self.joint, self.neuron3 = conv(11, 7, stride=2), firing(7)
+        self.enlarge, self.neuron4 = snn.ChannelConvTranspose2d(7, 7, 3, stride=2, groups=7, bias=False), firing(7)
+        self.head = snn.ChannelLinear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.neuron(self.stem(x[None]), time_steps=T)
+        y = self.up(self.neuron1(self.down(x)).flatten(0, 1), output_size=x.shape[-2:])
+        x = self.neuron3(self.joint(torch.cat([x, self.neuron2(y.unflatten(0, (T, -1)))], 2)))
+        return self.head(self.neuron4(self.enlarge(x)).mean((0, 3, 4)))
+
+
 def sequential() -> nn.Sequential:
     """[T, N, 2, 8, 8] -> [T, N, 4], nothing but layers."""
     return nn.Sequential(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -9,8 +11,10 @@ from torch.nn.utils import parametrizations
 
 import sca
 from sca.models import MODELS
-from sca.structure.groups import find_groups
+from sca.structure.groups import CONVOLUTIONS, find_groups
+from sca.structure.plain import make_plain
 from sca_kernels import nn as snn
+from tests.framework.plain_nets import Decoder, Signals
 from tests.framework.pruning_nets import ConvNet, batch, loss_of
 
 SMALL = {"in_channels": 2, "image_size": 32, "width": 0.125, "time_steps": 2}
@@ -76,6 +80,42 @@ def test_convolution_that_reads_sequences_stays_ours() -> None:
     small = sca.compact(model, plain=True, example_input=batch()[0])
     assert (type(small.conv1), type(small.linear)) == (snn.ChannelConv2d, nn.Linear)
     torch.testing.assert_close(small(batch()[0]), model(batch()[0]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("net", [Decoder, Signals])
+def test_convolutions_of_every_kind_become_torchs_and_take_batch_norms_in(net: type[nn.Module]) -> None:
+    """Batch norms behind convolutions over one dimension, transposed and depthwise ones."""
+    torch.manual_seed(0)
+    model, x = net(), torch.rand(5, 2, 8, 8)
+    for _ in range(3):
+        model(x)
+    sca.attach_groups(model, x)
+    for members in find_groups(model).values():
+        if members.group.prunable:
+            members.group.set_active(range(0, members.group.num_channels, 2))
+    model, x = model.eval().double(), x.double()
+    small = sca.compact(model, plain=True, fold_batch_norm=True, example_input=x)
+    torch.testing.assert_close(small(x), model(x), atol=1e-9, rtol=1e-9)
+    assert not [m for m in small.modules() if hasattr(m, "running_mean")]
+    plain = {name: type(m) for name, m in small.named_modules() if isinstance(m, CONVOLUTIONS)}
+    kinds = {name: type(m) for name, m in model.named_modules() if name in plain}
+    frames = {"up"} if net is Decoder else {"depthwise"}
+    assert {name: kind for name, kind in plain.items() if name in frames} == {
+        name: kinds[name].torchs for name in frames
+    }
+    assert all(plain[name] is kinds[name] for name in plain.keys() - frames)
+
+
+def test_fold_of_a_grouped_transposed_convolution() -> None:
+    torch.manual_seed(0)
+    norm = snn.ChannelBatchNorm1d(6)
+    model = nn.Sequential(nn.ConvTranspose1d(4, 6, 3, groups=2), nn.Unflatten(0, (1, -1)), norm).eval().double()
+    norm.running_mean.uniform_()
+    norm.running_var.uniform_(0.5, 2)
+    x, expected = torch.rand(3, 4, 5).double(), copy.deepcopy(model)
+    make_plain(model, x, plain=False, fold_batch_norm=True)
+    assert type(model[2]) is nn.Identity
+    torch.testing.assert_close(model(x), expected(x))
 
 
 def test_fold_refuses_training_mode() -> None:

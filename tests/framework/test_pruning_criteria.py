@@ -125,6 +125,20 @@ def test_criterion_weight_l1_ranks_a_selected_group_by_the_weights_that_read_it(
         CRITERIA["weight_l1"](context(producers=()))
 
 
+def test_criterion_weight_l1_reads_a_transposed_convolution_by_its_columns() -> None:
+    source, group = snn.ChannelGroup(4), snn.ChannelGroup(C, "g")
+    source.set_active([0, 2, 3])
+    makes, reads = (
+        snn.ChannelConvTranspose2d(4, C, 3, in_group=source, out_group=group),
+        snn.ChannelConvTranspose2d(C, 3, 2),
+    )
+    reads.in_group = group
+    score = CRITERIA["weight_l1"](context(group=group, producers=(makes,)))
+    torch.testing.assert_close(score, makes.weight.detach()[[0, 2, 3]].abs().sum((0, 2, 3)).double())
+    score = CRITERIA["weight_l1"](context(group=group, producers=(), consumers=(reads,)))
+    torch.testing.assert_close(score, reads.weight.detach().abs().sum((1, 2, 3)).double())
+
+
 def test_criterion_taylor_is_the_mean_change_of_each_sample_in_units_of_its_layer() -> None:
     seen = observation()
     by_hand = (seen.spikes * seen.gradient).sum((0, 3, 4)).abs().sum(0).double()

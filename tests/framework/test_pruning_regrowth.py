@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sca
+from sca.pruning.regrow import REGROW_INITS
 from sca.structure.groups import find_groups
 from sca_kernels import nn as snn
 from tests.framework.pruning_nets import ConvNet, active, loss_of, train_step
@@ -208,6 +209,16 @@ def test_regrown_channels_set_to_zero_change_no_output() -> None:
     assert not model.conv2.weight[:, [1, 4, 5]].any()
     assert torch.equal(model.conv1.weight, model.before["conv1.weight"])
     torch.testing.assert_close(loss_of(model.eval()).detach(), model.loss_before)
+
+
+def test_regrown_channels_that_a_transposed_convolution_reads_are_zero_in_its_rows() -> None:
+    group, sink = snn.ChannelGroup(4, "g"), snn.ChannelGroup(4, "sink")
+    up = snn.ChannelConvTranspose1d(4, 4, 3, in_group=group, out_group=sink)
+    before = copy.deepcopy(up.state_dict())
+    REGROW_INITS["zero"](find_groups(up)["g"], torch.tensor([1, 2]), torch.Generator())
+    assert not up.weight[[1, 2]].any()
+    assert torch.equal(up.weight[[0, 3]], before["weight"][[0, 3]])
+    assert torch.equal(up.bias, before["bias"])
 
 
 def test_regrown_channels_drawn_afresh_are_like_the_others_and_those_stay() -> None:

@@ -16,6 +16,7 @@ from sca.structure.groups import channel_axes, find_groups
 from sca_kernels import nn as snn
 from tests.framework.plain_nets import (
     Branches,
+    Decoder,
     Dense,
     Depthwise,
     Functional,
@@ -24,6 +25,7 @@ from tests.framework.plain_nets import (
     Net,
     Projection,
     Shared,
+    Signals,
     T,
     Vgg,
     batch,
@@ -71,6 +73,18 @@ EXPECTED = {
         "left": ("left", "neuron_left", "joint"),
         "right": ("right", "neuron_right", "joint"),
         "joint": ("joint", "neuron", "head"),
+    },
+    Signals: {
+        "conv1": ("conv1 depthwise", "norm1 neuron1 neuron2", "depthwise conv2"),
+        "conv2": ("conv2", "neuron3", "widen"),
+        "widen": ("widen", "neuron4", "hidden"),
+        "hidden": ("hidden", "norm5 neuron5", "head"),
+    },
+    Decoder: {
+        "stem": ("stem", "neuron", "down joint"),
+        "down": ("down", "neuron1", "up"),
+        "up": ("up", "neuron2", "joint"),
+        "joint": ("joint enlarge", "neuron3 neuron4", "enlarge head"),
     },
 }
 
@@ -147,7 +161,7 @@ def test_scheduler_prunes_and_regrows_and_compact_equals_masked(net: type[nn.Mod
 
 
 @pytest.mark.parametrize("allocation", ["layer", "synops"])
-@pytest.mark.parametrize(("net", "criterion"), [(Dense, "weight_l1"), (Branches, "bn_gamma")])
+@pytest.mark.parametrize(("net", "criterion"), [(Dense, "weight_l1"), (Branches, "bn_gamma"), (Decoder, "weight_l1")])
 def test_scheduler_settings_understand_concatenations(allocation: str, net: type[nn.Module], criterion: str) -> None:
     model, _, _ = pruned(net, allocation=allocation, criterion=criterion, target="parameters", regrow_init="zero")
     share = sum(p.numel() for p in sca.compact(model).parameters()) / sum(p.numel() for p in model.parameters())
@@ -155,7 +169,7 @@ def test_scheduler_settings_understand_concatenations(allocation: str, net: type
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
-@pytest.mark.parametrize("net", [Dense, Depthwise, Gated, Shared], ids=lambda net: net.__name__)
+@pytest.mark.parametrize("net", [Decoder, Dense, Depthwise, Gated, Shared, Signals], ids=lambda net: net.__name__)
 def test_dormant_entries_stay_bit_identical(net: type[nn.Module], kind: type[torch.optim.Optimizer]) -> None:
     model = net()
     sca.attach_groups(model, batch()[0], prune_stream=True)
@@ -217,6 +231,10 @@ def test_scheduler_attaches_groups_by_itself_and_needs_no_example() -> None:
     dense = Dense()  # its literal reshape takes larger images, too, and mixes their channels
     sca.SCAScheduler(dense, torch.optim.SGD(dense.parameters(), 0.1), **SETTINGS)
     assert wiring(dense) == EXPECTED[Dense]
+    for net in (Signals, Decoder):
+        model = net()
+        sca.attach_groups(model)
+        assert wiring(model) == EXPECTED[net]
     layers = sequential()
     sca.SCAScheduler(layers, torch.optim.SGD(layers.parameters(), 0.1), **SETTINGS)
     assert list(wiring(layers)) == ["0", "2"]

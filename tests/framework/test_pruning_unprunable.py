@@ -79,6 +79,26 @@ REASONS = {
         lambda net, s, x: net.plain(s.flatten(0, 1)).unflatten(0, (T, -1)),
         r"plain \(torch.nn.Conv2d\) reads it: replace it by .*nn.ChannelConv2d",
     ),
+    "torch convolution over one dimension": (
+        lambda net, s, x: net.plain1d(s.flatten(3).flatten(0, 1)).view(T, -1, 6, 8, 8),
+        r"plain1d \(torch.nn.Conv1d\) reads it: replace it by .*nn.ChannelConv1d",
+    ),
+    "torch transposed convolution": (
+        lambda net, s, x: net.widen(s.flatten(0, 1)).unflatten(0, (T, -1)),
+        r"widen \(torch.nn.ConvTranspose2d\) reads it: replace it by .*nn.ChannelConvTranspose2d",
+    ),
+    "functional transposed convolution": (
+        lambda net, s, x: F.conv_transpose2d(s[0], torch.ones(6, 6, 1, 1))[None],
+        r"conv_transpose2d at .*nn.ChannelConvTranspose2d",
+    ),
+    "grouped transposed": (
+        lambda net, s, x: net.grouped_up(s),
+        r"grouped_up \(ChannelConvTranspose2d\) is a grouped convolution \(groups=2\)",
+    ),
+    "border of ones": (
+        lambda net, s, x: F.pad(s, (1, 1, 1, 1), value=1.0),
+        r"conv2 \(ChannelConv2d\) reads it, with no neuron before to silence",
+    ),
     "functional convolution": (
         lambda net, s, x: F.conv2d(s[0], torch.ones(6, 6, 1, 1))[None],
         r"conv2d at .*nn.ChannelConv2d",
@@ -100,6 +120,9 @@ def over_sequences(x: Tensor, pool: nn.Module) -> Tensor:
 POOLS = {
     "avg_pool1d": lambda net, s, x: over_sequences(s, lambda rows: F.avg_pool1d(rows, 2)),
     "MaxPool1d": lambda net, s, x: over_sequences(s, nn.MaxPool1d(2)),
+    "borders": lambda net, s, x: over_sequences(s, lambda rows: nn.ZeroPad1d((2, 0))(F.pad(rows, (1, 0)))[..., 2:-1]),
+    "reflection": lambda net, s, x: nn.ReflectionPad2d(1)(s.flatten(0, 1)).unflatten(0, (T, -1)),
+    "interpolation": lambda net, s, x: over_sequences(s, lambda rows: F.interpolate(rows, 16)),
     "AdaptiveAvgPool3d": lambda net, s, x: (
         nn.AdaptiveAvgPool3d((T, 4, 4))(s.transpose(1, 2).transpose(0, 2)).transpose(0, 2).transpose(1, 2)
     ),
@@ -113,6 +136,40 @@ def test_attach_groups_follows_channels_through_pools_over_one_and_three_dimensi
     assert wiring(model)["conv1"] == ("conv1", "neuron1", "conv2")
     model.conv1.out_group.set_active([0, 3])
     torch.testing.assert_close(model(batch()[0]), masked(model)(batch()[0]), rtol=1e-5, atol=1e-6)
+
+
+class Vote(nn.Module):
+    """Each class has three neurons, side by side, as SpikingJelly's VotingLayer takes them."""
+
+    def __init__(self, pool: nn.Module | None) -> None:
+        super().__init__()
+        self.conv, self.neuron = conv(2, 6), firing(6)
+        self.hidden, self.hidden_neuron = snn.ChannelLinear(6, 10), firing(10)
+        self.voters, self.voters_neuron = snn.ChannelLinear(10, 12), firing(12)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.neuron(self.conv(x[None]), time_steps=T).mean((3, 4))
+        s = self.voters_neuron(self.voters(self.hidden_neuron(self.hidden(s)))).flatten(0, 1)
+        votes = F.avg_pool1d(s.unsqueeze(1), 3, 3).squeeze(1) if self.pool is None else self.pool(s)
+        return votes.unflatten(0, (T, -1)).mean(0)
+
+
+@pytest.mark.parametrize("pool", [None, nn.AvgPool1d(3), nn.AdaptiveAvgPool1d(4), nn.MaxPool1d(3)], ids=str)
+def test_attach_groups_keeps_voters_whole_and_prunes_what_they_read(pool: nn.Module | None) -> None:
+    """Without one voter, the pool would take the next class's first in its place."""
+    model = Vote(pool).eval()
+    report = sca.attach_groups(model, batch()[0])
+    assert re.search(r"works across its channels: without one of them it would mix", report.unprunable["voters"])
+    assert wiring(model) == {
+        "conv": ("conv", "neuron", "hidden"),
+        "hidden": ("hidden", "hidden_neuron", "voters"),
+    }
+    for members in find_groups(model).values():
+        if members.group.prunable:
+            members.group.set_active([0, 3])
+    for outputs in model(batch()[0]), sca.compact(model)(batch()[0]):
+        torch.testing.assert_close(outputs, masked(model)(batch()[0]), rtol=1e-5, atol=1e-6)
 
 
 class Foreign(nn.Conv2d):
@@ -136,6 +193,8 @@ def test_attach_groups_names_the_modules_in_which_foreign_functions_are_called()
 def test_attach_groups_says_why_a_group_cannot_be_pruned(case: str) -> None:
     middle, reason = REASONS[case]
     model = Net(middle, bn=nn.BatchNorm2d(6), plain=nn.Conv2d(6, 6, 1), grouped=conv(6, 6, groups=2))
+    model.plain1d, model.widen = nn.Conv1d(6, 6, 1), nn.ConvTranspose2d(6, 6, 1)
+    model.grouped_up = snn.ChannelConvTranspose2d(6, 6, 1, groups=2)
     model.own = OwnForward(6, 6, 1)
     model.scale = nn.Parameter(torch.ones(6, 1, 1))
     report = sca.attach_groups(model, batch()[0])
@@ -188,6 +247,24 @@ def test_attach_groups_ties_layers_that_share_a_parameter() -> None:
     model.eval().conv1.out_group.set_active([0, 4])
     small = sca.compact(model)
     assert small.conv3.weight is small.conv2.weight
+    torch.testing.assert_close(small(batch()[0]), masked(model)(batch()[0]), rtol=1e-5, atol=1e-6)
+
+
+def test_attach_groups_ties_a_transposed_convolution_that_shares_the_weight_of_a_convolution() -> None:
+    """As autoencoders do: rows of the one weight are the outputs of one layer and the inputs of the other."""
+    model = Net(lambda net, s, x: net.up_neuron(net.up(net.code(net.down(s)))), down=conv(6, 7), code=firing(7))
+    model.up, model.up_neuron = snn.ChannelConvTranspose2d(7, 6, 3, padding=1, bias=False), firing(6)
+    model.up.weight = model.down.weight
+    sca.attach_groups(model, batch()[0])
+    assert wiring(model) == {
+        "conv1": ("conv1 up", "neuron1 up_neuron", "conv2 down"),
+        "down": ("down", "code", "up"),
+        "conv2": ("conv2", "neuron2", "head"),
+    }
+    model.eval().conv1.out_group.set_active([0, 4])
+    model.down.out_group.set_active([1, 2, 6])
+    small = sca.compact(model)
+    assert small.up.weight is small.down.weight
     torch.testing.assert_close(small(batch()[0]), masked(model)(batch()[0]), rtol=1e-5, atol=1e-6)
 
 

@@ -190,6 +190,22 @@ def test_report_cost_of_a_transposed_convolution_counts_what_each_input_reaches(
     assert layer.macs == layer.dense_macs == 9 * 2 * 5 * 4
 
 
+def test_report_cost_counts_the_active_channels_of_signals_and_transposed_convolutions() -> None:
+    a, b = snn.ChannelGroup(4, "a"), snn.ChannelGroup(6, "b")
+    conv = snn.ChannelConv1d(2, 4, 3, padding=1, bias=False, out_group=a)
+    up = snn.ChannelConvTranspose1d(4, 6, 2, stride=2, in_group=a, out_group=b)
+    model = nn.Sequential(conv, snn.BatchNormIF(4, group=a), up).eval()
+    a.set_active([0, 2])
+    b.set_active([1, 2, 5])
+    nn.init.constant_(model[1].bias, 2.0)  # all fire
+    first, second = sca.report_cost(model, [(torch.rand(T, 5, 2, 7), torch.zeros(5))]).layers
+    assert (first.weights, first.active_weights, first.macs) == (4 * 2 * 3, 2 * 2 * 3, T * 2 * 2 * 3 * 7)
+    assert (second.weights, second.active_weights) == (4 * 6 * 2, 2 * 3 * 2)
+    assert second.active_parameters == 2 * 3 * 2 + 3
+    assert second.input_rate == 1
+    assert second.acs == pytest.approx(T * 2 * 3 * 2 * 7)
+
+
 def test_report_cost_of_a_grouped_convolution_with_a_channel_group() -> None:
     group = snn.ChannelGroup(8, "wide", prunable=False)
     grouped = snn.ChannelConv2d(8, 8, 3, padding=1, groups=2, bias=False, in_group=group, out_group=group)

@@ -17,6 +17,8 @@ from sca.models import MODELS
 from sca.models.parts import NEURONS
 from sca.structure import structure_of
 from sca.structure.groups import find_groups
+from sca.structure.record import require_structure
+from tests.framework.plain_nets import Decoder, Signals
 from tests.framework.pruning_nets import SETTINGS, ConcatNet, ConvNet, DepthwiseNet, TiedNet, batch, loss_of, stripped
 
 SMALL = {"in_channels": 2, "image_size": 8, "width": 0.25, "time_steps": 2}
@@ -80,6 +82,23 @@ def test_a_network_whose_groups_were_found_gets_them_back(file: Path) -> None:
     fresh = sca.load(file, stripped(ConvNet()).eval())
     assert torch.equal(fresh(batch()[0]), model(batch()[0]))
     assert structure_of(fresh) == structure_of(model)
+
+
+@pytest.mark.parametrize("net", [Decoder, Signals])
+def test_layers_of_every_kind_get_their_structure_back(net, file: Path) -> None:
+    model, x = net(), torch.rand(2, 2, 8, 8)
+    sca.attach_groups(model, x)
+    sca.save(prune(model), file)
+    fresh = sca.load(file, net().eval())
+    assert torch.equal(fresh(x), model(x))
+    assert structure_of(fresh) == structure_of(model)
+    structure = structure_of(model)
+    for place in structure["carried"].values():
+        for role in place.keys() & {"in_group", "out_group"}:
+            wrong = {"groups": {"wrong": {"channels": 3, "active": None, "prunable": True}}}
+            name = next(name for name, roles in structure["carried"].items() if roles is place)
+            with pytest.raises(ValueError, match=rf"{name}\.{role}: expected .* channels, as the module has, got 3"):
+                require_structure(net(), wrong | {"carried": {name: {role: ["wrong"]}}})
 
 
 def test_a_network_without_groups_is_saved_as_well(file: Path) -> None:

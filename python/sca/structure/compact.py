@@ -40,8 +40,8 @@ def compact(
     Args:
         model: has channel groups; as it is, or in a wrapper of torch.compile or DistributedDataParallel.
         plain: have torch's own convolutions and ``Linear`` in place of ours where they compute the same: a convolution
-            that reads frames [M, C, H, W] or [M, C, L], every linear layer. For tools that know layers by their type; on a CPU our
-            own convolutions, which are subclasses, are faster, and only they can be pruned again.
+            that reads frames [M, C, H, W] or [M, C, L], every linear layer. For tools that know layers by their type;
+            on a CPU our own convolutions, which are subclasses, are faster, and only they can be pruned again.
         fold_batch_norm: put batch norms into the convolution or linear layer in front of them, where nothing else reads
             its output, so that neurons alone remain. Takes eval mode. Rounding differs, so that single spikes may.
         example_input: for ``plain`` and ``fold_batch_norm``, which watch a pass: as for :func:`sca.attach_groups`.
