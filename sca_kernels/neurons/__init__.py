@@ -163,7 +163,9 @@ _LEAKS = {"leak_rate": "rate", "decay": "decay"}
 
 
 def fires_at(threshold: Tensor, config: NeuronConfig) -> Tensor:
-    """The least numbers that fire, of thresholds."""
+    """The least numbers that fire, of thresholds; NaN where none does."""
+    if config.never_fires:
+        return torch.full_like(threshold, math.nan)
     return torch.nextafter(threshold, torch.full_like(threshold, math.inf)) if config.fire == ">" else threshold
 
 

@@ -311,10 +311,10 @@ class ParametricLeak(tnn.Module):
 
     def width(self) -> int | None:
         known = super().width()
-        return self.w.numel() if known is None and self.w.dim() else known
+        return self.w.numel() if known is None and self.w.numel() > 1 else known
 
     def leak_parameter(self) -> Tensor:
-        return self.w if self.w.dim() == 0 else gathered(self.w, self.group)
+        return self.w if self.w.numel() == 1 else gathered(self.w, self.group)
 
 
 class PLIF(ParametricLeak, NeuronModule):

@@ -210,18 +210,28 @@ def test_what_can_not_be_expressed_is_named_and_stays():
     model, x = small()
 
     class Own(neuron.LIFNode):
-        pass
+        def forward(self, x):
+            return super().forward(x + x.mean())
 
     model[2] = Own(step_mode="m")
     model[6] = neuron.LIFNode(surrogate_function=surrogate.PiecewiseLeakyReLU(), step_mode="m")
     converted, report = sca.convert(model, x)
     assert set(report.refused) == {"2", "6"}
     assert report.refused["2"].kind == "class"
+    assert "run alone" in report.refused["2"].text
     assert report.refused["6"].kind == "surrogate"
     assert "PiecewiseLeakyReLU" in str(report.refused["6"])
     assert type(converted[2]) is Own
-    with pytest.raises(ConversionError, match="refused: 2: it is a subclass of LIFNode"):
+    with pytest.raises(ConversionError, match="refused: 2: Own, run alone"):
         sca.convert(model, x, strict=True)
+
+
+def test_a_subclass_that_computes_the_same_is_converted():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="spikingjelly is not installed")
+    model, x = small()
+    model[2] = type("Renamed", (neuron.LIFNode,), {})(step_mode="m")
+    _, report = sca.convert(model, x)
+    assert report.refused == {}
 
 
 def test_a_second_conversion_finds_nothing_to_do():
@@ -293,3 +303,44 @@ def test_a_network_of_torchs_own_layers_gets_channel_layers():
     converted, report = sca.convert(model, x)
     assert [row.now for row in report.converted] == ["ChannelConv2d", "ChannelBatchNorm2d", "ChannelLinear"]
     torch.testing.assert_close(converted.eval()(x), model.eval()(x))
+
+
+RESEARCH = ("old_sew_cifar10dvs", "tet_vggsnn", "nda_vgg11")
+
+
+@pytest.mark.parametrize("name", RESEARCH)
+def test_neurons_of_unknown_code_are_found_by_probing(name):
+    net, model = built(name)
+    converted, report = sca.convert(model, net.example())
+    assert {row.name for row in report.converted} >= names_of(model, net.convertible + net.layers)
+    assert report.refused == {}
+    assert report.parity.differ == 0
+    assert report.prunable[0] > 0
+    outputs, spikes = net.run(net.build(), net.example())
+    ours, our_spikes = net.run(converted, net.example())
+    assert all(torch.equal(our_spikes[key].reshape(z.shape), z) for key, z in spikes.items())
+    for a, b in zip(ours, outputs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_class_names_mislead_and_probing_does_not():
+    net, model = built("clif_vgg11_bptt")
+    _, report = sca.convert(model, net.example()[0])
+    assert {row.name for row in report.converted} >= names_of(model, net.convertible)
+    assert report.time == "single"
+    assert report.parity.differ == 0
+
+
+@pytest.mark.parametrize("name", ["clif_vgg11_complementary", "sj_ottt_vgg11"])
+def test_neurons_that_are_none_of_ours_stay_and_the_rest_is_converted(name):
+    net, model = built(name)
+    converted, report = sca.convert(model, net.example()[0])
+    assert names_of(model, net.refused) <= set(report.refused)
+    assert all(
+        type(a) is type(b)
+        for (n, a), b in zip(model.named_modules(), converted.modules(), strict=True)
+        if n in report.refused
+    )
+    net.reset(model), net.reset(converted)
+    for a, b in zip(net.run(converted, net.example())[0], net.run(model, net.example())[0], strict=True):
+        torch.testing.assert_close(a, b)

@@ -51,7 +51,7 @@ LAYERS = {
     "BN + LIF": NORM,
     "BN + LIF, all channels": NORM,
     "BN + LIF, cumulative average": (NORM[0] | {"add": 1, "_to_copy": 1, "reciprocal": 1}, NORM[1]),
-    "BN + PLIF": (NORM[0] | {"sigmoid": 1, "clone": 1}, NORM[1] | {"sum": 1, "sigmoid_backward": 1}),
+    "BN + PLIF": (NORM[0] | {"sigmoid": 1}, NORM[1] | {"sum": 1, "sigmoid_backward": 1}),
     "BN + LIF, eval": ({"forward_kernel": 1}, {}),
     "conv + BN + LIF": (GATHERED[0] | NORM[0], GATHERED[1] | NORM[1]),
     "conv + BN + LIF, bfloat16": (GATHERED[0] | NORM[0], GATHERED[1] | NORM[1]),

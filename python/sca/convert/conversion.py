@@ -15,10 +15,10 @@ from sca_kernels import nn as snn
 from sca_kernels.nn.neuron import NeuronModule
 
 from ..structure.attach import attach_groups
-from . import spikingjelly
+from . import spikingjelly, unknown
 from .check import Difference, compare, kept_for_backward, outputs_of
 from .layers import LAYERS, HeldBatchNorm, attributes_of
-from .neurons import FusedNeuron, SpikingJellyNeuron
+from .neurons import ConvertedNeuron, FusedNeuron
 from .observe import Observed, observe
 from .report import ConversionError, ConversionReport, Converted, Reason, Speed
 from .swaps import Swap, own_attributes
@@ -31,9 +31,15 @@ _FUSED_NAMES = {"if": "BatchNormIF", "lif": "BatchNormLIF", "plif": "BatchNormPL
 
 
 class _Plan(NamedTuple):
-    """What is to become of a model's modules, by name."""
+    """What is to become of a model's modules, by name.
+
+    Attributes:
+        neurons: arguments, with the neuron's name. calls: how each is called, see :class:`ConvertedNeuron`.
+        layers: torch's layer that each is. fused: by neuron, the batch norm that it computes. refused: why not.
+    """
 
     neurons: dict[str, dict[str, Any]]
+    calls: dict[str, tuple[str | None, bool]]
     layers: dict[str, type[nn.Module]]
     fused: dict[str, str]
     refused: dict[str, Reason]
@@ -82,7 +88,7 @@ def convert(
     before = copy.deepcopy(_fresh(model) if inplace else model)
     _reset(before)
     ours = model if inplace else copy.deepcopy(before)
-    plan, seen = _plan(ours, inputs, depth)
+    plan = _plan(ours, inputs, depth)
     if strict and plan.refused:
         raise ConversionError(_listed("strict: expected modules that can be converted", plan.refused))
     if not plan.neurons and not plan.layers:
@@ -105,7 +111,7 @@ def convert(
     report = ConversionReport(
         converted=tuple(_rows(plan, names)),
         refused=plan.refused,
-        time=_time(ours, plan, seen),
+        time=_time(ours, plan),
         parity=parity,
         state_dict_equal=_same_state(before, ours),
         prunable=_prunable(ours, inputs),
@@ -126,46 +132,72 @@ def convert(
 # ---- what is to be done
 
 
-def _plan(model: nn.Module, inputs: tuple[Any, ...], depth: str) -> tuple[_Plan, Observed]:
-    plan = _Plan({}, {}, {}, {})
-    for name, module in model.named_modules():
-        if isinstance(module, NeuronModule):
-            continue
-        found = spikingjelly.neuron_of(module)
-        if isinstance(found, Reason):
-            plan.refused[name] = found
-        elif found is not None:
-            plan.neurons[name] = found
-        elif depth == "layers":
-            _plan_layer(plan, name, module)
+def _plan(model: nn.Module, inputs: tuple[Any, ...], depth: str) -> _Plan:
+    plan = _Plan({}, {}, {}, {}, {})
     names = {module: name for name, module in model.named_modules()}
-    modules = dict(model.named_modules())
+    seen = _observed(model, inputs, [], [])
+    inside: set[nn.Module] = set()  # of neurons, whose surrogates are modules
+    for module, name in names.items():
+        if isinstance(module, NeuronModule) or module in inside:
+            continue
+        if not _plan_neuron(plan, name, module, seen) and depth == "layers":
+            _plan_layer(plan, name, module)
+        if name in plan.neurons:
+            inside.update(module.modules())
+    modules = {name: module for module, name in names.items()}
     norms = [modules[name] for name, kind in plan.layers.items() if kind is nn.BatchNorm2d]
-    try:
-        seen = observe(model, inputs, norms, [modules[name] for name in plan.neurons])
-    except Exception as error:  # whatever the user's code raises
-        raise ConversionError(f"example_input: the model fails with it: {type(error).__name__}: {error}") from error
+    seen = _observed(model, inputs, norms, [modules[name] for name in plan.neurons])
     for neuron, norm in seen.behind.items():
         if not (norm._forward_hooks or norm._forward_pre_hooks):
             plan.fused[names[neuron]] = names[norm]
-    return plan, seen
+    return plan
+
+
+def _observed(model: nn.Module, inputs: tuple[Any, ...], norms: list[nn.Module], neurons: list[nn.Module]) -> Observed:
+    try:
+        return observe(model, tuple(map(_copied, inputs)), norms, neurons)
+    except Exception as error:  # whatever the user's code raises
+        raise ConversionError(f"example_input: the model fails with it: {type(error).__name__}: {error}") from error
+
+
+def _copied(x: Any) -> Any:
+    """An argument of the model, which may change it."""
+    return x.clone() if isinstance(x, Tensor) else copy.copy(x)
+
+
+def _plan_neuron(plan: _Plan, name: str, module: nn.Module, seen: Observed) -> bool:
+    """Whether a module is a neuron, of ours or not."""
+    found = spikingjelly.neuron_of(module)
+    if isinstance(found, dict):
+        plan.neurons[name], plan.calls[name] = found, (spikingjelly.time_of(module), True)
+        return True
+    spikes = name and module in seen.spiking and not type(module).__module__.startswith("torch.nn.")
+    probed = unknown.neuron_of(module, seen.spiking[module]) if spikes and _has_no_layers(module) else None
+    if isinstance(probed, unknown.Unknown):
+        plan.neurons[name], plan.calls[name] = probed.arguments, (probed.time, probed.keeps_state)
+        return True
+    reason = found if isinstance(found, Reason) and not isinstance(probed, Reason) else probed
+    if reason is not None:
+        plan.refused[name] = reason
+    return reason is not None
+
+
+def _has_no_layers(module: nn.Module) -> bool:
+    return not any(True for _ in module.parameters())
 
 
 def _plan_layer(plan: _Plan, name: str, module: nn.Module) -> None:
     kind = next((kind for kind in LAYERS if isinstance(module, kind)), None)
     if kind is None or isinstance(module, LAYERS[kind][0]):
         return
-    if type(module) is not kind and not (spikingjelly.is_ours(module) and type(module).__name__ == kind.__name__):
-        plan.refused[name] = Reason(
-            "layer",
-            f"{type(module).__name__} is a subclass of {kind.__name__} with code of its own",
-            "it stays as it is",
-        )
+    theirs = spikingjelly.is_ours(module) and type(module).__name__ == kind.__name__
+    if type(module) is not kind and not theirs and not (kind is nn.BatchNorm2d and unknown.is_batch_norm(module)):
+        text = f"{type(module).__name__} is a subclass of {kind.__name__} with code of its own"
+        plan.refused[name] = Reason("layer", text, "it stays as it is")
         return
     if nn.utils.parametrize.is_parametrized(module) or _computes_weight(module):
-        plan.refused[name] = Reason(
-            "layer", "its weight is computed in each pass", "remove the parametrization first, or leave it as it is"
-        )
+        text = "its weight is computed in each pass"
+        plan.refused[name] = Reason("layer", text, "remove the parametrization first, or leave it as it is")
         return
     plan.layers[name] = kind
 
@@ -202,12 +234,15 @@ def _swapped(model: nn.Module, plan: _Plan) -> list[Swap]:
         named = dict(arguments)
         kind = _OURS[named.pop("neuron")]
         module = modules[name]
-        template = kind(**named, stateful=True)
-        attributes = {k: v for k, v in own_attributes(template).items() if k not in ("v_threshold", "store_v_seq")}
-        kinds: tuple[type, ...] = (SpikingJellyNeuron, kind)
+        lies, stateful = plan.calls[name]
+        template = kind(**named, stateful=stateful)
+        # theirs, where they have the same: their users change it
+        theirs = ("v_threshold", "store_v_seq") if lies is None else ()
+        attributes = {k: v for k, v in own_attributes(template).items() if k not in theirs} | {"time": lies}
+        kinds: tuple[type, ...] = (ConvertedNeuron, kind)
         if name in plan.fused:
             attributes["norm"] = (modules[plan.fused[name]],)
-            kinds = (SpikingJellyNeuron, FusedNeuron, kind)
+            kinds = (ConvertedNeuron, FusedNeuron, kind)
         swaps.append(Swap(module, kinds, attributes, spikingjelly.swapped_state()))
     return swaps
 
@@ -274,9 +309,11 @@ def _told(value: Any) -> str:
     )
 
 
-def _time(model: nn.Module, plan: _Plan, seen: Observed) -> str:
-    modes = {getattr(dict(model.named_modules())[name], "step_mode", "m") for name in plan.neurons}
-    return "single" if modes == {"s"} else "TN"
+def _time(model: nn.Module, plan: _Plan) -> str:
+    modules, found = dict(model.named_modules()), set()
+    for name, (lies, _) in plan.calls.items():
+        found.add(lies or ("TN" if modules[name].step_mode == "m" else "single"))
+    return ", ".join(sorted(found))
 
 
 def _same_state(before: nn.Module, after: nn.Module) -> bool:

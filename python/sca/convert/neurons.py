@@ -16,30 +16,36 @@ from sca_kernels.nn.neuron import NeuronModule
 
 from .layers import HeldBatchNorm
 
-__all__ = ["FusedNeuron", "SpikingJellyNeuron"]
+__all__ = ["ConvertedNeuron", "FusedNeuron"]
 
 logger = logging.getLogger(__name__)
 
 
-class SpikingJellyNeuron:
-    """A neuron of SpikingJelly: in step mode "m" it reads [T, N, ...], in "s" one step [N, ...]. It keeps its state
-    from call to call until it is reset, as all of theirs do."""
+class ConvertedNeuron:
+    """A neuron of another library or of a user's own code, in front of its class.
 
-    step_mode: str
+    Attributes:
+        time: "TN", "NT" or "single", how its input lies; None: as its ``step_mode`` says (SpikingJelly's "m" or "s").
+        stateful: whether a call begins where the last one ended, until it is reset.
+    """
+
+    time: str | None
     v: Tensor | None
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:
-        single = self.step_mode == "s"
-        x = x.unsqueeze(0) if single else x
-        if self.v is not None and self.v.shape != x.shape[1:]:
+        time = self.time or ("TN" if self.step_mode == "m" else "single")
+        steps = x.unsqueeze(0) if time == "single" else x.transpose(0, 1) if time == "NT" else x
+        if self.v is not None and self.v.shape != steps.shape[1:]:
             logger.info("a batch of another size, %s after %s: states start anew", [*x.shape[1:]], [*self.v.shape])
             self.reset()
-        spikes = super().forward(x)
-        return spikes.squeeze(0) if single else spikes
+        spikes = super().forward(steps)
+        if time == "NT":
+            return spikes.transpose(0, 1).contiguous()
+        return spikes.squeeze(0) if time == "single" else spikes
 
     def channel_dim(self, x: Tensor) -> int:
         """The dimension of the channels."""
-        return 1 if self.step_mode == "s" else 2
+        return 1 if self.time == "single" or (self.time is None and self.step_mode == "s") else 2
 
     def detach(self) -> None:
         """Cut the graph of the state."""

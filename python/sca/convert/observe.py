@@ -24,13 +24,13 @@ _VIEWS = {
 class Observed:
     """Attributes:
     calls: how often each module ran.
-    ranks: numbers of dimensions of its first input.
+    spiking: the input of modules whose output had its shape, and held zeros and ones.
     behind: the batch norm whose output, and nothing else of it, a neuron alone has read.
     """
 
     def __init__(self) -> None:
         self.calls: dict[nn.Module, int] = {}
-        self.ranks: dict[nn.Module, set[int]] = {}
+        self.spiking: dict[nn.Module, Tensor] = {}
         self.behind: dict[nn.Module, nn.Module] = {}
 
 
@@ -70,8 +70,6 @@ class _Reads(TorchFunctionMode):
     def enter(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         self.found.calls[module] = self.found.calls.get(module, 0) + 1
         first = next((x for x in (*arguments, *named.values()) if isinstance(x, Tensor)), None)
-        if first is not None:
-            self.found.ranks.setdefault(module, set()).add(first.dim())
         if module in self.neurons and not self._inside:
             self._note(first, module)
             self.readers[module] = self.readers.get(module, 0) + 1
@@ -81,6 +79,9 @@ class _Reads(TorchFunctionMode):
     def leave(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         if self._inside and self._inside[-1] is module:
             self._inside.pop()
+        x = arguments[0] if arguments else None
+        if isinstance(x, Tensor) and isinstance(output, Tensor) and _are_spikes(output, x):
+            self.found.spiking.setdefault(module, x.detach())
         if module in self.norms and isinstance(output, Tensor):
             self.made[module] = (output, set())  # held, so that no other tensor gets its memory
 
@@ -98,6 +99,12 @@ class _Reads(TorchFunctionMode):
             if output.untyped_storage().data_ptr() == where:
                 whole = x.numel() == output.numel() and isinstance(reader, nn.Module)
                 by.add(reader if whole or not isinstance(reader, nn.Module) else ("a part", reader))
+
+
+def _are_spikes(output: Tensor, x: Tensor) -> bool:
+    """Whether a module's output has the shape of its input, and holds zeros and ones."""
+    same = x.dim() > 1 and x.is_floating_point() and x.shape == output.shape
+    return same and bool(((output == 0) | (output == 1)).all())
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -1,4 +1,5 @@
-"""What the neurons and layers of SpikingJelly 2.0 are in our terms.
+"""What the neurons of SpikingJelly are in our terms: those of 2.0, and those of 0.0.0.0.x that have a parameter; the
+other ones of these are found by probing (:mod:`sca.convert.unknown`).
 
 Nothing of it is imported: whoever converts a network of it has it loaded. Classes are known by module and name, and
 meant exactly: of a subclass nobody knows what it computes.
@@ -12,13 +13,15 @@ from torch import nn
 
 from sca_kernels import Surrogate
 
+from .probing import probe_surrogate, slope_of
 from .report import Reason
 
-__all__ = ["NEURONS", "is_ours", "neuron_of", "swapped_state"]
+__all__ = ["NEURONS", "is_ours", "neuron_of", "swapped_state", "time_of"]
 
 _PACKAGE = "spikingjelly."
 
 NEURONS = {"IFNode": "if", "LIFNode": "lif", "ParametricLIFNode": "plif"}
+_LEARNED = ("ParametricLIFNode", "MultiStepParametricLIFNode")
 
 _SURROGATES = {
     "Sigmoid": ("sigmoid", "alpha", None),
@@ -47,11 +50,13 @@ def neuron_of(module: nn.Module) -> dict[str, Any] | Reason | None:
     name = type(module).__name__
     if not _is_neuron(module):
         return None
-    if name not in NEURONS or not is_ours(module):
+    is_old = is_ours(module) and ".activation_based." not in type(module).__module__
+    known = name in _LEARNED if is_old else name in NEURONS
+    if not known or not is_ours(module):
         kind = next((kind.__name__ for kind in type(module).__mro__[1:] if kind.__name__ in NEURONS), "")
         like = f"a subclass of {kind} with code of its own" if kind else "none of IFNode, LIFNode, ParametricLIFNode"
         return Reason("class", f"it is {like}", "it stays as it is")
-    surrogate = _surrogate_of(module.surrogate_function)
+    surrogate = _surrogate_of(module)
     if isinstance(surrogate, Reason):
         return surrogate
     if getattr(module, "_neuron_precision", None) is not None:
@@ -61,14 +66,14 @@ def neuron_of(module: nn.Module) -> dict[str, Any] | Reason | None:
         if not isinstance(value, (int, float, type(None))):
             return Reason("option", f"{attribute} is a {type(value).__name__}", "give it a number")
     arguments = {
-        "neuron": NEURONS[name],
+        "neuron": NEURONS[name.removeprefix("MultiStep")],
         "v_threshold": float(module.v_threshold),
         "v_reset": None if module.v_reset is None else float(module.v_reset),
         "detach_reset": bool(module.detach_reset),
         "surrogate": surrogate,
     }
     if name != "IFNode":
-        arguments["decay_input"] = bool(module.decay_input)
+        arguments["decay_input"] = bool(getattr(module, "decay_input", True))
     if name == "LIFNode":
         arguments["tau"] = float(module.tau)
     return arguments
@@ -80,10 +85,28 @@ def _is_neuron(module: nn.Module) -> bool:
     return theirs and hasattr(module, "surrogate_function") and hasattr(module, "v_threshold")
 
 
-def _surrogate_of(function: Any) -> Surrogate | Reason:
+def time_of(module: nn.Module) -> str | None:
+    """How its input lies, see :class:`~sca.convert.neurons.ConvertedNeuron`."""
+    if hasattr(module, "step_mode"):
+        return None
+    return "TN" if type(module).__name__.startswith("MultiStep") else "single"
+
+
+def _surrogate_of(module: nn.Module) -> Surrogate | Reason:
+    function = module.surrogate_function
+    if isinstance(function, str) and function in _SURROGATES:  # of a compiled extension
+        return Surrogate(_SURROGATES[function][0], float(module.alpha))
     name = type(function).__name__
-    if not is_ours(function) or name not in _SURROGATES:
-        return Reason("surrogate", f"its surrogate {name} is none of ours", "take one of SpikingJelly's fused set")
+    if name not in _SURROGATES or not type(function).__module__.startswith(_PACKAGE):
+        fit = probe_surrogate(slope_of(function)) if callable(function) else None
+        if fit is not None and fit.surrogate is not None and fit.fire == ">=":
+            return fit.surrogate
+        residual = (
+            "" if fit is None else f" (the nearest, {fit.best}, is off by {fit.residual:.2g} of the largest value)"
+        )
+        return Reason(
+            "surrogate", f"its surrogate {name} is none of ours{residual}", "take one of SpikingJelly's fused set"
+        )
     if not getattr(function, "spiking", True):
         return Reason("option", "its surrogate has spiking=False, which gives the primitive", "set spiking=True")
     row, alpha, beta = _SURROGATES[name]

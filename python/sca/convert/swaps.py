@@ -23,6 +23,8 @@ class Swap:
             to find it.
         attributes: what those need in the module.
         memories: names of dicts that the module holds, and the keys that are taken out of these.
+
+    What the module holds under the name of a method of ours would hide that: it is set aside.
     """
 
     def __init__(
@@ -34,6 +36,8 @@ class Swap:
     ) -> None:
         self.module, self.kind = module, type(module)
         held = vars(module)
+        ours = {name for kind in kinds for name in dir(kind)} - set(dir(nn.Module))
+        self._shadows = {name: held.pop(name) for name in ours & held.keys() - attributes.keys()}
         self._before = {name: held.get(name, _ABSENT) for name in attributes}
         self._taken = [(held[name], key, held[name].pop(key)) for name, key in memories if key in held.get(name, ())]
         module.__class__ = joined(kinds, self.kind)
@@ -48,6 +52,7 @@ class Swap:
                 held.pop(name, None)
             else:
                 held[name] = value
+        held.update(self._shadows)
         for memory, key, value in self._taken:
             memory[key] = value
 

@@ -384,7 +384,7 @@ _RULES: dict[str, Rule] = {
     "ChannelBatchNorm": _carries,
     "NeuronModule": _carries,
     "Synapse": _carries,
-    "SpikingJellyNeuron": _carries,
+    "ConvertedNeuron": _carries,
     "FrameBatchNorm": _carries,
     "HeldBatchNorm": _carries,
     "BatchNormNeuron": _carries,
