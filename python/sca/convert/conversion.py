@@ -176,7 +176,7 @@ def _plan_neuron(plan: _Plan, name: str, module: nn.Module, seen: Observed) -> b
     if isinstance(probed, unknown.Unknown):
         plan.neurons[name], plan.calls[name] = probed.arguments, (probed.time, probed.keeps_state)
         return True
-    reason = found if isinstance(found, Reason) and not isinstance(probed, Reason) else probed
+    reason = probed if found is None or (probed is not None and found.kind == "class") else found
     if reason is not None:
         plan.refused[name] = reason
     return reason is not None

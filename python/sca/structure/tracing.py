@@ -32,7 +32,7 @@ __all__ = ["OUTPUT", "leaves", "require_none_left", "trace", "user_line"]
 
 _LIBRARIES = (*(str(Path(package.__file__).parent) for package in (torch, sca_kernels)), __file__)
 #: where the classes are that say what a leaf's forward does
-_LEAVES = ("torch.nn.", "sca_kernels.", "sca.convert.")
+_LEAVES = ("torch.nn.", "sca_kernels.", "sca.convert.layers", "sca.convert.neurons")
 #: why a network's last layer is not pruned
 OUTPUT = "it is the network's output"
 # What calls functions with a gradient of their own.
