@@ -114,7 +114,7 @@ class NeuronModule(CarriesGroups, tnn.Module):
         threshold = self.v_threshold
         return threshold.numel() if isinstance(threshold, Tensor) and threshold.numel() > 1 else None
 
-    def threshold(self) -> float | Tensor:
+    def firing_threshold(self) -> float | Tensor:
         """The threshold, at the active width where it is one per channel."""
         threshold = self.v_threshold
         if isinstance(threshold, Tensor) and threshold.numel() > 1:
@@ -146,7 +146,7 @@ class NeuronModule(CarriesGroups, tnn.Module):
                 "call reset() first"
             )
         arguments = {"v_init": self.v, "return_v": self.stateful, "return_v_seq": self.store_v_seq, **self.arguments}
-        arguments["v_threshold"] = self.threshold()
+        arguments["v_threshold"] = self.firing_threshold()
         if self.is_recording() and x.dim() > 1:  # with fewer the functional call raises
             group = self.group
             given = x.shape[2] if x.dim() > 2 else 1
@@ -183,7 +183,7 @@ class NeuronModule(CarriesGroups, tnn.Module):
             x, time_steps: as for :meth:`forward`.
         """
         check_time_major(x, self.width(), self.group or "its parameters")
-        arguments = {**self.arguments, "v_threshold": self.threshold(), "w": self.leak_parameter()}
+        arguments = {**self.arguments, "v_threshold": self.firing_threshold(), "w": self.leak_parameter()}
         wanted = {"time_steps": time_steps, "return_v": False, "return_h_seq": True}
         return F.neuron(self.current(x), self.neuron, **arguments, **wanted).h_seq
 

@@ -285,7 +285,7 @@ def test_networks_run_in_bfloat16_autocast():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"depth": "deep"}, "depth: expected one of neurons, layers"),
+        ({"depth": "deep"}, "depth: expected one of neurons, layers, loop"),
         ({"inplace": 1}, "inplace: expected a bool"),
         ({"example_input": torch.rand(4, 3, 5, 8, 8)}, "example_input: the model fails with it"),
     ],
@@ -344,3 +344,93 @@ def test_neurons_that_are_none_of_ours_stay_and_the_rest_is_converted(name):
     net.reset(model), net.reset(converted)
     for a, b in zip(net.run(converted, net.example())[0], net.run(model, net.example())[0], strict=True):
         torch.testing.assert_close(a, b)
+
+
+LOOPS = {name: net for name, net in NETS.items() if net.package in ("snntorch", "norse") and net.time != "TN"}
+
+
+@pytest.mark.parametrize("name", [*LOOPS, "clif_vgg11_bptt"])
+def test_loops_over_time_are_turned_inside_out(name):
+    net, model = built(name)
+    time = {"time": "single"} if net.time == "single" else {}
+    converted, report = sca.convert(model, net.example(), depth="loop", **time)
+    found = {row.name.removeprefix("model.") for row in report.converted}
+    assert found >= names_of(model, net.convertible + net.layers)
+    assert {key.removeprefix("model.") for key in report.refused} <= names_of(model, net.refused + net.either)
+    assert report.parity.output < 1e-6
+    assert report.parity.gradients < 1e-5
+    assert report.state_dict_equal
+    original = net.build()
+    expected = net.call(original, net.example())
+    net.reset(original)
+    if net.time == "single":
+        for module in converted.modules():
+            if hasattr(module, "reset_mem"):
+                module.reset_mem()
+        ours = converted(net.example())
+        ours = ours[0] if name.startswith("norse") else ours
+    else:
+        ours = converted(net.example())
+    pairs = zip(*((z if isinstance(z, tuple) else (z,)) for z in (ours, expected)), strict=True)
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_by_step_network_of_snntorch_keeps_its_calls():
+    snntorch = pytest.importorskip("snntorch", reason="snntorch is not installed")
+    from snntorch import utils
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 20), snntorch.Leaky(beta=0.9, init_hidden=True, output=True))
+    x = torch.rand(9, 5, 6) * 4
+    converted, report = sca.convert(model, x[0])
+    assert {row.name for row in report.converted} == {"0", "1"}
+    for _ in range(2):
+        utils.reset(model)
+        utils.reset(converted)  # reaches copies as well
+        for step in x:
+            for ours, theirs in zip(converted(step), model(step), strict=True):
+                torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"learn_beta": True}, "its beta is learned"),
+        ({"inhibition": True}, "it has inhibition"),
+        ({"reset_delay": False}, "reset_delay=False carries spikes over"),
+        ({"graded_spikes_factor": 2.0}, "its spikes are graded"),
+    ],
+)
+def test_what_snntorchs_neurons_can_beside_is_refused(options, says):
+    snntorch = pytest.importorskip("snntorch", reason="snntorch is not installed")
+    model = torch.nn.Sequential(torch.nn.Linear(6, 20), snntorch.Leaky(beta=0.9, init_hidden=True, **options))
+    _, report = sca.convert(model, torch.rand(5, 6) * 4)
+    assert says in report.refused["1"].text
+
+
+def test_a_network_without_a_loop_has_none_to_turn_inside_out():
+    model, x = small()
+    with pytest.raises(ConversionError, match="depth: 'loop' expected a loop over time"):
+        sca.convert(model, x, depth="loop")
+    assert type(model[2]).__name__ == "LIFNode"
+
+
+def test_a_folded_network_is_pruned_and_compacted():
+    net, model = built("snntorch_conv_loop")
+    converted, report = sca.convert(model, net.example(), depth="loop")
+    assert report.prunable[0] == 2
+    attach_groups(converted, net.example())
+    optimizer = torch.optim.SGD(converted.parameters(), lr=0.01)
+    scheduler = sca.SCAScheduler(
+        converted, optimizer, density=0.5, start=1, stop=3, interval=1, min_channels=1, regrow_fraction=0
+    )
+    for _ in range(4):
+        optimizer.zero_grad()
+        converted(net.example()).sum().backward()
+        optimizer.step()
+        scheduler.step()
+    compact = sca.compact(converted)
+    assert compact.conv1.weight.shape[0] < 6
+    with torch.no_grad():
+        torch.testing.assert_close(compact.eval()(net.example()), converted.eval()(net.example()))

@@ -47,6 +47,7 @@ def compare(
     neurons: Mapping[str, nn.Module],
     reset: Callable[[nn.Module], None],
     same_layers: bool,
+    unheard: bool = False,
 ) -> tuple[Parity, Difference | None]:
     """Passes in training and in evaluation, each twice without a reset between and once after one.
 
@@ -54,9 +55,11 @@ def compare(
         original, converted: are left as they were; of both, copies run.
         neurons: those of the converted network by name; the original's have the same names.
         reset: forgets the states of a network.
-        same_layers: whether the layers are the original's: then spikes must be the same in float32.
+        same_layers: whether layers and roundings are the original's: then spikes must be the same in float32.
+        unheard: whether the converted neurons' hooks are not called, so that outputs alone can be compared.
     """
     flipped = 0.0 if same_layers else FLIPPED
+    neurons = {} if unheard else neurons
     parity, found = _in_dtype(original, converted, inputs, neurons, reset, None, flipped, _FLOAT32)
     exact = None
     try:

@@ -15,19 +15,28 @@ from sca_kernels import nn as snn
 from sca_kernels.nn.neuron import NeuronModule
 
 from ..structure.attach import attach_groups
-from . import spikingjelly, unknown
+from . import norse, snntorch, spikingjelly, unknown
 from .check import Difference, compare, kept_for_backward, outputs_of
 from .layers import LAYERS, HeldBatchNorm, attributes_of
-from .neurons import ConvertedNeuron, FusedNeuron
+from .loops import Folded, LoopError, fold, over_time
+from .neurons import ConvertedNeuron, FusedNeuron, NorseCell, SnnTorchNeuron
 from .observe import Observed, observe
 from .report import ConversionError, ConversionReport, Converted, Reason, Speed
 from .swaps import Swap, own_attributes
 
 __all__ = ["convert"]
 
-DEPTHS = ("neurons", "layers")
+DEPTHS = ("neurons", "layers", "loop")
 _OURS = {"if": snn.IF, "lif": snn.LIF, "plif": snn.PLIF}
 _FUSED_NAMES = {"if": "BatchNormIF", "lif": "BatchNormLIF", "plif": "BatchNormPLIF"}
+
+
+class _Call(NamedTuple):
+    """What stands in front of a neuron's class, and how it is called, see :class:`ConvertedNeuron`."""
+
+    kind: type[ConvertedNeuron]
+    time: str | None
+    stateful: bool
 
 
 class _Plan(NamedTuple):
@@ -39,7 +48,7 @@ class _Plan(NamedTuple):
     """
 
     neurons: dict[str, dict[str, Any]]
-    calls: dict[str, tuple[str | None, bool]]
+    calls: dict[str, _Call]
     layers: dict[str, type[nn.Module]]
     fused: dict[str, str]
     refused: dict[str, Reason]
@@ -50,12 +59,14 @@ def convert(
     example_input: Any,
     *,
     depth: str = "layers",
+    time: str | None = None,
+    merge_statistics: bool = False,
     inplace: bool = False,
     strict: bool = False,
     measure: bool = False,
 ) -> tuple[nn.Module, ConversionReport]:
-    """A network of SpikingJelly's layers and neurons, or of torch's, on our kernels: the same network, faster, whose
-    channels :class:`sca.SCAScheduler` can prune.
+    """A network of SpikingJelly, snnTorch, norse, of a user's own neurons or of torch's layers alone, on our kernels:
+    the same network, faster, whose channels :class:`sca.SCAScheduler` can prune.
 
     Modules stay what they are, at the places where they are, with their parameters, hooks, names and state_dict; they
     become objects of a class that computes by our kernels as well. The library's functions go on to work on them
@@ -67,7 +78,13 @@ def convert(
         example_input: what its forward takes: a tensor, or a tuple of arguments; at least two samples and four time
             steps tell most.
         depth: "neurons" converts neurons alone; "layers" convolutions, linear layers and batch norms, too, the latter
-            together with the neuron behind them, where nothing else reads them.
+            together with the neuron behind them, where nothing else reads them; "loop" also turns a loop over time
+            inside out: layers run once for all steps, neurons by one call (:mod:`sca.convert.loops`).
+        time: "single" for a network that takes one step per call, in a loop of the training script: with depth "loop"
+            what comes back takes all steps [T, N, ...], as the example does, and returns those of its outputs, and has
+            the network as ``model``. None: forward takes all steps.
+        merge_statistics: with depth "loop": have batch norms in training take their statistics over all steps at once,
+            which is another training.
         inplace: convert the model itself, not a copy of it.
         strict: make every refusal an error.
         measure: time both networks, and say so in the report.
@@ -84,19 +101,28 @@ def convert(
     checks.one_of("depth", depth, DEPTHS)
     for name, flag in (("inplace", inplace), ("strict", strict), ("measure", measure)):
         checks.boolean(name, flag)
+    checks.boolean("merge_statistics", merge_statistics)
+    if time is not None:
+        checks.one_of("time", time, ("single",), " or None")
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    before = copy.deepcopy(_fresh(model) if inplace else model)
-    _reset(before)
+    before = copy.deepcopy(_fresh(model))
     ours = model if inplace else copy.deepcopy(before)
-    plan = _plan(ours, inputs, depth)
+    running = ours
+    if depth == "loop" and time == "single":
+        states = _returns_state(before, inputs)
+        before, running = over_time(before, states), over_time(ours, states)
+    plan = _plan(running, inputs, depth)
     if strict and plan.refused:
         raise ConversionError(_listed("strict: expected modules that can be converted", plan.refused))
     if not plan.neurons and not plan.layers:
         raise ConversionError(_listed("model: expected something to convert, found nothing", plan.refused))
     while True:
-        swaps = _swapped(ours, plan)
+        swaps = _swapped(running, plan)
         try:
-            parity, differs = compare(before, ours, inputs, plan.neurons, _reset, depth == "neurons")
+            if depth == "loop":
+                swaps.append(_folded(running, inputs, plan, merge_statistics))
+            exact = depth == "neurons" and all(call.kind is ConvertedNeuron for call in plan.calls.values())
+            parity, differs = compare(before, running, inputs, plan.neurons, _reset, exact, depth == "loop")
         except BaseException:
             _undo(swaps)
             raise
@@ -106,6 +132,10 @@ def convert(
         plan = _without(plan, differs)
         if plan is None:
             raise ConversionError(f"model: {differs.name}: {differs.text}; everything is as it was")
+    model, ours = ours, running
+    if not inplace:
+        for module in model.modules():
+            snntorch.keep_resettable(module)
     _forget_caches(ours)
     names = {module: name for name, module in ours.named_modules()}
     report = ConversionReport(
@@ -140,7 +170,7 @@ def _plan(model: nn.Module, inputs: tuple[Any, ...], depth: str) -> _Plan:
     for module, name in names.items():
         if isinstance(module, NeuronModule) or module in inside:
             continue
-        if not _plan_neuron(plan, name, module, seen) and depth == "layers":
+        if not _plan_neuron(plan, name, module, seen) and depth != "neurons":
             _plan_layer(plan, name, module)
         if name in plan.neurons:
             inside.update(module.modules())
@@ -148,7 +178,7 @@ def _plan(model: nn.Module, inputs: tuple[Any, ...], depth: str) -> _Plan:
     norms = [modules[name] for name, kind in plan.layers.items() if kind is nn.BatchNorm2d]
     seen = _observed(model, inputs, norms, [modules[name] for name in plan.neurons])
     for neuron, norm in seen.behind.items():
-        if not (norm._forward_hooks or norm._forward_pre_hooks):
+        if plan.calls[names[neuron]].kind is ConvertedNeuron and not (norm._forward_hooks or norm._forward_pre_hooks):
             plan.fused[names[neuron]] = names[norm]
     return plan
 
@@ -167,14 +197,22 @@ def _copied(x: Any) -> Any:
 
 def _plan_neuron(plan: _Plan, name: str, module: nn.Module, seen: Observed) -> bool:
     """Whether a module is a neuron, of ours or not."""
-    found = spikingjelly.neuron_of(module)
-    if isinstance(found, dict):
-        plan.neurons[name], plan.calls[name] = found, (spikingjelly.time_of(module), True)
-        return True
+    for library, call in (
+        (spikingjelly, _Call(ConvertedNeuron, spikingjelly.time_of(module), True)),
+        (snntorch, _Call(SnnTorchNeuron, "single", False)),
+        (norse, _Call(NorseCell, "single", False)),
+    ):
+        found = library.neuron_of(module)
+        if isinstance(found, dict):
+            plan.neurons[name], plan.calls[name] = found, call
+            return True
+        if found is not None:
+            break
     spikes = name and module in seen.spiking and not type(module).__module__.startswith("torch.nn.")
     probed = unknown.neuron_of(module, seen.spiking[module]) if spikes and _has_no_layers(module) else None
     if isinstance(probed, unknown.Unknown):
-        plan.neurons[name], plan.calls[name] = probed.arguments, (probed.time, probed.keeps_state)
+        call = _Call(ConvertedNeuron, probed.time, probed.keeps_state)
+        plan.neurons[name], plan.calls[name] = probed.arguments, call
         return True
     reason = probed if found is None or (probed is not None and found.kind == "class") else found
     if reason is not None:
@@ -234,15 +272,18 @@ def _swapped(model: nn.Module, plan: _Plan) -> list[Swap]:
         named = dict(arguments)
         kind = _OURS[named.pop("neuron")]
         module = modules[name]
-        lies, stateful = plan.calls[name]
+        mixin, lies, stateful = plan.calls[name]
+        synapse = named.pop("synapse", None)
         template = kind(**named, stateful=stateful)
         # theirs, where they have the same: their users change it
         theirs = ("v_threshold", "store_v_seq") if lies is None else ()
         attributes = {k: v for k, v in own_attributes(template).items() if k not in theirs} | {"time": lies}
-        kinds: tuple[type, ...] = (ConvertedNeuron, kind)
+        if mixin is NorseCell:
+            attributes["synapse_rate"] = synapse
+        kinds: tuple[type, ...] = (mixin, kind)
         if name in plan.fused:
             attributes["norm"] = (modules[plan.fused[name]],)
-            kinds = (ConvertedNeuron, FusedNeuron, kind)
+            kinds = (mixin, FusedNeuron, kind)
         swaps.append(Swap(module, kinds, attributes, spikingjelly.swapped_state()))
     return swaps
 
@@ -250,6 +291,32 @@ def _swapped(model: nn.Module, plan: _Plan) -> list[Swap]:
 def _undo(swaps: list[Swap]) -> None:
     for swap in reversed(swaps):
         swap.revert()
+
+
+def _returns_state(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Whether a network of one step returns its state behind its output, as norse's do."""
+    with torch.no_grad():
+        output = copy.deepcopy(model)(*(x[0].clone() if isinstance(x, Tensor) else x for x in inputs[:1]))
+    return isinstance(output, tuple) and len(output) == 2 and not isinstance(output[1], Tensor)
+
+
+class _ByItself:
+    """Runs a converted neuron over all steps, for :func:`fold`."""
+
+    @staticmethod
+    def all_steps(module: nn.Module, currents: Tensor, *states: Any) -> Any:
+        return module.all_steps(currents, *states)
+
+
+def _folded(model: nn.Module, inputs: tuple[Any, ...], plan: _Plan, merge_statistics: bool) -> Folded:
+    modules = dict(model.named_modules())
+    step = {modules[name]: _ByItself() for name, call in plan.calls.items() if call.time in ("single", None)}
+    try:
+        return fold(model, tuple(map(_copied, inputs)), step, merge_statistics=merge_statistics)
+    except LoopError as error:
+        raise ConversionError(
+            f"depth: 'loop' expected a loop over time that can be turned inside out: {error}"
+        ) from error
 
 
 def _fresh(model: nn.Module) -> nn.Module:
@@ -265,6 +332,11 @@ def _reset(model: nn.Module) -> None:
             forget = getattr(module, "reset", None)
             if callable(forget) and hasattr(module, "_memories"):
                 forget()
+        if snntorch.is_theirs(module) and callable(getattr(module, "reset_mem", None)):
+            module.reset_mem()
+            for name, state in module._buffers.items():
+                if name in module._non_persistent_buffers_set and isinstance(state, Tensor):
+                    module._buffers[name] = state.detach()
     snn.reset(model)
 
 
@@ -311,8 +383,8 @@ def _told(value: Any) -> str:
 
 def _time(model: nn.Module, plan: _Plan) -> str:
     modules, found = dict(model.named_modules()), set()
-    for name, (lies, _) in plan.calls.items():
-        found.add(lies or ("TN" if modules[name].step_mode == "m" else "single"))
+    for name, call in plan.calls.items():
+        found.add(call.time or ("TN" if modules[name].step_mode == "m" else "single"))
     return ", ".join(sorted(found))
 
 

@@ -170,6 +170,10 @@ def _stacked(outputs: Sequence[Any]) -> Any:
     return first
 
 
+def _stands_for_a_tensor(x: Any) -> bool:
+    return isinstance(x, Tensor) and not issubclass(type(x), Tensor)
+
+
 class _FoldedForward:
     """In front of a network's own class: its forward, folded."""
 
@@ -197,6 +201,8 @@ class _Folding:
         self.__init__(dict(state["neurons"]), state["merge_statistics"])
 
     def call(self, model: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        if any(_stands_for_a_tensor(x) for x in (*args, *kwargs.values())):  # while channels are followed
+            return forward(*args, **kwargs)
         if not self.modules:
             self.modules = list(model.modules())
         key = self.key(args, kwargs)

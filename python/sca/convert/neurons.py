@@ -6,17 +6,20 @@ State, calls and attributes stay as the library has them; charge, fire, reset an
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from sca_kernels import functional as F
 from sca_kernels import nn as snn
 from sca_kernels.nn.batch_norm import NeuronBehindNorm
 from sca_kernels.nn.neuron import NeuronModule
 
 from .layers import HeldBatchNorm
 
-__all__ = ["ConvertedNeuron", "FusedNeuron"]
+__all__ = ["ConvertedNeuron", "FusedNeuron", "NorseCell", "SnnTorchNeuron"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,10 @@ class ConvertedNeuron:
             return spikes.transpose(0, 1).contiguous()
         return spikes.squeeze(0) if time == "single" else spikes
 
+    def all_steps(self, currents: Tensor) -> Tensor:
+        """What T calls of one that reads a step a call return, of [T, N, ...]."""
+        return super().forward(currents)
+
     def channel_dim(self, x: Tensor) -> int:
         """The dimension of the channels."""
         return 1 if self.time == "single" or (self.time is None and self.step_mode == "s") else 2
@@ -54,6 +61,93 @@ class ConvertedNeuron:
     def reset(self) -> None:
         """Forget the state."""
         NeuronModule.reset(self)
+
+
+class SnnTorchNeuron(ConvertedNeuron):
+    """Leaky or Synaptic of snnTorch: (spikes, [synaptic current,] membrane) of a step, from the membrane that is passed
+    or, with ``init_hidden``, kept. The membrane is the potential before the reset, which acts in the next step, unless
+    ``reset_delay`` is False."""
+
+    def forward(self, input_: Tensor, *states: Tensor | None) -> Any:
+        given = [z for z in states if z is not None]
+        if self.init_hidden and given:
+            raise TypeError("`mem` should not be passed as an argument while `init_hidden=True`")
+        output = self.all_steps(input_.unsqueeze(0), *given)
+        return output.squeeze(0) if isinstance(output, Tensor) else tuple(z.squeeze(0) for z in output)
+
+    def all_steps(self, currents: Tensor, *states: Tensor) -> Any:
+        held = ["syn", "mem"] if "syn" in self._buffers else ["mem"]
+        before = list(states) if states else [getattr(self, name) for name in held]
+        before = [z if z.shape == currents.shape[1:] else torch.zeros_like(currents[0]) for z in before]
+        kept = []
+        if len(held) > 1:
+            synapse = {"decay": float(self.alpha.clamp(0, 1)), "decay_input": False, "v_threshold": math.inf}
+            currents = F.lif(currents, **synapse, v_init=before[0], return_v=False, return_h_seq=True).h_seq
+            kept.append(currents)
+        arguments = self.call_arguments(currents)
+        arguments |= {"return_v": False, "return_h_seq": self.reset_delay, "return_v_seq": not self.reset_delay}
+        arguments["v_init"] = self._reset_late(before[-1]) if self.reset_delay else before[-1]
+        arguments["channel_mask"] = None if self.group is None else self.group.probe_mask(currents.device)
+        out = F.neuron(currents, self.neuron, **arguments)
+        if self.is_recording():
+            self.activity.keep()
+        kept.append(out.h_seq if self.reset_delay else out.v_seq)
+        for name, z in zip(held, kept, strict=True):
+            setattr(self, name, z[-1])
+        return out.spikes if self.init_hidden and not self.output else (out.spikes, *kept)
+
+    def _reset_late(self, mem: Tensor) -> Tensor:
+        """The potential that the reset, which was put off, leaves of a membrane."""
+        fired = (mem > float(self.v_threshold)).to(mem.dtype).detach()
+        subtracted = self.arguments["v_subtract"]
+        return mem * (1 - fired) if subtracted is None else mem - fired * subtracted
+
+    def channel_dim(self, x: Tensor) -> int:
+        return 1
+
+    def reset_mem(self) -> Any:
+        """Forget the state, in its present shape; returns it."""
+        held = ["syn", "mem"] if "syn" in self._buffers else ["mem"]
+        for name in held:
+            setattr(self, name, torch.zeros_like(getattr(self, name)).detach())
+        found = tuple(getattr(self, name) for name in held)
+        return found if len(found) > 1 else found[0]
+
+    init_leaky = init_synaptic = reset_mem
+
+
+class NorseCell(ConvertedNeuron):
+    """A cell of norse: (spikes, state) of a step, from the state that is passed.
+
+    Attributes:
+        synapse_rate: what goes of the synaptic current in a step, or None where there is none.
+    """
+
+    synapse_rate: float | None
+
+    def forward(self, input_tensor: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        spikes, states = self.all_steps(input_tensor.unsqueeze(0), *(() if state is None else (state,)))
+        return spikes.squeeze(0), type(states)(*(z.squeeze(0) for z in states))
+
+    def all_steps(self, currents: Tensor, *states: Any) -> tuple[Tensor, Any]:
+        state = states[0] if states and states[0] is not None else self.state_fallback(currents[0])
+        kept = {}
+        if self.synapse_rate is not None:
+            # the state is the current behind its decay: it is added, not decayed again
+            currents = torch.cat([currents[:1] + state.i, currents[1:]])
+            synapse = {"rate": self.synapse_rate, "decay_input": False, "v_threshold": math.inf}
+            currents = F.lif(currents, **synapse, return_v=False, return_h_seq=True).h_seq
+            kept["i"] = currents - currents * self.synapse_rate
+        arguments = self.call_arguments(currents) | {"return_v": False, "return_v_seq": True}
+        arguments["v_init"] = state.v.expand(currents.shape[1:])
+        arguments["channel_mask"] = None if self.group is None else self.group.probe_mask(currents.device)
+        out = F.neuron(currents, self.neuron, **arguments)
+        if self.is_recording():
+            self.activity.keep()
+        return out.spikes, type(state)(v=out.v_seq, **kept)
+
+    def channel_dim(self, x: Tensor) -> int:
+        return 1
 
 
 class FusedNeuron(NeuronBehindNorm):

@@ -69,7 +69,7 @@ def firing_current(neuron: nn.Module, steps: int) -> float:
     current = torch.ones(1, 1, 1 if w is None else w.numel(), 1, device=None if w is None else w.device)
     never_fires = {**settings, "v_threshold": math.inf, "backend": None}
     charged = functional.neuron(current, neuron.neuron, w=w, time_steps=steps, **never_fires).v - start
-    return (neuron.threshold() - start) / float(charged.mean())
+    return (neuron.firing_threshold() - start) / float(charged.mean())
 
 
 class ResNet(ResidualNetwork):

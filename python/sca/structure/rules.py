@@ -385,6 +385,8 @@ _RULES: dict[str, Rule] = {
     "NeuronModule": _carries,
     "Synapse": _carries,
     "ConvertedNeuron": _carries,
+    "SnnTorchNeuron": _carries,
+    "NorseCell": _carries,
     "FrameBatchNorm": _carries,
     "HeldBatchNorm": _carries,
     "BatchNormNeuron": _carries,

@@ -1,0 +1,59 @@
+"""What the cells of norse 1.1 are in our terms. Nothing of it is imported but by whoever has it loaded."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .probing import probe_surrogate, slope_of
+from .report import Reason
+
+__all__ = ["neuron_of"]
+
+_PACKAGE = "norse."
+CELLS = ("LIFBoxCell", "LIFCell", "IAFCell")
+
+
+def neuron_of(module: nn.Module) -> dict[str, Any] | Reason | None:
+    """The arguments of the neuron of ours that a cell is, with its name under "neuron", and those of a synapse in front
+    under "synapse"; a reason why it is none; None where it is no cell of norse's."""
+    if not type(module).__module__.startswith(_PACKAGE) or not hasattr(module, "p") or not hasattr(module, "dt"):
+        return None
+    name = type(module).__name__
+    if name not in CELLS:
+        return _stays("class", f"{name} is none of {', '.join(CELLS)}")
+    p, dt = module.p, float(module.dt)
+    reset = getattr(p, "reset_method", None)
+    if reset is not None and getattr(reset, "__name__", "") != "reset_value":
+        return _stays("option", f"its reset_method is {getattr(reset, '__name__', reset)}")
+    threshold = importlib.import_module("norse.torch.functional.threshold").threshold
+    alpha = torch.as_tensor(float(p.alpha))
+    fit = probe_surrogate(slope_of(lambda u: threshold(u, p.method, alpha)))
+    if fit.surrogate is None or fit.fire != ">":
+        return _stays(
+            "surrogate",
+            f"its method {p.method!r} is none of ours (the nearest, {fit.best}, is off by {fit.residual:.2g})",
+        )
+    arguments: dict[str, Any] = {"neuron": "if" if name == "IAFCell" else "lif"}
+    arguments |= {
+        "v_threshold": _number(p.v_th),
+        "v_reset": _number(p.v_reset),
+        "fire": ">",
+        "surrogate": fit.surrogate,
+    }
+    if name != "IAFCell":
+        arguments |= {"rate": dt * _number(p.tau_mem_inv), "v_rest": _number(p.v_leak)}
+    if name == "LIFCell":
+        arguments["synapse"] = dt * _number(p.tau_syn_inv)
+    return arguments
+
+
+def _number(p: Tensor | float) -> float:
+    return float(p.detach()) if isinstance(p, Tensor) else float(p)
+
+
+def _stays(kind: str, text: str) -> Reason:
+    return Reason(kind, text, "it stays as it is")
