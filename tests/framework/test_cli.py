@@ -383,3 +383,41 @@ def test_train_interrupted_as_a_process_writes_its_checkpoint_and_resumes(tmp_pa
     assert "Traceback" not in rest
     assert (folder / "checkpoint.safetensors").exists()
     assert "test accuracy" in plain(sca("eval", folder).output)
+
+
+NETWORK = """
+import torch
+
+
+def build():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 10))
+"""
+
+
+def test_convert_prints_the_report_of_a_users_file(tmp_path, monkeypatch):
+    (tmp_path / "mynet.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(
+        app, ["convert", "mynet.py:build", "--example", "4,3,8,8", "--no-measure", "--json", "report.json"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "ChannelConv2d" in result.output
+    assert json.loads((tmp_path / "report.json").read_text())["state_dict_equal"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere.py:build", "--example", "4"], "network: expected a file"),
+        (["no_such_module:build", "--example", "4"], "network: expected a module that can be imported"),
+        (["build", "--example", "4"], "network: expected module:function or file.py:function"),
+        (["torch:nothing", "--example", "4"], "network: expected a function or class nothing in torch"),
+        (["torch.nn:Identity", "--example", "4,x"], "example: expected a shape such as"),
+        (["torch.nn:Identity", "--example", "4,3", "--depth", "deep"], "depth: expected one of neurons, layers, loop"),
+        (["torch.nn:Identity", "--example", "4,3"], "expected something to convert, found nothing"),
+    ],
+)
+def test_convert_names_what_is_off(arguments, says):
+    result = CliRunner().invoke(app, ["convert", *arguments])
+    assert result.exit_code == 2
+    assert says in " ".join((result.output + result.stderr).split())

@@ -7,6 +7,7 @@ import logging
 import typer
 
 from .bench import bench
+from .convert import convert
 from .doctor import doctor
 from .evaluate import evaluate
 from .report import report
@@ -29,6 +30,7 @@ benches = typer.Typer(invoke_without_command=True, add_completion=False)
 benches.callback()(bench)
 benches.command("table1")(table1)
 app.add_typer(benches, name="bench")
+app.command("convert")(convert)
 app.command("doctor")(doctor)
 
 

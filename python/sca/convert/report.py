@@ -127,11 +127,7 @@ class ConversionReport:
         ]
         lines += [f"refused: {name}: {reason}" for name, reason in self.refused.items()]
         if self.parity is not None:
-            p = self.parity
-            lines.append(
-                f"parity: {p.differ} of {p.spikes:,} spikes differ, output {p.output:.1e}, gradients {p.gradients:.1e}"
-                + (f"; in float64 {p.exact:.1e}" if p.exact is not None else "")
-            )
+            lines += _parity_lines(self.parity)
         groups, of, channels = self.prunable
         lines.append(f"prunable: {groups} of {of} groups, {channels} channels")
         if self.memory is not None:
@@ -143,3 +139,13 @@ class ConversionReport:
                 f"inference {s.inference:.1f} ms, {s.inference_ratio:.2f} times"
             )
         return "\n".join(lines)
+
+
+def _parity_lines(parity: Parity) -> list[str]:
+    compared = f"{parity.differ} of {parity.spikes:,} spikes differ, " if parity.spikes else ""
+    exact = "" if parity.exact is None else f"; in float64 {parity.exact:.1e}"
+    lines = [f"parity: {compared}outputs by {parity.output:.1e}, gradients by {parity.gradients:.1e}{exact}"]
+    if parity.untested:
+        silent = ", ".join(parity.untested)
+        lines.append(f"not told by this example: {silent} never fired, or always; give one in which they do")
+    return lines
