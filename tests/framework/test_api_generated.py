@@ -144,8 +144,22 @@ def report_cost(rng: random.Random):
     return (Stage("sca.report_cost", named),), check
 
 
+def convert(rng: random.Random):
+    layers = "torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(144, 5)"
+    named = {"model": f"torch.nn.Sequential({layers})", "example_input": "torch.rand(2, 3, 8, 8)"}
+    named |= some(rng, depth="'layers'", time="None", merge_statistics=("True", "False"), measure="False")
+    named |= some(rng, inplace=("True", "False"), strict=("True", "False"))
+
+    def check(values, result, before):
+        model, report = result
+        assert len(report.converted) == 3, f"{report}"
+        assert (model is values["model"]) == bool(values.get("inplace")), "which model"
+
+    return (Stage("sca.convert", named),), check
+
+
 def test_calls_end_well(api_calls, record_property):
-    targets = (plan, plan, plan, build, scheduler, attach, compact, save, load, report_cost)
+    targets = (plan, plan, plan, build, scheduler, attach, compact, save, load, report_cost, convert)
     # the command line calls a network's name a model; a loader's batch is the network's x;
     # an example that was left out is looked for
     record_property("generated", run_calls(targets, api_calls, also=("model", "x", "example_input")))
@@ -160,4 +174,5 @@ def test_everything_exported_has_a_target():
         "report_cost",
         "save",
         "load",
+        "convert",
     }
