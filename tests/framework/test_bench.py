@@ -262,3 +262,25 @@ def test_bench_refuses_a_network_that_is_none(tmp_path, content, message):
         file.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         measure(BenchConfig(network=str(file), peers=(), rounds=3), "sca bench", lambda text: None)
+
+
+def test_foreign_networks_are_measured_or_say_why_not(tmp_path, monkeypatch):
+    from sca.bench import foreign
+
+    own = foreign.ForeignNetwork(
+        "torch",
+        lambda: torch.nn.Sequential(torch.nn.Conv2d(2, 6, 3), torch.nn.BatchNorm2d(6), torch.nn.Conv2d(6, 4, 3)),
+        lambda: torch.rand(4, 2, 8, 8),
+        {},
+    )
+    absent = own._replace(package="no_such_package")
+    monkeypatch.setattr(foreign, "NETWORKS", {"own": own, "absent": absent})
+    rows = foreign.measure_foreign(lambda text: None)
+    assert rows[0]["training_ratio"] > 0
+    assert rows[1]["note"] == "not measured: no_such_package is not installed"
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(foreign.table_of_foreign(rows))
+    assert "not measured" in shown.get()
+    foreign.plot_foreign(tmp_path / "convert.png", rows)
+    assert (tmp_path / "convert.png").stat().st_size > 1000

@@ -44,7 +44,7 @@ SCA_ROOMS = {
     "saving": {"structure", "models"},
     "report": {"cost"},
     "training": {"structure", "saving", "cost", "pruning", "models", "data", "report"},
-    "bench": {"structure", "saving", "cost", "pruning", "models", "training"},
+    "bench": {"structure", "saving", "cost", "pruning", "models", "training", "convert"},
     "experiments": {"pruning", "training", "bench"},
     "convert": {"structure", "models"},
     "export": {"structure", "models"},

@@ -6,7 +6,7 @@ import logging
 
 import typer
 
-from .bench import bench
+from .bench import bench, bench_convert
 from .convert import convert
 from .doctor import doctor
 from .evaluate import evaluate
@@ -29,6 +29,7 @@ app.command("report")(report)
 benches = typer.Typer(invoke_without_command=True, add_completion=False)
 benches.callback()(bench)
 benches.command("table1")(table1)
+benches.command("convert")(bench_convert)
 app.add_typer(benches, name="bench")
 app.command("convert")(convert)
 app.command("doctor")(doctor)

@@ -71,6 +71,32 @@ def _measured(config: BenchConfig, folder: Path) -> None:
     console.print(f"in {folder}: bench.json, {picture}", soft_wrap=True)
 
 
+@reported
+def bench_convert(
+    out: Annotated[Path | None, option("Folder for convert.json and convert.png; runs/bench-convert-<number>.")] = None,
+) -> None:
+    """Networks of SpikingJelly, snnTorch and norse against what sca.convert makes of them.
+
+    Times in turn, memory, spikes that differ, and a training step with 40 % of the channels. What is not installed is
+    not measured.
+    """
+    import sca_kernels
+
+    from ..bench.foreign import measure_foreign, plot_foreign, table_of_foreign
+    from ..files import write_json
+
+    sca_kernels.reuse_host_memory()
+    with writable(out or free_folder(Path("runs"), "bench-convert")) as folder:
+        console = terminal()
+        with console.status("") as status:
+            rows = measure_foreign(status.update)
+        write_json(folder / "convert.json", rows)
+        console.print(table_of_foreign(rows))
+        if any("note" not in row for row in rows):
+            plot_foreign(folder / "convert.png", rows)
+        console.print(f"in {folder}", soft_wrap=True)
+
+
 @contextlib.contextmanager
 def writable(folder: Path) -> Iterator[Path]:
     """The folder, made when missing, after a file could be made in it; what was made and stays empty goes again."""

@@ -131,14 +131,17 @@ def _shape(x: Tensor | None) -> str:
 def _largest(before: Any, after: Any) -> tuple[float, Any]:
     """Largest difference relative to the largest value of all, and where it is."""
     pairs = before.items() if isinstance(before, dict) else enumerate(before)
-    scale = max((float(z.abs().max()) for _, z in pairs if z.numel() and z.is_floating_point()), default=0.0) or 1.0
+    scale = (
+        max((float(z.detach().abs().max()) for _, z in pairs if z.numel() and z.is_floating_point()), default=0.0)
+        or 1.0
+    )
     worst, where = 0.0, ""
     pairs = before.items() if isinstance(before, dict) else enumerate(before)
     for name, z in pairs:
         other = after.get(name) if isinstance(after, dict) else (after[name] if name < len(after) else None)
         if other is None or other.shape != z.shape:
             return math.inf, name
-        off = float((z.double() - other.double()).abs().max()) / scale if z.numel() else 0.0
+        off = float((z.detach().double() - other.detach().double()).abs().max()) / scale if z.numel() else 0.0
         if not off <= worst:
             worst, where = off, name
     return worst, where

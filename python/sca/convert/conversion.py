@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import time
+import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,13 +16,15 @@ from sca_kernels.nn.neuron import NeuronModule
 
 from ..structure.attach import attach_groups
 from . import norse, snntorch, spikingjelly, unknown
-from .check import Difference, compare, kept_for_backward, outputs_of
+from .check import Difference, compare, kept_for_backward
 from .layers import LAYERS, HeldBatchNorm, attributes_of
 from .loops import Folded, LoopError, fold, over_time
 from .neurons import ConvertedNeuron, FusedNeuron, NorseCell, SnnTorchNeuron
 from .observe import Observed, observe
-from .report import ConversionError, ConversionReport, Converted, Reason, Speed
+from .report import ConversionError, ConversionReport, Converted, Reason
+from .states import forget_caches, reset_states
 from .swaps import Swap, own_attributes
+from .timing import compared_speed
 
 __all__ = ["convert"]
 
@@ -122,7 +124,7 @@ def convert(
             if depth == "loop":
                 swaps.append(_folded(running, inputs, plan, merge_statistics))
             exact = depth == "neurons" and all(call.kind is ConvertedNeuron for call in plan.calls.values())
-            parity, differs = compare(before, running, inputs, plan.neurons, _reset, exact, depth == "loop")
+            parity, differs = compare(before, running, inputs, plan.neurons, reset_states, exact, depth == "loop")
         except BaseException:
             _undo(swaps)
             raise
@@ -136,7 +138,7 @@ def convert(
     if not inplace:
         for module in model.modules():
             snntorch.keep_resettable(module)
-    _forget_caches(ours)
+    forget_caches(ours)
     names = {module: name for name, module in ours.named_modules()}
     report = ConversionReport(
         converted=tuple(_rows(plan, names)),
@@ -145,13 +147,13 @@ def convert(
         parity=parity,
         state_dict_equal=_same_state(before, ours),
         prunable=_prunable(ours, inputs),
-        memory=(kept_for_backward(before, inputs, _reset), kept_for_backward(ours, inputs, _reset)),
-        speed=_speed(before, ours, inputs) if measure else None,
+        memory=(kept_for_backward(before, inputs, reset_states), kept_for_backward(ours, inputs, reset_states)),
+        speed=compared_speed(before, ours, inputs) if measure else None,
     )
 
     def revert() -> nn.Module:
         _undo(swaps)
-        _forget_caches(ours)
+        forget_caches(ours)
         report._revert = None
         return ours
 
@@ -321,33 +323,8 @@ def _folded(model: nn.Module, inputs: tuple[Any, ...], plan: _Plan, merge_statis
 
 def _fresh(model: nn.Module) -> nn.Module:
     """The model, its states reset, so that it can be copied."""
-    _reset(model)
+    reset_states(model)
     return model
-
-
-def _reset(model: nn.Module) -> None:
-    """Forget all states, whichever library has them."""
-    for module in model.modules():
-        if module is not model or type(module).__module__.startswith("spikingjelly."):
-            forget = getattr(module, "reset", None)
-            if callable(forget) and hasattr(module, "_memories"):
-                forget()
-        if snntorch.is_theirs(module) and callable(getattr(module, "reset_mem", None)):
-            module.reset_mem()
-            for name, state in module._buffers.items():
-                if name in module._non_persistent_buffers_set and isinstance(state, Tensor):
-                    module._buffers[name] = state.detach()
-    snn.reset(model)
-
-
-def _forget_caches(model: nn.Module) -> None:
-    """Have SpikingJelly look for what is to be reset again."""
-    import sys
-
-    functional = sys.modules.get("spikingjelly.activation_based.functional")
-    forget = getattr(functional, "invalidate_reset_cache", None)
-    if forget is not None:
-        forget(model)
 
 
 # ---- what to say of it
@@ -398,47 +375,17 @@ def _same_state(before: nn.Module, after: nn.Module) -> bool:
 def _prunable(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[int, int, int]:
     """Groups that can be pruned, all groups, and the channels in the former; on a copy."""
     tried = copy.deepcopy(model)
-    _reset(tried)
+    reset_states(tried)
+    told = logging.getLogger(attach_groups.__module__)
+    before, told.disabled = told.disabled, True  # what is not pruned says whoever attaches them
     try:
         rows = attach_groups(tried, inputs).groups
     except ValueError:
         return 0, 0, 0
+    finally:
+        told.disabled = before
     able = [row for row in rows if row.prunable]
     return len(able), len(rows), sum(row.channels for row in able)
-
-
-def _speed(before: nn.Module, after: nn.Module, inputs: tuple[Any, ...], rounds: int = 7) -> Speed:
-    """Both in turn, after a warm-up; medians."""
-    models = [copy.deepcopy(model) for model in (before, after)]
-    times: dict[tuple[int, bool], list[float]] = {}
-    for i in range(rounds + 2):
-        for training in (True, False):
-            for which in (0, 1) if i % 2 else (1, 0):
-                taken = _once(models[which].train(training), inputs, training)
-                if i >= 2:
-                    times.setdefault((which, training), []).append(taken)
-    medians = {key: float(torch.tensor(values).median()) for key, values in times.items()}
-    ratios = [medians[0, training] / medians[1, training] for training in (True, False)]
-    return Speed(medians[1, True] * 1e3, medians[1, False] * 1e3, *ratios)
-
-
-def _once(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> float:
-    _reset(model)
-    given = tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in inputs)
-    _wait(inputs)
-    start = time.perf_counter()
-    if training:
-        sum(y.sum() for y in outputs_of(model(*given))).backward()
-    else:
-        with torch.no_grad():
-            model(*given)
-    _wait(inputs)
-    return time.perf_counter() - start
-
-
-def _wait(inputs: tuple[Any, ...]) -> None:
-    if any(isinstance(x, Tensor) and x.is_cuda for x in inputs):
-        torch.cuda.synchronize()
 
 
 def _listed(says: str, refused: dict[str, Reason]) -> str:

@@ -150,7 +150,8 @@ class OverTime(nn.Module):
         if not outputs:
             raise ValueError("x: expected at least one time step")
         stacked = _stacked(outputs)
-        return (stacked, state) if self.states else stacked
+        # Whoever follows channels would take those of all states for the network's output.
+        return (stacked, state) if self.states and not _stands_for_a_tensor(x) else stacked
 
 
 def over_time(model: nn.Module, states: bool = False) -> OverTime:
