@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -226,10 +225,14 @@ def kept_for_backward(model: nn.Module, inputs: tuple[Any, ...], reset: Callable
             sizes[storage.data_ptr()] = storage.nbytes()
         return x
 
-    given = tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in inputs)
-    with untouched(model), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        with contextlib.suppress(StopIteration):
-            held = copied(*given)  # while the graph lives, no memory is used twice
+    def given() -> tuple[Any, ...]:
+        return tuple(x.detach().clone() if isinstance(x, Tensor) else x for x in inputs)
+
+    with untouched(model), torch.enable_grad():
+        copied(*given())  # a folded network looks at its first pass twice
+        reset(copied)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            held = copied(*given())  # while the graph lives, no memory is used twice
         total = sum(sizes.values()) / 2**20
         del held
     return total

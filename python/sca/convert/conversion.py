@@ -17,7 +17,7 @@ from sca_kernels.nn.neuron import NeuronModule
 from ..structure.attach import attach_groups
 from . import norse, snntorch, spikingjelly, unknown
 from .check import Difference, compare, kept_for_backward
-from .layers import LAYERS, HeldBatchNorm, attributes_of
+from .layers import EXACT, LAYERS, HeldBatchNorm, attributes_of
 from .loops import Folded, LoopError, fold, over_time
 from .neurons import ConvertedNeuron, FusedNeuron, NorseCell, SnnTorchNeuron
 from .observe import Observed, observe
@@ -229,6 +229,8 @@ def _has_no_layers(module: nn.Module) -> bool:
 def _plan_layer(plan: _Plan, name: str, module: nn.Module) -> None:
     kind = next((kind for kind in LAYERS if isinstance(module, kind)), None)
     if kind is None or isinstance(module, LAYERS[kind][0]):
+        return
+    if kind in EXACT and type(module) is not kind:
         return
     theirs = spikingjelly.is_ours(module) and type(module).__name__ == kind.__name__
     if type(module) is not kind and not theirs and not (kind is nn.BatchNorm2d and unknown.is_batch_norm(module)):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sca_kernels import nn as snn
 
-__all__ = ["LAYERS", "FrameBatchNorm", "HeldBatchNorm", "attributes_of"]
+__all__ = ["EXACT", "LAYERS", "FrameBatchNorm", "HeldBatchNorm", "attributes_of"]
 
 
 class FrameBatchNorm(snn.ChannelBatchNorm2d):
@@ -36,8 +36,13 @@ LAYERS: dict[type[nn.Module], tuple[type[nn.Module], dict[str, Any]]] = {
     nn.Conv2d: (snn.ChannelConv2d, _CONVOLUTION),
     nn.Linear: (snn.ChannelLinear, {"in_group": None, "out_group": None, "features_per_channel": 1}),
     nn.BatchNorm2d: (FrameBatchNorm, {"group": None, "process_group": None}),
+    nn.MaxPool2d: (snn.MaxPool2d, {}),
+    nn.AvgPool2d: (snn.AvgPool2d, {}),
 }
 """torch's layer, ours, and the attributes that torch's has not."""
+
+EXACT = {nn.MaxPool2d, nn.AvgPool2d}
+"""Of these no subclass: others read sequences, ours frames."""
 
 
 def attributes_of(module: nn.Module, attributes: dict[str, Any]) -> dict[str, Any]:

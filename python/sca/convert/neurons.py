@@ -93,7 +93,7 @@ class SnnTorchNeuron(ConvertedNeuron):
             self.activity.keep()
         kept.append(out.h_seq if self.reset_delay else out.v_seq)
         for name, z in zip(held, kept, strict=True):
-            setattr(self, name, z[-1])
+            setattr(self, name, z[-1].clone())  # a view would hold all of them
         return out.spikes if self.init_hidden and not self.output else (out.spikes, *kept)
 
     def _reset_late(self, mem: Tensor) -> Tensor:
