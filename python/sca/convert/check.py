@@ -88,7 +88,12 @@ def _in_dtype(original, converted, inputs, neurons, reset, dtype, flipped, bound
     worst = {"output": 0.0, "gradients": 0.0, "buffers": 0.0}
     found: Difference | None = None
     for training in (True, False):
-        both = [_passes(model, inputs, neurons, reset, training) for model in (original, converted)]
+        both = [_passes(original, inputs, neurons, reset, training)]
+        try:
+            both.append(_passes(converted, inputs, neurons, reset, training))
+        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+            text = f"the converted network fails: {type(error).__name__}: {error}"
+            return Parity(0, 0, (), *[math.inf] * 3, "float32", None), Difference("", text)
         for before, after in zip(*both, strict=True):
             flips = 0
             for name, theirs in before.spikes.items():

@@ -17,7 +17,7 @@ from sca_kernels.nn.neuron import NeuronModule
 from ..structure.attach import attach_groups
 from . import norse, snntorch, spikingjelly, unknown
 from .check import Difference, compare, kept_for_backward
-from .layers import EXACT, LAYERS, HeldBatchNorm, attributes_of
+from .layers import EXACT, HELD, LAYERS, attributes_of
 from .loops import Folded, LoopError, fold, over_time
 from .neurons import ConvertedNeuron, FusedNeuron, NorseCell, SnnTorchNeuron
 from .observe import Observed, observe
@@ -177,7 +177,7 @@ def _plan(model: nn.Module, inputs: tuple[Any, ...], depth: str) -> _Plan:
         if name in plan.neurons:
             inside.update(module.modules())
     modules = {name: module for module, name in names.items()}
-    norms = [modules[name] for name, kind in plan.layers.items() if kind is nn.BatchNorm2d]
+    norms = [modules[name] for name, kind in plan.layers.items() if kind in HELD]
     seen = _observed(model, inputs, norms, [modules[name] for name in plan.neurons])
     for neuron, norm in seen.behind.items():
         if plan.calls[names[neuron]].kind is ConvertedNeuron and not (norm._forward_hooks or norm._forward_pre_hooks):
@@ -249,7 +249,7 @@ def _computes_weight(module: nn.Module) -> bool:
 
 
 def _without(plan: _Plan, differs: Difference) -> _Plan | None:
-    """The plan without what differs; None where that names nothing in it."""
+    """The plan without what differs; None where nothing more can be left out."""
     name = differs.name
     if name in plan.fused:  # the neuron and its batch norm by themselves
         fused = {neuron: norm for neuron, norm in plan.fused.items() if neuron != name}
@@ -258,7 +258,7 @@ def _without(plan: _Plan, differs: Difference) -> _Plan | None:
         reason = Reason("parity", differs.text, "it stays as it is")
         neurons = {other: arguments for other, arguments in plan.neurons.items() if other != name}
         return plan._replace(neurons=neurons, refused={**plan.refused, name: reason})
-    return None
+    return plan._replace(fused={}) if plan.fused else None  # it may be a batch norm that something else reads
 
 
 # ---- doing and undoing it
@@ -270,7 +270,7 @@ def _swapped(model: nn.Module, plan: _Plan) -> list[Swap]:
     swaps = []
     for name, kind in plan.layers.items():
         ours, attributes = LAYERS[kind]
-        ours = HeldBatchNorm if name in held else ours
+        ours = HELD[kind] if name in held else ours
         swaps.append(Swap(modules[name], (ours,), attributes_of(modules[name], attributes)))
     for name, arguments in plan.neurons.items():
         named = dict(arguments)

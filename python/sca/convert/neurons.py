@@ -14,10 +14,8 @@ from torch import Tensor
 
 from sca_kernels import functional as F
 from sca_kernels import nn as snn
-from sca_kernels.nn.batch_norm import NeuronBehindNorm
+from sca_kernels.nn.batch_norm import NeuronBehindNorm, Normalisation
 from sca_kernels.nn.neuron import NeuronModule
-
-from .layers import HeldBatchNorm
 
 __all__ = ["ConvertedNeuron", "FusedNeuron", "NorseCell", "SnnTorchNeuron"]
 
@@ -157,8 +155,8 @@ class FusedNeuron(NeuronBehindNorm):
         norm: a tuple of the batch norm, which would be a child otherwise.
     """
 
-    norm: tuple[HeldBatchNorm]
+    norm: tuple[Normalisation]
 
     @property
-    def normalisation(self) -> HeldBatchNorm:
+    def normalisation(self) -> Normalisation:
         return self.norm[0]

@@ -97,8 +97,18 @@ class _Reads(TorchFunctionMode):
         where = x.untyped_storage().data_ptr()
         for output, by in self.made.values():
             if output.untyped_storage().data_ptr() == where:
-                whole = x.numel() == output.numel() and isinstance(reader, nn.Module)
-                by.add(reader if whole or not isinstance(reader, nn.Module) else ("a part", reader))
+                split = isinstance(reader, nn.Module) and not _keeps_channels(output, x)
+                by.add(("otherwise", reader) if split else reader)
+
+
+def _keeps_channels(output: Tensor, x: Tensor) -> bool:
+    """Whether a batch norm's output is read whole, with its channels and what is behind them in their places: as
+    [T, N, C, *S], or one step of that, of frames [M, C, *S] or a sequence."""
+    for dim in (1, 2):
+        for at in (1, 2):
+            if x.dim() > at and output.dim() > dim and x.shape[at:] == output.shape[dim:]:
+                return x.numel() == output.numel()
+    return False
 
 
 def _are_spikes(output: Tensor, x: Tensor) -> bool:
