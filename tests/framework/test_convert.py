@@ -12,7 +12,6 @@ from sca.convert import ConversionError
 from sca.structure.attach import attach_groups
 from tests.framework.foreign import NETS
 
-IN_ONE_CALL = {name: net for name, net in NETS.items() if net.time not in ("single", "N>loop", "TN>loop")}
 SPIKINGJELLY = {name: net for name, net in NETS.items() if name.startswith("sj_") and not net.refused}
 
 
@@ -305,11 +304,11 @@ def test_a_network_of_torchs_own_layers_gets_channel_layers():
     torch.testing.assert_close(converted.eval()(x), model.eval()(x))
 
 
-RESEARCH = ("old_sew_cifar10dvs", "tet_vggsnn", "nda_vgg11")
+RESEARCH = ("old_sew_cifar10dvs", "old_charges", "tet_vggsnn", "nda_vgg11", "norse_multi_step")
 
 
 @pytest.mark.parametrize("name", RESEARCH)
-def test_neurons_of_unknown_code_are_found_by_probing(name):
+def test_networks_over_all_steps_of_other_code_are_converted_whole(name):
     net, model = built(name)
     converted, report = sca.convert(model, net.example())
     assert {row.name for row in report.converted} >= names_of(model, net.convertible + net.layers)

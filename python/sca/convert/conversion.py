@@ -19,7 +19,7 @@ from . import norse, snntorch, spikingjelly, unknown
 from .check import Difference, compare, kept_for_backward
 from .layers import EXACT, HELD, LAYERS, attributes_of
 from .loops import Folded, LoopError, fold, over_time
-from .neurons import ConvertedNeuron, FusedNeuron, NorseCell, SnnTorchNeuron
+from .neurons import ConvertedNeuron, FusedNeuron, NorseCell, NorseSequence, SnnTorchNeuron
 from .observe import Observed, observe
 from .report import ConversionError, ConversionReport, Converted, Reason
 from .states import forget_caches, reset_states
@@ -202,7 +202,10 @@ def _plan_neuron(plan: _Plan, name: str, module: nn.Module, seen: Observed) -> b
     for library, call in (
         (spikingjelly, _Call(ConvertedNeuron, spikingjelly.time_of(module), True)),
         (snntorch, _Call(SnnTorchNeuron, "single", False)),
-        (norse, _Call(NorseCell, "single", False)),
+        (
+            norse,
+            _Call(NorseSequence, "TN", False) if norse.takes_all_steps(module) else _Call(NorseCell, "single", False),
+        ),
     ):
         found = library.neuron_of(module)
         if isinstance(found, dict):
@@ -282,7 +285,7 @@ def _swapped(model: nn.Module, plan: _Plan) -> list[Swap]:
         # theirs, where they have the same: their users change it
         theirs = ("v_threshold", "store_v_seq") if lies is None else ()
         attributes = {k: v for k, v in own_attributes(template).items() if k not in theirs} | {"time": lies}
-        if mixin is NorseCell:
+        if issubclass(mixin, NorseCell):
             attributes["synapse_rate"] = synapse
         kinds: tuple[type, ...] = (mixin, kind)
         if name in plan.fused:

@@ -17,7 +17,7 @@ from sca_kernels import nn as snn
 from sca_kernels.nn.batch_norm import NeuronBehindNorm, Normalisation
 from sca_kernels.nn.neuron import NeuronModule
 
-__all__ = ["ConvertedNeuron", "FusedNeuron", "NorseCell", "SnnTorchNeuron"]
+__all__ = ["ConvertedNeuron", "FusedNeuron", "NorseCell", "NorseSequence", "SnnTorchNeuron"]
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +146,17 @@ class NorseCell(ConvertedNeuron):
 
     def channel_dim(self, x: Tensor) -> int:
         return 1
+
+
+class NorseSequence(NorseCell):
+    """A neuron of norse over all steps [T, N, ...]: (spikes, last state)."""
+
+    def forward(self, input_tensor: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        spikes, states = self.all_steps(input_tensor, *(() if state is None else (state,)))
+        return spikes, type(states)(*(z[-1] for z in states))
+
+    def channel_dim(self, x: Tensor) -> int:
+        return 2
 
 
 class FusedNeuron(NeuronBehindNorm):

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from .probing import probe_surrogate, slope_of
 from .report import Reason
 
-__all__ = ["neuron_of"]
+__all__ = ["neuron_of", "takes_all_steps"]
 
 _PACKAGE = "norse."
 CELLS = ("LIFBoxCell", "LIFCell", "IAFCell")
+SEQUENCES = ("LIF", "IAF")
+"""Neurons that take all steps."""
 
 
 def neuron_of(module: nn.Module) -> dict[str, Any] | Reason | None:
@@ -23,8 +25,10 @@ def neuron_of(module: nn.Module) -> dict[str, Any] | Reason | None:
     if not type(module).__module__.startswith(_PACKAGE) or not hasattr(module, "p") or not hasattr(module, "dt"):
         return None
     name = type(module).__name__
-    if name not in CELLS:
-        return _stays("class", f"{name} is none of {', '.join(CELLS)}")
+    if name not in (*CELLS, *SEQUENCES):
+        return _stays("class", f"{name} is none of {', '.join((*CELLS, *SEQUENCES))}")
+    if getattr(module, "record_states", False):
+        return _stays("option", "it has record_states")
     p, dt = module.p, float(module.dt)
     reset = getattr(p, "reset_method", None)
     if reset is not None and getattr(reset, "__name__", "") != "reset_value":
@@ -37,18 +41,23 @@ def neuron_of(module: nn.Module) -> dict[str, Any] | Reason | None:
             "surrogate",
             f"its method {p.method!r} is none of ours (the nearest, {fit.best}, is off by {fit.residual:.2g})",
         )
-    arguments: dict[str, Any] = {"neuron": "if" if name == "IAFCell" else "lif"}
+    arguments: dict[str, Any] = {"neuron": "if" if name.startswith("IAF") else "lif"}
     arguments |= {
         "v_threshold": _number(p.v_th),
         "v_reset": _number(p.v_reset),
         "fire": ">",
         "surrogate": fit.surrogate,
     }
-    if name != "IAFCell":
+    if not name.startswith("IAF"):
         arguments |= {"rate": dt * _number(p.tau_mem_inv), "v_rest": _number(p.v_leak)}
-    if name == "LIFCell":
+    if name in ("LIFCell", "LIF"):
         arguments["synapse"] = dt * _number(p.tau_syn_inv)
     return arguments
+
+
+def takes_all_steps(module: nn.Module) -> bool:
+    """Whether a neuron takes [T, N, ...]."""
+    return type(module).__name__ in SEQUENCES
 
 
 def _number(p: Tensor | float) -> float:

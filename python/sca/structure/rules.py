@@ -387,6 +387,7 @@ _RULES: dict[str, Rule] = {
     "ConvertedNeuron": _carries,
     "SnnTorchNeuron": _carries,
     "NorseCell": _carries,
+    "NorseSequence": _carries,
     "FrameBatchNorm": _carries,
     "FrameBatchNorm1d": _carries,
     "_Held": _carries,
