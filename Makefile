@@ -66,9 +66,9 @@ $(VENV)/.build: $(VENV)/.tools $(NATIVE)
 	PYTHONWARNINGS=ignore $(PIP) install -c constraints.txt --no-build-isolation -e '.[train,test]'
 	@touch $@
 
-# SpikingJelly's own requirements hold a torchvision that has no CPU build, tonic's hold librosa: none of what is measured
-# imports these.
+# SpikingJelly's and norse's own requirements hold a torchvision that has no CPU build, tonic's hold librosa: none of what
+# is measured imports these.
 $(VENV)/.peers: $(VENV)/.build benchmarks/requirements.txt
 	$(PIP) install -c constraints.txt -r benchmarks/requirements.txt
-	$(PIP) install -c constraints.txt --no-deps spikingjelly tonic
+	$(PIP) install -c constraints.txt --no-deps spikingjelly norse tonic
 	@touch $@

@@ -2,6 +2,7 @@
 
 import copy
 import fnmatch
+import importlib
 import io
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import sca
 from sca.convert import ConversionError
 from sca.structure.attach import attach_groups
+from sca_kernels import nn as snn
 from tests.framework.foreign import NETS
 
 SPIKINGJELLY = {name: net for name, net in NETS.items() if name.startswith("sj_") and not net.refused}
@@ -240,8 +242,7 @@ def test_a_second_conversion_finds_nothing_to_do():
         sca.convert(converted, x)
 
 
-def test_what_is_not_the_same_is_put_back_and_named(monkeypatch):
-    model, x = small()
+def with_another_leak(monkeypatch):
     from sca.convert import spikingjelly
 
     found = spikingjelly.neuron_of
@@ -253,12 +254,121 @@ def test_what_is_not_the_same_is_put_back_and_named(monkeypatch):
         return arguments
 
     monkeypatch.setattr(spikingjelly, "neuron_of", other)
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_what_is_not_the_same_alone_stays_even_where_it_never_fires(monkeypatch, is_silent):
+    model, x = small()
+    if is_silent:
+        model[2].v_threshold = 1e4
+    with_another_leak(monkeypatch)
+    converted, report = sca.convert(model, x)
+    assert report.refused["2"].kind == "parity"
+    assert "alone, on random currents" in report.refused["2"].text
+    assert "spikes differ" in report.refused["2"].text
+    assert "first at step" in report.refused["2"].text
+    assert type(converted[2]) is type(model[2])
+    assert {row.name for row in report.converted} == {"0", "1", "4", "5", "6", "8"}
+
+
+def test_a_silent_neuron_is_converted_and_named():
+    model, x = small()
+    model[2].v_threshold = 1e4
+    _, report = sca.convert(model, x)
+    assert "2" in report.parity.untested
+    assert "compared alone, not by this example: 2" in str(report)
+    assert {row.name for row in report.converted} >= {"2", "6"}
+
+
+def test_what_is_not_the_same_in_the_network_is_put_back_and_named(monkeypatch):
+    model, x = small()
+    with_another_leak(monkeypatch)
+    monkeypatch.setattr(importlib.import_module("sca.convert.conversion"), "difference_alone", lambda *_: "")
     converted, report = sca.convert(model, x)
     assert report.refused["2"].kind == "parity"
     assert "spikes differ" in report.refused["2"].text
     assert "first at step" in report.refused["2"].text
     assert type(converted[2]) is type(model[2])
     assert {row.name for row in report.converted} == {"0", "1", "4", "5", "6", "8"}
+
+
+def test_where_nothing_more_can_be_put_back_all_is_as_it_was(monkeypatch):
+    from sca.convert import check
+
+    model, x = small()
+    kinds = [type(module) for module in model.modules()]
+    told = check.Difference("4", "outputs differ by 0.5 of the largest value (at most 1e-05)")
+    compare = check.compare
+    conversion = importlib.import_module("sca.convert.conversion")
+    monkeypatch.setattr(conversion, "compare", lambda *arguments: (compare(*arguments)[0], told))
+    with pytest.raises(ConversionError, match=r"4: outputs differ by 0\.5"):
+        sca.convert(model, x, inplace=True)
+    assert [type(module) for module in model.modules()] == kinds
+    model(x)
+
+
+def test_half_of_a_network_may_be_ours_already():
+    model, x = small()
+    model[2] = snn.LIF(stateful=False)
+    model[0] = snn.ChannelConv2d(2, 16, 3, padding=1, bias=False)
+    theirs = torch.nn.Sequential(OverFrames(model[0]), *model[1:])
+    converted, report = sca.convert(theirs, x)
+    assert {row.name for row in report.converted} == {"1", "4", "5", "6", "8"}
+    torch.testing.assert_close(converted(x), theirs(x))
+
+
+class OverFrames(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def test_hooks_go_on_to_be_called():
+    model, x = small()
+    seen = []
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda module, inputs, output, name=name: seen.append(name))
+    model(x)
+    before, seen[:] = list(seen), []
+    converted, _ = sca.convert(model, x, inplace=True)
+    seen.clear()
+    converted(x)
+    assert seen == before
+
+
+def test_a_converted_network_trains_under_distributed_data_parallel(tmp_path):
+    model, x = small()
+    converted, _ = sca.convert(model, x)
+    alone = copy.deepcopy(converted)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(converted)
+        for network in (wrapped, alone):
+            network(x).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for (name, p), q in zip(converted.named_parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+def test_a_network_in_bfloat16_is_converted():
+    model, x = small()
+    converted, _ = sca.convert(model, x)
+    y = converted.bfloat16()(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in converted.parameters())
+
+
+def test_inference_mode_gives_the_same():
+    model, x = small()
+    converted, _ = sca.convert(model.eval(), x)
+    with torch.inference_mode():
+        y = converted(x)
+    assert torch.equal(y, sca.convert(model, x)[0](x))
 
 
 def test_the_report_is_a_table_and_plain_values():

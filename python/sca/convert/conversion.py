@@ -16,6 +16,7 @@ from sca_kernels.nn.neuron import NeuronModule
 
 from ..structure.attach import attach_groups
 from . import norse, snntorch, spikingjelly, unknown
+from .alone import difference_alone
 from .check import Difference, compare, kept_for_backward
 from .layers import EXACT, HELD, LAYERS, attributes_of
 from .loops import Folded, LoopError, fold, over_time
@@ -34,11 +35,17 @@ _FUSED_NAMES = {"if": "BatchNormIF", "lif": "BatchNormLIF", "plif": "BatchNormPL
 
 
 class _Call(NamedTuple):
-    """What stands in front of a neuron's class, and how it is called, see :class:`ConvertedNeuron`."""
+    """What stands in front of a neuron's class, and how it is called, see :class:`ConvertedNeuron`; ``exact``: whether
+    its equation rounds as ours does."""
 
     kind: type[ConvertedNeuron]
     time: str | None
     stateful: bool
+    exact: bool = True
+
+    def lies(self, module: nn.Module) -> str:
+        """How the module's input lies now."""
+        return self.time or ("TN" if module.step_mode == "m" else "single")
 
 
 class _Plan(NamedTuple):
@@ -177,6 +184,11 @@ def _plan(model: nn.Module, inputs: tuple[Any, ...], depth: str) -> _Plan:
         if name in plan.neurons:
             inside.update(module.modules())
     modules = {name: module for module, name in names.items()}
+    for name in list(plan.neurons):
+        module = modules[name]
+        if text := _difference_alone(plan, name, module, seen.ranks.get(module, 2)):
+            plan.refused[name] = Reason("parity", text)
+            del plan.neurons[name], plan.calls[name]
     norms = [modules[name] for name, kind in plan.layers.items() if kind in HELD]
     seen = _observed(model, inputs, norms, [modules[name] for name in plan.neurons])
     for neuron, norm in seen.behind.items():
@@ -216,13 +228,21 @@ def _plan_neuron(plan: _Plan, name: str, module: nn.Module, seen: Observed) -> b
     spikes = name and module in seen.spiking and not type(module).__module__.startswith("torch.nn.")
     probed = unknown.neuron_of(module, seen.spiking[module]) if spikes and _has_no_layers(module) else None
     if isinstance(probed, unknown.Unknown):
-        call = _Call(ConvertedNeuron, probed.time, probed.keeps_state)
+        call = _Call(ConvertedNeuron, probed.time, probed.keeps_state, probed.exact)
         plan.neurons[name], plan.calls[name] = probed.arguments, call
         return True
     reason = probed if found is None or (probed is not None and found.kind == "class") else found
     if reason is not None:
         plan.refused[name] = reason
     return reason is not None
+
+
+def _difference_alone(plan: _Plan, name: str, module: nn.Module, rank: int) -> str:
+    call, arguments = plan.calls[name], plan.neurons[name]
+    theirs, ours = copy.deepcopy(module), copy.deepcopy(module)
+    _swapped_neuron(ours, arguments, call, None)
+    time, threshold = call.lies(module), float(arguments["v_threshold"])
+    return difference_alone(theirs, ours, time, rank + (time == "single"), threshold, not call.exact)
 
 
 def _has_no_layers(module: nn.Module) -> bool:
@@ -238,7 +258,7 @@ def _plan_layer(plan: _Plan, name: str, module: nn.Module) -> None:
     theirs = spikingjelly.is_ours(module) and type(module).__name__ == kind.__name__
     if type(module) is not kind and not theirs and not (kind is nn.BatchNorm2d and unknown.is_batch_norm(module)):
         text = f"{type(module).__name__} is a subclass of {kind.__name__} with code of its own"
-        plan.refused[name] = Reason("layer", text, "it stays as it is")
+        plan.refused[name] = Reason("layer", text)
         return
     if nn.utils.parametrize.is_parametrized(module) or _computes_weight(module):
         text = "its weight is computed in each pass"
@@ -258,7 +278,7 @@ def _without(plan: _Plan, differs: Difference) -> _Plan | None:
         fused = {neuron: norm for neuron, norm in plan.fused.items() if neuron != name}
         return plan._replace(fused=fused)
     if name in plan.neurons:
-        reason = Reason("parity", differs.text, "it stays as it is")
+        reason = Reason("parity", differs.text)
         neurons = {other: arguments for other, arguments in plan.neurons.items() if other != name}
         return plan._replace(neurons=neurons, refused={**plan.refused, name: reason})
     return plan._replace(fused={}) if plan.fused else None  # it may be a batch norm that something else reads
@@ -275,24 +295,27 @@ def _swapped(model: nn.Module, plan: _Plan) -> list[Swap]:
         ours, attributes = LAYERS[kind]
         ours = HELD[kind] if name in held else ours
         swaps.append(Swap(modules[name], (ours,), attributes_of(modules[name], attributes)))
-    for name, arguments in plan.neurons.items():
-        named = dict(arguments)
-        kind = _OURS[named.pop("neuron")]
-        module = modules[name]
-        mixin, lies, stateful = plan.calls[name]
-        synapse = named.pop("synapse", None)
-        template = kind(**named, stateful=stateful)
-        # theirs, where they have the same: their users change it
-        theirs = ("v_threshold", "store_v_seq") if lies is None else ()
-        attributes = {k: v for k, v in own_attributes(template).items() if k not in theirs} | {"time": lies}
-        if issubclass(mixin, NorseCell):
-            attributes["synapse_rate"] = synapse
-        kinds: tuple[type, ...] = (mixin, kind)
-        if name in plan.fused:
-            attributes["norm"] = (modules[plan.fused[name]],)
-            kinds = (mixin, FusedNeuron, kind)
-        swaps.append(Swap(module, kinds, attributes, spikingjelly.swapped_state()))
+    for name in plan.neurons:
+        norm = modules[plan.fused[name]] if name in plan.fused else None
+        swaps.append(_swapped_neuron(modules[name], plan.neurons[name], plan.calls[name], norm))
     return swaps
+
+
+def _swapped_neuron(module: nn.Module, arguments: dict[str, Any], call: _Call, norm: nn.Module | None) -> Swap:
+    named = dict(arguments)
+    kind = _OURS[named.pop("neuron")]
+    synapse = named.pop("synapse", None)
+    template = kind(**named, stateful=call.stateful)
+    # theirs, where they have the same: their users change it
+    theirs = ("v_threshold", "store_v_seq") if call.time is None else ()
+    attributes = {k: v for k, v in own_attributes(template).items() if k not in theirs} | {"time": call.time}
+    if issubclass(call.kind, NorseCell):
+        attributes["synapse_rate"] = synapse
+    kinds: tuple[type, ...] = (call.kind, kind)
+    if norm is not None:
+        attributes["norm"] = (norm,)
+        kinds = (call.kind, FusedNeuron, kind)
+    return Swap(module, kinds, attributes, spikingjelly.swapped_state())
 
 
 def _undo(swaps: list[Swap]) -> None:
@@ -349,7 +372,8 @@ def _rows(plan: _Plan, names: dict[nn.Module, str]) -> Iterator[Converted]:
             kind = arguments.pop("neuron")
             fused = plan.fused.get(name, "")
             now = _FUSED_NAMES[kind] if fused else _OURS[kind].__name__
-            told = ", ".join(f"{key}={_told(value)}" for key, value in arguments.items())
+            told = ", ".join(f"{key}={_told(value)}" for key, value in arguments.items() if value is not None)
+            told += "" if plan.calls[name].exact else "; it rounds elsewhere"
             yield Converted(name, type(module).__name__, now, told, fused)
 
 
@@ -366,7 +390,7 @@ def _told(value: Any) -> str:
 def _time(model: nn.Module, plan: _Plan) -> str:
     modules, found = dict(model.named_modules()), set()
     for name, call in plan.calls.items():
-        found.add(call.time or ("TN" if modules[name].step_mode == "m" else "single"))
+        found.add(call.lies(modules[name]))
     return ", ".join(sorted(found))
 
 

@@ -26,18 +26,18 @@ def neuron_of(module: nn.Module) -> dict[str, Any] | Reason | None:
         return None
     name = type(module).__name__
     if name not in (*CELLS, *SEQUENCES):
-        return _stays("class", f"{name} is none of {', '.join((*CELLS, *SEQUENCES))}")
+        return Reason("class", f"{name} is none of {', '.join((*CELLS, *SEQUENCES))}")
     if getattr(module, "record_states", False):
-        return _stays("option", "it has record_states")
+        return Reason("option", "it has record_states")
     p, dt = module.p, float(module.dt)
     reset = getattr(p, "reset_method", None)
     if reset is not None and getattr(reset, "__name__", "") != "reset_value":
-        return _stays("option", f"its reset_method is {getattr(reset, '__name__', reset)}")
+        return Reason("option", f"its reset_method is {getattr(reset, '__name__', reset)}")
     threshold = importlib.import_module("norse.torch.functional.threshold").threshold
     alpha = torch.as_tensor(float(p.alpha))
     fit = probe_surrogate(slope_of(lambda u: threshold(u, p.method, alpha)))
     if fit.surrogate is None or fit.fire != ">":
-        return _stays(
+        return Reason(
             "surrogate",
             f"its method {p.method!r} is none of ours (the nearest, {fit.best}, is off by {fit.residual:.2g})",
         )
@@ -62,7 +62,3 @@ def takes_all_steps(module: nn.Module) -> bool:
 
 def _number(p: Tensor | float) -> float:
     return float(p.detach()) if isinstance(p, Tensor) else float(p)
-
-
-def _stays(kind: str, text: str) -> Reason:
-    return Reason(kind, text, "it stays as it is")

@@ -24,17 +24,21 @@ _VIEWS = {
 class Observed:
     """Attributes:
     calls: how often each module ran.
+    ranks: of the tensor that each was called with first.
     spiking: the input of modules whose output had its shape, and held zeros and ones.
     behind: the batch norm whose output, and nothing else of it, a neuron alone has read.
     """
 
     def __init__(self) -> None:
         self.calls: dict[nn.Module, int] = {}
+        self.ranks: dict[nn.Module, int] = {}
         self.spiking: dict[nn.Module, Tensor] = {}
         self.behind: dict[nn.Module, nn.Module] = {}
 
 
-def observe(model: nn.Module, inputs: tuple[Any, ...], norms: Iterable[nn.Module], neurons: Iterable[nn.Module]):
+def observe(
+    model: nn.Module, inputs: tuple[Any, ...], norms: Iterable[nn.Module], neurons: Iterable[nn.Module]
+) -> Observed:
     """Run the model once, in the mode it is in, and leave it as it was; what it runs with, see :class:`Observed`."""
     found, norms, neurons = Observed(), set(norms), set(neurons)
     mode = _Reads(norms, neurons, found)
@@ -70,6 +74,8 @@ class _Reads(TorchFunctionMode):
     def enter(self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         self.found.calls[module] = self.found.calls.get(module, 0) + 1
         first = next((x for x in (*arguments, *named.values()) if isinstance(x, Tensor)), None)
+        if first is not None:
+            self.found.ranks.setdefault(module, first.dim())
         if module in self.neurons and not self._inside:
             self._note(first, module)
             self.readers[module] = self.readers.get(module, 0) + 1

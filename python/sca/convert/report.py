@@ -21,7 +21,7 @@ class Reason(NamedTuple):
 
     kind: str
     text: str
-    remedy: str
+    remedy: str = "it stays as it is"
 
     def __str__(self) -> str:
         return f"{self.text}; {self.remedy}"
@@ -50,7 +50,8 @@ class Parity(NamedTuple):
     Attributes:
         spikes: of all converted neurons, compared one by one.
         differ: of these, those that differ.
-        untested: converted neurons that never or always fired in these passes; they were compared alone.
+        untested: converted neurons that never or always fired in these passes: what is known of them is that they are
+            the original alone, which each neuron is compared with before.
         output, gradients, buffers: largest difference, relative to the largest value.
         dtype: that the passes ran in.
         exact: the same in float64, spikes, outputs and gradients: the largest difference; None where the original does
@@ -147,5 +148,5 @@ def _parity_lines(parity: Parity) -> list[str]:
     lines = [f"parity: {compared}outputs by {parity.output:.1e}, gradients by {parity.gradients:.1e}{exact}"]
     if parity.untested:
         silent = ", ".join(parity.untested)
-        lines.append(f"not told by this example: {silent} never fired, or always; give one in which they do")
+        lines.append(f"compared alone, not by this example: {silent} never fired in it, or always")
     return lines

@@ -33,32 +33,32 @@ def neuron_of(module: nn.Module) -> dict[str, Any] | Reason | None:
         return None
     name = type(module).__name__
     if name not in ("Leaky", "Synaptic") or not type(module).__module__.startswith(_PACKAGE):
-        return _stays("class", f"{name} is neither Leaky nor Synaptic")
+        return Reason("class", f"{name} is neither Leaky nor Synaptic")
     learned = [p for p in ("beta", "alpha", "threshold", "graded_spikes_factor") if p in module._parameters]
     if learned:
-        return _stays("option", f"its {learned[0]} is learned")
+        return Reason("option", f"its {learned[0]} is learned")
     for option in ("inhibition", "state_quant", "surrogate_disable"):
         if getattr(module, option, False):
-            return _stays("option", f"it has {option}")
+            return Reason("option", f"it has {option}")
     if any(getattr(module, p).numel() != 1 for p in ("beta", "threshold")):
-        return _stays("option", "its beta or threshold is one per element")
+        return Reason("option", "its beta or threshold is one per element")
     if float(module.graded_spikes_factor) != 1:
-        return _stays("option", "its spikes are graded")
+        return Reason("option", "its spikes are graded")
     reset = _RESETS.get(getattr(module.state_function, "__name__", ""), "")
     if reset != module.reset_mechanism:
-        return _stays("option", f"its reset_mechanism is {module.reset_mechanism!r}, what runs is {reset!r}")
+        return Reason("option", f"its reset_mechanism is {module.reset_mechanism!r}, what runs is {reset!r}")
     if not module.reset_delay and reset == "subtract":
-        return _stays("option", "reset_delay=False carries spikes over to the next step; only reset to zero does not")
+        return Reason("option", "reset_delay=False carries spikes over to the next step; only reset to zero does not")
     if name == "Synaptic" and reset == "zero":
-        return _stays("option", "its reset to zero loses the input of the step behind a spike")
+        return Reason("option", "its reset to zero loses the input of the step behind a spike")
     fit = probe_surrogate(slope_of(module.spike_grad))
     if fit.surrogate is None or fit.fire != ">":
-        return _stays(
+        return Reason(
             "surrogate", f"its surrogate is none of ours (the nearest, {fit.best}, is off by {fit.residual:.2g})"
         )
     beta, threshold = float(module.beta.clamp(0, 1)), float(module.threshold)
     if reset == "subtract" and not beta:
-        return _stays("option", "its beta is 0, which keeps nothing to subtract from")
+        return Reason("option", "its beta is 0, which keeps nothing to subtract from")
     subtracted = {"subtract": threshold / beta if beta else 0.0, "none": 0.0, "zero": None}[reset]
     return {
         "neuron": "lif",
@@ -78,7 +78,3 @@ def keep_resettable(module: nn.Module) -> None:
     known = getattr(type(module), "instances", None)
     if known is not None and not any(other is module for other in known):
         known.append(module)
-
-
-def _stays(kind: str, text: str) -> Reason:
-    return Reason(kind, text, "it stays as it is")

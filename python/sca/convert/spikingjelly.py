@@ -55,7 +55,7 @@ def neuron_of(module: nn.Module) -> dict[str, Any] | Reason | None:
     if not known or not is_ours(module):
         kind = next((kind.__name__ for kind in type(module).__mro__[1:] if kind.__name__ in NEURONS), "")
         like = f"a subclass of {kind} with code of its own" if kind else "none of IFNode, LIFNode, ParametricLIFNode"
-        return Reason("class", f"it is {like}", "it stays as it is")
+        return Reason("class", f"it is {like}")
     surrogate = _surrogate_of(module)
     if isinstance(surrogate, Reason):
         return surrogate

@@ -38,24 +38,20 @@ def neuron_of(module: nn.Module, x: Tensor) -> Unknown | Reason | None:
     It is run on copies, and left as it is.
     """
     if any(True for _ in module.parameters()):
-        return _stays(f"{type(module).__name__} has parameters of its own, and is not known")
+        return Reason("class", f"{type(module).__name__} has parameters of its own, and is not known")
     try:
         time, keeps_state = _how_it_is_called(module, x)
     except Exception as error:  # whatever the user's code raises
-        return _stays(f"{type(module).__name__} fails alone ({type(error).__name__}: {error})")
+        return Reason("class", f"{type(module).__name__} fails alone ({type(error).__name__}: {error})")
     if not time:
         return None
     if keeps_state and not (callable(getattr(module, "reset", None)) and hasattr(module, "v")):
-        return _stays(f"{type(module).__name__} keeps a state, and has no reset() and v")
+        return Reason("class", f"{type(module).__name__} keeps a state, and has no reset() and v")
     rank = x.dim() - (0 if time == "single" else 1)
     fit = probe_neuron(_runner(module, time), (2, 3, *[1] * (rank - 2))[:rank])
     if fit.arguments is None:
-        return _stays(f"{type(module).__name__}, run alone, is none of our neurons: {fit.reason}")
+        return Reason("class", f"{type(module).__name__}, run alone, is none of our neurons: {fit.reason}")
     return Unknown(fit.arguments, time, keeps_state, fit.exact)
-
-
-def _stays(text: str) -> Reason:
-    return Reason("class", text, "it stays as it is")
 
 
 def is_batch_norm(module: nn.BatchNorm2d) -> bool:
