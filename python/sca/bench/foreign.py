@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ..convert import ConversionError, convert
-from ..convert.timing import seconds_of
+from ..convert.timing import compared_speed
 from ..files import write_whole
 from ..pictures import LIGHT, drawing, png
 from ..structure import attach_groups, compact
@@ -163,24 +162,26 @@ def _row(name: str, network: ForeignNetwork, told: Callable[[str], None]) -> dic
         "gradients": report.parity.gradients,
         "memory": report.memory,
         **report.speed._asdict(),
+        "channels_last": report.channels_last is not None,
         "refused": {place: str(reason) for place, reason in report.refused.items()},
     }
-    return row | _pruned(converted, x, report.speed.training * report.speed.training_ratio)
+    pruned = _pruned(converted, x)
+    row["pruned_training_ratio"] = pruned and pruned * report.speed.training_ratio
+    return row
 
 
-def _pruned(converted: nn.Module, x: Tensor, original: float) -> dict[str, Any]:
-    """A training step of the converted network with some of its channels, against the original's time in ms."""
+def _pruned(converted: nn.Module, x: Tensor) -> float | None:
+    """How often a training step with some of the channels fits into one of the converted network; None where no channel
+    can be pruned."""
     whole = copy.deepcopy(converted)
     try:
         attach_groups(whole, x)
     except ValueError:  # nothing in it can be pruned
-        return {"pruned_training_ratio": None}
+        return None
     for members in find_groups(whole).values():
         if members.group.prunable:
             members.group.set_active(range(max(1, round(KEPT * members.group.num_channels))))
-    small = compact(whole)
-    taken = [seconds_of(small, (x,), training=True) for _ in range(9)][2:]
-    return {"pruned_training_ratio": original / (1e3 * statistics.median(taken))}
+    return compared_speed(converted, compact(whole), (x,)).training_ratio
 
 
 def table_of_foreign(rows: list[dict[str, Any]]) -> Table:

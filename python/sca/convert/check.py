@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,8 @@ FLIPPED = 1e-4
 """The share of spikes that rounding may flip where layers are ours, too: their sums have another order."""
 _FLOAT32, _FLOAT64 = 1e-5, 1e-9
 """Largest difference, relative to the largest value, of outputs and gradients."""
+_ROUNDING = 1e-3
+"""Largest difference in float32 that float64 may tell to be rounding."""
 
 
 class Difference(NamedTuple):
@@ -46,7 +48,7 @@ def compare(
     original: nn.Module,
     converted: nn.Module,
     inputs: tuple[Any, ...],
-    neurons: Mapping[str, nn.Module],
+    neurons: Iterable[str],
     reset: Callable[[nn.Module], None],
     same_layers: bool,
     unheard: bool = False,
@@ -55,13 +57,13 @@ def compare(
 
     Args:
         original, converted: are left as they were; of both, copies run.
-        neurons: those of the converted network by name; the original's have the same names.
+        neurons: names of the converted ones.
         reset: forgets the states of a network.
         same_layers: whether layers and roundings are the original's: then spikes must be the same in float32.
         unheard: whether the converted neurons' hooks are not called, so that outputs alone can be compared.
     """
     flipped = 0.0 if same_layers else FLIPPED
-    neurons = {} if unheard else neurons
+    neurons = () if unheard else tuple(neurons)
     parity, found = _in_dtype(original, converted, inputs, neurons, reset, None, flipped, _FLOAT32)
     exact = None
     try:
@@ -82,7 +84,16 @@ def compare(
     return parity._replace(exact=exact), found
 
 
-def _in_dtype(original, converted, inputs, neurons, reset, dtype, flipped, bound) -> tuple[Parity, Difference | None]:
+def _in_dtype(
+    original: nn.Module,
+    converted: nn.Module,
+    inputs: tuple[Any, ...],
+    neurons: Iterable[str],
+    reset: Callable[[nn.Module], None],
+    dtype: torch.dtype | None,
+    flipped: float,
+    bound: float,
+) -> tuple[Parity, Difference | None]:
     spikes = differ = 0
     silent = dict.fromkeys(neurons, True)
     worst = {"output": 0.0, "gradients": 0.0, "buffers": 0.0}
@@ -119,9 +130,8 @@ def _in_dtype(original, converted, inputs, neurons, reset, dtype, flipped, bound
                 key = "output" if kind == "outputs" else kind
                 worst[key] = max(worst[key], off)
                 if not off <= bound and found is None:
-                    found = Difference(
-                        str(name), f"{kind} differ by {off:.1e} of the largest value (at most {bound:g})"
-                    )
+                    text = f"{kind} differ by {off:.1e} of the largest value (at most {bound:g})"
+                    found = Difference(str(name), text, is_rounding=off <= _ROUNDING)
     quiet = tuple(name for name, is_silent in silent.items() if is_silent)
     return Parity(
         spikes, differ, quiet, *worst.values(), str(dtype or torch.float32).removeprefix("torch."), None
@@ -151,7 +161,13 @@ def _largest(before: Any, after: Any) -> tuple[float, Any]:
     return worst, where
 
 
-def _passes(model, inputs, neurons, reset, training: bool) -> list[_Pass]:
+def _passes(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    neurons: Iterable[str],
+    reset: Callable[[nn.Module], None],
+    training: bool,
+) -> list[_Pass]:
     """Three passes of a copy: a first one, one without a reset before, one with."""
     copied = copy.deepcopy(model).train(training)
     reset(copied)

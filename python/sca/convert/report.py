@@ -85,7 +85,9 @@ class ConversionReport:
         converted: every module that was, in the order of the model.
         refused: by name, why a module that could have been was not.
         time: how its activations lie: "TN" (time first), "single" (one step a call).
-        parity: see :class:`Parity`.
+        parity: see :class:`Parity`; with the weights' layout as it was.
+        channels_last: the same with convolutions' weights in channels_last, where sums have another order, if that is
+            what they were left in, because it is faster; None: they have the layout that they had.
         state_dict_equal: whether keys, shapes and values of the state_dict are the original's.
         prunable: how many groups of channels can be pruned, of how many, and the channels in them.
         memory: MiB that a training pass keeps for its backward pass, before and after.
@@ -96,6 +98,7 @@ class ConversionReport:
     refused: dict[str, Reason]
     time: str
     parity: Parity | None
+    channels_last: Parity | None
     state_dict_equal: bool
     prunable: tuple[int, int, int]
     memory: tuple[float, float] | None
@@ -111,7 +114,7 @@ class ConversionReport:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         found = {name: value for name, value in vars(self).items() if name != "_revert"}
-        for name in ("parity", "speed"):
+        for name in ("parity", "channels_last", "speed"):
             found[name] = None if found[name] is None else found[name]._asdict()
         found["converted"] = [row._asdict() for row in self.converted]
         found["refused"] = {name: reason._asdict() for name, reason in self.refused.items()}
@@ -128,7 +131,9 @@ class ConversionReport:
         ]
         lines += [f"refused: {name}: {reason}" for name, reason in self.refused.items()]
         if self.parity is not None:
-            lines += _parity_lines(self.parity)
+            lines += _parity_lines("parity", self.parity)
+        if self.channels_last is not None:
+            lines += _parity_lines("weights are channels_last now", self.channels_last)[:1]
         groups, of, channels = self.prunable
         lines.append(f"prunable: {groups} of {of} groups, {channels} channels")
         if self.memory is not None:
@@ -139,13 +144,18 @@ class ConversionReport:
                 f"a training step takes {s.training:.1f} ms, the original {s.training_ratio:.2f} times that; "
                 f"inference {s.inference:.1f} ms, {s.inference_ratio:.2f} times"
             )
+            slower = [
+                name for name, ratio in (("training", s.training_ratio), ("inference", s.inference_ratio)) if ratio < 1
+            ]
+            if slower:
+                lines.append(f"slower than the original in {' and '.join(slower)}: try depth='neurons'")
         return "\n".join(lines)
 
 
-def _parity_lines(parity: Parity) -> list[str]:
+def _parity_lines(title: str, parity: Parity) -> list[str]:
     compared = f"{parity.differ} of {parity.spikes:,} spikes differ, " if parity.spikes else ""
     exact = "" if parity.exact is None else f"; in float64 {parity.exact:.1e}"
-    lines = [f"parity: {compared}outputs by {parity.output:.1e}, gradients by {parity.gradients:.1e}{exact}"]
+    lines = [f"{title}: {compared}outputs by {parity.output:.1e}, gradients by {parity.gradients:.1e}{exact}"]
     if parity.untested:
         silent = ", ".join(parity.untested)
         lines.append(f"compared alone, not by this example: {silent} never fired in it, or always")
