@@ -53,6 +53,7 @@ class _AvgPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grad.contiguous(memory_format=ctx.layout)  # of another layout, torch copies the larger result twice
         g = torch.ops.aten.avg_pool2d_backward(grad, _stand_in(ctx, grad), *ctx.geometry)
         return g, *[None] * len(ctx.geometry)
 

@@ -525,10 +525,19 @@ def test_a_network_without_a_loop_has_none_to_turn_inside_out():
     assert type(model[2]).__name__ == "LIFNode"
 
 
-def test_a_folded_network_is_pruned_and_compacted():
-    net, model = built("snntorch_conv_loop")
-    converted, report = sca.convert(model, net.example(), depth="loop")
-    assert report.prunable[0] == 2
+@pytest.mark.parametrize(
+    ("name", "layer", "groups"), [("snntorch_conv_loop", "conv1", 2), ("norse_sequential", "0", 3)]
+)
+def test_a_folded_network_is_pruned_and_compacted(name, layer, groups):
+    net, model = built(name)
+    time = {"time": "single"} if net.time == "single" else {}
+    converted, report = sca.convert(model, net.example(), depth="loop", **time)
+    assert report.prunable[0] == groups
+
+    def run(network):
+        output = network(net.example())
+        return output[0] if name.startswith("norse") else output
+
     attach_groups(converted, net.example())
     optimizer = torch.optim.SGD(converted.parameters(), lr=0.01)
     scheduler = sca.SCAScheduler(
@@ -536,10 +545,11 @@ def test_a_folded_network_is_pruned_and_compacted():
     )
     for _ in range(4):
         optimizer.zero_grad()
-        converted(net.example()).sum().backward()
+        run(converted).sum().backward()
         optimizer.step()
         scheduler.step()
     compact = sca.compact(converted)
-    assert compact.conv1.weight.shape[0] < 6
+    place = f"model.{layer}" if time else layer
+    assert compact.get_submodule(place).weight.shape[0] < model.get_submodule(layer).weight.shape[0]
     with torch.no_grad():
-        torch.testing.assert_close(compact.eval()(net.example()), converted.eval()(net.example()))
+        torch.testing.assert_close(run(compact.eval()), run(converted.eval()))

@@ -381,8 +381,8 @@ class _ByItself:
     """Runs a converted neuron over all steps, for :func:`fold`."""
 
     @staticmethod
-    def all_steps(module: nn.Module, currents: Tensor, *states: Any) -> Any:
-        return module.all_steps(currents, *states)
+    def all_steps(module: nn.Module, currents: Tensor, *states: Any, needed: tuple[str, ...] = ()) -> Any:
+        return module.all_steps(currents, *states, needed=needed)
 
 
 def _folded(model: nn.Module, inputs: tuple[Any, ...], plan: _Plan, merge_statistics: bool) -> Folded:

@@ -44,9 +44,15 @@ class ConvertedNeuron:
             return spikes.transpose(0, 1).contiguous()
         return spikes.squeeze(0) if time == "single" else spikes
 
-    def all_steps(self, currents: Tensor) -> Tensor:
-        """What T calls of one that reads a step a call return, of [T, N, ...]."""
+    def all_steps(self, currents: Tensor, *states: Any, needed: tuple[str, ...] = ()) -> Any:
+        """What T calls of one that reads a step a call return, of [T, N, ...]; ``needed``: see
+        :class:`~sca.convert.loops.StepNeuron`."""
         return super().forward(currents)
+
+    def _synapse(self, currents: Tensor, **leak: Any) -> Tensor:
+        """A current that leaks, with what comes in added: a neuron that never fires."""
+        leak |= {"decay_input": False, "v_threshold": math.inf, "backend": self.arguments.get("backend")}
+        return F.lif(currents, **leak, return_v=False, return_h_seq=True).h_seq
 
     def channel_dim(self, x: Tensor) -> int:
         """The dimension of the channels."""
@@ -73,14 +79,13 @@ class SnnTorchNeuron(ConvertedNeuron):
         output = self.all_steps(input_.unsqueeze(0), *given)
         return output.squeeze(0) if isinstance(output, Tensor) else tuple(z.squeeze(0) for z in output)
 
-    def all_steps(self, currents: Tensor, *states: Tensor) -> Any:
+    def all_steps(self, currents: Tensor, *states: Tensor, needed: tuple[str, ...] = ()) -> Any:
         held = ["syn", "mem"] if "syn" in self._buffers else ["mem"]
         before = list(states) if states else [getattr(self, name) for name in held]
         before = [z if z.shape == currents.shape[1:] else torch.zeros_like(currents[0]) for z in before]
         kept = []
         if len(held) > 1:
-            synapse = {"decay": float(self.alpha.clamp(0, 1)), "decay_input": False, "v_threshold": math.inf}
-            currents = F.lif(currents, **synapse, v_init=before[0], return_v=False, return_h_seq=True).h_seq
+            currents = self._synapse(currents, decay=float(self.alpha.clamp(0, 1)), v_init=before[0])
             kept.append(currents)
         arguments = self.call_arguments(currents)
         arguments |= {"return_v": False, "return_h_seq": self.reset_delay, "return_v_seq": not self.reset_delay}
@@ -124,25 +129,33 @@ class NorseCell(ConvertedNeuron):
     synapse_rate: float | None
 
     def forward(self, input_tensor: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        spikes, states = self.all_steps(input_tensor.unsqueeze(0), *(() if state is None else (state,)))
-        return spikes.squeeze(0), type(states)(*(z.squeeze(0) for z in states))
+        spikes, states = self._last(input_tensor.unsqueeze(0), state)
+        return spikes.squeeze(0), states
 
-    def all_steps(self, currents: Tensor, *states: Any) -> tuple[Tensor, Any]:
+    def all_steps(self, currents: Tensor, *states: Any, needed: tuple[str, ...] = ()) -> tuple[Tensor, Any]:
         state = states[0] if states and states[0] is not None else self.state_fallback(currents[0])
+        uses = dict(zip(state._fields, needed[1:], strict=False))
         kept = {}
         if self.synapse_rate is not None:
             # the state is the current behind its decay: it is added, not decayed again
             currents = torch.cat([currents[:1] + state.i, currents[1:]])
-            synapse = {"rate": self.synapse_rate, "decay_input": False, "v_threshold": math.inf}
-            currents = F.lif(currents, **synapse, return_v=False, return_h_seq=True).h_seq
-            kept["i"] = currents - currents * self.synapse_rate
-        arguments = self.call_arguments(currents) | {"return_v": False, "return_v_seq": True}
+            currents = self._synapse(currents, rate=self.synapse_rate)
+            seen = currents if uses.get("i", "all") == "all" else currents[-1:]
+            kept["i"] = seen - seen * self.synapse_rate
+        whole = uses.get("v", "all") == "all"  # the last potential alone costs nothing
+        arguments = self.call_arguments(currents) | {"return_v": not whole, "return_v_seq": whole}
         arguments["v_init"] = state.v.expand(currents.shape[1:])
         arguments["channel_mask"] = None if self.group is None else self.group.probe_mask(currents.device)
         out = F.neuron(currents, self.neuron, **arguments)
         if self.is_recording():
             self.activity.keep()
-        return out.spikes, type(state)(v=out.v_seq, **kept)
+        return out.spikes, type(state)(v=out.v_seq if whole else out.v.unsqueeze(0), **kept)
+
+    def _last(self, currents: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Spikes of all steps, and the state behind them."""
+        given = () if state is None else (state,)
+        spikes, states = self.all_steps(currents, *given, needed=("all", "last", "last"))
+        return spikes, type(states)(*(z[-1] for z in states))
 
     def channel_dim(self, x: Tensor) -> int:
         return 1
@@ -152,8 +165,7 @@ class NorseSequence(NorseCell):
     """A neuron of norse over all steps [T, N, ...]: (spikes, last state)."""
 
     def forward(self, input_tensor: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        spikes, states = self.all_steps(input_tensor, *(() if state is None else (state,)))
-        return spikes, type(states)(*(z[-1] for z in states))
+        return self._last(input_tensor, state)
 
     def channel_dim(self, x: Tensor) -> int:
         return 2

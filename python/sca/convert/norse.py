@@ -49,9 +49,9 @@ def neuron_of(module: nn.Module) -> dict[str, Any] | Reason | None:
         "surrogate": fit.surrogate,
     }
     if not name.startswith("IAF"):
-        arguments |= {"rate": dt * _number(p.tau_mem_inv), "v_rest": _number(p.v_leak)}
+        arguments |= {"rate": _number(dt * p.tau_mem_inv), "v_rest": _number(p.v_leak)}
     if name in ("LIFCell", "LIF"):
-        arguments["synapse"] = dt * _number(p.tau_syn_inv)
+        arguments["synapse"] = _number(dt * p.tau_syn_inv)  # rounded as theirs
     return arguments
 
 

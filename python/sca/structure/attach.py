@@ -369,8 +369,10 @@ def _failures(
 def _shapes(model: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Size]:
     # A compiled model would be compiled for each structure that is tried. Importing the compiler takes seconds.
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+    # A state that is returned beside the result may become as narrow as what it belongs to.
+    without_state = getattr(model, "without_state", lambda output: output)
     with _unchanged(model), torch.no_grad(), eager:
-        return [x.shape for x in leaves(model(*inputs)) if isinstance(x, Tensor)]
+        return [x.shape for x in leaves(without_state(model(*inputs))) if isinstance(x, Tensor)]
 
 
 def _failure(model: nn.Module, inputs: tuple[Any, ...], expected: list[torch.Size] | None) -> str:

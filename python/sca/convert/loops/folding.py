@@ -111,6 +111,10 @@ class OverTime(nn.Module):
         # Whoever follows channels would take those of all states for the network's output.
         return (stacked, state) if self.states and not _stands_for_a_tensor(x) else stacked
 
+    def without_state(self, output: Any) -> Any:
+        """Of what forward returns, the outputs."""
+        return output[0] if self.states else output
+
 
 def over_time(model: nn.Module, states: bool = False) -> OverTime:
     """A module whose forward is a training script's loop over time, for :func:`fold`."""
