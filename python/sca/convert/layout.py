@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["ChannelsLast", "has_another"]
 
@@ -19,26 +19,33 @@ class ChannelsLast:
     """Convolutions' weights [C_out, C_in, kh, kw] made channels_last, as the same parameters; ``revert`` undoes it."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self.parameters = [p for module in modules for p in _contiguous(module)]
-        self._lay_out(torch.channels_last)
+        self.before = [(p, p.stride()) for module in modules for p in _contiguous(module)]
+        for p, _ in self.before:
+            _lay_out(p, _channels_last(p))
 
     def revert(self) -> None:
-        """Make them contiguous again."""
-        self._lay_out(torch.contiguous_format)
-
-    def _lay_out(self, layout: torch.memory_format) -> None:
-        for p in self.parameters:
-            p.data = p.data.contiguous(memory_format=layout)
-            if p.grad is not None:
-                p.grad = p.grad.contiguous(memory_format=layout)
+        """Make them what they were."""
+        for p, strides in self.before:
+            _lay_out(p, strides)
 
 
-def _contiguous(module: nn.Module) -> Iterable[nn.Parameter]:
+def _lay_out(p: nn.Parameter, strides: tuple[int, ...]) -> None:
+    def laid_out(x: Tensor) -> Tensor:
+        return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+
+    p.data = laid_out(p.data)
+    if p.grad is not None:
+        p.grad = laid_out(p.grad)
+
+
+def _channels_last(p: Tensor) -> tuple[int, ...]:
+    """Its strides, also of a weight of one channel or one pixel, which is contiguous either way: torch goes by them."""
+    _, channels, height, width = p.shape
+    return channels * height * width, 1, channels * width, channels
+
+
+def _contiguous(module: nn.Module) -> Iterator[nn.Parameter]:
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         weight = module._parameters.get("weight")
-        if (
-            weight is not None
-            and weight.is_contiguous()
-            and not isinstance(weight, nn.parameter.UninitializedParameter)
-        ):
+        if isinstance(weight, nn.Parameter) and weight.is_contiguous() and weight.stride() != _channels_last(weight):
             yield weight
