@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 import sca
+from sca.bench import foreign
 from sca.bench.measure import EVENTS_PER_VALUE
 from sca.bench.memory import saved_bytes
-from sca.bench.peers import snntorch_lif, spikingjelly_vgg
+from sca.bench.peers import installed, snntorch_lif, spikingjelly_vgg
 from sca.bench.work import mean_loss, prune_evenly, sgd, training_step
+from sca.convert.timing import seconds_of
 from sca_kernels import functional as F
 from sca_kernels import nn as snn
 
@@ -36,7 +38,9 @@ FIVE, EIGHT = "five passes", "eight passes"
 DENSE = "oneDNN dense"
 TORCH = "import torch"
 ALONE = "with nothing else running"
+ORIGINAL = "the original"
 SPINNING = "libgomp's default spins"
+TRAINING, INFERENCE, PRUNED = "training", "inference", f"training, {foreign.KEPT:.0%} of the channels"
 
 ACTIVATION = (4, 32, 64, 32, 32)
 """[T, N, C, H, W] of A1, A2 and A5."""
@@ -369,6 +373,38 @@ def returned(party: Party) -> float:
     return party()
 
 
+@lru_cache(maxsize=1)
+def converted(network: str) -> foreign.Prepared:
+    """A foreign network, converted; the last one is kept for its further figures."""
+    made = foreign.prepared(foreign.NETWORKS[network])
+    require(made.report.parity.differ == 0, "the converted network's spikes are the original's")
+    require(
+        made.report.parity.exact is None or made.report.parity.exact < 1e-9, "so is all that it computes, in float64"
+    )
+    return made
+
+
+def build_foreign(network: str, step: str) -> dict[str, Party | None]:
+    if not installed(foreign.NETWORKS[network].package):
+        return {OURS: None}
+    made, x = converted(network), foreign.NETWORKS[network].example()
+    ours = made.pruned if step == PRUNED else made.converted
+    parties = {OURS: ours, ORIGINAL: made.original}
+    is_training = step != INFERENCE
+
+    def passes(model: nn.Module) -> Party:
+        return lambda: 1e3 * seconds_of(model.train(is_training), (x,), is_training)
+
+    return {name: passes(model) for name, model in parties.items()}
+
+
+def foreign_bars(network: str, step: str) -> list[Bar]:
+    """Never slower; a loop over steps twice as fast; with some of the channels half as fast again."""
+    loops = foreign.NETWORKS[network].options.get("depth") == "loop"
+    least = {TRAINING: 2.0 if loops else 1.0, INFERENCE: 2.0 if loops else 1.0, PRUNED: 1.5}
+    return [Bar(ORIGINAL, at_least=least[step])]
+
+
 def build_epochs(density: float) -> dict[str, Party | None]:
     run = training.cifar10(density)
     return {OURS: run, SPIKINGJELLY: training.spikingjelly_epoch if run and peers.installed("spikingjelly") else None}
@@ -528,6 +564,17 @@ CASES = {
             rounds=15,
             warmup=1,
             counted=False,
+        ),
+        Case(
+            "E4",
+            "networks of SpikingJelly, snnTorch and norse as their users write them, by `sca.convert`",
+            "ms",
+            [{"network": name, "step": step} for name in foreign.NETWORKS for step in (TRAINING, INFERENCE, PRUNED)],
+            build_foreign,
+            foreign_bars,
+            returned,
+            rounds=15,
+            warmup=2,
         ),
     )
 }

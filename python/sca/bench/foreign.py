@@ -12,7 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
 
-from ..convert import ConversionError, convert
+from ..convert import ConversionError, ConversionReport, convert
+from ..convert.loops import over_time, returns_state
 from ..convert.timing import compared_speed
 from ..files import write_whole
 from ..pictures import LIGHT, drawing, png
@@ -20,7 +21,16 @@ from ..structure import attach_groups, compact
 from ..structure.groups import find_groups
 from .peers import installed
 
-__all__ = ["NETWORKS", "ForeignNetwork", "measure_foreign", "plot_foreign", "table_of_foreign"]
+__all__ = [
+    "KEPT",
+    "NETWORKS",
+    "ForeignNetwork",
+    "Prepared",
+    "measure_foreign",
+    "plot_foreign",
+    "prepared",
+    "table_of_foreign",
+]
 
 KEPT = 0.4
 """The share of the channels of each group that the pruned network has."""
@@ -71,12 +81,28 @@ def _parametric() -> nn.Module:
     return _in_steps(CIFAR10DVSNet(channels=16, spiking_neuron=neuron.ParametricLIFNode, **arguments), functional)
 
 
-def _in_steps(model: nn.Module, functional: Any) -> nn.Module:
+def _residual() -> nn.Module:
+    from spikingjelly.activation_based import functional
+    from spikingjelly.activation_based.model.ms_resnet import ms_resnet18
+
+    return _in_steps(ms_resnet18(T=4, num_classes=10), functional, 0.8, 0.1)
+
+
+def _transformer() -> nn.Module:
+    from spikingjelly.activation_based import functional
+    from spikingjelly.activation_based.model.spikformer import Spikformer
+
+    sizes = {"img_size_h": 32, "img_size_w": 32, "patch_size": 4, "num_classes": 10}
+    model = Spikformer(T=4, embed_dims=256, num_heads=8, mlp_ratio=4.0, depths=2, **sizes)
+    return _in_steps(model, functional, 1.5, 0.5)
+
+
+def _in_steps(model: nn.Module, functional: Any, gain: float = 1.5, bias: float = 0.4) -> nn.Module:
     functional.set_step_mode(model, "m")
     for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):  # untrained networks are silent behind their second layer
-            nn.init.constant_(norm.weight, 1.5)
-            nn.init.constant_(norm.bias, 0.4)
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):  # untrained networks are silent behind their second layer
+            nn.init.constant_(norm.weight, gain)
+            nn.init.constant_(norm.bias, bias)
     return model
 
 
@@ -128,6 +154,8 @@ NETWORKS = {
     "SpikingJelly, PLIF CIFAR10DVSNet": ForeignNetwork(
         "spikingjelly", _parametric, lambda: (_random(4, 4, 2, 128, 128) > 1.8).float(), {}
     ),
+    "SpikingJelly, MS-ResNet-18": ForeignNetwork("spikingjelly", _residual, lambda: _random(8, 3, 32, 32), {}),
+    "SpikingJelly, Spikformer": ForeignNetwork("spikingjelly", _transformer, lambda: _random(8, 3, 32, 32), {}),
     "snnTorch, tutorial 5": ForeignNetwork("snntorch", _Recorded, lambda: _random(64, 784), {"depth": "loop"}),
     "snnTorch, tutorial 6": ForeignNetwork(
         "snntorch", _hidden, lambda: _random(10, 16, 1, 28, 28), {"depth": "loop", "time": "single"}
@@ -136,6 +164,38 @@ NETWORKS = {
         "norse", _cells, lambda: _random(16, 8, 2, 32, 32), {"depth": "loop", "time": "single"}
     ),
 }
+
+
+class Prepared(NamedTuple):
+    """The original, converted, and with :data:`KEPT` of its channels, compacted (None where none can be pruned); all
+    take all time steps."""
+
+    original: nn.Module
+    converted: nn.Module
+    pruned: nn.Module | None
+    report: ConversionReport
+
+
+def prepared(network: ForeignNetwork, measure: bool = False) -> Prepared:
+    """Build and convert a network."""
+    torch.manual_seed(0)
+    original, x = network.build(), network.example()
+    converted, report = convert(original, x, **network.options, measure=measure)
+    if network.options.get("time") == "single":
+        original = over_time(original, returns_state(original, (x,)))
+    return Prepared(original, converted, _pruned(converted, x), report)
+
+
+def _pruned(converted: nn.Module, x: Tensor) -> nn.Module | None:
+    whole = copy.deepcopy(converted)
+    try:
+        attach_groups(whole, x)
+    except ValueError:  # nothing in it can be pruned
+        return None
+    for members in find_groups(whole).values():
+        if members.group.prunable:
+            members.group.set_active(range(max(1, round(KEPT * members.group.num_channels))))
+    return compact(whole)
 
 
 def measure_foreign(told: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -149,13 +209,11 @@ def _row(name: str, network: ForeignNetwork, told: Callable[[str], None]) -> dic
     if not installed(network.package):
         return row | {"note": f"not measured: {network.package} is not installed"}
     told(f"{name}: converting")
-    torch.manual_seed(0)
-    original, x = network.build(), network.example()
     try:
-        converted, report = convert(original, x, **network.options, measure=True)
+        made = prepared(network, measure=True)
     except ConversionError as error:
         return row | {"note": f"not converted: {error}"}
-    told(f"{name}: pruning, and timing again")
+    report = made.report
     row |= {
         "spikes_differ": report.parity.differ,
         "output": report.parity.output,
@@ -164,24 +222,12 @@ def _row(name: str, network: ForeignNetwork, told: Callable[[str], None]) -> dic
         **report.speed._asdict(),
         "channels_last": report.channels_last is not None,
         "refused": {place: str(reason) for place, reason in report.refused.items()},
+        "pruned_training_ratio": None,
     }
-    pruned = _pruned(converted, x)
-    row["pruned_training_ratio"] = pruned and pruned * report.speed.training_ratio
+    if made.pruned is not None:
+        told(f"{name}: pruned, timing again")
+        row["pruned_training_ratio"] = compared_speed(made.original, made.pruned, (network.example(),)).training_ratio
     return row
-
-
-def _pruned(converted: nn.Module, x: Tensor) -> float | None:
-    """How often a training step with some of the channels fits into one of the converted network; None where no channel
-    can be pruned."""
-    whole = copy.deepcopy(converted)
-    try:
-        attach_groups(whole, x)
-    except ValueError:  # nothing in it can be pruned
-        return None
-    for members in find_groups(whole).values():
-        if members.group.prunable:
-            members.group.set_active(range(max(1, round(KEPT * members.group.num_channels))))
-    return compared_speed(converted, compact(whole), (x,)).training_ratio
 
 
 def table_of_foreign(rows: list[dict[str, Any]]) -> Table:
@@ -192,9 +238,10 @@ def table_of_foreign(rows: list[dict[str, Any]]) -> Table:
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
+    shown.caption = "\n".join(f"{row['network']}: {row['note']}" for row in rows if "note" in row) or None
     for row in rows:
         if "note" in row:
-            shown.add_row(row["network"], row["note"])
+            shown.add_row(row["network"], "-", "-", "-", "-", "-")
             continue
         ratios = (row[name] for name in _RATIOS)
         saved = " -> ".join(f"{mib:.1f}" for mib in row["memory"])

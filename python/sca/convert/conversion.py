@@ -20,7 +20,7 @@ from .alone import difference_alone
 from .check import Difference, compare, kept_for_backward
 from .layers import EXACT, HELD, LAYERS, attributes_of
 from .layout import ChannelsLast, has_another
-from .loops import Folded, LoopError, fold, over_time
+from .loops import Folded, LoopError, fold, over_time, returns_state
 from .neurons import ConvertedNeuron, FusedNeuron, NorseCell, NorseSequence, SnnTorchNeuron
 from .observe import Observed, observe
 from .report import ConversionError, ConversionReport, Converted, Parity, Reason, Speed
@@ -123,7 +123,7 @@ def convert(
     ours = model if inplace else copy.deepcopy(before)
     running = ours
     if depth == "loop" and time == "single":
-        states = _returns_state(before, inputs)
+        states = returns_state(before, inputs)
         before, running = over_time(before, states), over_time(ours, states)
     plan = _plan(running, inputs, depth)
     if strict and plan.refused:
@@ -368,13 +368,6 @@ def _swapped_neuron(module: nn.Module, arguments: dict[str, Any], call: _Call, n
 def _undo(swaps: list[Change]) -> None:
     for swap in reversed(swaps):
         swap.revert()
-
-
-def _returns_state(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Whether a network of one step returns its state behind its output, as norse's do."""
-    with torch.no_grad():
-        output = copy.deepcopy(model)(*(x[0].clone() if isinstance(x, Tensor) else x for x in inputs[:1]))
-    return isinstance(output, tuple) and len(output) == 2 and not isinstance(output[1], Tensor)
 
 
 class _ByItself:

@@ -12,6 +12,6 @@ Random numbers are drawn in another order: a dropout on [T * N] draws one mask p
 from __future__ import annotations
 
 from .calls import LoopError, StepNeuron
-from .folding import Folded, OverTime, fold, over_time
+from .folding import Folded, OverTime, fold, over_time, returns_state
 
-__all__ = ["Folded", "LoopError", "OverTime", "StepNeuron", "fold", "over_time"]
+__all__ = ["Folded", "LoopError", "OverTime", "StepNeuron", "fold", "over_time", "returns_state"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -20,7 +21,7 @@ from .planning import Planner
 from .recording import OpaqueModule, Recorder, UnknownTensor, is_machinery
 from .running import Compiler, Plan
 
-__all__ = ["Folded", "OverTime", "fold", "over_time"]
+__all__ = ["Folded", "OverTime", "fold", "over_time", "returns_state"]
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,13 @@ class OverTime(nn.Module):
 def over_time(model: nn.Module, states: bool = False) -> OverTime:
     """A module whose forward is a training script's loop over time, for :func:`fold`."""
     return OverTime(model, states)
+
+
+def returns_state(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Whether a network of one step returns its state behind its output, as norse's do; of inputs [T, N, ...]."""
+    with torch.no_grad():
+        output = copy.deepcopy(model)(*(x[0].clone() if isinstance(x, Tensor) else x for x in inputs[:1]))
+    return isinstance(output, tuple) and len(output) == 2 and not isinstance(output[1], Tensor)
 
 
 def _stacked(outputs: Sequence[Any]) -> Any:
