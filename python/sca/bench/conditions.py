@@ -15,7 +15,7 @@ from ..machine import checkout, device_name, version, versions
 
 __all__ = ["PACKAGES", "conditions", "device_name", "version"]
 
-PACKAGES = ("torch", "numpy", "sca_kernels", "spikingjelly", "snntorch")
+PACKAGES = ("torch", "numpy", "sca_kernels", "spikingjelly", "snntorch", "norse")
 
 
 def conditions(command: str) -> dict[str, Any]:

@@ -34,7 +34,11 @@ __all__ = [
 
 KEPT = 0.4
 """The share of the channels of each group that the pruned network has."""
-_RATIOS = {"training_ratio": "train", "inference_ratio": "inference", "pruned_training_ratio": f"train, {KEPT:.0%}"}
+_RATIOS = {
+    "training_ratio": "train",
+    "inference_ratio": "inference",
+    "pruned_training_ratio": f"train, {KEPT:.0%} of the channels",
+}
 
 
 class ForeignNetwork(NamedTuple):
@@ -233,7 +237,7 @@ def _row(name: str, network: ForeignNetwork, told: Callable[[str], None]) -> dic
 def table_of_foreign(rows: list[dict[str, Any]]) -> Table:
     """One line for each network."""
     shown = Table(
-        *("network", "spikes differ", "train", "inference", f"train, {KEPT:.0%} of the channels", "saved MiB"),
+        *("network", "spikes differ", *_RATIOS.values(), "saved MiB"),
         title="times of the original / of the converted network",
         box=SIMPLE_HEAD,
         pad_edge=False,

@@ -82,19 +82,26 @@ def bench_convert(
     """
     import sca_kernels
 
+    from ..bench.conditions import conditions
     from ..bench.foreign import measure_foreign, plot_foreign, table_of_foreign
+    from ..bench.peers import installed
     from ..files import write_json
 
     sca_kernels.reuse_host_memory()
     with writable(out or free_folder(Path("runs"), "bench-convert")) as folder:
         console = terminal()
+        told = conditions(shlex.join(["sca", *sys.argv[1:]]))
         with console.status("") as status:
             rows = measure_foreign(status.update)
-        write_json(folder / "convert.json", rows)
+        write_json(folder / "convert.json", {"conditions": told, "networks": rows})
         console.print(table_of_foreign(rows))
-        if any("note" not in row for row in rows):
+        picture = "no picture: matplotlib is not installed (pip install 'sca_kernels[train]')"
+        if all("note" in row for row in rows):
+            picture = "no picture: nothing was measured"
+        elif installed("matplotlib"):
             plot_foreign(folder / "convert.png", rows)
-        console.print(f"in {folder}", soft_wrap=True)
+            picture = "convert.png"
+        console.print(f"in {folder}: convert.json, {picture}", soft_wrap=True)
 
 
 @contextlib.contextmanager
