@@ -1,5 +1,6 @@
 """sca.convert on other people's networks: the same network, by our kernels, and prunable."""
 
+import contextlib
 import copy
 import fnmatch
 import importlib
@@ -363,6 +364,75 @@ def test_a_network_in_bfloat16_is_converted():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in converted.parameters())
 
 
+@contextlib.contextmanager
+def inside(mode):
+    kinds = {"inference": torch.inference_mode, "no_grad": torch.no_grad}
+    with kinds[mode]() if mode in kinds else torch.autocast("cpu", torch.bfloat16):
+        yield
+
+
+@pytest.mark.parametrize("mode", ["inference", "no_grad", "autocast"])
+def test_a_conversion_compares_gradients_in_any_mode(mode):
+    model, x = small()
+    with inside(mode):
+        _, report = sca.convert(model, x)
+    assert report.parity.gradients > 0
+    assert report.parity.exact > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_network_of_any_dtype_is_converted(dtype):
+    model, x = small()
+    converted, report = sca.convert(model.to(dtype), x.to(dtype))
+    assert len(report.converted) == 7
+    assert converted(x.to(dtype)).dtype == dtype
+
+
+def test_a_neuron_follows_what_its_user_sets_later():
+    functional, surrogate = (
+        pytest.importorskip(f"spikingjelly.activation_based.{part}") for part in ("functional", "surrogate")
+    )
+    model, x = small()
+    converted, _ = sca.convert(model, x)
+    for network in (model, converted):
+        network[2].tau, network[2].v_reset, network[2].v_threshold = 3.0, None, 0.7
+        network[2].surrogate_function = surrogate.Sigmoid(2.0)
+        network[6].surrogate_function.alpha = 3.0
+        network[6].detach_reset = False
+        functional.reset_net(network)
+        network(x).sum().backward()
+    torch.testing.assert_close(converted[2].v, model[2].v, atol=1e-5, rtol=1e-5)
+    largest = max(float(p.grad.abs().max()) for p in model.parameters())
+    for (name, p), q in zip(model.named_parameters(), converted.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, atol=1e-5 * largest, rtol=1e-5, msg=name)
+    converted[2].surrogate_function = torch.nn.ReLU()
+    functional.reset_net(converted)
+    with pytest.raises(ValueError, match="LIFNode: expected what can be converted still"):
+        converted(x)
+
+
+def test_a_neuron_of_snntorch_follows_what_is_loaded():
+    snntorch = pytest.importorskip("snntorch", reason="snntorch is not installed")
+    model = torch.nn.Sequential(torch.nn.Linear(12, 9), snntorch.Leaky(beta=0.9, init_hidden=True))
+    other = torch.nn.Sequential(torch.nn.Linear(12, 9), snntorch.Leaky(beta=0.5, threshold=0.6, init_hidden=True))
+    x = torch.randn(4, 12) * 2
+    converted, _ = sca.convert(model, x)
+    converted.load_state_dict(other.state_dict())
+    for network in (converted, other):
+        network[1].reset_mem()
+    for _ in range(5):
+        assert torch.equal(converted(x), other(x))
+
+
+def test_a_neuron_of_ones_own_says_when_it_was_changed():
+    net, model = built("tet_vggsnn")
+    converted, report = sca.convert(model, net.example())
+    neuron = converted.get_submodule(next(row.name for row in report.converted if row.arguments))
+    neuron.tau = neuron.tau + 0.1
+    with pytest.raises(ValueError, match=r"tau: expected .* convert again"):
+        converted(net.example())
+
+
 def test_inference_mode_gives_the_same():
     model, x = small()
     converted, _ = sca.convert(model.eval(), x)
@@ -397,12 +467,16 @@ def test_networks_run_in_bfloat16_autocast():
         ({"depth": "deep"}, "depth: expected one of neurons, layers, loop"),
         ({"inplace": 1}, "inplace: expected a bool"),
         ({"example_input": torch.rand(4, 3, 5, 8, 8)}, "example_input: the model fails with it"),
+        ({"example_input": torch.rand(4, 0, 2, 8, 8)}, "example_input: expected samples to compare by"),
+        ({"model": torch.nn.DataParallel(torch.nn.Linear(1, 1))}, "model: expected a network, got DataParallel"),
+        ({"time": "NT"}, r"time: expected NT, but 2 \(LIFNode\) reads TN"),
+        ({"time": "single", "depth": "loop"}, "time: 'single', but the model fails with one step"),
     ],
 )
 def test_bad_arguments_are_named(arguments, says):
     model, x = small()
     with pytest.raises((TypeError, ValueError), match=says):
-        sca.convert(model, **{"example_input": x, **arguments})
+        sca.convert(**{"model": model, "example_input": x, **arguments})
 
 
 def test_a_network_of_torchs_own_layers_gets_channel_layers():

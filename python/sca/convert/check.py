@@ -28,6 +28,9 @@ _ROUNDING = 0.05
 potentials from one side of it to the other."""
 
 
+_HALF = (torch.bfloat16, torch.float16)
+
+
 class Difference(NamedTuple):
     """The first thing in which two networks differ: where, and how; whether it may be rounding, which float64 tells."""
 
@@ -63,6 +66,9 @@ def compare(
         same_layers: whether layers and roundings are the original's: then spikes must be the same in float32.
         unheard: whether the converted neurons' hooks are not called, so that outputs alone can be compared.
     """
+    if any(x.dtype in _HALF for x in (*outputs_of(inputs), *original.parameters())):
+        original, converted = copy.deepcopy(original).float(), copy.deepcopy(converted).float()
+        inputs = tuple(x.float() if isinstance(x, Tensor) and x.dtype in _HALF else x for x in inputs)
     flipped = 0.0 if same_layers else FLIPPED
     neurons = () if unheard else tuple(neurons)
     parity, found = _in_dtype(original, converted, inputs, neurons, reset, None, flipped, _FLOAT32)

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sca_kernels import checks
-from sca_kernels import nn as snn
 from sca_kernels.nn.neuron import NeuronModule
 
 from ..structure.attach import attach_groups
+from ..structure.wrappers import is_compiled, unwrapped
 from . import norse, snntorch, spikingjelly, unknown
 from .alone import difference_alone
 from .check import Difference, compare, kept_for_backward
 from .layers import EXACT, HELD, LAYERS, attributes_of
 from .layout import ChannelsLast, has_another
 from .loops import Folded, LoopError, fold, over_time, returns_state
-from .neurons import ConvertedNeuron, FusedNeuron, NorseCell, NorseSequence, SnnTorchNeuron
+from .neurons import (
+    ConvertedNeuron,
+    FusedNeuron,
+    NorseCell,
+    NorseSequence,
+    SnnTorchNeuron,
+    converted_attributes,
+    settings_of,
+)
 from .observe import Observed, observe
 from .report import ConversionError, ConversionReport, Converted, Parity, Reason, Speed
 from .states import forget_caches, reset_states
-from .swaps import Swap, own_attributes
+from .swaps import Swap
 from .timing import compared_speed
 
 __all__ = ["convert"]
 
 DEPTHS = ("neurons", "layers", "loop")
-_OURS = {"if": snn.IF, "lif": snn.LIF, "plif": snn.PLIF}
+TIMES = ("TN", "NT", "single")
 _FUSED_NAMES = {"if": "BatchNormIF", "lif": "BatchNormLIF", "plif": "BatchNormPLIF"}
 
 
@@ -46,6 +56,7 @@ class _Call(NamedTuple):
     kind: type[ConvertedNeuron]
     time: str | None
     stateful: bool
+    known: Callable[[nn.Module], Any] | None
     exact: bool = True
 
     def lies(self, module: nn.Module) -> str:
@@ -88,15 +99,17 @@ def convert(
     patched. A module that can't be expressed exactly stays as it is, and the report says why.
 
     Args:
-        model: unwrapped (no DistributedDataParallel, not compiled).
+        model: unwrapped (no DistributedDataParallel, not compiled). One in bfloat16 or float16 is compared in float32,
+            for in those our neurons keep a state in float32.
         example_input: what its forward takes: a tensor, or a tuple of arguments; at least two samples and four time
             steps tell most.
         depth: "neurons" converts neurons alone; "layers" convolutions, linear layers and batch norms, too, the latter
             together with the neuron behind them, where nothing else reads them; "loop" also turns a loop over time
             inside out: layers run once for all steps, neurons by one call (:mod:`sca.convert.loops`).
-        time: "single" for a network that takes one step per call, in a loop of the training script: with depth "loop"
-            what comes back takes all steps [T, N, ...], as the example does, and returns those of its outputs, and has
-            the network as ``model``. None: forward takes all steps.
+        time: how the neurons' inputs lie, "TN", "NT", or "single", one step per call; another than is found is an
+            error. With depth "loop", "single" is a network that takes one step per call, in a loop of the training
+            script: what comes back takes all steps [T, N, ...], as the example does, and returns those of its outputs,
+            and has the network as ``model``. None: it is found out; forward takes what the example is.
         merge_statistics: with depth "loop": have batch norms in training take their statistics over all steps at once,
             which is another training.
         inplace: convert the model itself, not a copy of it.
@@ -117,15 +130,48 @@ def convert(
         checks.boolean(name, flag)
     checks.boolean("merge_statistics", merge_statistics)
     if time is not None:
-        checks.one_of("time", time, ("single",), " or None")
+        checks.one_of("time", time, TIMES, " or None")
+    if unwrapped(model) is not model:
+        kind = "a compiled network" if is_compiled(model) else type(model).__name__
+        raise TypeError(f"model: expected a network, got {kind} around one: convert what is inside, then wrap that")
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    for x in inputs:
+        if isinstance(x, Tensor) and not x.numel():
+            raise ValueError(f"example_input: expected samples to compare by, got {checks.describe(x)}")
+    with _own_modes():
+        return _converted(model, inputs, depth, time, merge_statistics, inplace, strict, measure)
+
+
+@contextlib.contextmanager
+def _own_modes() -> Iterator[None]:
+    """No inference mode, in which there are no gradients to be compared, and no autocast."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def _converted(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    depth: str,
+    time: str | None,
+    merge_statistics: bool,
+    inplace: bool,
+    strict: bool,
+    measure: bool,
+) -> tuple[nn.Module, ConversionReport]:
+    inputs = tuple(x.clone() if isinstance(x, Tensor) and x.is_inference() else x for x in inputs)
     before = copy.deepcopy(_fresh(model))
     ours = model if inplace else copy.deepcopy(before)
     running = ours
     if depth == "loop" and time == "single":
-        states = returns_state(before, inputs)
+        states = _returns_state(before, inputs)
         before, running = over_time(before, states), over_time(ours, states)
     plan = _plan(running, inputs, depth)
+    _check_time(running, plan, time)
     if strict and plan.refused:
         raise ConversionError(_listed("strict: expected modules that can be converted", plan.refused))
     if not plan.neurons and not plan.layers:
@@ -196,6 +242,21 @@ def _observed(model: nn.Module, inputs: tuple[Any, ...], norms: list[nn.Module],
         raise ConversionError(f"example_input: the model fails with it: {type(error).__name__}: {error}") from error
 
 
+def _returns_state(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    try:
+        return returns_state(model, inputs)
+    except Exception as error:  # whatever the user's code raises
+        raise ConversionError(f"time: 'single', but the model fails with one step: {error}") from error
+
+
+def _check_time(model: nn.Module, plan: _Plan, time: str | None) -> None:
+    modules = dict(model.named_modules())
+    for name, call in plan.calls.items():
+        lies = call.lies(modules[name])
+        if time not in (None, lies):
+            raise ConversionError(f"time: expected {time}, but {name} ({type(modules[name]).__name__}) reads {lies}")
+
+
 def _copied(x: Any) -> Any:
     """An argument of the model, which may change it."""
     return x.clone() if isinstance(x, Tensor) else copy.copy(x)
@@ -203,30 +264,34 @@ def _copied(x: Any) -> Any:
 
 def _plan_neuron(plan: _Plan, name: str, module: nn.Module, seen: Observed) -> bool:
     """Whether a module is a neuron, of ours or not."""
-    for library, call in (
-        (spikingjelly, _Call(ConvertedNeuron, spikingjelly.time_of(module), True)),
-        (snntorch, _Call(SnnTorchNeuron, "single", False)),
-        (
-            norse,
-            _Call(NorseSequence, "TN", False) if norse.takes_all_steps(module) else _Call(NorseCell, "single", False),
-        ),
-    ):
+    for library in (spikingjelly, snntorch, norse):
         found = library.neuron_of(module)
         if isinstance(found, dict):
-            plan.neurons[name], plan.calls[name] = found, call
+            plan.neurons[name], plan.calls[name] = found, _call_of(library, module)
             return True
         if found is not None:
             break
     spikes = name and module in seen.spiking and not type(module).__module__.startswith("torch.nn.")
     probed = unknown.neuron_of(module, seen.spiking[module]) if spikes and _has_no_layers(module) else None
     if isinstance(probed, unknown.Unknown):
-        call = _Call(ConvertedNeuron, probed.time, probed.keeps_state, probed.exact)
+        call = _Call(ConvertedNeuron, probed.time, probed.keeps_state, None, probed.exact)
         plan.neurons[name], plan.calls[name] = probed.arguments, call
         return True
     reason = probed if found is None or (probed is not None and found.kind == "class") else found
     if reason is not None:
         plan.refused[name] = reason
     return reason is not None
+
+
+def _call_of(library: ModuleType, module: nn.Module) -> _Call:
+    """How a library's neuron is called."""
+    if library is spikingjelly:
+        return _Call(ConvertedNeuron, spikingjelly.time_of(module), True, library.neuron_of)
+    if library is snntorch:
+        return _Call(SnnTorchNeuron, "single", False, library.neuron_of)
+    if norse.takes_all_steps(module):
+        return _Call(NorseSequence, "TN", False, library.neuron_of)
+    return _Call(NorseCell, "single", False, library.neuron_of)
 
 
 def _difference_alone(plan: _Plan, name: str, module: nn.Module, rank: int) -> str:
@@ -298,7 +363,8 @@ def _applied(
         _undo(swaps)
         rest = _without(plan, differs)
         if rest is None:
-            raise ConversionError(f"model: {differs.name}: {differs.text}; everything is as it was")
+            where = f"{differs.name}: " if differs.name else ""
+            raise ConversionError(f"model: {where}{differs.text}; everything is as it was")
         plan = rest
 
 
@@ -348,20 +414,14 @@ def _swapped(model: nn.Module, plan: _Plan) -> list[Change]:
     return swaps
 
 
-def _swapped_neuron(module: nn.Module, arguments: dict[str, Any], call: _Call, norm: nn.Module | None) -> Swap:
-    named = dict(arguments)
-    kind = _OURS[named.pop("neuron")]
-    synapse = named.pop("synapse", None)
-    template = kind(**named, stateful=call.stateful)
-    # theirs, where they have the same: their users change it
-    theirs = ("v_threshold", "store_v_seq") if call.time is None else ()
-    attributes = {k: v for k, v in own_attributes(template).items() if k not in theirs} | {"time": call.time}
-    if issubclass(call.kind, NorseCell):
-        attributes["synapse_rate"] = synapse
+def _swapped_neuron(module: nn.Module, found: dict[str, Any], call: _Call, norm: nn.Module | None) -> Swap:
+    kind, attributes = converted_attributes(found, call.stateful, call.time)
     kinds: tuple[type, ...] = (call.kind, kind)
     if norm is not None:
         attributes["norm"] = (norm,)
         kinds = (call.kind, FusedNeuron, kind)
+    own = frozenset((*attributes, "own", "known", "settings"))
+    attributes |= {"own": own, "known": call.known, "settings": settings_of(module, own)}
     return Swap(module, kinds, attributes, spikingjelly.swapped_state())
 
 
@@ -411,7 +471,7 @@ def _rows(plan: _Plan, names: dict[nn.Module, str]) -> Iterator[Converted]:
             arguments = dict(plan.neurons[name])
             kind = arguments.pop("neuron")
             fused = plan.fused.get(name, "")
-            now = _FUSED_NAMES[kind] if fused else _OURS[kind].__name__
+            now = _FUSED_NAMES[kind] if fused else converted_attributes(plan.neurons[name])[0].__name__
             told = ", ".join(f"{key}={_told(value)}" for key, value in arguments.items() if value is not None)
             told += "" if plan.calls[name].exact else "; it rounds elsewhere"
             yield Converted(name, type(module).__name__, now, told, fused)

@@ -7,19 +7,86 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sca_kernels import functional as F
 from sca_kernels import nn as snn
 from sca_kernels.nn.batch_norm import NeuronBehindNorm, Normalisation
 from sca_kernels.nn.neuron import NeuronModule
 
-__all__ = ["ConvertedNeuron", "FusedNeuron", "NorseCell", "NorseSequence", "SnnTorchNeuron"]
+from .swaps import own_attributes
+
+__all__ = [
+    "ConvertedNeuron",
+    "FusedNeuron",
+    "NorseCell",
+    "NorseSequence",
+    "SnnTorchNeuron",
+    "converted_attributes",
+    "settings_of",
+]
 
 logger = logging.getLogger(__name__)
+
+
+_OURS = {"if": snn.IF, "lif": snn.LIF, "plif": snn.PLIF}
+_PLAIN = (int, float, str, FunctionType, type(None))
+_MACHINERY = set(vars(nn.Module()))
+
+
+def converted_attributes(
+    found: Mapping[str, Any], stateful: bool = False, time: str | None = None
+) -> tuple[type[NeuronModule], dict[str, Any]]:
+    """The class of ours that a neuron is, and what that keeps in the module.
+
+    Args:
+        found: arguments of ours, with the neuron's name under "neuron" and what leaks of a synapse in front under
+            "synapse".
+        stateful, time: see :class:`ConvertedNeuron`.
+    """
+    named = dict(found)
+    kind, synapse = _OURS[named.pop("neuron")], named.pop("synapse", None)
+    # theirs, where they have the same: their users change it
+    theirs = ("v_threshold", "store_v_seq") if time is None else ()
+    own = {k: v for k, v in own_attributes(kind(**named, stateful=stateful)).items() if k not in theirs}
+    return kind, own | {"time": time, "synapse_rate": synapse}
+
+
+def settings_of(module: nn.Module, aside: Iterable[str] = ()) -> dict[Any, Any]:
+    """Plain values that a foreign neuron holds, in itself and in its surrogate; of tensors, which they are and how
+    often they were written to, since to read them would wait for a device.
+
+    Args:
+        module: the neuron.
+        aside: names of attributes that are not its own.
+    """
+    found: dict[Any, Any] = {}
+
+    def add(name: Any, value: Any) -> None:
+        if isinstance(value, tuple):
+            for i, item in enumerate(value):
+                add((name, i), item)
+        elif isinstance(value, Tensor):
+            found[name] = id(value), 0 if value.is_inference() else value._version
+        elif isinstance(value, _PLAIN):
+            found[name] = value
+
+    for name, value in vars(module).items():
+        if name not in _MACHINERY and name not in aside and not isinstance(value, Tensor):
+            add(name, value)
+    for name, value in module._buffers.items():
+        if name not in module._non_persistent_buffers_set:  # those are states
+            add(name, value)
+    for child in module._modules.values():
+        for name, value in vars(child).items() if child is not None else ():
+            if name not in _MACHINERY:
+                add((child, name), value)
+    return found
 
 
 class ConvertedNeuron:
@@ -28,12 +95,55 @@ class ConvertedNeuron:
     Attributes:
         time: "TN", "NT" or "single", how its input lies; None: as its ``step_mode`` says (SpikingJelly's "m" or "s").
         stateful: whether a call begins where the last one ended, until it is reset.
+        known: tells what the module is now, as ``neuron_of`` of its library does; None where it was found by probing.
+        settings: those of :func:`settings_of` that it was converted with.
+        own: names of all attributes that are ours.
     """
 
     time: str | None
     v: Tensor | None
+    known: Callable[[nn.Module], Any] | None
+    settings: dict[Any, Any]
+    own: frozenset[str]
+
+    def follow(self) -> None:
+        """Become what the module's own attributes say now, which users set, and load.
+
+        Raises:
+            ValueError: that is none of ours, or not known.
+        """
+        if torch.compiler.is_compiling():
+            return
+        now = settings_of(self, self.own)
+        if now == self.settings:
+            return
+        kind = type(self).__name__
+        if self.known is None:
+            changed = [name for name, value in now.items() if isinstance(value, int | float) and self._had(name, value)]
+            if changed:
+                raise ValueError(
+                    f"{changed[0]}: expected {self.settings[changed[0]]}, with which {kind} was converted, got "
+                    f"{now[changed[0]]}; convert again, since only running it tells what it is now"
+                )
+        else:
+            found = self.known(self)
+            if not isinstance(found, Mapping):
+                raise ValueError(f"{kind}: expected what can be converted still, but {found}")
+            self._arguments_of(found)
+        self.settings = now
+
+    def _had(self, name: Any, value: Any) -> bool:
+        before = self.settings.get(name)
+        return isinstance(before, int | float) and before != value
+
+    def _arguments_of(self, found: Mapping[str, Any]) -> None:
+        attributes = converted_attributes(found, time=self.time)[1]
+        for name in ("arguments", "v_threshold", "synapse_rate"):
+            if name in attributes:
+                setattr(self, name, attributes[name])
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:
+        self.follow()
         time = self.time or ("TN" if self.step_mode == "m" else "single")
         steps = x.unsqueeze(0) if time == "single" else x.transpose(0, 1) if time == "NT" else x
         if self.v is not None and self.v.shape != steps.shape[1:]:
@@ -47,6 +157,7 @@ class ConvertedNeuron:
     def all_steps(self, currents: Tensor, *states: Any, needed: tuple[str, ...] = ()) -> Any:
         """What T calls of one that reads a step a call return, of [T, N, ...]; ``needed``: see
         :class:`~sca.convert.loops.StepNeuron`."""
+        self.follow()
         return super().forward(currents)
 
     def _synapse(self, currents: Tensor, **leak: Any) -> Tensor:
@@ -80,6 +191,7 @@ class SnnTorchNeuron(ConvertedNeuron):
         return output.squeeze(0) if isinstance(output, Tensor) else tuple(z.squeeze(0) for z in output)
 
     def all_steps(self, currents: Tensor, *states: Tensor, needed: tuple[str, ...] = ()) -> Any:
+        self.follow()
         held = ["syn", "mem"] if "syn" in self._buffers else ["mem"]
         before = list(states) if states else [getattr(self, name) for name in held]
         before = [z if z.shape == currents.shape[1:] else torch.zeros_like(currents[0]) for z in before]
@@ -133,6 +245,7 @@ class NorseCell(ConvertedNeuron):
         return spikes.squeeze(0), states
 
     def all_steps(self, currents: Tensor, *states: Any, needed: tuple[str, ...] = ()) -> tuple[Tensor, Any]:
+        self.follow()
         state = states[0] if states and states[0] is not None else self.state_fallback(currents[0])
         uses = dict(zip(state._fields, needed[1:], strict=False))
         kept = {}

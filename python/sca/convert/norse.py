@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .probing import probe_surrogate, slope_of
+from .probing import SurrogateFit, probe_surrogate, slope_of
 from .report import Reason
 
 __all__ = ["neuron_of", "takes_all_steps"]
@@ -33,9 +34,7 @@ def neuron_of(module: nn.Module) -> dict[str, Any] | Reason | None:
     reset = getattr(p, "reset_method", None)
     if reset is not None and getattr(reset, "__name__", "") != "reset_value":
         return Reason("option", f"its reset_method is {getattr(reset, '__name__', reset)}")
-    threshold = importlib.import_module("norse.torch.functional.threshold").threshold
-    alpha = torch.as_tensor(float(p.alpha))
-    fit = probe_surrogate(slope_of(lambda u: threshold(u, p.method, alpha)))
+    fit = _fit(p.method, float(p.alpha))
     if fit.surrogate is None or fit.fire != ">":
         return Reason(
             "surrogate",
@@ -53,6 +52,12 @@ def neuron_of(module: nn.Module) -> dict[str, Any] | Reason | None:
     if name in ("LIFCell", "LIF"):
         arguments["synapse"] = _number(dt * p.tau_syn_inv)  # rounded as theirs
     return arguments
+
+
+@functools.lru_cache(maxsize=64)
+def _fit(method: str, alpha: float) -> SurrogateFit:
+    threshold = importlib.import_module("norse.torch.functional.threshold").threshold
+    return probe_surrogate(slope_of(lambda u: threshold(u, method, torch.as_tensor(alpha))))
 
 
 def takes_all_steps(module: nn.Module) -> bool:

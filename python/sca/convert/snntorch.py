@@ -8,11 +8,13 @@ the reset (:class:`~sca.convert.neurons.SnnTorchNeuron`).
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from .probing import probe_surrogate, slope_of
+from .probing import SurrogateFit, probe_surrogate, slope_of
 from .report import Reason
 
 __all__ = ["is_theirs", "keep_resettable", "neuron_of"]
@@ -51,7 +53,7 @@ def neuron_of(module: nn.Module) -> dict[str, Any] | Reason | None:
         return Reason("option", "reset_delay=False carries spikes over to the next step; only reset to zero does not")
     if name == "Synaptic" and reset == "zero":
         return Reason("option", "its reset to zero loses the input of the step behind a spike")
-    fit = probe_surrogate(slope_of(module.spike_grad))
+    fit = _fit(module.spike_grad)
     if fit.surrogate is None or fit.fire != ">":
         return Reason(
             "surrogate", f"its surrogate is none of ours (the nearest, {fit.best}, is off by {fit.residual:.2g})"
@@ -71,6 +73,11 @@ def neuron_of(module: nn.Module) -> dict[str, Any] | Reason | None:
         "fire": ">",
         "surrogate": fit.surrogate,
     }
+
+
+@functools.lru_cache(maxsize=64)
+def _fit(spike_grad: Callable[..., Any]) -> SurrogateFit:
+    return probe_surrogate(slope_of(spike_grad))
 
 
 def keep_resettable(module: nn.Module) -> None:
