@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from typing import Any
 
 import pytest
 import torch
@@ -268,6 +270,51 @@ def test_attach_groups_leaves_no_trace() -> None:
     assert all(neuron.activity.spike_count is None and neuron.v is None for neuron in model.neurons)
     assert all(p.grad is None for p in model.parameters())
     assert model.last is None
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class DoubledApart(torch.autograd.Function):
+    """With the method that sets the context apart, which goes another way through torch."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        return
+
+    backward = Doubled.backward
+
+
+@pytest.mark.parametrize("function", [Doubled, DoubledApart])
+def test_attach_groups_follows_what_has_a_gradient_of_its_own(function: type[torch.autograd.Function]) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.neuron, self.head = conv(2, 8), firing(8), snn.ChannelLinear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert isinstance(x, Tensor)
+            return self.head(function.apply(self.neuron(self.first(x))).mean((3, 4)))
+
+    model, seen = Own(), []
+    sys.setprofile(profiler := lambda *event: seen.append(event[1]))
+    try:
+        sca.attach_groups(model, torch.rand(T, 2, 2, 8, 8))
+        assert sys.getprofile() is profiler
+    finally:
+        sys.setprofile(None)
+    assert wiring(model) == {"first": ("first", "neuron", "head")}
 
 
 class Memory:

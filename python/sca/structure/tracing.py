@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 import sca_kernels
 from sca_kernels import functional
 
+from .applies import Applies
 from .rules import Call, follow
 from .streams import Label, Streams, Unlisted, can_carry
 
@@ -116,7 +117,9 @@ class _Traced(fx.Proxy):
 
         torch's native code asks as well, and reads the memory of what says that it is one. Where no protocol comes
         first, as in what calls an autograd.Function, this is none, and the function's forward is traced."""
-        return type(self) if sys._getframe(1).f_code.co_filename in _NATIVE else Tensor
+        frame = sys._getframe(1)
+        is_function = frame.f_code.co_filename in _NATIVE or self.tracer.applies.by(frame) is not None
+        return type(self) if is_function else Tensor
 
     def __init__(self, value: Tensor, label: Label, tracer: _Tracer, parameter: str = "") -> None:
         fx.Proxy.__init__(self, None, tracer)
@@ -150,6 +153,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, inputs: Sequence[Any], streams: Streams) -> None:
         super().__init__(autowrap_modules=())
+        self.applies = Applies()
         self.inputs, self.streams = inputs, streams
         self.traced: list[weakref.ref] = []
         self._running = False
@@ -157,7 +161,7 @@ class _Tracer(fx.Tracer):
 
     @contextlib.contextmanager
     def functions(self) -> Iterator[None]:
-        """Within, the functions of sca_kernels.functional are leaves, too."""
+        """Within, the functions of sca_kernels.functional are leaves, and those with a gradient of their own known."""
         originals = {name: getattr(functional, name) for name in functional.__all__}
         originals = {name: function for name, function in originals.items() if inspect.isfunction(function)}
 
@@ -173,7 +177,8 @@ class _Tracer(fx.Tracer):
         for name, function in originals.items():
             setattr(functional, name, leaf(function))
         try:
-            yield
+            with self.applies:
+                yield
         finally:
             for name, function in originals.items():
                 setattr(functional, name, function)

@@ -18,7 +18,7 @@ __all__ = ["untouched"]
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Put back, at exit, what forward passes change: buffers, activity sums, neuron states, the random states of torch,
-    NumPy and Python, and what else modules hold (see :class:`Snapshot`).
+    NumPy and Python, what else modules hold (see :class:`Snapshot`), and autocast's copies of the parameters.
 
     Within, no activity is recorded and stateful neurons start afresh.
     """
@@ -37,3 +37,5 @@ def untouched(model: nn.Module) -> Iterator[None]:
         np.random.set_state(others[0])  # noqa: NPY002
         random.setstate(others[1])
         held.restore()
+        # torch 2.9 keeps those of a pass without gradients for one with them, which then has none.
+        torch.clear_autocast_cache()

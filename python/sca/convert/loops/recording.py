@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
+from ...structure.applies import Applies
 from ...structure.hooks import hooks_of
 from ...structure.tracing import leaves
 from .calls import (
@@ -46,7 +47,6 @@ __all__ = ["Effect", "OpaqueModule", "Recorder", "UnknownTensor", "is_machinery"
 # Recording.
 
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-_APPLY = torch.autograd.Function.apply.__func__.__code__
 
 
 # These tell what a tensor is, not which values it has.
@@ -112,6 +112,7 @@ class Recorder(TorchFunctionMode):
         self.names = {module: name or "the model" for name, module in model.named_modules()}
         self.with_neurons = {m for m in self.names if any(inner in neurons for inner in m.modules())}
         self.hooked = {module for module in self.names if module is not model and hooks_of(module)}
+        self._applies = Applies()
         self._ours = False  # whether the code that runs is a leaf's
         self._stack: list[nn.Module] = []
         self._entered: tuple | None = None
@@ -168,7 +169,7 @@ class Recorder(TorchFunctionMode):
         torch.default_generator.manual_seed(_SEED)
         handles = [handle for module in self.names if module is not self.model for handle in self._hooked(module)]
         try:
-            with self:
+            with self._applies, self:
                 output = self._guarded(forward, args, kwargs)
         finally:
             for handle in handles:
@@ -313,9 +314,9 @@ class Recorder(TorchFunctionMode):
         site, place = [], ""
         while frame is not None and frame.f_code is not Recorder._guarded.__code__:
             code = frame.f_code
-            if code is _APPLY:
-                kind = frame.f_locals.get("cls")
-                self._fail(f"{getattr(kind, '__name__', 'an autograd.Function')}.apply has a gradient of its own")
+            function = self._applies.by(frame)
+            if function is not None:
+                self._fail(f"{function.__name__}.apply has a gradient of its own")
             if not code.co_filename.startswith(_LIBRARIES):
                 site.append((code, frame.f_lasti))
                 self.codes[code] = frame.f_globals
