@@ -198,17 +198,20 @@ def as_output(
     outputs: Sequence[Tensor],
     return_v: bool,
     sequences: tuple[bool, bool],
-    config: NeuronConfig,
+    config: tuple[Any, ...],
     threshold: Tensor | None,
 ) -> NeuronOutput | NeuronSequences:
-    """The outputs of an operator as users get them."""
+    """The outputs of an operator as users get them; config: the fields of a :class:`NeuronConfig`, as operators get
+    them."""
     spikes, v, count, l1, h = outputs
     plain = NeuronOutput(spikes, v if return_v else None, count, l1)
     if not any(sequences):
         return plain
     after, before = sequences
     return NeuronSequences(
-        *plain, _after_resets(h, spikes, config, threshold) if after else None, h if before else None
+        *plain,
+        _after_resets(h, spikes, NeuronConfig(*config), threshold) if after else None,
+        h if before else None,
     )
 
 

@@ -118,7 +118,8 @@ def batch_norm_neuron(
     sequences = checks.boolean("return_v_seq", return_v_seq), checks.boolean("return_h_seq", return_h_seq)
     before += checks.boolean("return_v", return_v), any(sequences)
     behind = check_backend(backend), *config
-    as_asked = return_v, sequences, config, threshold
+    # A plain tuple: torch 2.9 can't compile a sum over ranks, where a graph breaks, with a NeuronConfig held over it.
+    as_asked = return_v, sequences, behind[1:], threshold
     if training and process_group is None and (count := _count(x, steps)):
         arguments = x, steps, weight, bias, eps, *before, channels
         tracked = *statistics, num_batches_tracked, momentum
