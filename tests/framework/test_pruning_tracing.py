@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -296,8 +298,8 @@ class DoubledApart(torch.autograd.Function):
     backward = Doubled.backward
 
 
-@pytest.mark.parametrize("function", [Doubled, DoubledApart])
-def test_attach_groups_follows_what_has_a_gradient_of_its_own(function: type[torch.autograd.Function]) -> None:
+@pytest.mark.parametrize("apply", [Doubled.apply, DoubledApart.apply, functools.partial(Doubled.apply)])
+def test_attach_groups_follows_what_has_a_gradient_of_its_own(apply: Callable[[Tensor], Tensor]) -> None:
     class Own(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -305,7 +307,7 @@ def test_attach_groups_follows_what_has_a_gradient_of_its_own(function: type[tor
 
         def forward(self, x: Tensor) -> Tensor:
             assert isinstance(x, Tensor)
-            return self.head(function.apply(self.neuron(self.first(x))).mean((3, 4)))
+            return self.head(apply(self.neuron(self.first(x))).mean((3, 4)))
 
     model, seen = Own(), []
     sys.setprofile(profiler := lambda *event: seen.append(event[1]))

@@ -118,7 +118,7 @@ class _Traced(fx.Proxy):
         torch's native code asks as well, and reads the memory of what says that it is one. Where no protocol comes
         first, as in what calls an autograd.Function, this is none, and the function's forward is traced."""
         frame = sys._getframe(1)
-        is_function = frame.f_code.co_filename in _NATIVE or self.tracer.applies.by(frame) is not None
+        is_function = frame.f_code.co_filename in _NATIVE or self.tracer.applies.may_ask(frame)
         return type(self) if is_function else Tensor
 
     def __init__(self, value: Tensor, label: Label, tracer: _Tracer, parameter: str = "") -> None:

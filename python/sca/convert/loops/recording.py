@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
@@ -316,7 +317,7 @@ class Recorder(TorchFunctionMode):
             code = frame.f_code
             function = self._applies.by(frame)
             if function is not None:
-                self._fail(f"{function.__name__}.apply has a gradient of its own")
+                self._refuse_gradient(function.__name__)
             if not code.co_filename.startswith(_LIBRARIES):
                 site.append((code, frame.f_lasti))
                 self.codes[code] = frame.f_globals
@@ -324,6 +325,9 @@ class Recorder(TorchFunctionMode):
             frame = frame.f_back
         inside = f", in {self.names[self._stack[-1]]}" if self._stack else ""
         return (tuple(site), tuple(map(id, self._stack))), f"{place or 'a library line'}{inside}"
+
+    def _refuse_gradient(self, function: str) -> None:
+        self._fail(f"{function}.apply has a gradient of its own")
 
     def _fail(self, why: str) -> None:
         self._look_into_no_further()
@@ -359,6 +363,10 @@ class Recorder(TorchFunctionMode):
             source = known[1]
             if isinstance(source, Held) and source.path[0] not in ("_parameters", "_buffers"):
                 self._look_into_no_further()  # it may be a state that comes and goes
+            # What other native code applies, as map(), is seen by what comes of it alone.
+            unrecorded = isinstance(source, Ref) and self.nodes[source.node].grad is False
+            if unrecorded and isinstance(x.grad_fn, BackwardCFunction):
+                self._refuse_gradient(type(x.grad_fn).__name__.removesuffix("Backward"))
             return source, known[2]
         if not self.finds_constants:
             raise UnknownTensor
