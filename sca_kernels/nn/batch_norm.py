@@ -184,12 +184,13 @@ class ChannelBatchNorm1d(ChannelBatchNorm):
 
 
 class NeuronBehindNorm(NeuronModule):
-    """A neuron that runs the batch norm in front of it in the same operator, wherever that batch norm is."""
+    """A neuron that runs the batch norm in front of it in the same operator, wherever that batch norm is.
 
-    @property
-    def normalisation(self) -> Normalisation:
-        """The batch norm."""
-        raise NotImplementedError
+    Attributes:
+        normalisation: the batch norm, a property of the subclass.
+    """
+
+    normalisation: Normalisation
 
     def current(self, x: Tensor) -> Tensor:
         norm = self.normalisation

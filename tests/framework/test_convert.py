@@ -424,6 +424,32 @@ def test_a_neuron_of_snntorch_follows_what_is_loaded():
         assert torch.equal(converted(x), other(x))
 
 
+def test_a_neuron_of_snntorch_follows_a_surrogate_that_is_a_module():
+    snntorch = pytest.importorskip("snntorch", reason="snntorch is not installed")
+    surrogate = importlib.import_module("snntorch.surrogate")
+
+    class Arctangent(torch.nn.Module):
+        alpha = 2.0
+
+        def forward(self, u):
+            return surrogate.atan(self.alpha)(u)
+
+    model = torch.nn.Sequential(
+        torch.nn.Linear(12, 9), snntorch.Leaky(beta=0.9, spike_grad=Arctangent(), init_hidden=True)
+    )
+    x = torch.randn(4, 12) * 2
+    converted, _ = sca.convert(model, x)
+    assert type(converted[1]) is not type(model[1])
+    for alpha in (2.0, 5.0):
+        gradients = []
+        for network in (converted, model):
+            network[1].spike_grad.alpha = alpha
+            network[1].reset_mem()
+            sum(network(x).sum() for _ in range(3)).backward()
+            gradients.append(network[0].weight.grad.clone())
+        torch.testing.assert_close(*gradients)
+
+
 def test_a_neuron_of_ones_own_says_when_it_was_changed():
     net, model = built("tet_vggsnn")
     converted, report = sca.convert(model, net.example())

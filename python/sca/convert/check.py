@@ -26,8 +26,6 @@ _FLOAT32, _FLOAT64 = 1e-5, 1e-9
 _ROUNDING = 0.05
 """Largest difference in float32 that float64 may tell to be rounding: of a surrogate with an edge, rounding moves
 potentials from one side of it to the other."""
-
-
 _HALF = (torch.bfloat16, torch.float16)
 
 

@@ -87,7 +87,7 @@ class ConversionReport:
         time: how its activations lie: "TN" (time first), "single" (one step a call).
         parity: see :class:`Parity`; with the weights' layout as it was.
         channels_last: the same with convolutions' weights in channels_last, where sums have another order, if that is
-            what they were left in, because it is faster; None: they have the layout that they had.
+            what they were left in; None: they have the layout that they had.
         state_dict_equal: whether keys, shapes and values of the state_dict are the original's.
         prunable: how many groups of channels can be pruned, of how many, and the channels in them.
         memory: MiB that a training pass keeps for its backward pass, before and after.

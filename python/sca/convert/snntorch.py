@@ -9,7 +9,7 @@ the reset (:class:`~sca.convert.neurons.SnnTorchNeuron`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 from torch import nn
@@ -53,7 +53,9 @@ def neuron_of(module: nn.Module) -> dict[str, Any] | Reason | None:
         return Reason("option", "reset_delay=False carries spikes over to the next step; only reset to zero does not")
     if name == "Synaptic" and reset == "zero":
         return Reason("option", "its reset to zero loses the input of the step behind a spike")
-    fit = _fit(module.spike_grad)
+    grad = module.spike_grad
+    # Others may change what they compute, and need no hash.
+    fit = _fit(grad) if isinstance(grad, FunctionType) else probe_surrogate(slope_of(grad))
     if fit.surrogate is None or fit.fire != ">":
         return Reason(
             "surrogate", f"its surrogate is none of ours (the nearest, {fit.best}, is off by {fit.residual:.2g})"
@@ -76,7 +78,7 @@ def neuron_of(module: nn.Module) -> dict[str, Any] | Reason | None:
 
 
 @functools.lru_cache(maxsize=64)
-def _fit(spike_grad: Callable[..., Any]) -> SurrogateFit:
+def _fit(spike_grad: FunctionType) -> SurrogateFit:
     return probe_surrogate(slope_of(spike_grad))
 
 
