@@ -239,3 +239,16 @@ def test_train_on_real_recordings_learns_within_four_epochs(tmp_path):
     assert "accuracy on 95 test recordings" in told
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["test_accuracy"] > 0.5
+
+
+def test_time_growth_is_refused_for_recordings(event_arrays, tmp_path):
+    outcome = CliRunner().invoke(
+        app,
+        [
+            *("train", "--data", "event_arrays", "--data-dir", str(event_arrays), "--sensor", "128,128"),
+            *("--event-columns", "xytp", "--cache-dir", str(tmp_path / "cache"), "--out", str(tmp_path / "run")),
+            *("--time-steps", "4", "--time-growth", "0.5"),
+        ],
+    )
+    assert outcome.exit_code == 2
+    assert "time_growth: expected none for event_arrays, whose recordings" in " ".join(outcome.output.split())

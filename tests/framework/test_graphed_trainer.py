@@ -136,3 +136,9 @@ def test_callback_that_may_read_gradients_has_steps_run_as_they_stand(runs_ahead
         "training steps run without a CUDA graph: on_backward of Reader does not say that it is capturable"
     ]
     assert L1Penalty.capturable
+
+
+def test_growing_time_steps_are_captured_anew(runs_ahead) -> None:
+    trainer = trainer_of(tiny(epochs=2, batch_size=8, density=1.0, time_growth=(0.5,)))
+    trainer.fit()
+    assert runs_ahead.graphs == 2

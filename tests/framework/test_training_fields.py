@@ -301,6 +301,55 @@ def test_average_of_a_frozen_or_fine_tuned_run_is_that_of_its_structure(tmp_path
     assert trainer.history[-1]["test_accuracy"] == trainer.evaluate()
 
 
+# --- growing time steps --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_time_growth_presents_images_for_fewer_steps_at_first_however_often_it_was_stopped(tmp_path, ema):
+    config = tiny(time_steps=4, time_growth=(0.25, 0.99), ema=ema)  # the last epoch has all of them
+    trained, tested = [], []
+    trainer = trainer_of(config)
+    trainer.model.register_forward_hook(lambda model, inputs, logits: trained.append(len(logits)))
+    trainer.result.register_forward_hook(
+        lambda model, inputs, logits: None if model.training else tested.append(len(logits))
+    )
+    trained_by_step = []
+    trainer.fit(Watch(lambda trainer: trained_by_step.append(trained[-1])))
+    assert trained_by_step == [1] * 4 + [2] * 8 + [4] * 4
+    assert tested == [1, 2, 2, 4]  # each epoch as it was trained
+    assert trainer.result.time_steps == 4
+
+    for mode, step in (("new", 2), ("resume", 7)):
+        with RunFolder(tmp_path, mode) as folder, pytest.raises(Interrupted):
+            training.run(config, folder, Watch(stop_after=step))
+    with RunFolder(tmp_path, "resume") as folder:
+        summary = training.run(config, folder, Watch())
+    assert_equal_state(checkpoint.load(tmp_path / "checkpoint.safetensors"), checkpoint_of(trainer, tmp_path))
+    assert training.load_model(tmp_path).time_steps == 4
+    assert summary.compacted.accuracy == trainer.evaluate()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"time_growth": (0.5, 0.2)}, r"time_growth: expected rising shares of the run, got \(0.5, 0.2\)"),
+        ({"time_growth": (0.2, 0.5)}, "time_growth: expected time_steps to be a multiple of 4, .* got 2"),
+        ({"time_growth": (1.0,)}, r"time_growth: expected shares in \(0, 1\), got '1.0'"),
+    ],
+    ids=str,
+)
+def test_time_growth_says_what_it_expected(changes, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        tiny(**changes)
+
+
+def test_time_growth_has_no_last_batch_of_one_value_for_each_channel():
+    last = {"limit_train": 97, "model": "vgg9", "width": 0.1}  # maps of 1 x 1 before the classifier
+    trainer_of(tiny(**last))
+    with pytest.raises(ValueError, match="batch_size: expected no batch of one image at time_steps = 1"):
+        trainer_of(tiny(**last, time_growth=(0.5,)))
+
+
 # --- augmentation policies -----------------------------------------------------------------------------------------
 
 

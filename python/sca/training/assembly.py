@@ -13,7 +13,7 @@ from ..data import Dataset
 from ..data.policies import require_policy
 from ..models import build
 from ..pruning import SCAScheduler
-from .callbacks import L1Penalty
+from .callbacks import L1Penalty, TimeGrowth
 from .config import TrainConfig
 from .distributed import Ranks
 from .freezing import frozen_modules
@@ -69,7 +69,10 @@ def assembled(config: TrainConfig, dataset: Dataset, ranks: Ranks, weights: bool
         "scheduler": scheduler,
         "epochs": config.epochs,
         "lr_schedule": schedule_of(config),
-        "callbacks": [L1Penalty(pulled, config.l1)] if config.l1 else [],
+        "callbacks": [
+            *([L1Penalty(pulled, config.l1)] if config.l1 else []),
+            *([_time_growth(config, dataset)] if config.time_growth else []),
+        ],
         "precision": config.precision,
         "freeze": config.freeze,
         "ema": config.ema,
@@ -119,16 +122,30 @@ def _scheduler(
     return scheduler
 
 
+def _time_growth(config: TrainConfig, dataset: Dataset) -> TimeGrowth:
+    if dataset.time_steps is not None:
+        raise ValueError(
+            f"time_growth: expected none for {config.data}, whose recordings have a frame for each time step, "
+            f"got {config.time_growth!r}"
+        )
+    last = config.epochs - 1  # has all time steps
+    return TimeGrowth(config.time_steps, [min(last, round(share * config.epochs)) for share in config.time_growth])
+
+
 def _check_last_batch(model: nn.Module, dataset: Dataset, config: TrainConfig) -> None:
-    """ValueError if an epoch has a batch of one image, of one time step, in which some batch norm would have a single
-    value for each channel, and no variance."""
+    """ValueError if an epoch has a batch of one image, of one time step, at first at least, in which some batch norm
+    would have a single value for each channel, and no variance."""
     size, samples = config.batch_size, len(dataset.train)
     last = samples % size or size
-    if last * config.time_steps > 1:
+    first_steps = config.time_steps // 2 ** len(config.time_growth)
+    if last * first_steps > 1:
         return
     image = next(dataset.train_batches(1, seed=0, epoch=0, augment=False))[0]
+    network = copy.deepcopy(model).train()
+    if config.time_growth:
+        network.time_steps = first_steps
     try:
-        copy.deepcopy(model).train()(image)
+        network(image)
     except ValueError as error:
         raise ValueError(
             f"batch_size: expected no batch of one image at time_steps = 1, where a batch norm has one value for "

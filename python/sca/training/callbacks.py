@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
@@ -12,7 +12,7 @@ from ..pruning import PruneEvent
 if TYPE_CHECKING:
     from .loop import Trainer
 
-__all__ = ["Callback", "L1Penalty", "Observer", "OnBackward", "as_callback"]
+__all__ = ["Callback", "L1Penalty", "Observer", "OnBackward", "TimeGrowth", "as_callback"]
 
 
 class Callback:
@@ -148,6 +148,42 @@ class L1Penalty(Callback):
         for parameter in self._parameters:
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach().sign(), alpha=self._factor)
+
+
+class TimeGrowth(Callback):
+    """Has a network of ours present still images for fewer time steps at first, a fraction of the work: each epoch
+    costs about as much as it has steps, and what is learned with few carries over to more.
+
+    Args:
+        time_steps: T at the end of the run, and behind it.
+        doublings: epochs, rising, before which T doubles.
+    """
+
+    def __init__(self, time_steps: int, doublings: Sequence[int]) -> None:
+        self._time_steps, self._doublings = time_steps, list(doublings)
+
+    def on_start(self, trainer: Trainer) -> None:
+        """T of the epoch that the run begins, or goes on, with."""
+        self._trainer = trainer
+        self._set(trainer.epoch)
+
+    def on_epoch(self, row: dict[str, Any]) -> None:
+        """T of the epoch that comes."""
+        self._set(row["epoch"])
+
+    def on_end(self, trainer: Trainer) -> None:
+        """What was trained is a network of ``time_steps``, however far it got."""
+        self._present(self._time_steps)
+
+    def _set(self, epoch: int) -> None:
+        to_come = sum(doubling > epoch for doubling in self._doublings)
+        self._present(self._time_steps // 2**to_come)
+
+    def _present(self, time_steps: int) -> None:
+        for model in {self._trainer.model: 0, self._trainer.result: 0}:
+            if model.time_steps != time_steps:
+                model.time_steps = time_steps
+                self._trainer.release_step()
 
 
 class Calls(Callback):

@@ -141,6 +141,11 @@ class TrainingSettings:
     l1: float = setting(0.0, low=0, high=MAX_FACTOR)
     """Factor of the L1 subgradient on the weights of 3x3 convolutions (the paper's sparsity term)."""
 
+    time_growth: tuple[float, ...] = setting((), above=0, below=1)
+    """Shares of the run, rising, at the ends of epochs, at which T doubles on its way to ``time_steps``: with 4 steps
+    ``0.5,0.8`` trains with T = 1, from the half of the run with 2, from 80 % of it with 4. Still images only; empty:
+    all of the run with ``time_steps``."""
+
     loss: str = setting("each_step", names="sca.training.losses:LOSSES")
     """What is minimised: ``each_step`` (cross-entropy at each time step) or ``mean`` (of the mean logits)."""
 
@@ -249,6 +254,13 @@ class TrainConfig(PruningSettings, TrainingSettings, NetworkSettings, FrameSetti
             raise ValueError(f"prune_start: expected a share of the run, in [0, prune_stop), got {self.prune_start!r}")
         if self.keep_best and not self.validation:
             raise ValueError(f"keep_best: expected false where validation is 0, got {self.keep_best!r}")
+        if list(self.time_growth) != sorted(set(self.time_growth)):
+            raise ValueError(f"time_growth: expected rising shares of the run, got {self.time_growth!r}")
+        if self.time_steps % 2 ** len(self.time_growth):
+            raise ValueError(
+                f"time_growth: expected time_steps to be a multiple of {2 ** len(self.time_growth)}, which "
+                f"{len(self.time_growth)} doublings end with, got {self.time_steps}"
+            )
         super().__post_init__()
         self.check_frames()
         check_neuron(self.neuron, self.neuron_arguments)

@@ -262,7 +262,7 @@ class Trainer:
             self.ranks = Ranks()
             set_norm_group(self.model, None)
             self._network = self._new_network()
-            self._release()
+            self.release_step()
 
     def _new_network(self) -> nn.Module:
         """What a training step calls."""
@@ -324,8 +324,9 @@ class Trainer:
         self._seen = loss.detach(), logits.detach()
         return loss * self._part
 
-    def _release(self) -> None:
-        """Let go of the captured step, and of its memory: the next ones may be others."""
+    def release_step(self) -> None:
+        """Let go of the captured step, if there is one, and of its memory: the next ones are others, by something that
+        :class:`GraphedStep` does not look at."""
         if self._graphed is not None:
             self._graphed.release()
         self._graphed = None
@@ -376,7 +377,7 @@ class Trainer:
             Diverged: the loss, a potential, a score or a parameter is not finite; there was no checkpoint of that.
         """
         self._told = [*self.callbacks, Calls(save, log), *([] if observer is None else [as_callback(observer)])]
-        self._release()  # it has the callbacks that there were
+        self.release_step()  # it has the callbacks that there were
         started = []
         try:
             self._catch_up()
@@ -390,7 +391,7 @@ class Trainer:
             raise Diverged(f"{error} (step {self._running})") from error
         finally:
             self._told = self.callbacks
-            self._release()
+            self.release_step()
             for callback in started:
                 callback.on_end(self)
 
