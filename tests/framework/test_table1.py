@@ -17,6 +17,7 @@ from sca.cli.cells import CellsDisplay
 from sca.experiments import table1
 from sca.experiments.table1.export import as_latex
 from sca.experiments.table1.report import blocks
+from sca.pictures import drawing
 from sca.training import TrainConfig
 
 TINY = [
@@ -86,6 +87,24 @@ def test_table1_stores_mean_and_spread_of_compacted_networks(made):
     assert json.loads((folder / "sca-40-seed0" / "config.json").read_text())["target"] == "parameters"
     assert result["conditions"]["command"]
     assert (folder / "table1.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("ours", [0.46, 0.92])
+def test_table1_shows_accuracy_over_both_shares_and_published_networks_unless_far_above(made, ours):
+    pytest.importorskip("matplotlib", reason="no matplotlib")
+    folder, *_ = made
+    result = json.loads((folder / "table1.json").read_text())
+    result["published"] = [row._asdict() for row in table1.published.PUBLISHED if row.data == "cifar10"]
+    for row in result["rows"]:
+        row["accuracy"]["mean"] = ours
+    with drawing() as figure:
+        kept, costs = table1.report._drawn(figure, result).axes
+    for axes, share in (kept, "connectivity"), (costs, "synops_kept"):
+        curve = next(c for c in axes.containers if c.get_label() == "sca").lines[0]
+        assert curve.get_xdata()[0] == pytest.approx(result["rows"][1][share]["mean"], rel=0.02)
+        labels = axes.get_legend_handles_labels()[1]
+        assert ("SPEAR (2025), VGG-16, T = 4: published" in labels) == (ours > 0.9)
+        assert {"dense", "sca", "random"} <= set(labels)
 
 
 def test_table1_as_csv_holds_the_results_in_full_precision(made):

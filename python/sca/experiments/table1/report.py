@@ -19,9 +19,13 @@ from .config import Table1Config
 from .published import PUBLISHED, Published
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
+
+#: Published accuracies are drawn where our best is no farther below them; else they would leave no room for ours.
+_FAR = 0.1
 
 
 def results(config: Table1Config, finished: Iterable[tuple[Cell, dict[str, Any]]], command: str) -> dict[str, Any]:
@@ -142,17 +146,49 @@ def _shown(figure: dict[str, Any]) -> str:
 
 
 def plot(path: Path, result: dict[str, Any]) -> None:
-    """Write the PNG: accuracy against connectivity, a curve with error bars for each criterion, dense as a line."""
+    """Write the PNG: accuracy against connectivity, and against SynOps: a curve with error bars for each criterion,
+    dense as a line, and what was published on the same data, unless all of ours is far below it, as after minutes."""
     with drawing() as figure:
         write_whole(path, png(_drawn(figure, result)))
 
 
 def _drawn(new_figure: type[Figure], result: dict[str, Any]) -> Figure:
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
+    figure = new_figure(figsize=(10, 4.8), layout="constrained")
+    kept, costs = figure.subplots(1, 2, sharey=True)
+    asked = sorted(result["config"]["connectivities"])
     rows = result["rows"]
-    figure = new_figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    _draw(kept, rows, "connectivity")
+    _draw(costs, rows, "synops_kept")
+    kept.set_ylabel("test accuracy of the compacted network")
+    kept.set_xlabel("connectivity: weights kept (logarithmic)")
+    costs.set_xlabel("SynOps kept (logarithmic)")
+    published = [Published(**row) for row in result["published"]]
+    best = max((row["accuracy"]["mean"] for row in rows), default=0.0)
+    if best < min((one.accuracy / 100 for one in published), default=0.0) - _FAR:
+        published = []
+    _draw_published(kept, published, "connectivity")
+    _draw_published(costs, published, "synops")
+    for axes in (kept, costs):
+        axes.set_xscale("log")
+        axes.margins(x=0.1)
+        axes.grid()
+    kept.set_xticks(asked, [f"{share:.4g}%" for share in (100 * value for value in asked)])
+    kept.minorticks_off()
+    costs.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    costs.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    costs.xaxis.set_minor_formatter(NullFormatter())
+    kept.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    seeds = max((len(row["seeds"]) for row in rows), default=0)
+    figure.suptitle(f"{title(result)}; mean ± standard deviation of {seeds} seeds", x=0.01, ha="left")
+    handles, labels = kept.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _draw(axes: Axes, rows: list[Row], share: str) -> None:
+    """The criteria's accuracies over one of the shares that they keep, and the dense network's."""
     for row in rows:
         if row["criterion"] == DENSE:
             middle, spread = row["accuracy"]["mean"], row["accuracy"]["std"] or 0.0
@@ -163,23 +199,30 @@ def _drawn(new_figure: type[Figure], result: dict[str, Any]) -> Figure:
         own = sorted((row for row in rows if row["criterion"] == name), key=lambda row: row["asked"])
         shift = 1 + 0.012 * (position - (len(criteria) - 1) / 2)  # error bars side by side
         axes.errorbar(
-            [row["connectivity"]["mean"] * shift for row in own],
+            [row[share]["mean"] * shift for row in own],
             [row["accuracy"]["mean"] for row in own],
             [row["accuracy"]["std"] or 0.0 for row in own],
             marker=MARKERS[position % len(MARKERS)],
             color=SERIES[position % len(SERIES)],
             label=name,
         )
-    axes.set_xscale("log")
-    asked = sorted(result["config"]["connectivities"])
-    axes.set_xticks(asked, [f"{share:.4g}%" for share in (100 * value for value in asked)])
-    axes.minorticks_off()
-    axes.margins(x=0.1)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
-    axes.set_xlabel("connectivity: weights kept (logarithmic)")
-    axes.set_ylabel("test accuracy of the compacted network")
-    axes.grid()
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    seeds = max((len(row["seeds"]) for row in rows), default=0)
-    axes.set_title(f"{title(result)}; mean ± standard deviation of {seeds} seeds")
-    return figure
+
+
+def _draw_published(axes: Axes, published: list[Published], share: str) -> None:
+    """Published networks, each method with a mark of its own; the dense ones are at 100 % and would widen the axis."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for one in published:
+        percent = getattr(one, share)
+        places = series.setdefault(f"{one.method}, {one.network}, T = {one.time_steps}: published", [])
+        if percent is not None and percent < 100:
+            places.append((percent / 100, one.accuracy / 100))
+    for position, (label, places) in enumerate(series.items()):
+        if places:
+            axes.plot(
+                *zip(*places, strict=True),
+                linestyle="none",
+                marker=MARKERS[-1 - position % len(MARKERS)],
+                markerfacecolor="none",
+                color=LIGHT["muted"],
+                label=label,
+            )
