@@ -50,7 +50,7 @@ def observation() -> Observation:
 def test_criteria_are_found_by_file() -> None:
     assert set(CRITERIA) >= {
         *("sca", "sca_unclipped", "rate", "weight_l1", "bn_gamma", "random"),
-        *("taylor", "redundancy"),
+        *("taylor", "taylor_global", "redundancy"),
     }
 
 
@@ -145,6 +145,16 @@ def test_criterion_taylor_is_the_mean_change_of_each_sample_in_units_of_its_laye
     score = CRITERIA["taylor"](context(observer="taylor"))[[0, 1, 3, 5]]
     torch.testing.assert_close(score, by_hand / by_hand.norm())
     assert score[3] == 0  # what never fires changes nothing
+
+
+def test_criterion_taylor_global_is_the_change_itself_whatever_the_layer() -> None:
+    seen = observation()
+    by_hand = (seen.spikes * seen.gradient).sum((0, 3, 4)).abs().sum(0).double()
+    score = CRITERIA["taylor_global"](context(observer="taylor_global"))
+    torch.testing.assert_close(score[[0, 1, 3, 5]], by_hand)
+    weaker = Observation(seen.spikes, seen.gradient / 8, seen.potentials)
+    observed = CRITERIA["taylor_global"].observe(weaker)
+    torch.testing.assert_close(CRITERIA["taylor_global"](context(observed=observed)), score / 8)
 
 
 def test_criterion_redundancy_is_one_minus_the_correlation_with_a_busier_channel() -> None:

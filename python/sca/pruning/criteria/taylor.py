@@ -29,4 +29,17 @@ class Taylor(Criterion):
         return group.spread(change / change.norm().clamp(min=1e-300))
 
 
-CRITERIA = {"taylor": Taylor()}
+class TaylorGlobal(Taylor):
+    """The same without that division, as in the same authors' "Importance Estimation for Neural Network Pruning" (CVPR
+    2019): the unit is the loss in all layers, so that one ranking of all channels also decides what each layer keeps.
+
+    Scores of activity can't: behind a batch norm all layers are about as active, whether the loss needs them or not.
+    """
+
+    name = "taylor_global"
+
+    def __call__(self, group: GroupContext) -> Tensor:
+        return group.spread(group.observed["change"])
+
+
+CRITERIA = {"taylor": Taylor(), "taylor_global": TaylorGlobal()}
