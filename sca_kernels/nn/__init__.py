@@ -8,7 +8,7 @@ from .conv_transpose import ChannelConvTranspose1d, ChannelConvTranspose2d
 from .explain import explain
 from .group import ChannelGroup, probing
 from .linear import ChannelLinear
-from .neuron import IF, LIF, PLIF, Synapse, detach, reset
+from .neuron import IF, LIF, PLIF, Synapse, detach, reset, set_analog
 from .pool import AvgPool2d, MaxPool2d
 from .select import ChannelSelect
 
@@ -36,4 +36,5 @@ __all__ = [
     "explain",
     "probing",
     "reset",
+    "set_analog",
 ]

@@ -130,6 +130,9 @@ class ChannelConv(ConvolutionLayer):
     """A convolution over one dimension or two. One over one dimension is computed as one of maps of a single row: views
     of its input and its weight, by the same paths."""
 
+    analog: Tensor | None = None
+    """Whether neurons give out what is no spike, see :func:`sca_kernels.nn.set_analog`."""
+
     _last_asked: tuple[tuple, bool] | None = None
     """See :meth:`_is_plain`."""
 
@@ -222,7 +225,7 @@ class ChannelConv(ConvolutionLayer):
             inputs,
             outputs,
             full_input=full_input,
-            spike_input=self.spike_input,
+            spike_input=self.spike_input if self.analog is None else False,
             backend=self.backend,
             path=self.path,
         )
@@ -234,7 +237,7 @@ class ChannelConv(ConvolutionLayer):
         depends on: between two convolutions, whose data push it out of the caches, each line here takes long."""
         if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return False
-        if self.spike_input and torch.is_grad_enabled() and weight.requires_grad:
+        if self.spike_input and self.analog is None and torch.is_grad_enabled() and weight.requires_grad:
             return False
         key = x.shape, x.stride(), x.dtype, x.device, type(weight), weight.dtype, weight.device
         last = self._last_asked

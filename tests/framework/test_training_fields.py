@@ -350,6 +350,37 @@ def test_time_growth_has_no_last_batch_of_one_value_for_each_channel():
         trainer_of(tiny(**last, time_growth=(0.5,)))
 
 
+# --- an analog start -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"checkpointing": True}, {"ema": 0.5, "time_growth": (0.5,)}], ids=str)
+def test_analog_start_becomes_spikes_step_by_step_however_often_it_was_stopped(tmp_path, changes):
+    config = tiny(analog_start=(0.25, 0.5), **changes)
+    shares = []
+    trainer = trainer_of(config)
+    trainer.model.register_forward_pre_hook(
+        lambda model, inputs: shares.append(None if model.analog is None else model.analog.item())
+    )
+    by_step = []
+    trainer.fit(Watch(lambda trainer: by_step.append(shares[-1])))
+    assert by_step == [1.0] * 5 + [0.75, 0.5, 0.25] + [None] * 8
+    assert trainer.result.analog is None
+
+    for mode, step in (("new", 2), ("resume", 6)):
+        with RunFolder(tmp_path, mode) as folder, pytest.raises(Interrupted):
+            training.run(config, folder, Watch(stop_after=step))
+    with RunFolder(tmp_path, "resume") as folder:
+        summary = training.run(config, folder, Watch())
+    assert_equal_state(checkpoint.load(tmp_path / "checkpoint.safetensors"), checkpoint_of(trainer, tmp_path))
+    assert summary.compacted.accuracy == trainer.evaluate()
+
+
+@pytest.mark.parametrize("value", [(0.5,), (0.5, 0.5), (0.1, 0.2, 0.3)])
+def test_analog_start_says_what_it_expected(value):
+    with pytest.raises(ValueError, match=r"^analog_start: expected two rising shares of the run, got \("):
+        tiny(analog_start=value)
+
+
 # --- augmentation policies -----------------------------------------------------------------------------------------
 
 

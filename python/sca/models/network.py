@@ -21,9 +21,11 @@ class Network(nn.Module, ABC):
     Attributes:
         time_steps: T, how often a still image is presented.
         checkpointing: whether blocks keep their input alone; may be changed at any time between two passes.
+        analog: whether neurons give out what is no spike, see :func:`sca_kernels.nn.set_analog`.
     """
 
     time_steps: int
+    analog: Tensor | None = None
 
     def init_checkpointing(self, checkpointing: bool, neuron_arguments: dict[str, Any]) -> None:
         """ValueError where the neurons hold a state, which a second pass would change."""
@@ -37,7 +39,7 @@ class Network(nn.Module, ABC):
     def run(self, block: nn.Module, x: Tensor, *arguments: Any, spike_input: bool = True) -> Tensor:
         """``block(x, *arguments)``, :func:`recomputed` if that is wanted and a gradient is."""
         if self.checkpointing and torch.is_grad_enabled():
-            return recomputed(block, x, *arguments, spike_input=spike_input)
+            return recomputed(block, x, *arguments, spike_input=spike_input and self.analog is None)
         return block(x, *arguments)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ..data import Dataset
 from ..data.policies import require_policy
 from ..models import build
 from ..pruning import SCAScheduler
-from .callbacks import L1Penalty, TimeGrowth
+from .callbacks import AnalogStart, L1Penalty, TimeGrowth
 from .config import TrainConfig
 from .distributed import Ranks
 from .freezing import frozen_modules
@@ -56,6 +56,7 @@ def assembled(config: TrainConfig, dataset: Dataset, ranks: Ranks, weights: bool
     train = dataset.train_loader(config.batch_size, seed=config.seed, **config.augmentation)
     scheduler = _scheduler(model, optimizer, config, len(train)) if config.density < 1 else None
     _check_last_batch(model, dataset, config)
+    steps = config.epochs * len(train)
     pulled = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     test_size = 4 * (config.batch_size // ranks.size)
     return {
@@ -72,6 +73,7 @@ def assembled(config: TrainConfig, dataset: Dataset, ranks: Ranks, weights: bool
         "callbacks": [
             *([L1Penalty(pulled, config.l1)] if config.l1 else []),
             *([_time_growth(config, dataset)] if config.time_growth else []),
+            *([AnalogStart(*(share * steps for share in config.analog_start))] if config.analog_start else []),
         ],
         "precision": config.precision,
         "freeze": config.freeze,

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
+from sca_kernels.nn import set_analog
+
 from ..pruning import PruneEvent
 
 if TYPE_CHECKING:
     from .loop import Trainer
 
-__all__ = ["Callback", "L1Penalty", "Observer", "OnBackward", "TimeGrowth", "as_callback"]
+__all__ = ["AnalogStart", "Callback", "L1Penalty", "Observer", "OnBackward", "TimeGrowth", "as_callback"]
 
 
 class Callback:
@@ -184,6 +186,39 @@ class TimeGrowth(Callback):
             if model.time_steps != time_steps:
                 model.time_steps = time_steps
                 self._trainer.release_step()
+
+
+class AnalogStart(Callback):
+    """Has neurons give out rectified potentials at first, then a blend that becomes spikes, see
+    :func:`sca_kernels.nn.set_analog`.
+
+    Args:
+        first, last: steps, fractions of them too: until the first the potential alone, from the last on spikes alone;
+            the potential's share falls linearly in between.
+    """
+
+    def __init__(self, first: float, last: float) -> None:
+        self._first, self._last = first, last
+
+    def on_start(self, trainer: Trainer) -> None:
+        """The blend of the step that the run begins, or goes on, with."""
+        self._set(trainer, trainer.step)
+
+    def on_batch(self, trainer: Trainer) -> None:
+        """The blend of the step that comes."""
+        self._set(trainer, trainer.step)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """What was trained is a network of spikes, however far it got."""
+        self._set(trainer, self._last)
+
+    def _set(self, trainer: Trainer, step: float) -> None:
+        share = None if step >= self._last else min(1.0, (self._last - step) / (self._last - self._first))
+        if (share is None) != (trainer.model.analog is None):
+            trainer.release_step()
+        for model in {trainer.model: 0, trainer.result: 0}:
+            if share is not None or model.analog is not None:
+                set_analog(model, share)
 
 
 class Calls(Callback):

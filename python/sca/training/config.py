@@ -146,6 +146,11 @@ class TrainingSettings:
     ``0.5,0.8`` trains with T = 1, from the half of the run with 2, from 80 % of it with 4. Still images only; empty:
     all of the run with ``time_steps``."""
 
+    analog_start: tuple[float, ...] = setting((), low=0, below=1)
+    """Two shares of the run: until the first, neurons give out their rectified potential in place of spikes, until the
+    second a blend that becomes spikes. A deep network learns so from the first step on. Epochs until then are measured
+    as they were trained, so that they say nothing of the spiking network. Empty: spikes from the start."""
+
     loss: str = setting("each_step", names="sca.training.losses:LOSSES")
     """What is minimised: ``each_step`` (cross-entropy at each time step) or ``mean`` (of the mean logits)."""
 
@@ -261,6 +266,8 @@ class TrainConfig(PruningSettings, TrainingSettings, NetworkSettings, FrameSetti
                 f"time_growth: expected time_steps to be a multiple of {2 ** len(self.time_growth)}, which "
                 f"{len(self.time_growth)} doublings end with, got {self.time_steps}"
             )
+        if self.analog_start and not (len(self.analog_start) == 2 and self.analog_start[0] < self.analog_start[1]):
+            raise ValueError(f"analog_start: expected two rising shares of the run, got {self.analog_start!r}")
         super().__post_init__()
         self.check_frames()
         check_neuron(self.neuron, self.neuron_arguments)
