@@ -65,6 +65,8 @@ def test_recipe_settings_reach_every_field(field):
     text = json.dumps(value) if isinstance(value, bool) else "none" if value is None else value
     if isinstance(value, dict):
         text = "{}"
+    if isinstance(value, tuple):
+        text = list(value)
     assert getattr(Recipe("fast", settings=[f"{field}={text}"]).config(), field) == value
 
 

@@ -513,11 +513,14 @@ def _any(values, result, before) -> None:
 
 
 def whole_models(rng: random.Random):
-    name = rng.choice(("nn.explain", "nn.reset", "nn.detach"))
+    name = rng.choice(("nn.explain", "nn.reset", "nn.detach", "nn.set_analog"))
     model = rng.choice(
         ("nn.LIF()", "torch.nn.Sequential(nn.ChannelConv2d(2, 3, 1), nn.BatchNormLIF(3))", "torch.nn.Linear(2, 2)")
     )
-    return (Stage(name, {"module": model}),), _any
+    named = {"module": model}
+    if name == "nn.set_analog":
+        named["share"] = rng.choice(("None", "0.5"))
+    return (Stage(name, named),), _any
 
 
 def activity(rng: random.Random):
