@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sca.pruning.criteria import CRITERIA, Criterion, GroupContext, Observation
+from sca.pruning.criteria import CRITERIA, Criterion, GroupContext, NormObservation, Observation
 from sca_kernels import nn as snn
 
 C = 6
@@ -33,7 +33,7 @@ def context(seed: int = 0, **changes) -> GroupContext:
     }
     criterion = CRITERIA[changes.pop("observer", "sca")]
     if isinstance(criterion, Criterion):
-        fields["observed"] = criterion.observe(observation())
+        fields["observed"] = criterion.observe(norms() if criterion.observes == "norms" else observation())
     return GroupContext(**{**fields, **changes})
 
 
@@ -47,10 +47,15 @@ def observation() -> Observation:
     return Observation(spikes, gradient, lambda: 2 * spikes - 0.5)
 
 
+def norms() -> NormObservation:
+    """Four active channels."""
+    return NormObservation(*torch.randn(4, 4, generator=torch.Generator().manual_seed(3)))
+
+
 def test_criteria_are_found_by_file() -> None:
     assert set(CRITERIA) >= {
         *("sca", "sca_unclipped", "rate", "weight_l1", "bn_gamma", "random"),
-        *("taylor", "taylor_global", "redundancy"),
+        *("taylor", "taylor_global", "taylor_norm", "redundancy"),
     }
 
 

@@ -330,7 +330,10 @@ def block_in_place(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("settings", [{"target": "synops"}, {"criterion": "redundancy"}, {"criterion": "taylor"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"target": "synops"}, {"criterion": "redundancy"}, {"criterion": "taylor"}, {"criterion": "taylor_norm"}],
+)
 @pytest.mark.parametrize("compiled", [whole, whole_in_place, block, block_in_place])
 def test_hooks_work_after_compilation(settings, compiled, compiler) -> None:
     """Compiled code has run, with the scheduler on the network too, long before single layers are looked at."""

@@ -81,7 +81,7 @@ def test_a_criterion_that_cannot_observe_is_refused_when_the_scheduler_is_made()
 
     with pytest.raises(TypeError, match=r"criterion: .*Blind' observes spikes, and has no method observe"):
         make_short(criterion=Blind())
-    with pytest.raises(ValueError, match="criterion: 'spy' expected to observe 'spikes', 'gradients' or None, not 'x'"):
+    with pytest.raises(ValueError, match=r"criterion: 'spy' expected to observe 'spikes', .* 'norms' or None, not 'x'"):
         make_short(criterion=Spy("x"))
 
 
@@ -235,6 +235,46 @@ def test_observed_passes_leave_nothing_alive() -> None:
     gc.collect()
     assert len(spikes) == 2
     assert not any(ref() is not None for ref in spikes)
+
+
+def test_taylor_norm_is_the_squared_change_that_the_norms_gradients_tell() -> None:
+    model, optimizer, scheduler = make_short(criterion="taylor_norm", regrow_fraction=0)
+    loss_of(model)  # a pass without its backward pass is none
+    loss_of(model).backward()
+    norm = model.norm1
+    change = norm.weight * norm.weight.grad + norm.bias * norm.bias.grad
+    expected = change.detach().double().square()
+    optimizer.step()
+    event = scheduler.step()
+    torch.testing.assert_close(event.groups["first"].all_scores, expected)
+    assert not norm.weight._backward_hooks
+    assert not norm.bias._backward_hooks
+
+
+def test_taylor_norm_sees_the_active_channels_of_each_backward_pass() -> None:
+    model, optimizer, scheduler = make_short(criterion="taylor_norm", regrow_fraction=0)
+    group = scheduler.groups["first"].group
+    group.set_active(range(1, group.num_channels, 2))
+    expected = 0
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(model).backward()
+        change = model.norm1.weight * model.norm1.weight.grad + model.norm1.bias * model.norm1.bias.grad
+        expected = expected + change.detach().double().square()
+    optimizer.step()
+    event = scheduler.step()
+    scores = event.groups["first"].all_scores
+    torch.testing.assert_close(scores[group.mask()], expected[group.mask()])
+
+
+def test_taylor_norm_refuses_norms_that_are_not_trained() -> None:
+    def frozen() -> ConvNet:
+        model = ConvNet()
+        model.norm1.requires_grad_(False)
+        return model
+
+    with pytest.raises(ValueError, match="criterion 'taylor_norm': expected batch norms whose weights are trained in"):
+        make_short(frozen, criterion="taylor_norm")
 
 
 def test_criterion_that_saw_no_pass_says_what_is_missing() -> None:

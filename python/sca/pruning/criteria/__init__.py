@@ -20,7 +20,7 @@ from sca_kernels.nn import ChannelGroup
 
 from ...registry import collect
 
-__all__ = ["CRITERIA", "Criterion", "GroupContext", "Observation", "as_criterion"]
+__all__ = ["CRITERIA", "Criterion", "GroupContext", "NormObservation", "Observation", "as_criterion"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,21 @@ class Observation:
     spikes: Tensor
     gradient: Tensor | None
     potentials: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class NormObservation:
+    """What one backward pass showed of one group: A active channels of one of its batch norms, on its device; detached.
+
+    Attributes:
+        weight, bias: gamma and beta, [A]; a batch norm that has no beta has zeros.
+        weight_gradient, bias_gradient: dL/dgamma and dL/dbeta, of the same shape.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    weight_gradient: Tensor
+    bias_gradient: Tensor
 
 
 @dataclass(frozen=True)
@@ -97,11 +112,13 @@ class Criterion(ABC):
 
     Attributes:
         name: how errors and logs call it.
-        observes: ``"spikes"`` or ``"gradients"`` (of the spikes: the backward pass is waited for); None for nothing but
-            the activity that is recorded all the time.
+        observes: ``"spikes"``, ``"gradients"`` (of the spikes: the backward pass is waited for) or ``"norms"`` (the
+            gradients of the batch norms' weights and biases); None for nothing but the activity that is recorded all
+            the time.
         observed_steps: how many steps before each update are looked at. All other steps cost nothing.
 
-    One that observes has a method ``observe(seen: Observation)``: sums over one pass, by name, tensors whose shapes
+    One that observes has a method ``observe(seen)`` of an :class:`Observation`, or of a :class:`NormObservation` where
+    that is what it observes: sums over one pass, by name, tensors whose shapes
     depend on the number of active channels alone, int64 or floating-point (added up in float64).
     """
 
@@ -132,9 +149,9 @@ def as_criterion(function: Callable[[GroupContext], Tensor], name: str) -> Crite
     """
     if not isinstance(function, Criterion):
         return _Function(function, name)
-    if function.observes not in (None, "spikes", "gradients"):
+    if function.observes not in (None, "spikes", "gradients", "norms"):
         raise ValueError(
-            f"criterion: {name!r} expected to observe 'spikes', 'gradients' or None, not {function.observes!r}"
+            f"criterion: {name!r} expected to observe 'spikes', 'gradients', 'norms' or None, not {function.observes!r}"
         )
     if function.observes is not None and not callable(getattr(function, "observe", None)):
         raise TypeError(f"criterion: {name!r} observes {function.observes}, and has no method observe")
