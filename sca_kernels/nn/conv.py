@@ -13,6 +13,7 @@ from torch import nn as tnn
 from .. import checks, paths
 from .. import functional as F
 from ..channels import Geometry
+from .analog import FollowsAnalog
 from .group import CarriesGroups, ChannelGroup, check_group
 
 
@@ -126,12 +127,9 @@ class ConvolutionLayer(CarriesGroups):
         return ", ".join([super().extra_repr(), *(f"{k}={g}" for k, g in groups.items() if g is not None)])
 
 
-class ChannelConv(ConvolutionLayer):
+class ChannelConv(FollowsAnalog, ConvolutionLayer):
     """A convolution over one dimension or two. One over one dimension is computed as one of maps of a single row: views
     of its input and its weight, by the same paths."""
-
-    analog: Tensor | None = None
-    """Whether neurons give out what is no spike, see :func:`sca_kernels.nn.set_analog`."""
 
     _last_asked: tuple[tuple, bool] | None = None
     """See :meth:`_is_plain`."""

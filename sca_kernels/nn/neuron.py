@@ -15,6 +15,7 @@ from ..neurons import NEURONS
 from ..surrogates import Surrogate
 from ..torch_private import graph_task
 from .activity import Activity
+from .analog import FollowsAnalog
 from .group import CarriesGroups, ChannelGroup, check_group, check_time_major, gathered
 
 _USUAL = {"fire": ">=", "v_subtract": None, "v_rest": None, "rate": None, "decay": None, "alpha": None, "backend": None}
@@ -26,7 +27,7 @@ def is_recomputing() -> bool:
     return not torch.compiler.is_compiling() and graph_task() != -1
 
 
-class NeuronModule(CarriesGroups, tnn.Module):
+class NeuronModule(FollowsAnalog, CarriesGroups, tnn.Module):
     """Base of all neuron modules: arguments, membrane state, activity. See :func:`sca_kernels.functional.neuron` for
     the arguments.
 
@@ -46,11 +47,10 @@ class NeuronModule(CarriesGroups, tnn.Module):
         v: the state, [N, C, *S] or None; C the channels that were active when it was made. To set it by hand, call
             :meth:`reset` first.
         v_seq: with ``store_v_seq``, [T, N, C, *S] in the dtype of v, or None before the first call.
-        analog: what :func:`set_analog` sets.
+        analog: see :func:`sca_kernels.nn.set_analog`.
     """
 
     neuron: str
-    analog: Tensor | None = None
 
     def __init__(
         self,
@@ -175,9 +175,7 @@ class NeuronModule(CarriesGroups, tnn.Module):
         """The blend of spikes and potentials that ``analog`` asks for."""
         graded = out.h_seq.clamp(min=0).to(out.spikes.dtype)
         mask = None if self.group is None else self.group.probe_mask(graded.device)
-        if (
-            mask is not None
-        ):  # zeros, through which the gradient passes as if they were open; so the operator has spikes
+        if mask is not None:  # as the operator does with spikes: zeros, through which the gradient passes
             graded = graded - graded.detach() * ~mask.view(-1, *[1] * (graded.dim() - 3))
         return torch.lerp(out.spikes, graded, self.analog.to(graded.dtype))
 
@@ -381,39 +379,6 @@ def detach(module: tnn.Module) -> None:
     for m in checks.instance("module", module, tnn.Module, "a torch.nn.Module").modules():
         if _is_neuron(m) and m.v is not None:
             m.v = m.v.detach()
-
-
-def set_analog(module: tnn.Module, share: float | None) -> None:
-    """Have all neurons in this tree give out ``share * max(h, 0) + (1 - share) * s``: a share of the potential h before
-    the reset in place of the spikes s.
-
-    At 1 they are rectified units, which a deep network learns with at once; lowered to 0 over some epochs, what was
-    learned becomes a spiking network. (Rathi et al., "Enabling Deep Spiking Neural Networks with Hybrid Conversion and
-    Spike Timing Dependent Backpropagation", ICLR 2020, go from one to the other at once.) Potentials are those of the
-    neurons' own equations, firing and resets included; activity counts the spikes. The activation that is given out is
-    twice the memory, and is no spike: layers with ``spike_input=True`` keep it as it is.
-
-    Args:
-        module: a network; of layers that read neurons, those in it are told.
-        share: in [0, 1]; None: spikes alone, by the fused operator, which is how modules are made. Another number is
-            written to a tensor that all of them have: no compiled or captured step is made anew for it.
-
-    Raises:
-        ValueError: ``share`` is out of range.
-    """
-    checks.instance("module", module, tnn.Module, "a torch.nn.Module")
-    if share is not None and not 0 <= checks.number("share", share) <= 1:
-        raise ValueError(f"share: expected a number in [0, 1] or None, got {share!r}")
-    carriers = [m for m in module.modules() if hasattr(type(m), "analog")]
-    analog = next((m.analog for m in carriers), None)
-    if share is None:
-        analog = None
-    elif analog is None:
-        analog = torch.tensor(float(share), device=next((p.device for p in module.parameters()), None))
-    else:
-        analog.fill_(share)
-    for carrier in carriers:
-        carrier.analog = analog
 
 
 def _is_neuron(module: tnn.Module) -> bool:

@@ -172,6 +172,17 @@ def test_criterion_redundancy_is_one_minus_the_correlation_with_a_busier_channel
     assert score[3] == 0
 
 
+def test_criterion_redundancy_correlates_graded_activations_as_well() -> None:
+    seen = observation()
+    graded = Observation(seen.spikes * torch.rand(seen.spikes.shape), None, seen.potentials)
+    trains = graded.spikes.transpose(0, 2).flatten(1).double()
+    correlation, total = torch.corrcoef(trains[:3]).abs(), trains[:3].sum(1)
+    score = CRITERIA["redundancy"](context(observed=CRITERIA["redundancy"].observe(graded)))[[0, 1, 3]]
+    for channel in range(3):
+        busier = correlation[channel, total > total[channel]]
+        assert score[channel].item() == pytest.approx(1 - busier.max().item() if busier.numel() else 1, abs=1e-5)
+
+
 def test_criterion_redundancy_keeps_one_of_two_that_fire_alike() -> None:
     spikes = (torch.rand(2, 8, 1, 3, generator=torch.Generator().manual_seed(0)) < 0.5).float().expand(2, 8, 4, 3)
     observed = CRITERIA["redundancy"].observe(Observation(spikes, None, lambda: spikes))

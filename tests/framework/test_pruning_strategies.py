@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sca.pruning import SCAScheduler
 from sca.pruning.allocation import by_value
 from sca.pruning.criteria import CRITERIA, Criterion, GroupContext
 from sca.pruning.schedule import Plan
@@ -267,14 +268,27 @@ def test_taylor_norm_sees_the_active_channels_of_each_backward_pass() -> None:
     torch.testing.assert_close(scores[group.mask()], expected[group.mask()])
 
 
-def test_taylor_norm_refuses_norms_that_are_not_trained() -> None:
-    def frozen() -> ConvNet:
-        model = ConvNet()
-        model.norm1.requires_grad_(False)
-        return model
+@pytest.mark.parametrize("start", [1, 100])
+def test_taylor_norm_refuses_norms_that_are_not_trained_before_anything_changes(start: int) -> None:
+    model = ConvNet()
+    model.norm1.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    plan = {"start": start, "stop": 200, "interval": 10, "criterion": "taylor_norm"}
+    with pytest.raises(ValueError, match="criterion: 'taylor_norm' observes batch norms, expected ones whose weights"):
+        SCAScheduler(model, optimizer, **plan)
+    assert model.norm1.activity is None
+    model.norm1.requires_grad_(True)
+    optimizer.add_param_group({"params": model.norm1.parameters()})
+    SCAScheduler(model, optimizer, **plan)
 
-    with pytest.raises(ValueError, match="criterion 'taylor_norm': expected batch norms whose weights are trained in"):
-        make_short(frozen, criterion="taylor_norm")
+
+def test_taylor_norm_takes_a_beta_that_is_not_trained_as_one_without_gradient() -> None:
+    model, optimizer, scheduler = make_short(criterion="taylor_norm", regrow_fraction=0)
+    model.norm1.bias.requires_grad_(False)
+    loss_of(model).backward()
+    expected = (model.norm1.weight * model.norm1.weight.grad).detach().double().square()
+    optimizer.step()
+    torch.testing.assert_close(scheduler.step().groups["first"].all_scores, expected)
 
 
 def test_criterion_that_saw_no_pass_says_what_is_missing() -> None:

@@ -46,6 +46,15 @@ def resumed_run(config: TrainConfig, folder: Path) -> Trainer:
     return whole
 
 
+def stopped_run(path: Path, config: TrainConfig, *steps: int) -> training.Summary:
+    """A run in a folder that is stopped after each of these steps, and then goes on to its end."""
+    for number, step in enumerate(steps):
+        with RunFolder(path, "resume" if number else "new") as folder, pytest.raises(Interrupted):
+            training.run(config, folder, Watch(stop_after=step))
+    with RunFolder(path, "resume") as folder:
+        return training.run(config, folder, Watch())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -118,12 +127,7 @@ def test_keep_best_ends_the_run_with_the_best_epoch_however_often_it_was_stopped
     full = training.load_pruned(tmp_path / "whole")
     assert accuracy(full, held.batches("validation", 40)) == max(accuracies)
 
-    for step in (2, 5, 9):
-        mode = "resume" if step > 2 else "new"
-        with RunFolder(tmp_path / "stopped", mode) as folder, pytest.raises(Interrupted):
-            training.run(config, folder, Watch(stop_after=step))
-    with RunFolder(tmp_path / "stopped", "resume") as folder:
-        again = training.run(config, folder, Watch())
+    again = stopped_run(tmp_path / "stopped", config, 2, 5, 9)
     assert_equal_state(checkpoint.load(tmp_path / "stopped" / "best.safetensors"), best)
     assert again.compacted.accuracy == summary.compacted.accuracy
 
@@ -276,10 +280,7 @@ def test_average_is_torchs_and_what_is_tested_saved_and_resumed(tmp_path, densit
     assert sca.cost.connectivity(trainer.average.module) == trainer.history[-1]["connectivity"]
     assert all(getattr(module, "activity", None) is None for module in trainer.average.modules())
 
-    with RunFolder(tmp_path) as folder, pytest.raises(Interrupted):
-        training.run(config, folder, Watch(stop_after=11))
-    with RunFolder(tmp_path, "resume") as folder:
-        summary = training.run(config, folder, Watch())
+    summary = stopped_run(tmp_path, config, 11)
     assert_equal_state(checkpoint.load(tmp_path / "checkpoint.safetensors"), checkpoint_of(trainer, tmp_path))
     assert summary.compacted.accuracy == trainer.history[-1]["test_accuracy"]
     (tmp_path / "model.safetensors").unlink()
@@ -319,11 +320,7 @@ def test_time_growth_presents_images_for_fewer_steps_at_first_however_often_it_w
     assert tested == [1, 2, 2, 4]  # each epoch as it was trained
     assert trainer.result.time_steps == 4
 
-    for mode, step in (("new", 2), ("resume", 7)):
-        with RunFolder(tmp_path, mode) as folder, pytest.raises(Interrupted):
-            training.run(config, folder, Watch(stop_after=step))
-    with RunFolder(tmp_path, "resume") as folder:
-        summary = training.run(config, folder, Watch())
+    summary = stopped_run(tmp_path, config, 2, 7)
     assert_equal_state(checkpoint.load(tmp_path / "checkpoint.safetensors"), checkpoint_of(trainer, tmp_path))
     assert training.load_model(tmp_path).time_steps == 4
     assert summary.compacted.accuracy == trainer.evaluate()
@@ -366,13 +363,18 @@ def test_analog_start_becomes_spikes_step_by_step_however_often_it_was_stopped(t
     assert by_step == [1.0] * 5 + [0.75, 0.5, 0.25] + [None] * 8
     assert trainer.result.analog is None
 
-    for mode, step in (("new", 2), ("resume", 6)):
-        with RunFolder(tmp_path, mode) as folder, pytest.raises(Interrupted):
-            training.run(config, folder, Watch(stop_after=step))
-    with RunFolder(tmp_path, "resume") as folder:
-        summary = training.run(config, folder, Watch())
+    summary = stopped_run(tmp_path, config, 2, 6)
     assert_equal_state(checkpoint.load(tmp_path / "checkpoint.safetensors"), checkpoint_of(trainer, tmp_path))
     assert summary.compacted.accuracy == trainer.evaluate()
+
+
+@pytest.mark.parametrize("changes", [{"target": "synops"}, {"allocation": "synops"}], ids=str)
+def test_analog_start_is_over_before_spikes_are_counted(changes):
+    with pytest.raises(
+        ValueError, match=r"^prune_start: expected at least 0\.5, where analog_start ends, .* got 0\.15"
+    ):
+        tiny(analog_start=(0.1, 0.5), **changes)
+    tiny(analog_start=(0.1, 0.5), prune_start=0.5, **changes)
 
 
 @pytest.mark.parametrize("value", [(0.5,), (0.5, 0.5), (0.1, 0.2, 0.3)])
@@ -479,10 +481,7 @@ def test_tensorboard_shows_epochs_and_updates_once_after_a_resumption(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = tiny(tensorboard=True)
-    with RunFolder(tmp_path) as folder, pytest.raises(Interrupted):
-        training.run(config, folder, Watch(stop_after=6))
-    with RunFolder(tmp_path, "resume") as folder:
-        training.run(config, folder, Watch())
+    stopped_run(tmp_path, config, 6)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     rows = rows_of(tmp_path)

@@ -138,6 +138,23 @@ def test_compiled_network_takes_another_share_without_compiling_again():
     assert ((compiled(x) == 0) | (compiled(x) == 1)).all()
 
 
+def test_share_set_in_inference_mode_is_one_to_train_with():
+    module = norm_lif()
+    with torch.inference_mode():
+        nn.set_analog(module, 0.5)
+    module(images()).sum().backward()
+    assert module.weight.grad is not None
+
+
+def test_modules_that_merely_have_such_an_attribute_are_left_alone():
+    class Converter(torch.nn.Module):
+        analog = "volts"
+
+    network = torch.nn.Sequential(Converter(), nn.LIF())
+    nn.set_analog(network, 1.0)
+    assert network[0].analog == "volts"
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_analog_refuses_what_is_no_share(share):
     with pytest.raises(ValueError, match=r"share: expected a (finite )?number"):

@@ -9,23 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from sca_kernels import checks
+from sca_kernels.nn.analog import FollowsAnalog
 
 from .recompute import recomputed
 
 __all__ = ["Network"]
 
 
-class Network(nn.Module, ABC):
+class Network(FollowsAnalog, nn.Module, ABC):
     """A network of blocks over ``[T, N, ...]``.
 
     Attributes:
         time_steps: T, how often a still image is presented.
         checkpointing: whether blocks keep their input alone; may be changed at any time between two passes.
-        analog: whether neurons give out what is no spike, see :func:`sca_kernels.nn.set_analog`.
     """
 
     time_steps: int
-    analog: Tensor | None = None
 
     def init_checkpointing(self, checkpointing: bool, neuron_arguments: dict[str, Any]) -> None:
         """ValueError where the neurons hold a state, which a second pass would change."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ class Meter:
         self._gradients: dict[str, Tensor] = {}
         self._observed: dict[str, Tensor] = {}
         self._observing: list[torch.utils.hooks.RemovableHandle] = []
-        self._awaited: dict[tuple[str, str], list[torch.utils.hooks.RemovableHandle]] = {}
+        self._awaited: dict[tuple[str, str], torch.utils.hooks.RemovableHandle] = {}
         self._eager: list[Callable[[], None]] = []
         for neuron in self.neurons.values():
             neuron.activity = neuron.activity or Activity(training_only=True)
@@ -246,8 +246,6 @@ class Meter:
 
     def _observe(self, name: str) -> Iterator[torch.utils.hooks.RemovableHandle]:
         """Have the criterion see the passes of a group's neurons, or of its batch norms."""
-        if self.criterion.observes == "norms":
-            self._require_trained_norms(name)
         for neuron in self.prunable[name].neurons.values():
             # a partial of a method, unlike a closure, is copied with what it belongs to
             yield neuron.register_forward_hook(functools.partial(self._see, name), with_kwargs=True)
@@ -292,56 +290,37 @@ class Meter:
             key, value = f"{kind}@{name}", value if value.dtype == torch.int64 else value.double()
             self._observed[key] = self._observed[key] + value if key in self._observed else value
 
-    def _require_trained_norms(self, name: str) -> None:
-        norms = self.prunable[name].norms.values()
-        if not norms or not all(norm.weight.requires_grad for norm in norms):
-            raise ValueError(
-                f"criterion {self.criterion.name!r}: expected batch norms whose weights are trained in group {name!r}, "
-                f"got {'frozen ones' if norms else 'none'}"
-            )
-
     def _await_norms(self, name: str, spikes: Tensor) -> None:
         """Have the criterion see, in the backward pass of these spikes, the gradients of the group's batch norms: of
-        the parameters, since a batch norm may be run by the neuron behind it. Each is awaited once."""
+        the parameters, since a batch norm may be run by the neuron behind it."""
         if not spikes.requires_grad:
             return
         for label, norm in self.prunable[name].norms.items():
-            key = (name, label)
-            if key not in self._awaited:
-                parameters = [p for p in (norm.weight, norm.bias) if p is not None and p.requires_grad]
-                seen: dict[int, Tensor] = {}
-                hook = functools.partial(self._add_norm, key, norm, seen, len(parameters))
-                self._awaited[key] = [p.register_hook(functools.partial(hook, id(p))) for p in parameters]
+            parameters = [p for p in (norm.weight, norm.bias) if p is not None and p.requires_grad]
+            key = name, label  # a concatenation's batch norm is one of several groups
+            if parameters and key not in self._awaited:
+                see = functools.partial(self._add_norm, key, norm)
+                self._awaited[key] = torch.autograd.graph.register_multi_grad_hook(parameters, see)
 
     @torch.no_grad()
-    def _add_norm(
-        self,
-        key: tuple[str, str],
-        norm: nn.Module,
-        seen: dict[int, Tensor],
-        expected: int,
-        parameter: int,
-        gradient: Tensor,
-    ) -> None:
-        """A gradient of a batch norm's parameter is there; with the last of them they are observed."""
-        seen[parameter] = gradient.detach()
-        if len(seen) < expected:
-            return
-        name, members = key[0], self.prunable[key[0]]
-        for handle in self._awaited.pop(key):
-            handle.remove()
-
-        def active(values: Tensor | None) -> Tensor:
-            values = torch.zeros_like(norm.weight) if values is None else values.detach()
-            index = members.group.active
-            return places_of(members.group, norm.group, values)[index.to(values.device)]
-
-        parameters = norm.weight, norm.bias
-        gradients = (None if p is None else seen.get(id(p)) for p in parameters)
-        self._accumulate(name, NormObservation(*map(active, parameters), *map(active, gradients)))
+    def _add_norm(self, key: tuple[str, str], norm: nn.Module, gradients: Sequence[Tensor | None]) -> None:
+        """The gradients of a batch norm's trained parameters are there."""
+        self._awaited.pop(key).remove()
+        name, _ = key
+        group, values = self.prunable[name].group, []
+        found = iter(gradients)
+        for parameter in (norm.weight, norm.bias):
+            is_trained = parameter is not None and parameter.requires_grad
+            values += [parameter, next(found) if is_trained else None]
+        active = group.active.to(norm.weight.device)
+        weight, weight_gradient, bias, bias_gradient = (
+            places_of(group, norm.group, torch.zeros_like(norm.weight) if z is None else z.detach())[active]
+            for z in values
+        )
+        self._accumulate(name, NormObservation(weight, bias, weight_gradient, bias_gradient))
 
     def _stop_observing(self) -> None:
-        for handle in itertools.chain.from_iterable(self._awaited.values()):
+        for handle in self._awaited.values():
             handle.remove()
         self._awaited = {}
         for handle in self._observing:

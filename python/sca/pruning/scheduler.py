@@ -20,7 +20,6 @@ from ..structure.attach import attach_groups, has_groups, require_prunable
 from ..structure.groups import Members, find_groups, require_parameters
 from ..structure.modes import plain_mode
 from ..structure.wrappers import plain_name, unwrapped
-from .allocation import needs_prices
 from .apply import Surgery
 from .criteria import GroupContext, as_criterion
 from .decide import Budget, decide, least_share
@@ -112,6 +111,7 @@ class SCAScheduler:
         self._prunable = {name: members for name, members in self.groups.items() if members.group.prunable}
         if not self._prunable:
             raise ValueError(f"model: expected a prunable channel group, got only {', '.join(self.groups)}")
+        self._criterion = as_criterion(plan.strategy("criterion"), name_of(plan.criterion))
         self._growth = plan.strategy("regrow")
         for name, members in self._prunable.items():
             if not members.neurons:
@@ -120,6 +120,12 @@ class SCAScheduler:
                 raise ValueError(
                     f"regrow: group {name!r} has no batch norm with a weight, which {name_of(plan.regrow)!r} needs; "
                     "use 'random', or regrow_fraction=0"
+                )
+            is_trained = [norm.weight.requires_grad for norm in members.norms.values()]
+            if self._criterion.observes == "norms" and not (is_trained and all(is_trained)):
+                raise ValueError(
+                    f"criterion: {self._criterion.name!r} observes batch norms, expected ones whose weights are "
+                    f"trained in group {name!r}, got {'frozen ones' if is_trained else 'none'}"
                 )
         if self.attached is None:
             require_prunable(inner, example_input, self._prunable)
@@ -136,11 +142,10 @@ class SCAScheduler:
         self._idle = 0
         self.steps = 0
         self.history: list[dict[str, Any]] = []
-        criterion = plan.strategy("criterion")
-        self._criterion = as_criterion(criterion, name_of(plan.criterion))
-        counts_synops = plan.target == "synops" or needs_prices(plan.strategy("allocation"))
         self._surgery = Surgery(inner, optimizer, self._prunable, plan.strategy("regrow_init"), self._generator)
-        self._meter = Meter(inner, model, self.groups, self._prunable, self._criterion, counts_synops, process_group)
+        self._meter = Meter(
+            inner, model, self.groups, self._prunable, self._criterion, plan.counts_synops, process_group
+        )
         self._prepare()
 
     @property

@@ -111,6 +111,14 @@ class PruneSettings:
         """
         return find(entries(setting), getattr(self, setting), setting, EXTENSIONS[setting])
 
+    @property
+    def counts_synops(self) -> bool:
+        """Whether an update needs to know what layers read: the density is a share of SynOps, or channels have prices
+        in them."""
+        from .allocation import needs_prices
+
+        return self.target == "synops" or needs_prices(self.strategy("allocation"))
+
     def record(self) -> dict[str, Any]:
         """The settings as plain values, strategies by name."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}

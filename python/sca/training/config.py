@@ -148,8 +148,8 @@ class TrainingSettings:
 
     analog_start: tuple[float, ...] = setting((), low=0, below=1)
     """Two shares of the run: until the first, neurons give out their rectified potential in place of spikes, until the
-    second a blend that becomes spikes. A deep network learns so from the first step on. Epochs until then are measured
-    as they were trained, so that they say nothing of the spiking network. Empty: spikes from the start."""
+    second a blend that becomes spikes. Deep networks begin to learn faster so. Epochs until then are measured as they
+    were trained, so that they say nothing of the spiking network. Empty: spikes from the start."""
 
     loss: str = setting("each_step", names="sca.training.losses:LOSSES")
     """What is minimised: ``each_step`` (cross-entropy at each time step) or ``mean`` (of the mean logits)."""
@@ -268,6 +268,11 @@ class TrainConfig(PruningSettings, TrainingSettings, NetworkSettings, FrameSetti
             )
         if self.analog_start and not (len(self.analog_start) == 2 and self.analog_start[0] < self.analog_start[1]):
             raise ValueError(f"analog_start: expected two rising shares of the run, got {self.analog_start!r}")
+        if self.analog_start and self.counts_synops and self.prune_start < self.analog_start[1]:
+            raise ValueError(
+                f"prune_start: expected at least {self.analog_start[1]!r}, where analog_start ends, since target or "
+                f"allocation count spikes, got {self.prune_start!r}"
+            )
         super().__post_init__()
         self.check_frames()
         check_neuron(self.neuron, self.neuron_arguments)

@@ -2,7 +2,7 @@
 
 A criterion is a function of a :class:`GroupContext` that returns a float64 tensor [C] on the CPU: higher is more
 important. What it says of dormant channels is never read. One that needs more than activity is a :class:`Criterion`,
-which sees single passes of the neurons: their spikes, and the gradients of these.
+which sees single passes: the neurons' spikes and their gradients, or those of batch norms.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Observation:
     """What one pass showed of one group: A active channels of one neuron layer, on the layer's device.
 
     Attributes:
-        spikes: [T, N, A, *S], zeros and ones; detached.
+        spikes: [T, N, A, *S], zeros and ones, or what :func:`sca_kernels.nn.set_analog` has neurons give out; detached.
         gradient: dL/dspikes, of the same shape; None where the criterion observes spikes alone.
         potentials: gives the membrane potentials before the reset, [T, N, A, *S] float32; they are computed anew, step
             by step, which takes about as long as the layer's pass.
@@ -118,8 +118,8 @@ class Criterion(ABC):
         observed_steps: how many steps before each update are looked at. All other steps cost nothing.
 
     One that observes has a method ``observe(seen)`` of an :class:`Observation`, or of a :class:`NormObservation` where
-    that is what it observes: sums over one pass, by name, tensors whose shapes
-    depend on the number of active channels alone, int64 or floating-point (added up in float64).
+    that is what it observes: sums over one pass, by name, tensors whose shapes depend on the number of active channels
+    alone, int64 or floating-point (added up in float64).
     """
 
     name: str = ""

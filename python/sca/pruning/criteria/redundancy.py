@@ -22,18 +22,20 @@ class Redundancy(Criterion):
     observes = "spikes"
 
     def observe(self, seen: Observation) -> Mapping[str, Tensor]:
-        together, channels = 0, seen.spikes.shape[2]
+        together = total = 0
+        channels = seen.spikes.shape[2]
         # sums of zeros and ones are exact in float32 up to 2**24; a single step has fewer positions
         for step in seen.spikes:
             trains = step.transpose(0, 1).reshape(channels, -1).float()
             together = together + (trains @ trains.T).double()
+            total = total + trains.sum(1).double()
         positions = seen.spikes.numel() // channels
-        return {"together": together, "positions": torch.full_like(together[:1, 0], positions)}
+        return {"together": together, "total": total, "positions": torch.full_like(total[:1], positions)}
 
     def __call__(self, group: GroupContext) -> Tensor:
         joint = group.observed["together"] / group.observed["positions"]
-        rate = joint.diagonal()
-        spread = (rate * (1 - rate)).clamp(min=0).sqrt()
+        rate = group.observed["total"] / group.observed["positions"]
+        spread = (joint.diagonal() - rate.square()).clamp(min=0).sqrt()
         correlation = ((joint - rate[:, None] * rate) / (spread[:, None] * spread)).abs().nan_to_num(0.0, 0.0, 0.0)
         order = rate.argsort(descending=True, stable=True)
         place = torch.empty_like(order).index_copy_(0, order, torch.arange(order.numel()))

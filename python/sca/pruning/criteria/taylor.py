@@ -45,11 +45,8 @@ class TaylorGlobal(Taylor):
 class TaylorNorm(Criterion):
     """The squared change of the loss without a channel's current, ``(gamma * dL/dgamma + beta * dL/dbeta)^2``, a mean
     over batches (Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019: its first-order
-    estimate at batch norms). The gradients are sums over time, samples and space of current x gradient that every
-    backward pass makes anyway: to look at them costs nothing. Comparable over layers, as ``taylor_global``.
-
-    Raises:
-        ValueError: the group has no batch norm with a weight that is trained.
+    estimate at batch norms). These gradients are sums over time, samples and space of current x gradient, which every
+    backward pass makes. Comparable over layers, as ``taylor_global``.
     """
 
     name = "taylor_norm"
