@@ -16,9 +16,11 @@ class FollowsAnalog:
 
     Attributes:
         analog: the potential's share, a tensor of one number that all modules of a network have; None: spikes alone.
+        analog_is_whole: whether that share is 1, which no step that was compiled or captured has to read.
     """
 
     analog: Tensor | None = None
+    analog_is_whole = False
 
 
 @torch.inference_mode(False)
@@ -34,8 +36,8 @@ def set_analog(module: tnn.Module, share: float | None) -> None:
 
     Args:
         module: a network; of layers that read neurons, those in it are told.
-        share: in [0, 1]; None: spikes alone, by the fused operator, which is how modules are made. Another number is
-            written to the tensor that all of them have: no compiled or captured step is made anew for it.
+        share: in [0, 1]; None: spikes alone, by the fused operator, which is how modules are made. Another number
+            below 1 is written to the tensor that all of them have: no compiled or captured step is made anew for it.
 
     Raises:
         TypeError: ``share`` is no number.
@@ -52,4 +54,4 @@ def set_analog(module: tnn.Module, share: float | None) -> None:
         analog = torch.zeros((), device=device) if held is None or held.device != device else held
         analog.fill_(share)
     for follower in followers:
-        follower.analog = analog
+        follower.analog, follower.analog_is_whole = analog, share == 1

@@ -177,7 +177,7 @@ class NeuronModule(FollowsAnalog, CarriesGroups, tnn.Module):
         mask = None if self.group is None else self.group.probe_mask(graded.device)
         if mask is not None:  # as the operator does with spikes: zeros, through which the gradient passes
             graded = graded - graded.detach() * ~mask.view(-1, *[1] * (graded.dim() - 3))
-        return torch.lerp(out.spikes, graded, self.analog.to(graded.dtype))
+        return graded if self.analog_is_whole else torch.lerp(out.spikes, graded, self.analog.to(graded.dtype))
 
     def current(self, x: Tensor) -> Tensor:
         """What the neuron integrates, float32 (float64 for float64 x): x itself, or a batch norm of it in the mode that

@@ -138,10 +138,10 @@ def test_callback_that_may_read_gradients_has_steps_run_as_they_stand(runs_ahead
     assert L1Penalty.capturable
 
 
-def test_an_analog_start_is_one_graph_and_spikes_are_another(runs_ahead) -> None:
+def test_potentials_a_blend_and_spikes_are_a_graph_each(runs_ahead) -> None:
     trainer = trainer_of(tiny(epochs=4, batch_size=8, density=1.0, analog_start=(0.1, 0.5)))
     trainer.fit()
-    assert runs_ahead.graphs == 2
+    assert runs_ahead.graphs == 3
 
 
 def test_growing_time_steps_are_captured_anew(runs_ahead) -> None:

@@ -214,11 +214,12 @@ class AnalogStart(Callback):
 
     def _set(self, trainer: Trainer, step: float) -> None:
         share = None if step >= self._last else min(1.0, (self._last - step) / (self._last - self._first))
-        if (share is None) != (trainer.model.analog is None):
-            trainer.release_step()
+        before = trainer.model.analog is None, trainer.model.analog_is_whole
         for model in {trainer.model: 0, trainer.result: 0}:
             if share is not None or model.analog is not None:
                 set_analog(model, share)
+        if before != (trainer.model.analog is None, trainer.model.analog_is_whole):
+            trainer.release_step()
 
 
 class Calls(Callback):
