@@ -81,7 +81,8 @@ void BackwardPass::run(int64_t b, Wanted pass) {
     lanes_of_span.threshold = neuron_.threshold;
     lanes_of_span.fires_at = neuron_.fires_at;
     lanes_of_span.by = neuron_.by;
-    lanes_of_span.surrogate = neuron_.surrogate;
+    // No gradient comes by spikes where none was given, and none by a reset that is detached.
+    lanes_of_span.surrogate = grad_.spikes.data == nullptr && neuron_.detach_reset ? kNoSurrogate : neuron_.surrogate;
     const bool general = in_.threshold != nullptr || grad_.h.data != nullptr;
     if (general) {
         lanes_of_span.thresholds = parameters.row(in_.threshold, neuron_.threshold);

@@ -41,8 +41,11 @@ struct Lanes {
     const float *center, *g_y, *slope,
         *offset;  // adjoint of the prelude: dL/dx = g_y dL/dy + (slope (x - center) + offset)
     const float *thresholds, *fire_at, *bys;  // in general kernels: threshold, fires_at and by, per slot
-    int surrogate;                            // in the general adjoint: its row
+    int surrogate;                            // in the general adjoint: its row, or kNoSurrogate
 };
+
+// Of a row in SCA_SURROGATES: derivatives are zeros that nobody computes.
+constexpr int kNoSurrogate = -1;
 
 // Time steps of a run of lanes, `step` elements apart.
 struct Source {

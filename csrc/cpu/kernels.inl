@@ -223,6 +223,7 @@ void adjoint(const Lanes& lanes, int64_t steps, bool detach, const Source& x, co
     const bool to_x = out.x.data != nullptr, sums = out.scale != nullptr;
     const bool over_time = out.over_time != nullptr, leak = out.rate != nullptr;
     const bool from_h = general && of_h.data != nullptr, learned = general && out.threshold != nullptr;
+    const bool by_spikes = !general || lanes.surrogate != kNoSurrogate;
     Recomputed<Charge, Reset, T, general> now(lanes, 0, lanes.first, x, v);
     SCA_UNROLL for (int64_t k = 0; k < kSteps; ++k) {
         if (k < steps) now.step(k);
@@ -245,7 +246,8 @@ void adjoint(const Lanes& lanes, int64_t steps, bool detach, const Source& x, co
             const int64_t k = kSteps - 1 - n;
             if (k >= steps) continue;
             const Floats h = now.h[k];
-            const Floats slope = Slope<Surrogate>::of(h - threshold, lanes) * gain, g_s_k = spike_grads.next();
+            const Floats slope = by_spikes ? Slope<Surrogate>::of(h - threshold, lanes) * gain : Floats(0.0f);
+            const Floats g_s_k = spike_grads.next();
             const Floats by_spike = detach ? Reset::template by_spike<true>(g_s_k, carried, h, slope, by)
                                            : Reset::template by_spike<false>(g_s_k, carried, h, slope, by);
             Floats g_h = by_spike + Reset::carried(carried, h, fires_at);

@@ -173,7 +173,7 @@ class NeuronModule(FollowsAnalog, CarriesGroups, tnn.Module):
 
     def _graded(self, out: F.NeuronOutput) -> Tensor:
         """The blend of spikes and potentials that ``analog`` asks for."""
-        graded = out.h_seq.clamp(min=0).to(out.spikes.dtype)
+        graded = out.h_seq.relu().to(out.spikes.dtype)
         mask = None if self.group is None else self.group.probe_mask(graded.device)
         if mask is not None:  # as the operator does with spikes: zeros, through which the gradient passes
             graded = graded - graded.detach() * ~mask.view(-1, *[1] * (graded.dim() - 3))

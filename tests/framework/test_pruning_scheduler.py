@@ -123,6 +123,28 @@ def test_scheduler_by_synops_cuts_the_channels_that_cost_most() -> None:
     assert kept["synops"] < kept["global"]
 
 
+def test_scheduler_by_cost_gives_groups_the_same_sizes_whatever_the_criterion_and_whatever_was_cut_before() -> None:
+    sizes = set()
+    for criterion in "sca", "random":
+        for schedule in "constant", "cubic":
+            arguments = {"criterion": criterion, "schedule": schedule, "target": "parameters", "density": 0.3}
+            model, optimizer, scheduler = make(ConvNet(16, 24), allocation="cost", min_channels=1, **arguments)
+            event = advance(model, optimizer, scheduler, 12)[-1]
+            sizes.add(tuple(change.after for change in event.groups.values()))
+            assert event.share <= 0.3
+    (first,) = sizes  # one for all of them
+    assert first[0] / 16 < first[1] / 24  # a channel of the first group has more connections
+
+
+def test_scheduler_refuses_an_allocation_with_prices_that_nobody_knows() -> None:
+    def by_taste(values, eligible, prices):
+        return values
+
+    by_taste.prices = "taste"
+    with pytest.raises(ValueError, match="allocation: expected prices 'synops' or 'connections', got 'taste'"):
+        make(ConvNet(16, 24), allocation=by_taste)
+
+
 @pytest.mark.parametrize("criterion", ["sca", "rate", "weight_l1", "bn_gamma", "random"])
 def test_scheduler_gives_the_same_masks_for_the_same_seed(criterion: str) -> None:
     runs = []

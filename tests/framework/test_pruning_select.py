@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sca.pruning.allocation import by_place, by_value
+from sca.pruning.allocation import by_cost, by_place, by_value
 from sca.pruning.select import Candidates, choose, largest_count
 
 
@@ -102,6 +102,37 @@ def test_choose_by_layer_gives_all_groups_the_same_density_to_within_a_channel(s
         chosen = choose(made, count, allocation=by_place)
         for size, mask in zip(sizes, chosen, strict=True):
             assert abs(int(mask.sum()) - size * count / sum(sizes)) <= 1
+
+
+def test_choose_by_cost_cuts_groups_by_their_share_of_channels_and_connections() -> None:
+    """All at the same share that they precede per cost: density = 1 - c * cost."""
+    sizes, each = (20, 40, 80), (1.0, 10.0, 50.0)
+    prices = [torch.full((size,), price, dtype=torch.float64) for size, price in zip(sizes, each, strict=True)]
+    costs = [1 / sum(sizes) + price / (20 + 400 + 4000) for price in each]
+    made = [candidates(torch.rand(size).tolist()) for size in sizes]
+    for count in 40, 70, 100, 130:
+        chosen = [int(mask.sum()) for mask in choose(made, count, allocation=by_cost, prices=prices)]
+        cut = [1 - n / size for n, size in zip(chosen, sizes, strict=True)]
+        assert sum(chosen) == count
+        for share, cost, size in zip(cut, costs, sizes, strict=True):
+            assert share == pytest.approx(cut[0] * cost / costs[0], abs=1.5 / size + 1.5 / 20 * cost / costs[0])
+
+
+@pytest.mark.parametrize("allocation", [by_place, by_cost])
+def test_choose_regrows_where_groups_lack_channels_not_where_they_are_cheap(allocation) -> None:
+    """What is kept and what is regrown together have the sizes that groups get without regrowth."""
+    sizes, each = (20, 40, 80), (1.0, 10.0, 50.0)
+    prices = [torch.full((size,), price, dtype=torch.float64) for size, price in zip(sizes, each, strict=True)]
+    dense = [candidates(torch.rand(size).tolist()) for size in sizes]
+    masks = choose(dense, 70, allocation=allocation, prices=prices)
+    pruned = [
+        candidates(group.score.tolist(), mask.tolist(), torch.rand(len(mask)).tolist())
+        for group, mask in zip(dense, masks, strict=True)
+    ]
+    again = choose(pruned, 70, regrow=20, allocation=allocation, prices=prices)
+    for before, after in zip(masks, again, strict=True):
+        assert abs(int(after.sum()) - int(before.sum())) <= 1
+    assert sum(int((after & ~before).sum()) for before, after in zip(masks, again, strict=True)) >= 18
 
 
 def test_choose_regrows_the_most_promising_and_not_what_it_cut() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cost.layers import LayerCost, active_share, channel_costs, total
-from .allocation import Allocation, needs_prices
+from .allocation import Allocation, price_of
 from .schedule import Plan, nearest
 from .select import Candidates, choose, largest_count
 
@@ -52,8 +52,8 @@ class Decision:
 
     Attributes:
         masks: bool [C] for each prunable group.
-        ranked: what active channels were ranked by, float64 [C] for each prunable group: their scores, or those per
-            synaptic operation.
+        ranked: what active channels were ranked by, float64 [C] for each prunable group: their scores, or what an
+            allocation with prices made of them.
         wanted: the share that the schedule asked for.
         share: the share that the masks leave; exceeds ``wanted`` only where the floors do.
     """
@@ -79,8 +79,8 @@ def decide(
     names = list(budget.prunable)
     groups = [Candidates(masks[name], scores[name], growth[name], plan.floor(masks[name].numel())) for name in names]
     prices = None
-    if needs_prices(allocation):
-        price = channel_costs(budget.synops, masks)
+    if price_of(allocation) is not None:
+        price = _prices(price_of(allocation), masks, budget)
         prices = [price[name] for name in names]
     channels = sum(masks[name].numel() for name in names)
     growing = all(promise is not None for promise in growth.values())
@@ -106,6 +106,13 @@ def decide(
     if prices is not None:
         ranked = list(allocation(ranked, [g.active for g in groups], prices))
     return Decision(decided, dict(zip(names, ranked, strict=True)), wanted, budget.share({**masks, **decided}))
+
+
+def _prices(named: str, masks: Masks, budget: Budget) -> dict[str, Tensor]:
+    if named == "synops":
+        return channel_costs(budget.synops, masks)
+    # of the dense network: what was cut before changes no price
+    return channel_costs(budget.connections, {name: torch.ones_like(mask) for name, mask in masks.items()})
 
 
 def least_share(plan: Plan, sizes: Mapping[str, int], budget: Budget) -> float | None:

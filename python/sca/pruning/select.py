@@ -77,10 +77,22 @@ def choose(
     kept = _union(floors, _best(score, spare, count - regrow - _total(floors)))
 
     promised = [~k & growing & (~a | regrow_pruned) for a, k in zip(active, kept, strict=True)]
-    growth = list(allocation([g.growth if growing else g.score for g in groups], promised, prices))
+    growth = _behind(kept, [g.growth if growing else g.score for g in groups], promised, allocation, prices)
     chosen = _union(kept, _best(growth, promised, min(regrow, count - _total(kept))))
     least = [g.floor for g in groups]
     return [_rounded(*group, round_to) for group in zip(chosen, score, active, growth, promised, least, strict=True)]
+
+
+def _behind(
+    kept: Sequence[Tensor],
+    values: Sequence[Tensor],
+    eligible: Sequence[Tensor],
+    allocation: Allocation,
+    prices: Sequence[Tensor] | None,
+) -> list[Tensor]:
+    """What an allocation makes of values whose channels stand behind those that are kept."""
+    values = [torch.where(k, torch.inf, value) for k, value in zip(kept, values, strict=True)]
+    return list(allocation(values, _union(kept, eligible), prices))
 
 
 def largest_count(low: int, high: int, share: Callable[[int], float], target: float) -> int:

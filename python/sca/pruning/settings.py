@@ -54,8 +54,9 @@ class PruneSettings:
 
     allocation: Strategy = "global"
     """How channels are ranked: ``global`` (one ranking of all channels, the paper's), ``layer`` (every group to the
-    same density, to within a channel) or ``synops`` (global, by score per synaptic operation that the channel
-    costs)."""
+    same density, to within a channel), ``synops`` (global, by score per synaptic operation that the channel costs) or
+    ``cost`` (by place in the group, per share of all channels and of all connections: the criterion chooses within
+    groups, their sizes follow from the network)."""
 
     regrow: Strategy = "bn_gamma"
     """How dormant channels are ranked: ``bn_gamma`` (gradient of the batch-norm weight, needs a probe) or
@@ -115,9 +116,9 @@ class PruneSettings:
     def counts_synops(self) -> bool:
         """Whether an update needs to know what layers read: the density is a share of SynOps, or channels have prices
         in them."""
-        from .allocation import needs_prices
+        from .allocation import price_of
 
-        return self.target == "synops" or needs_prices(self.strategy("allocation"))
+        return self.target == "synops" or price_of(self.strategy("allocation")) == "synops"
 
     def record(self) -> dict[str, Any]:
         """The settings as plain values, strategies by name."""
