@@ -410,6 +410,12 @@ def build_epochs(density: float) -> dict[str, Party | None]:
     return {OURS: run, SPIKINGJELLY: training.spikingjelly_epoch if run and peers.installed("spikingjelly") else None}
 
 
+def build_two_hours(seed: int) -> dict[str, Party | None]:
+    ours = training.two_hours(seed)
+    with_peer = ours and peers.installed("spikingjelly")
+    return {OURS: ours, SPIKINGJELLY: training.spikingjelly_two_hours if with_peer else None}
+
+
 def build_recordings(into: str) -> dict[str, Party | None]:
     makers = {OURS: recordings.ours, SPIKINGJELLY: recordings.spikingjelly, TONIC: recordings.tonic}
     return {name: make(into) for name, make in makers.items()}
@@ -535,6 +541,19 @@ CASES = {
             "s",
             [{"seed": seed} for seed in range(3)],
             lambda seed: {OURS: training.digits(seed)},
+            lambda seed: [],
+            returned,
+            rounds=1,
+            warmup=0,
+            counted=False,
+        ),
+        Case(
+            "E5",
+            "`sca train --preset two_hours`, all of CIFAR-10, VGG-16 at 9.31 % of its connections, to the last epoch; "
+            "against steps of the dense twin times the steps of as many epochs, T = 4",
+            "s",
+            [{"seed": seed} for seed in range(3)],
+            build_two_hours,
             lambda seed: [],
             returned,
             rounds=1,

@@ -10,8 +10,9 @@
 #           where it was interrupted. Calls: `bench G1 G2`, `bench G3`, `bench G4`, `bench G5`, `bench G8 G8-launches`;
 #           one that is stopped is called again
 # counters  achieved bytes/s, occupancy and registers of the kernels of G1 and G2, by ncu
-# train     train, prune and compact VGG-16 on the CIFAR-10 images in CIFAR10_DIR by captured steps; then an epoch by
-#           steps as they stand (--graph off), whose speed is to be compared with
+# train     G6: train, prune and compact VGG-16 on the CIFAR-10 images in CIFAR10_DIR by the recipe two_hours and captured
+#           steps (--density 1: its dense twin); then an epoch by steps as they stand (--graph off), whose speed is to
+#           be compared with
 #
 # Results: benchmarks/results/<device>/<date>.json. Environment: PYTHON (python3), OUT (results and logs go there, too),
 # CIFAR10_DIR. With --dry-run: print the commands, start none.
@@ -108,8 +109,8 @@ counters() {
 train() {
     local data=${CIFAR10_DIR:-} status=0
     if [ -z "$dry" ] && [ ! -d "$data" ]; then echo "CIFAR10_DIR: expected a folder of CIFAR-10 files, got '$data'" >&2; return 1; fi
-    local command=("$python" -m sca train --data cifar10 --data-dir "${data:-CIFAR10_DIR}" --model vgg16 --device cuda
-        --precision bfloat16 --reference none)
+    local command=("$python" -m sca train --preset two_hours --data cifar10 --data-dir "${data:-CIFAR10_DIR}" --model vgg16
+        --device cuda --precision bfloat16 --reference none)
     run 330 train "${command[@]}" --graph on --out "$logs/run" "$@" || status=$?
     run 80 train-eager "${command[@]}" --graph off --out "$logs/eager" "$@" --epochs 1 || status=$?
     if [ -d "$logs/run" ]; then cp "$logs"/run/*.json* "$logs/"; fi

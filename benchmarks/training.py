@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -17,43 +18,65 @@ from typing import Any
 import sca
 from sca.bench.peers import spikingjelly_vgg
 from sca.bench.work import sgd, training_step
+from sca.training import TrainConfig
 
 from .measure import require
 from .recordings import NMNIST
 
 CIFAR10 = os.environ.get("SCA_KERNELS_CIFAR10_DIR")
 BATCH = 32
+# Long runs stay here, and go on where they were stopped.
+RUNS = Path(__file__).resolve().parents[1] / "runs"
+TWO_HOURS = ("--preset", "two_hours", "--data", "cifar10", "--model", "vgg16")
 
 
 class Run:
     """A party: one run of `sca train`, whose sample is its median epoch, or its whole duration.
 
+    Args:
+        arguments: those of `sca train`.
+        whole: the sample is the duration, the table at the end included.
+        folder: where the run is kept, so that one which was stopped goes on; its duration is then that of its training.
+
     Attributes:
         details: what the run reached: its log's lines and its summary; set by the call.
     """
 
-    def __init__(self, *arguments: str, whole: bool = False) -> None:
-        self.arguments, self.whole = arguments, whole
+    def __init__(self, *arguments: str, whole: bool = False, folder: Path | None = None) -> None:
+        self.arguments, self.whole, self.folder = arguments, whole, folder
         self.details: dict[str, Any] = {}
 
     def __call__(self) -> float:
+        if self.folder is not None:
+            seconds = self._train(self.folder, ["--resume"] if self.folder.exists() else [])
+            return self.details["epochs"][-1]["seconds"] if self.whole else seconds
         with tempfile.TemporaryDirectory() as folder:
-            command = [Path(sys.executable).with_name("sca"), "train", *self.arguments, "--out", folder]
-            start = time.perf_counter()
-            done = subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            seconds = time.perf_counter() - start
-            require("backend" not in done.stderr, f"no backend fails or is off: {done.stderr.strip()}")
-            rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-            summary = json.loads((Path(folder) / "summary.json").read_text())
-            del summary["cost"]  # of each layer: more than a result needs
-        kept = ("epoch", "test_accuracy", "density", "connectivity", "samples_per_second", "seconds")
+            return self._train(Path(folder), [])
+
+    def _train(self, folder: Path, options: list[str]) -> float:
+        command = [Path(sys.executable).with_name("sca"), "train", *self.arguments, "--out", folder, *options]
+        start = time.perf_counter()
+        done = subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        seconds = time.perf_counter() - start
+        require("backend" not in done.stderr, f"no backend fails or is off: {done.stderr.strip()}")
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        summary = json.loads((folder / "summary.json").read_text())
+        del summary["cost"]  # of each layer: more than a result needs
+        kept = ("epoch", "validation_accuracy", "test_accuracy", "density", "connectivity", "samples_per_second")
         self.details = {
-            "arguments": ["DIR" if argument in (CIFAR10, NMNIST) else argument for argument in self.arguments],
-            "epochs": [{key: row[key] for key in kept} for row in rows],
+            "arguments": [_portable(argument) for argument in self.arguments],
+            "epochs": [{key: row[key] for key in (*kept, "seconds") if key in row} for row in rows],
             "summary": summary,
         }
         ends = [0.0, *(row["seconds"] for row in rows)]
         return seconds if self.whole else statistics.median(b - a for a, b in itertools.pairwise(ends))
+
+
+def _portable(argument: str) -> str:
+    """Without the folders of this machine."""
+    if argument in (CIFAR10, NMNIST):
+        return "DIR"
+    return argument.replace(str(RUNS), "runs")
 
 
 def digits(seed: int) -> Run:
@@ -76,6 +99,38 @@ def cifar10(density: float) -> Run | None:
     constant += ("--allocation", "layer", "--round-to", "16", "--density", str(density))
     network = ("--model", "vgg16", "--epochs", "3", "--batch-size", str(BATCH), "--reference", "none")
     return Run("--data", "cifar10", "--data-dir", CIFAR10, *network, *(constant if density < 1 else ("--density", "1")))
+
+
+@functools.cache
+def images() -> sca.data.Dataset | None:
+    """CIFAR-10, where all of its images are there."""
+    data = None if CIFAR10 is None else sca.data.load("cifar10", CIFAR10)
+    return data if data is not None and len(data.train) == 50_000 else None
+
+
+def two_hours(seed: int) -> Run | None:
+    """The preset of that name, beside the dense network of a short run of it; None where there are no images."""
+    if images() is None:
+        return None
+    dense = RUNS / "two_hours-dense"
+    reference = Run(*TWO_HOURS, "--data-dir", CIFAR10, "--density", "1", "--epochs", "4", folder=dense)
+    reference()
+    seeded = ("--seed", str(seed), "--reference", str(dense))
+    return Run(*TWO_HOURS, "--data-dir", CIFAR10, *seeded, whole=True, folder=RUNS / f"two_hours-{seed}")
+
+
+def spikingjelly_two_hours() -> float:
+    """Seconds of SpikingJelly's dense twin for as many epochs of as many images: its median step, times the steps."""
+    config = TrainConfig.from_preset("two_hours", data="cifar10")
+    data = images().held_out(config.validation, config.seed)
+    model = sca.models.build("vgg16", num_classes=10, in_channels=3, time_steps=config.time_steps, detach_reset=True)
+    twin = spikingjelly_vgg(model, detach_reset=True)
+    optimizer, seconds = sgd(twin), []
+    for batch in itertools.islice(data.train_batches(config.batch_size, seed=0, epoch=0), 7):
+        start = time.perf_counter()
+        training_step(twin, *batch, optimizer)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[2:]) * config.epochs * math.ceil(len(data.train) / config.batch_size)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ STAGES = {
     "sanitize": "compute-sanitizer --tool racecheck",
     "bench": "-m benchmarks.gpu",
     "counters": "launch__registers_per_thread",
-    "train": "train --data cifar10",
+    "train": "train --preset two_hours --data cifar10",
 }
 
 
