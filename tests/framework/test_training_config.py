@@ -60,7 +60,7 @@ def test_train_config_names_the_field_that_is_off(changes):
 
 
 def test_train_config_refuses_unknown_presets_and_fields():
-    with pytest.raises(ValueError, match=r"preset: expected one of fast, paper, digits, .*, got 'slow'"):
+    with pytest.raises(ValueError, match=r"preset: expected one of fast, paper, two_hours, .*, got 'slow'"):
         TrainConfig.from_preset("slow")
     with pytest.raises(ValueError, match="epoch: expected a field of the configuration; did you mean epochs"):
         TrainConfig.from_preset(epoch=3)
