@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -12,8 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 import sca
 from sca.bench.peers import spikingjelly_vgg
@@ -36,7 +40,7 @@ class Run:
     Args:
         arguments: those of `sca train`.
         whole: the sample is the duration, the table at the end included.
-        folder: where the run is kept, so that one which was stopped goes on; its duration is then that of its training.
+        folder: where the run is kept, so that one which was stopped goes on; its duration is then that of its epochs.
 
     Attributes:
         details: what the run reached: its log's lines and its summary; set by the call.
@@ -47,21 +51,18 @@ class Run:
         self.details: dict[str, Any] = {}
 
     def __call__(self) -> float:
-        if self.folder is not None:
-            seconds = self._train(self.folder, ["--resume"] if self.folder.exists() else [])
-            return self.details["epochs"][-1]["seconds"] if self.whole else seconds
-        with tempfile.TemporaryDirectory() as folder:
-            return self._train(Path(folder), [])
-
-    def _train(self, folder: Path, options: list[str]) -> float:
-        command = [Path(sys.executable).with_name("sca"), "train", *self.arguments, "--out", folder, *options]
-        start = time.perf_counter()
-        done = subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        seconds = time.perf_counter() - start
-        require("backend" not in done.stderr, f"no backend fails or is off: {done.stderr.strip()}")
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        summary = json.loads((folder / "summary.json").read_text())
-        del summary["cost"]  # of each layer: more than a result needs
+        with contextlib.ExitStack() as stack:
+            folder = self.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            goes_on = folder == self.folder and folder.exists()
+            options = ["--resume"] if goes_on else self.arguments  # a run that is there has its arguments
+            command = [Path(sys.executable).with_name("sca"), "train", "--out", folder, *options]
+            start = time.perf_counter()
+            done = subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            seconds = time.perf_counter() - start
+            require("backend" not in done.stderr, f"no backend fails or is off: {done.stderr.strip()}")
+            rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            summary = json.loads((folder / "summary.json").read_text())
+            del summary["cost"]  # of each layer: more than a result needs
         kept = ("epoch", "validation_accuracy", "test_accuracy", "density", "connectivity", "samples_per_second")
         self.details = {
             "arguments": [_portable(argument) for argument in self.arguments],
@@ -69,7 +70,9 @@ class Run:
             "summary": summary,
         }
         ends = [0.0, *(row["seconds"] for row in rows)]
-        return seconds if self.whole else statistics.median(b - a for a, b in itertools.pairwise(ends))
+        if self.whole:
+            return ends[-1] if self.folder else seconds
+        return statistics.median(b - a for a, b in itertools.pairwise(ends))
 
 
 def _portable(argument: str) -> str:
@@ -108,39 +111,43 @@ def images() -> sca.data.Dataset | None:
     return data if data is not None and len(data.train) == 50_000 else None
 
 
+@functools.cache
+def dense_reference() -> Path:
+    """The folder of a short dense run of ``two_hours``: what SynOps are a share of."""
+    run = Run(*TWO_HOURS, "--data-dir", CIFAR10, "--density", "1", "--epochs", "4", folder=RUNS / "two_hours-dense")
+    run()
+    return run.folder
+
+
 def two_hours(seed: int) -> Run | None:
-    """The preset of that name, beside the dense network of a short run of it; None where there are no images."""
+    """The preset of that name, beside the dense network; None where images are missing."""
     if images() is None:
         return None
-    dense = RUNS / "two_hours-dense"
-    reference = Run(*TWO_HOURS, "--data-dir", CIFAR10, "--density", "1", "--epochs", "4", folder=dense)
-    reference()
-    seeded = ("--seed", str(seed), "--reference", str(dense))
+    seeded = ("--seed", str(seed), "--reference", str(dense_reference()))
     return Run(*TWO_HOURS, "--data-dir", CIFAR10, *seeded, whole=True, folder=RUNS / f"two_hours-{seed}")
 
 
+@functools.cache
 def spikingjelly_two_hours() -> float:
     """Seconds of SpikingJelly's dense twin for as many epochs of as many images: its median step, times the steps."""
     config = TrainConfig.from_preset("two_hours", data="cifar10")
     data = images().held_out(config.validation, config.seed)
-    model = sca.models.build("vgg16", num_classes=10, in_channels=3, time_steps=config.time_steps, detach_reset=True)
-    twin = spikingjelly_vgg(model, detach_reset=True)
-    optimizer, seconds = sgd(twin), []
-    for batch in itertools.islice(data.train_batches(config.batch_size, seed=0, epoch=0), 7):
-        start = time.perf_counter()
-        training_step(twin, *batch, optimizer)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[2:]) * config.epochs * math.ceil(len(data.train) / config.batch_size)
+    steps = spikingjelly_steps(itertools.islice(data.train_batches(config.batch_size, seed=0, epoch=0), 7))
+    return statistics.median(steps[2:]) * config.epochs * math.ceil(len(data.train) / config.batch_size)
 
 
 @functools.cache
 def spikingjelly_epoch() -> float:
     """Seconds of SpikingJelly's twin for one epoch on the same images; measured once."""
-    data = sca.data.load("cifar10", CIFAR10)
+    return sum(spikingjelly_steps(sca.data.load("cifar10", CIFAR10).train_batches(BATCH, seed=0, epoch=0)))
+
+
+def spikingjelly_steps(batches: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
+    """Seconds of each training step of SpikingJelly's twin of VGG-16, T = 4, its batch's making included."""
     model = sca.models.build("vgg16", num_classes=10, in_channels=3, time_steps=4, detach_reset=True)
     twin = spikingjelly_vgg(model, detach_reset=True)
-    optimizer = sgd(twin)
-    start = time.perf_counter()
-    for images, labels in data.train_batches(BATCH, seed=0, epoch=0):
+    optimizer, ends = sgd(twin), [time.perf_counter()]
+    for images, labels in batches:
         training_step(twin, images, labels, optimizer)
-    return time.perf_counter() - start
+        ends.append(time.perf_counter())
+    return [b - a for a, b in itertools.pairwise(ends)]

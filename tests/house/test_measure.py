@@ -78,3 +78,18 @@ def test_a_run_in_which_a_backend_was_off_is_no_figure(monkeypatch):
     )
     with pytest.raises(AssertionError, match="backend cpu is off"):
         training.digits(0)()
+
+
+def test_a_run_that_is_kept_goes_on_where_it_was_stopped(tmp_path):
+    arguments = ("--data", "digits", "--epochs", "2", "--limit-train", "128", "--reference", "none", "--seed", "3")
+    run = training.Run(*arguments, whole=True, folder=tmp_path / "run")
+    seconds = run()
+    first = run.details
+    assert seconds == first["epochs"][-1]["seconds"]
+    assert first["arguments"] == list(arguments)
+    checkpoint = (tmp_path / "run" / "checkpoint.safetensors").read_bytes()
+
+    again = training.Run(*arguments, whole=True, folder=tmp_path / "run")
+    assert again() == seconds
+    assert again.details["epochs"] == first["epochs"]
+    assert (tmp_path / "run" / "checkpoint.safetensors").read_bytes() == checkpoint  # nothing was trained again

@@ -79,8 +79,9 @@ def decide(
     names = list(budget.prunable)
     groups = [Candidates(masks[name], scores[name], growth[name], plan.floor(masks[name].numel())) for name in names]
     prices = None
-    if price_of(allocation) is not None:
-        price = _prices(price_of(allocation), masks, budget)
+    named = price_of(allocation)
+    if named is not None:
+        price = _prices(named, masks, budget)
         prices = [price[name] for name in names]
     channels = sum(masks[name].numel() for name in names)
     growing = all(promise is not None for promise in growth.values())
@@ -109,6 +110,7 @@ def decide(
 
 
 def _prices(named: str, masks: Masks, budget: Budget) -> dict[str, Tensor]:
+    """What each channel costs of what an allocation names, float64 [C] by group."""
     if named == "synops":
         return channel_costs(budget.synops, masks)
     # of the dense network: what was cut before changes no price
